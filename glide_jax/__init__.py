@@ -1,0 +1,1 @@
+"""GLIDE in JAX and Flax: text-guided diffusion, trained and sampled with one code."""

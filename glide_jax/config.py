@@ -1,0 +1,331 @@
+"""Every setting of a run, declared once, with its unit and where its default comes from.
+
+`configs/*.py` name only what differs; `train.py --optim.learning-rate 3e-5` overrides on the
+command line; the resolved config is saved in the run folder as config.json.
+"""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from glide_jax.errors import UserError
+
+GROUPS = 32
+"""Groups of every GroupNorm; channel counts are multiples of it."""
+
+
+def _require(ok: bool, name: str, why: str) -> None:
+    if not ok:
+        raise UserError(f"config: {name} {why}")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text transformer inside the model (released GLIDE: 512 wide, 16 layers, 8 heads)."""
+
+    vocab_size: int = 50_257
+    """Rows of the token embedding; a tokenizer trained for the run has at most this many entries."""
+    length: int = 128
+    """Context, in tokens: longer captions are truncated, shorter ones padded."""
+    width: int = 512
+    layers: int = 16
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "length", "width", "layers", "heads"):
+            _require(getattr(self, name) >= 1, f"model.text.{name}", "must be at least 1")
+        _require(
+            self.width % self.heads == 0,
+            "model.text.width",
+            f"({self.width}) must be divisible by model.text.heads ({self.heads})",
+        )
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The U-Net (released GLIDE base: 192 channels, multipliers 1 2 3 4, 3 blocks a level)."""
+
+    resolution_px: int = 64
+    channels: int = 192
+    """Width of the first level."""
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    """Width of each level, in units of `channels`; each further level halves the resolution."""
+    res_blocks: int = 3
+    """Residual blocks a level on the way down; one more on the way up."""
+    attention_px: tuple[int, ...] = (32, 16, 8)
+    """Attend at these resolutions (and always in the middle)."""
+    head_width: int = 64
+    """Channels of one attention head."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        levels = len(self.channel_mult)
+        _require(levels >= 1, "model.unet.channel_mult", "needs at least one level")
+        _require(min(self.channel_mult) >= 1, "model.unet.channel_mult", "must be at least 1")
+        _require(self.res_blocks >= 1, "model.unet.res_blocks", "must be at least 1")
+        _require(
+            self.channels >= GROUPS and self.channels % GROUPS == 0,
+            "model.unet.channels",
+            f"({self.channels}) must be divisible by {GROUPS}, the number of GroupNorm groups",
+        )
+        _require(
+            self.resolution_px >= 1 and self.resolution_px % 2 ** (levels - 1) == 0,
+            "model.unet.resolution_px",
+            f"({self.resolution_px}) must be divisible by {2 ** (levels - 1)} "
+            f"(halved {levels - 1} times by {levels} levels)",
+        )
+        resolutions = [self.resolution_px >> i for i in range(levels)]
+        for px in self.attention_px:
+            _require(
+                px in resolutions,
+                "model.unet.attention_px",
+                f"has {px}, but the levels are {', '.join(map(str, resolutions))} px",
+            )
+        attended = [
+            mult
+            for mult, px in zip(self.channel_mult, resolutions, strict=True)
+            if px in self.attention_px
+        ]
+        for mult in [*attended, self.channel_mult[-1]]:
+            _require(
+                self.head_width >= 1 and self.channels * mult % self.head_width == 0,
+                "model.unet.head_width",
+                f"({self.head_width}) must divide every attended width, "
+                f"but one is {self.channels * mult}",
+            )
+        _require(0 <= self.dropout < 1, "model.unet.dropout", "must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A text-conditional denoiser."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the matrix products; parameters, norms and softmax stay float32."""
+    remat: bool = False
+    """Recompute each block's activations in the backward pass: less memory, slower."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise process."""
+
+    schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 2, "diffusion.steps", "must be at least 2")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where captioned pictures come from and how they are prepared."""
+
+    source: str = "scenes"
+    """A key of glide_jax.data.sources.SOURCES: scenes, tfds or folder."""
+    name: str = ""
+    """source=tfds: the data set's TFDS name, such as coco_captions or coco_captions/2014."""
+    path: str = ""
+    """source=folder: the folder of images with captions beside them."""
+    data_dir: str = ""
+    """Where prepared data sets are kept; empty: TFDS's own default (~/tensorflow_datasets)."""
+    train_split: str = "train"
+    validation_split: str = "validation"
+    image_key: str = "image"
+    """source=tfds: the image feature."""
+    caption_key: str = "captions"
+    """source=tfds: the caption feature, a text or a list of texts; parts separated by '/'."""
+    crop: Literal["center", "random"] = "center"
+    """Square crop after resizing the shorter side to the model's resolution."""
+    horizontal_flip: bool = False
+    """Mirror half of the pictures; wrong where captions speak of left and right."""
+    caption_drop: float = 0.2
+    """Share of captions replaced by the empty one, for classifier-free guidance (paper: 0.2)."""
+    tokenizer: str = "train"
+    """'train' (byte-level BPE on this data set's captions), a local folder, or a hub name: gpt2."""
+    max_bad_share: float = 0.01
+    """Bad records are skipped and counted; past this share of those read, the run stops."""
+    loader_threads: int = 4
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.caption_drop <= 1, "data.caption_drop", "must be in [0, 1]")
+        _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", "must be in [0, 1]")
+        _require(self.loader_threads >= 1, "data.loader_threads", "must be at least 1")
+        _require(self.source != "tfds" or bool(self.name), "data.name", "is needed by source=tfds")
+        _require(
+            self.source != "folder" or bool(self.path), "data.path", "is needed by source=folder"
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up; the defaults are ADM's at 64 px unless said otherwise."""
+
+    learning_rate: float = 3e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 1000
+    """Not published; a common choice."""
+    decay_steps: int = 0
+    """Cosine decay to zero, ending at this step; 0 keeps the rate constant as ADM does."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down. Not published."""
+    ema_decay: float = 0.9999
+    """Exponential moving average of the parameters, reached gradually in the first steps."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optim.learning_rate", "must be above 0")
+        _require(self.warmup_steps >= 0, "optim.warmup_steps", "must be at least 0")
+        _require(
+            self.decay_steps == 0 or self.decay_steps > self.warmup_steps,
+            "optim.decay_steps",
+            "must be 0 or above optim.warmup_steps",
+        )
+        _require(self.clip_norm > 0, "optim.clip_norm", "must be above 0")
+        _require(0 <= self.ema_decay < 1, "optim.ema_decay", "must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How pictures are drawn unless the caller says otherwise; the defaults are GLIDE's base's."""
+
+    sampler: str = "ddpm"
+    """A key of glide_jax.diffusion.samplers.SAMPLERS."""
+    steps: str = "100"
+    """Respacing: a number of steps, sections as '10,10,3,2,2', 'ddim50' or 'fast27'."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance: 1 is none, 0 ignores the prompt."""
+    eta: float = 0.0
+    """Noise of DDIM: 0 is deterministic, 1 is ancestral."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    run_dir: str = ""
+    """Run folder; empty: runs/<name of the config>."""
+    seed: int = 0
+    steps: int = 1_000_000
+    batch_examples: int = 2048
+    """Pictures a step, over all devices and micro-batches."""
+    micro_batches: int = 1
+    """Gradient accumulation: a step's batch is computed in this many parts."""
+    fsdp: int = 1
+    """Devices along the 'fsdp' axis of the mesh, over which parameters are sharded."""
+    max_bad_steps: int = 50
+    """Stop after this many steps in a row whose loss or gradient is not finite."""
+    log_every_steps: int = 50
+    checkpoint_every_steps: int = 5000
+    checkpoints_kept: int = 3
+    sample_every_steps: int = 5000
+    """A grid of `sample_prompts`, drawn with the EMA parameters; 0 never."""
+    sample_prompts: tuple[str, ...] = ()
+    """Empty: the first captions of the validation split."""
+    validate_every_steps: int = 5000
+    """Loss of the EMA parameters on `validation_examples` held-out pictures; 0 never."""
+    validation_examples: int = 512
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_examples",
+            "micro_batches",
+            "fsdp",
+            "max_bad_steps",
+            "log_every_steps",
+            "checkpoint_every_steps",
+            "checkpoints_kept",
+        ):
+            _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
+        _require(
+            self.batch_examples % self.micro_batches == 0,
+            "train.batch_examples",
+            f"({self.batch_examples}) must be divisible by train.micro_batches "
+            f"({self.micro_batches})",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run: config.json in its folder."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> str:
+        """The whole config as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "config.json") -> "Config":
+        """Reads what `to_json` wrote; unknown or ill-typed settings are refused by name.
+
+        Args:
+            text: JSON text.
+            where: what to call it in errors.
+
+        Raises:
+            UserError: not JSON, an unknown setting, or one of the wrong type.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is not JSON: {error}") from None
+        return _from_dict(cls, values, where, "")
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Reads a config.json. Raises UserError if it cannot be read."""
+        try:
+            return cls.from_json(path.read_text(), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+
+
+def _from_dict(cls: Any, values: Any, where: str, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.') or 'the config'} must be an object")
+    types_by_name = typing.get_type_hints(cls)
+    unknown = [name for name in values if name not in types_by_name]
+    if unknown:
+        raise UserError(f"{where}: unknown setting {prefix}{unknown[0]}")
+    return cls(
+        **{
+            name: _typed(types_by_name[name], value, where, prefix + name)
+            for name, value in values.items()
+        }
+    )
+
+
+def _typed(expected: Any, value: Any, where: str, name: str) -> Any:
+    if dataclasses.is_dataclass(expected):
+        return _from_dict(expected, value, where, name + ".")
+    origin = typing.get_origin(expected)
+    if origin is Literal:
+        ok = value in typing.get_args(expected)
+    elif origin is tuple and isinstance(value, list):
+        element = typing.get_args(expected)[0]
+        return tuple(_typed(element, item, where, name) for item in value)
+    elif expected is float and type(value) is int:
+        return float(value)
+    else:
+        ok = origin is None and type(value) is expected
+    if not ok:
+        raise UserError(f"{where}: {name} must be {_type_name(expected)}, not {value!r}")
+    return value
+
+
+def _type_name(expected: Any) -> str:
+    return expected.__name__ if isinstance(expected, type) else str(expected)

@@ -1,0 +1,1 @@
+"""Captioned pictures: sources, transforms, tokenizer, loader."""

@@ -1,0 +1,1 @@
+"""Optimiser, sharding, train step, checkpoints, logs."""
