@@ -1,0 +1,113 @@
+"""The layers all networks here are made of, initialised as PyTorch would initialise GLIDE's."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from glide_jax.config import GROUPS
+from glide_jax.shapes import Timesteps
+
+EPSILON = 1e-5
+"""Added to the variance by every GroupNorm and LayerNorm."""
+
+
+def _uniform_init(fan_in: int, zero: bool) -> dict[str, Any]:
+    """PyTorch's default for weights and biases, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), or zeros."""
+    if zero:
+        return {"kernel_init": nnx.initializers.zeros, "bias_init": nnx.initializers.zeros}
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None):
+        bound = 1 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return {"kernel_init": init, "bias_init": init}
+
+
+def linear(
+    d_in: int, d_out: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, zero: bool = False
+) -> nnx.Linear:
+    """A dense layer computed in `dtype`, with float32 parameters; `zero` starts it as zeros."""
+    return nnx.Linear(d_in, d_out, dtype=dtype, rngs=rngs, **_uniform_init(d_in, zero))
+
+
+def conv(
+    c_in: int, c_out: int, size: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, zero: bool = False
+) -> nnx.Conv:
+    """A `size` x `size` convolution of stride 1 that keeps height and width."""
+    init = _uniform_init(c_in * size * size, zero)
+    return nnx.Conv(c_in, c_out, (size, size), dtype=dtype, rngs=rngs, **init)
+
+
+def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm in float32, in two passes over its input for precision."""
+    return nnx.LayerNorm(
+        width, epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+    )
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (arXiv 1803.08494) in float32, with an optional scale and shift.
+
+    Sums are taken per channel first and then over each group's channels, so that the large array
+    is never reshaped; normalisation, the parameters and the given scale and shift then become one
+    multiplication and one addition per channel.
+    """
+
+    def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
+        self.scale = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        scale: Float[Array, "b c"] | None = None,
+        shift: Float[Array, "b c"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """`norm(x) * (1 + scale) + shift`, in float32."""
+        x = x.astype(jnp.float32)
+        mean = _group_mean(jnp.mean(x, (1, 2)))  # b c
+        mean_square = _group_mean(jnp.mean(x * x, (1, 2)))
+        variance = jnp.maximum(mean_square - mean * mean, 0)
+        gain = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
+        offset = self.bias[...] - mean * gain
+        if scale is not None and shift is not None:
+            gain = gain * (1 + scale)
+            offset = offset * (1 + scale) + shift
+        return x * gain[:, None, None, :] + offset[:, None, None, :]
+
+
+def _group_mean(x: Float[Array, "b c"]) -> Float[Array, "b c"]:
+    b, c = x.shape
+    grouped = jnp.mean(x.reshape(b, GROUPS, c // GROUPS), -1)
+    return jnp.repeat(grouped, c // GROUPS, axis=1)
+
+
+def attend(
+    q: Float[Array, "b n q k"], k: Float[Array, "b n l k"], v: Float[Array, "b n l k"]
+) -> Float[Array, "b n q k"]:
+    """softmax(q k^T / sqrt(width of a head)) v, for all heads, without a mask.
+
+    As GLIDE does it, q and k are each scaled by k**-1/4, which keeps half-precision products
+    small; the softmax is in float32.
+    """
+    scale = q.shape[-1] ** -0.25
+    logits = jnp.einsum("bnqk,bnlk->bnql", q * scale, k * scale, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnql,bnlk->bnqk", weights, v)
+
+
+def timestep_embedding(t: Timesteps, width: int) -> Float[Array, "b d"]:
+    """Sinusoids `[cos | sin]` of t at `width`/2 frequencies from 1 down to 1/10000.
+
+    Args:
+        t: (b,) original step indices in [0, T).
+        width: of the embedding, even.
+    """
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies  # b d/2
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

@@ -1,0 +1,67 @@
+"""A network as a pure function of one flat dict of parameters.
+
+Modules are written with flax.nnx and hold parameters only. Everything outside `models/` sees a
+`Network`: shapes and an initialiser for the parameters, and `bind`, which gives the module back
+around any parameters with the same names, inside or outside of a traced function:
+
+    network = Network(lambda rngs: GlideModel(config, rngs))
+    params = jax.jit(network.init)(jax.random.key(0))
+    loss = lambda params: network.bind(params)(x_t, t, text)
+"""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import jax
+from flax import nnx
+
+from glide_jax.shapes import Params
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+class Network(Generic[M]):
+    """What a module computes, apart from its parameters.
+
+    Args:
+        build: makes the module, its parameters drawn from the given random streams.
+    """
+
+    def __init__(self, build: Callable[[nnx.Rngs], M]) -> None:
+        self._build = build
+
+    def init(self, key: jax.Array) -> Params:
+        """Draws all parameters. Pure: wrap it in jax.jit, with out_shardings for large models."""
+        _, state = nnx.split(self._build(nnx.Rngs(key)))
+        return {_name(path): variable[...] for path, variable in nnx.to_flat_state(state)}
+
+    def bind(self, params: Params) -> M:
+        """The module around `params`.
+
+        Raises:
+            KeyError: a parameter of the module is not in `params`.
+        """
+        graphdef, variables = self._abstract
+        bound = [(path, variable.replace(params[_name(path)])) for path, variable in variables]
+        return nnx.merge(graphdef, nnx.from_flat_state(bound))
+
+    @cached_property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Name, shape and type of every parameter, without allocating any."""
+        return {_name(path): variable.get_value() for path, variable in self._abstract[1]}
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the parameters are."""
+        return sum(math.prod(shape.shape) for shape in self.shapes.values())
+
+    @cached_property
+    def _abstract(self) -> tuple[Any, Any]:
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
+        return graphdef, list(nnx.to_flat_state(state))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))

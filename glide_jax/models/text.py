@@ -1,0 +1,86 @@
+"""The text transformer inside every GLIDE model (section 2.1, arXiv 2112.10741)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from glide_jax.config import TextConfig
+from glide_jax.models.layers import attend, layer_norm, linear
+from glide_jax.shapes import TokenMask, Tokens
+
+
+class SelfAttention(nnx.Module):
+    """Bidirectional multi-head attention without a mask."""
+
+    def __init__(self, width: int, heads: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.qkv = linear(width, 3 * width, dtype, rngs)
+        self.out = linear(width, width, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """One attention over all positions; the projection's columns are [head][q|k|v][k]."""
+        b, l, d = x.shape
+        qkv = self.qkv(x).reshape(b, l, self.heads, 3, d // self.heads)
+        q, k, v = qkv.transpose(3, 0, 2, 1, 4)  # each b n l k
+        return self.out(attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, l, d))
+
+
+class TransformerBlock(nnx.Module):
+    """Pre-norm residual attention and MLP (4 wide, exact GELU)."""
+
+    def __init__(self, width: int, heads: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.norm1 = layer_norm(width, rngs)
+        self.attention = SelfAttention(width, heads, dtype, rngs)
+        self.norm2 = layer_norm(width, rngs)
+        self.mlp_in = linear(width, 4 * width, dtype, rngs)
+        self.mlp_out = linear(4 * width, width, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """x + attention(norm(x)), then the same with the MLP."""
+        x = x + self.attention(self.norm1(x).astype(x.dtype))
+        h = self.mlp_in(self.norm2(x).astype(x.dtype))
+        return x + self.mlp_out(jax.nn.gelu(h, approximate=False))
+
+
+class TextTransformer(nnx.Module):
+    """Captions to features, one a position.
+
+    A padding position carries a learned embedding of its own in place of token and position, so
+    tokens under the padding mask change nothing, and the empty caption is a learned input.
+
+    The released code leaves the initial embeddings undefined (it only loads them); here they are
+    normal with deviation 0.02 (tokens) and 0.01 (positions), as in CLIP (arXiv 2103.00020).
+    """
+
+    def __init__(self, config: TextConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.dtype = dtype
+
+        def embedding(rows: int, deviation: float) -> nnx.Param:
+            shape = (rows, config.width)
+            return nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
+
+        self.token_embedding = embedding(config.vocab_size, 0.02)
+        self.position_embedding = embedding(config.length, 0.01)
+        self.padding_embedding = embedding(config.length, 0.01)
+        self.blocks = nnx.List(
+            [
+                TransformerBlock(config.width, config.heads, dtype, rngs)
+                for _ in range(config.layers)
+            ]
+        )
+        self.final_norm = layer_norm(config.width, rngs)
+
+    def __call__(self, tokens: Tokens, mask: TokenMask) -> Float[Array, "b l d"]:
+        """Features of every position, in float32.
+
+        Args:
+            tokens: (b, l) ids below the vocabulary size; l is exactly the configured length.
+            mask: (b, l) True where `tokens` is caption.
+        """
+        embedded = self.token_embedding[...][tokens] + self.position_embedding[...]
+        x = jnp.where(mask[..., None], embedded, self.padding_embedding[...])
+        x = x.astype(self.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x)

@@ -1,0 +1,250 @@
+"""ADM's U-Net with GLIDE's text attention (arXiv 2105.05233, 2112.10741).
+
+A level is a resolution. Every block's output on the way down is kept on a stack of skips; every
+block on the way up takes one off. The names follow the drawing: `down`, `middle`, `up`.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from glide_jax.config import UNetConfig
+from glide_jax.models.layers import GroupNorm, attend, conv, linear
+
+OUT_CHANNELS = 6
+"""eps and variance fraction, three each."""
+
+
+class TextKV(NamedTuple):
+    """One attention layer's keys and values of the text: they do not depend on x_t."""
+
+    k: Float[Array, "b n l k"]
+    v: Float[Array, "b n l k"]
+
+
+def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Halves height and width by 2x2 means."""
+    b, h, w, c = x.shape
+    return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
+
+
+def nearest_x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Doubles height and width by repeating pixels."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+RESAMPLE = {"none": lambda x: x, "down": mean_pool, "up": nearest_x2}
+
+
+class ResBlock(nnx.Module):
+    """Residual block whose second norm is scaled and shifted by the embedding ("AdaGN").
+
+    A resampling block resamples h between the first activation and the first convolution, and
+    the skip path likewise.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        d_emb: int,
+        dropout: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        resample: str = "none",
+    ) -> None:
+        self.resample = resample
+        self.norm1 = GroupNorm(c_in, rngs)
+        self.conv1 = conv(c_in, c_out, 3, dtype, rngs)
+        self.emb = linear(d_emb, 2 * c_out, dtype, rngs)
+        self.norm2 = GroupNorm(c_out, rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.conv2 = conv(c_out, c_out, 3, dtype, rngs, zero=True)
+        self.skip = None if c_in == c_out else conv(c_in, c_out, 1, dtype, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        emb: Float[Array, "b d"],
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b h2 w2 c2"]:
+        """Args: the input, the embedding of time and text, and a key to switch dropout on."""
+        resample = RESAMPLE[self.resample]
+        h = self.conv1(resample(jax.nn.silu(self.norm1(x)).astype(x.dtype)))
+        scale, shift = jnp.split(self.emb(jax.nn.silu(emb)).astype(jnp.float32), 2, axis=-1)
+        h = jax.nn.silu(self.norm2(h, scale, shift)).astype(x.dtype)
+        h = self.conv2(self.dropout(h, deterministic=key is None, rngs=key))
+        x = resample(x)
+        return h + (x if self.skip is None else self.skip(x))
+
+
+class AttentionBlock(nnx.Module):
+    """Attention of all pixels to the text and to each other; text keys and values come first."""
+
+    def __init__(
+        self, channels: int, head_width: int, d_text: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        self.heads = channels // head_width
+        self.norm = GroupNorm(channels, rngs)
+        self.qkv = linear(channels, 3 * channels, dtype, rngs)
+        self.text_kv = linear(d_text, 2 * channels, dtype, rngs)
+        self.out = linear(channels, channels, dtype, rngs, zero=True)
+
+    def project_text(self, text: Float[Array, "b l d"]) -> TextKV:
+        """Keys and values of the text; the projection's columns are [head][k|v][k]."""
+        b, l, _ = text.shape
+        kv = self.text_kv(text).reshape(b, l, self.heads, 2, -1)
+        return TextKV(*kv.transpose(3, 0, 2, 1, 4))
+
+    def __call__(self, x: Float[Array, "b h w c"], text: TextKV) -> Float[Array, "b h w c"]:
+        """x + attention(norm(x)); the projection's columns are [head][q|k|v][k]."""
+        b, h, w, c = x.shape
+        qkv = self.qkv(self.norm(x).astype(x.dtype)).reshape(b, h * w, self.heads, 3, -1)
+        q, k, v = qkv.transpose(3, 0, 2, 1, 4)  # each b n (h w) k
+        k = jnp.concatenate([text.k, k], 2)
+        v = jnp.concatenate([text.v, v], 2)
+        return x + self.out(attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, h, w, c))
+
+
+class Block(nnx.Module):
+    """One step on the way down or up: residual block, attention where asked for, resampling up."""
+
+    def __init__(
+        self, res: ResBlock, attention: AttentionBlock | None = None, up: ResBlock | None = None
+    ) -> None:
+        self.res = res
+        self.attention = attention
+        self.up = up
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        emb: Float[Array, "b d"],
+        text: TextKV | None,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "b h2 w2 c2"]:
+        """Args: the input, the embedding, this block's text keys and values, a dropout key."""
+        res_key, up_key = (None, None) if key is None else jax.random.split(key)
+        x = self.res(x, emb, res_key)
+        if self.attention is not None and text is not None:
+            x = self.attention(x, text)
+        return x if self.up is None else self.up(x, emb, up_key)
+
+
+class UNet(nnx.Module):
+    """The U-Net.
+
+    Args:
+        config: sizes.
+        in_channels: of x_t and whatever conditioning is concatenated after it.
+        d_emb: width of the embedding of time and text.
+        d_text: width of the text features.
+        dtype: of the matrix products.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        in_channels: int,
+        d_emb: int,
+        d_text: int,
+        dtype: jnp.dtype,
+        remat: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.dtype = dtype
+        self.remat = remat
+
+        def res(c_in: int, c_out: int, resample: str = "none") -> ResBlock:
+            return ResBlock(c_in, c_out, d_emb, config.dropout, dtype, rngs, resample)
+
+        def attention(channels: int) -> AttentionBlock:
+            return AttentionBlock(channels, config.head_width, d_text, dtype, rngs)
+
+        widths = [config.channels * mult for mult in config.channel_mult]
+        attended = [
+            config.resolution_px >> level in config.attention_px for level in range(len(widths))
+        ]
+        last = len(widths) - 1
+
+        c = widths[0]
+        self.conv_in = conv(in_channels, c, 3, dtype, rngs)
+        skips = [c]
+        down = []
+        for level, width in enumerate(widths):
+            for _ in range(config.res_blocks):
+                down.append(Block(res(c, width), attention(width) if attended[level] else None))
+                c = width
+                skips.append(c)
+            if level < last:
+                down.append(Block(res(c, c, "down")))
+                skips.append(c)
+        self.down = nnx.List(down)
+
+        self.middle = nnx.List([Block(res(c, c), attention(c)), Block(res(c, c))])
+
+        up = []
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(config.res_blocks + 1):
+                up.append(
+                    Block(
+                        res(c + skips.pop(), width),
+                        attention(width) if attended[level] else None,
+                        res(width, width, "up") if level and i == config.res_blocks else None,
+                    )
+                )
+                c = width
+        self.up = nnx.List(up)
+
+        self.norm_out = GroupNorm(c, rngs)
+        self.conv_out = conv(c, OUT_CHANNELS, 3, jnp.dtype("float32"), rngs, zero=True)
+
+    def _blocks(self) -> Iterator[Block]:
+        yield from self.down
+        yield from self.middle
+        yield from self.up
+
+    def project_text(self, text: Float[Array, "b l d"]) -> tuple[TextKV | None, ...]:
+        """Every block's text keys and values, None for a block that does not attend."""
+        text = text.astype(self.dtype)
+        return tuple(
+            None if block.attention is None else block.attention.project_text(text)
+            for block in self._blocks()
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        emb: Float[Array, "b d"],
+        text: tuple[TextKV | None, ...],
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b h w 6"]:
+        """Args: x_t with its conditioning, the embedding, `project_text`'s result, dropout key."""
+        texts = iter(text)
+        emb = emb.astype(self.dtype)
+        calls = 0
+
+        def run(block: Block, h: jax.Array) -> jax.Array:
+            nonlocal calls
+            block_key = None if key is None else jax.random.fold_in(key, calls)
+            calls += 1
+            call = jax.checkpoint(block.__call__) if self.remat else block
+            return call(h, emb, next(texts), block_key)
+
+        h = self.conv_in(x)
+        skips = [h]
+        for block in self.down:
+            h = run(block, h)
+            skips.append(h)
+        for block in self.middle:
+            h = run(block, h)
+        for block in self.up:
+            h = run(block, jnp.concatenate([h, skips.pop()], -1))
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))
