@@ -1,0 +1,149 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from glide_jax.data.records import BadRecordError
+from glide_jax.data.transforms import load_pixels, to_float
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def quarters() -> Image.Image:
+    """Red, green; blue, white."""
+    image = Image.new("RGB", (64, 64), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, 31, 31), "red")
+    draw.rectangle((32, 0, 63, 31), (0, 255, 0))
+    draw.rectangle((0, 32, 31, 63), "blue")
+    return image
+
+
+def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
+    """The colour of each quarter, row by row, rounded to full or none."""
+    side = pixels.shape[0]
+    near, far = side // 4, side - 1 - side // 4
+    return [
+        tuple(int(level > 127) for level in pixels[y, x]) for y in (near, far) for x in (near, far)
+    ]
+
+
+R, G, B, W = (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)
+
+
+def test_to_float_spans_minus_one_to_one() -> None:
+    image = to_float(np.array([[[[0, 255, 51]]]], np.uint8))
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image, [[[[-1, 1, -0.6]]]], atol=1e-7)
+    assert image[..., 1] == 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+@pytest.mark.parametrize("resolution_px", [8, 32, 64, 80])
+def test_any_format_to_any_size(kind: str, resolution_px: int) -> None:
+    pixels = load_pixels(encode(quarters(), kind), resolution_px)
+    assert pixels.shape == (resolution_px, resolution_px, 3)
+    assert corners(pixels) == [R, G, B, W]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"])
+def test_any_colour_mode_keeps_mid_levels(mode: str) -> None:
+    """One level of grey survives; 16-bit levels are scaled, where Pillow would clip them."""
+    level = 255 if mode == "1" else 200
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((16, 16), level * 257, np.uint16)).convert(mode)
+    else:
+        grey = Image.new("RGB", (16, 16), (level,) * 3)
+        image = grey.convert(mode, palette=Image.Palette.ADAPTIVE)
+    kinds = {"PNG": ("1", "L", "P", "I;16"), "JPEG": ("CMYK", "YCbCr"), "TIFF": ("LAB", "I", "F")}
+    (kind,) = (kind for kind, modes in kinds.items() if mode in modes)
+    pixels = load_pixels(encode(image, kind), 8)
+    np.testing.assert_allclose(pixels, level, atol=3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_becomes_white(mode: str) -> None:
+    image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 8, 16))
+    pixels = load_pixels(encode(image.convert(mode)), 16)
+    assert pixels[:, :7].max() <= 1
+    assert pixels[:, 9:].min() >= 254
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored_as"),
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (6, Image.Transpose.ROTATE_90),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pictures_are_turned_upright(
+    orientation: int, stored_as: Image.Transpose | None, kind: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = quarters() if stored_as is None else quarters().transpose(stored_as)
+    assert corners(load_pixels(encode(image, kind, exif=exif), 16)) == [R, G, B, W]
+
+
+def test_the_shorter_side_fits_and_the_middle_stays() -> None:
+    wide = Image.new("RGB", (96, 32), "black")
+    wide.paste((255, 255, 255), (32, 0, 64, 32))
+    for image in (wide, wide.transpose(Image.Transpose.ROTATE_90)):
+        pixels = load_pixels(encode(image), 16)
+        assert pixels[1:-1, 1:-1].min() == 255
+        assert pixels.min() > 200  # the filter reaches a little over the edge of the crop
+
+
+def test_a_random_crop_goes_everywhere_and_repeats_with_its_generator() -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+    encoded = encode(Image.fromarray(ramp))
+
+    def crop(seed: int) -> np.ndarray:
+        return load_pixels(encoded, 16, np.random.default_rng(seed), crop="random")
+
+    np.testing.assert_array_equal(crop(0), crop(0))
+    means = [crop(seed).mean() for seed in range(200)]
+    assert 30 < min(means) < 45
+    assert 210 < max(means) < 225
+    assert abs(np.mean(means) - 127.5) < 15
+
+
+def test_half_of_the_pictures_are_mirrored() -> None:
+    encoded = encode(quarters())
+    mirrored = [
+        corners(load_pixels(encoded, 8, np.random.default_rng(seed), horizontal_flip=True))
+        == [G, R, W, B]
+        for seed in range(200)
+    ]
+    assert 70 < sum(mirrored) < 130
+    with pytest.raises(ValueError, match="needs rng"):
+        load_pixels(encoded, 8, crop="random")
+
+
+def test_shrinking_does_not_alias() -> None:
+    """Stripes finer than a pixel average out, in files that decode at a reduced size as well."""
+    stripes = Image.fromarray(np.tile(np.array([[0, 255]], np.uint8), (256, 128)))
+    for kind in ("PNG", "JPEG"):
+        pixels = load_pixels(encode(stripes, kind), 16)
+        np.testing.assert_allclose(pixels, 127.5, atol=3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_broken_files_are_bad_records(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    encoded = encode(Image.fromarray(noise), kind)
+    load_pixels(encoded, 16)
+    for broken in (encoded[: len(encoded) // 2], encoded[:20], b"", b"no picture at all"):
+        with pytest.raises(BadRecordError, match=r"^dogs/x: .*(image|empty)"):
+            load_pixels(broken, 16, name="dogs/x")
