@@ -34,7 +34,8 @@ def test_captions_are_stripped_and_empty_ones_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "why"), [([], "empty"), (["  "], "empty"), ([b"caf\xe9"], "not UTF-8")]
+    ("texts", "why"),
+    [([], "empty"), (["  "], "empty"), ([b"caf\xe9"], "not UTF-8"), (["\ud800"], "not UTF-8")],
 )
 def test_unusable_captions_name_their_record(texts: list[str | bytes], why: str) -> None:
     with pytest.raises(BadRecordError, match=f"^dogs/x.txt: the caption is {why}"):

@@ -70,9 +70,11 @@ def clean_captions(texts: Iterable[str | bytes], name: str) -> tuple[str, ...]:
         BadRecordError: one is not UTF-8, or none is left.
     """
     try:
-        decoded = [text.decode() if isinstance(text, bytes) else text for text in texts]
-    except UnicodeDecodeError as error:
-        raise BadRecordError(f"{name}: the caption is not UTF-8 ({error.reason})") from None
+        # JSON can spell half a surrogate pair, which is no text either; encoding finds it.
+        encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+        decoded = [text.decode() for text in encoded]
+    except UnicodeError as error:
+        raise BadRecordError(f"{name}: the caption is not UTF-8 ({error})") from None
     stripped = (text.removeprefix("\ufeff").strip() for text in decoded)
     captions = tuple(text for text in stripped if text)
     if not captions:
