@@ -1,0 +1,185 @@
+"""The tables against the originals, and against references worked out another way."""
+
+import math
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from glide_jax.diffusion.schedule import SCHEDULES, Schedule, betas, respace
+from glide_jax.errors import UserError
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "schedules.npz")
+OURS = {
+    "alphas_cumprod": "alpha_bar",
+    "posterior_mean_coef1": "posterior_mean_x_0",
+    "posterior_mean_coef2": "posterior_mean_x_t",
+    "sqrt_recipm1_alphas_cumprod": "sqrt_recipm1_alpha_bar",
+}
+names = st.sampled_from(sorted(SCHEDULES))
+step_counts = st.integers(21, 1500)
+
+
+@pytest.mark.parametrize("key", GOLDEN.files)
+def test_golden(key):
+    *kind, name, which, table = key.split("/")
+    schedule = (
+        Schedule.create(name, 1000, which)
+        if kind == ["respaced"]
+        else Schedule.create(name, int(which))
+    )
+    np.testing.assert_allclose(
+        getattr(schedule, OURS.get(table, table)), GOLDEN[key], rtol=1e-12, atol=0
+    )
+
+
+def reference_betas(name, T):
+    """The papers' definitions, a step at a time and with other identities where there are any."""
+    if name == "linear":
+        low, high = 0.1 / T, 20 / T
+        return [low + (high - low) * i / (T - 1) for i in range(T)]
+    angles = [(i / T + 0.008) / 1.008 * math.pi / 2 for i in range(T + 1)]
+    # cos^2 a - cos^2 b = sin(a + b) sin(b - a)
+    return [
+        min(math.sin(a + b) * math.sin(b - a) / math.cos(a) ** 2, 0.999)
+        for a, b in pairwise(angles)
+    ]
+
+
+def reference_tables(beta):
+    """Posterior tables by Bayes: the precisions of q(x_{t-1} | x_0) and q(x_t | x_{t-1}) add up."""
+    tables = {
+        "alpha_bar": [],
+        "posterior_variance": [],
+        "posterior_mean_x_0": [],
+        "posterior_mean_x_t": [],
+    }
+    alpha_bar = 1.0
+    for i, b in enumerate(beta):
+        prev, alpha_bar = alpha_bar, alpha_bar * (1 - b)
+        tables["alpha_bar"].append(alpha_bar)
+        if i == 0:  # x_{t-1} is x_0 itself
+            variance, from_x_0, from_x_t = 0.0, 1.0, 0.0
+        else:
+            variance = 1 / (1 / (1 - prev) + (1 - b) / b)
+            from_x_0 = variance * math.sqrt(prev) / (1 - prev)
+            from_x_t = variance * math.sqrt(1 - b) / b
+        tables["posterior_variance"].append(variance)
+        tables["posterior_mean_x_0"].append(from_x_0)
+        tables["posterior_mean_x_t"].append(from_x_t)
+    return tables
+
+
+@given(names, step_counts)
+def test_betas_match_reference(name, T):
+    np.testing.assert_allclose(betas(name, T), reference_betas(name, T), rtol=1e-9)
+
+
+@settings(max_examples=40)
+@given(names, step_counts, st.data())
+def test_tables_match_reference(name, T, data):
+    respacing = data.draw(st.none() | st.integers(1, T).map(str))
+    schedule = Schedule.create(name, T, respacing)
+    for table, expected in reference_tables(schedule.betas.tolist()).items():
+        # 1 - alpha_bar starts near 1e-5: it has lost five digits whichever way it is computed.
+        np.testing.assert_allclose(getattr(schedule, table), expected, rtol=1e-9, atol=1e-300)
+    log_variance = schedule.posterior_log_variance_clipped
+    np.testing.assert_allclose(np.exp(log_variance[1:]), schedule.posterior_variance[1:])
+    assert np.isfinite(log_variance).all()
+    np.testing.assert_array_equal(schedule.alpha_bar_prev[1:], schedule.alpha_bar[:-1])
+    assert schedule.alpha_bar_prev[0] == 1
+    signal = schedule.sqrt_recip_alpha_bar**-2
+    np.testing.assert_allclose(signal, schedule.alpha_bar)
+    np.testing.assert_allclose(schedule.sqrt_recipm1_alpha_bar**2 * signal, 1 - signal, rtol=1e-6)
+
+
+def test_a_single_row_is_finite():
+    schedule = Schedule.create("linear", 1000, "1")
+    np.testing.assert_allclose(np.exp(schedule.posterior_log_variance_clipped), 1e-4)
+    np.testing.assert_array_equal(schedule.posterior_mean_x_0, 1)
+
+
+@given(names, step_counts)
+def test_betas_are_variances_and_signal_only_falls(name, T):
+    schedule = Schedule.create(name, T)
+    assert ((schedule.betas > 0) & (schedule.betas < 1)).all()
+    assert (np.diff(schedule.alpha_bar) < 0).all()
+    assert 0 < schedule.alpha_bar[-1] < 0.01
+
+
+@given(names, step_counts)
+def test_respacing_to_all_steps_is_the_identity(name, T):
+    whole, respaced = Schedule.create(name, T), Schedule.create(name, T, str(T))
+    np.testing.assert_array_equal(respaced.timestep_map, np.arange(T))
+    np.testing.assert_allclose(respaced.betas, whole.betas, rtol=1e-9)
+    np.testing.assert_allclose(respaced.alpha_bar, whole.alpha_bar, rtol=1e-9)
+
+
+@settings(max_examples=50)
+@given(names, st.integers(60, 1500), st.data())
+def test_respacing_keeps_alpha_bar(name, T, data):
+    respacing = data.draw(st.sampled_from(["fast27", "ddim1", "ddim2", "7", "3,2,5", "1"]))
+    respaced = Schedule.create(name, T, respacing)
+    kept = Schedule.create(name, T).alpha_bar[respaced.timestep_map]
+    np.testing.assert_allclose(respaced.alpha_bar, kept, rtol=1e-9)
+
+
+@given(st.integers(1, 1500), st.data())
+def test_sections_are_evenly_spaced(T, data):
+    sections = data.draw(st.integers(1, min(T, 6)))
+    bounds = [0]
+    for i in range(sections):  # the remainder goes to the first sections
+        bounds.append(bounds[-1] + T // sections + (1 if i < T % sections else 0))
+    counts = [data.draw(st.integers(1, b - a)) for a, b in pairwise(bounds)]
+    kept = respace(",".join(map(str, counts)), T).tolist()
+    assert kept == sorted(set(kept)) and len(kept) == sum(counts)
+    for a, b, count in zip(bounds[:-1], bounds[1:], counts, strict=True):
+        section = [t for t in kept if a <= t < b]
+        assert len(section) == count
+        for i, t in enumerate(section):
+            exact = a + (Fraction((b - a - 1) * i, count - 1) if count > 1 else 0)
+            assert abs(t - exact) <= Fraction(1, 2) + Fraction(1, 10**9)
+
+
+@example(21)
+@given(st.integers(2, 1000))
+def test_halves_are_rounded_as_in_the_released_code(count):
+    """By a running sum. For 21 of 1000 steps, for one, exact halves would round to others."""
+    position, expected = 0.0, []
+    for _ in range(count):
+        expected.append(round(position))
+        position += 999 / (count - 1)
+    assert respace(str(count), 1000).tolist() == expected
+
+
+def test_respacings_by_hand():
+    assert respace("3", 9).tolist() == [0, 4, 8]
+    assert respace("2,3", 11).tolist() == [0, 5, 6, 8, 10]
+    assert respace("ddim3", 9).tolist() == [0, 3, 6]
+    assert respace("ddim1", 9).tolist() == [0]
+    assert respace("fast27", 1000).tolist()[-2:] == [800, 997]
+
+
+@pytest.mark.parametrize(
+    "respacing",
+    ["0", "5000", "abc", "", "-3", "1.5", "10,", "10,0", "600,600", "ddim", "ddim0", "ddim400",
+     "ddimx", "fast", "ddim1001"],
+)  # fmt: skip
+def test_bad_respacing_is_named(respacing):
+    with pytest.raises(UserError, match=f"^steps '{respacing}'"):
+        Schedule.create("linear", 1000, respacing)
+
+
+def test_bad_schedules_are_named():
+    with pytest.raises(UserError, match="schedule 'cosine' is unknown: use linear or squared"):
+        betas("cosine", 1000)
+    with pytest.raises(UserError, match=r"steps \(20\) must be above 20"):
+        betas("linear", 20)
+    with pytest.raises(UserError, match=r"steps \(0\)"):
+        betas("squaredcos_cap_v2", 0)
+    with pytest.raises(UserError, match="steps 'fast27': cannot keep 10 of 8"):
+        respace("fast27", 40)
