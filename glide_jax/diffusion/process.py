@@ -1,0 +1,173 @@
+"""The two directions of diffusion: q adds noise, p takes it away.
+
+    q(x_t | x_0)           a picture with noise            q_sample
+    q(x_{t-1} | x_t, x_0)  a step back, knowing x_0        q_posterior
+    p(x_{t-1} | x_t)       a step back, guessing x_0       p_reverse
+
+`t` is here the row of the schedule's tables, one for each example: the original step index, unless
+the schedule is respaced. Rows become float32 as they are taken; the tables are float64.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from glide_jax.diffusion.schedule import Schedule, Table
+
+
+class Gaussian(NamedTuple):
+    """An independent normal distribution for each value, float32."""
+
+    mean: jax.Array
+    """(b, h, w, c)."""
+    log_variance: jax.Array
+    """(b, h, w, c), or (b, 1, 1, 1) where all values of an example share it."""
+
+
+def q_sample(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+    eps: Float[Array, "b h w c"],
+) -> Float[Array, "b h w c"]:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. Eq. 9, arXiv 2102.09672.
+
+    Args:
+        schedule: s rows.
+        x_0: pictures in [-1, 1].
+        t: rows, in [0, s); row 0 has the least noise.
+        eps: standard normal noise.
+
+    Returns:
+        x_t.
+    """
+    picture = _at(np.sqrt(schedule.alpha_bar), t) * x_0
+    return picture + _at(np.sqrt(1 - schedule.alpha_bar), t) * eps
+
+
+def x_0_from_eps(
+    schedule: Schedule,
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+    eps: Float[Array, "b h w c"],
+) -> Float[Array, "b h w c"]:
+    """x_0 = x_t / sqrt(alpha_bar_t) - sqrt(1 / alpha_bar_t - 1) eps: `q_sample` solved for x_0.
+
+    Args:
+        schedule: s rows.
+        x_t: noised pictures.
+        t: rows, in [0, s).
+        eps: their noise.
+
+    Returns:
+        x_0, not clipped. An error in eps grows by sqrt(1 / alpha_bar_t - 1): 20,000 times at the
+        last step of squaredcos_cap_v2.
+    """
+    return (
+        _at(schedule.sqrt_recip_alpha_bar, t) * x_t - _at(schedule.sqrt_recipm1_alpha_bar, t) * eps
+    )
+
+
+def eps_from_x_0(
+    schedule: Schedule,
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+    x_0: Float[Array, "b h w c"],
+) -> Float[Array, "b h w c"]:
+    """eps = (x_t / sqrt(alpha_bar_t) - x_0) / sqrt(1 / alpha_bar_t - 1): solved for eps.
+
+    Args:
+        schedule: s rows.
+        x_t: noised pictures.
+        t: rows, in [0, s).
+        x_0: the pictures without noise.
+
+    Returns:
+        eps.
+    """
+    return (_at(schedule.sqrt_recip_alpha_bar, t) * x_t - x_0) / _at(
+        schedule.sqrt_recipm1_alpha_bar, t
+    )
+
+
+def q_posterior(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+) -> Gaussian:
+    """q(x_{t-1} | x_t, x_0) = N(mu~, beta~). Eqs. 10 to 12, arXiv 2102.09672.
+
+        mu~    = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) x_0
+               + sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) x_t
+        beta~  = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t
+
+    Args:
+        schedule: s rows.
+        x_0: pictures.
+        x_t: the same, noised.
+        t: rows, in [0, s).
+
+    Returns:
+        The log variance (b, 1, 1, 1) is clipped at row 0, where beta~ is 0.
+    """
+    mean = _at(schedule.posterior_mean_x_0, t) * x_0 + _at(schedule.posterior_mean_x_t, t) * x_t
+    return Gaussian(mean, _at(schedule.posterior_log_variance_clipped, t))
+
+
+def learned_log_variance(
+    schedule: Schedule, v: Float[Array, "b h w c"], t: Int[Array, "b"]
+) -> Float[Array, "b h w c"]:
+    """log sigma^2 = f log beta_t + (1 - f) log beta~_t, f = (v + 1)/2. Eq. 15, arXiv 2102.09672.
+
+    beta is the best variance if x_0 is white noise, beta~ if it is a single known picture; the
+    truth lies between.
+
+    Args:
+        schedule: s rows.
+        v: the network's variance fraction: -1 is beta~, 1 is beta; not clipped.
+        t: rows, in [0, s).
+
+    Returns:
+        The log variance of p(x_{t-1} | x_t).
+    """
+    f = (v + 1) / 2
+    log_beta = _at(np.log(schedule.betas), t)
+    return f * log_beta + (1 - f) * _at(schedule.posterior_log_variance_clipped, t)
+
+
+def p_reverse(
+    schedule: Schedule,
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+    out: Float[Array, "b h w 2*c"],
+) -> Gaussian:
+    """p(x_{t-1} | x_t): the posterior's mean at the predicted x_0, and the learned variance.
+
+    Args:
+        schedule: s rows.
+        x_t: noised pictures.
+        t: rows, in [0, s).
+        out: a denoiser's output, [eps | variance fraction].
+
+    Returns:
+        Mean and log variance, both (b, h, w, c). x_0 is not clipped.
+    """
+    eps, v = split_output(out)
+    x_0 = x_0_from_eps(schedule, x_t, t, eps)
+    return Gaussian(q_posterior(schedule, x_0, x_t, t).mean, learned_log_variance(schedule, v, t))
+
+
+def split_output(
+    out: Float[Array, "b h w _"],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+    """A denoiser's output as (eps, variance fraction), in float32 whatever the network used."""
+    eps, v = jnp.split(out.astype(jnp.float32), 2, axis=-1)
+    return eps, v
+
+
+def _at(table: Table, t: Int[Array, "b"]) -> Float[Array, "b 1 1 1"]:
+    return jnp.asarray(table, jnp.float32)[t][:, None, None, None]

@@ -1,0 +1,170 @@
+"""The loss against the originals, and against what a bound on a likelihood must do."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glide_jax.diffusion.loss import (
+    discretized_log_likelihood,
+    hybrid_loss,
+    kl_divergence,
+    variational_bound,
+)
+from glide_jax.diffusion.process import Gaussian, q_posterior, q_sample
+from glide_jax.diffusion.schedule import SCHEDULES, Schedule
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
+SHAPE = (4, 6, 5, 3)
+
+
+def golden(name, kind):
+    inputs = [jnp.asarray(GOLDEN[f"{name}/{kind}/{f}"]) for f in ("x0", "noise", "t", "model_out")]
+    return [*inputs, {f: GOLDEN.get(f"{name}/{kind}/{f}") for f in ("loss", "mse", "vb")}]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("kind", ["MSE", "RESCALED_MSE"])
+def test_golden_hybrid(name, kind):
+    x_0, eps, t, out, expected = golden(name, kind)
+    loss, mse, vb = loss_of(Schedule.create(name), out, x_0, t, eps)
+    # The two kinds differ in vb's weight, 1 and T/1000: the same for T = 1000.
+    np.testing.assert_allclose(loss, expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(mse, expected["mse"], rtol=1e-5)
+    np.testing.assert_allclose(vb, expected["vb"], rtol=1e-4)
+
+
+@partial(jax.jit, static_argnums=0)
+def bound_of(schedule, x_0, t, eps, out):
+    return variational_bound(schedule, x_0, q_sample(schedule, x_0, t, eps), t, out)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("kind", "weight"), [("KL", 1), ("RESCALED_KL", 1000)])
+def test_golden_bound(name, kind, weight):
+    x_0, eps, t, out, expected = golden(name, kind)
+    schedule = Schedule.create(name)
+    vb = bound_of(schedule, x_0, t, eps, out)
+    np.testing.assert_allclose(weight * vb, expected["loss"], rtol=1e-4)
+
+
+@partial(jax.jit, static_argnums=0)
+def loss_of(schedule, out, x_0, t, eps):
+    """`hybrid_loss` of a denoiser that answers `out` whatever it is asked."""
+    return hybrid_loss(schedule, lambda x_t, t: out, x_0, t, eps)
+
+
+def batch():
+    """x_0 on 8-bit levels, eps, and the output of an untaught denoiser."""
+    rng = np.random.default_rng(0)
+    x_0 = rng.integers(0, 256, SHAPE) / 127.5 - 1
+    arrays = x_0, rng.normal(size=SHAPE), rng.normal(size=(*SHAPE[:3], 6))
+    return tuple(jnp.asarray(array, jnp.float32) for array in arrays)
+
+
+def test_weight_follows_the_number_of_steps():
+    x_0, eps, out = batch()
+    t = jnp.array([0, 1, 100, 249])
+    loss = loss_of(Schedule.create("linear", 250), out, x_0, t, eps)
+    np.testing.assert_allclose(loss.loss, loss.mse + 0.25 * loss.vb, rtol=1e-6)
+
+
+def test_denoiser_is_given_x_t_and_original_steps():
+    x_0, eps, out = batch()
+    whole, respaced = Schedule.create("linear"), Schedule.create("linear", 1000, "10")
+
+    @jax.jit
+    def seen_by_denoiser(rows):
+        seen = {}
+
+        def denoise(x_t, t):
+            seen.update(x_t=x_t, t=t)
+            return out
+
+        hybrid_loss(respaced, denoise, x_0, rows, eps)
+        return seen["t"], seen["x_t"], q_sample(whole, x_0, seen["t"], eps)
+
+    t, x_t, expected = seen_by_denoiser(jnp.array([0, 3, 8, 9]))
+    np.testing.assert_array_equal(t, [0, 333, 888, 999])
+    np.testing.assert_allclose(x_t, expected, atol=1e-6)
+
+
+def test_bound_teaches_only_the_variance():
+    x_0, eps, out = batch()
+    schedule, t = Schedule.create("squaredcos_cap_v2"), jnp.array([0, 1, 500, 999])
+
+    def total(part):
+        return jax.grad(lambda out: getattr(loss_of(schedule, out, x_0, t, eps), part).sum())(out)
+
+    np.testing.assert_array_equal(total("vb")[..., :3], 0)
+    np.testing.assert_array_equal(total("mse")[..., 3:], 0)
+    assert (jnp.abs(total("vb")[..., 3:]).sum((1, 2, 3)) > 0).all()
+    np.testing.assert_allclose(total("loss")[..., :3], total("mse")[..., :3])
+    assert np.isfinite(total("loss")).all()
+
+
+def test_a_perfect_denoiser_costs_nothing_above_row_0():
+    x_0, eps, _ = batch()
+    out = jnp.concatenate([eps, -jnp.ones(SHAPE)], axis=-1)
+    t = jnp.array([1, 10, 300, 900])
+    loss = loss_of(Schedule.create("linear"), out, x_0, t, eps)
+    np.testing.assert_array_equal(loss.mse, 0)
+    np.testing.assert_allclose(loss.vb, 0, atol=1e-5)
+
+
+def test_float32_whatever_the_network_uses():
+    x_0, eps, out = batch()
+    schedule, t = Schedule.create("linear"), jnp.array([0, 5, 500, 999])
+    half = out.astype(jnp.bfloat16)
+    loss = loss_of(schedule, half, x_0, t, eps)
+    same = loss_of(schedule, half.astype(jnp.float32), x_0, t, eps)
+    for part, expected in zip(loss, same, strict=True):
+        assert part.dtype == jnp.float32
+        np.testing.assert_array_equal(part, expected)
+
+
+@settings(max_examples=25)
+@given(st.floats(-1.3, 1.3), st.floats(-9, 2))
+def test_levels_are_a_distribution(mean, log_variance):
+    levels = jnp.arange(256).reshape(1, 16, 16, 1) / 127.5 - 1
+    p = Gaussian(jnp.full(levels.shape, mean), jnp.full(levels.shape, log_variance))
+    probability = np.exp(discretized_log_likelihood(levels, p))
+    assert abs(probability.sum() - 1) < 1e-4
+    assert (probability > 0).all()
+
+
+@settings(max_examples=25)
+@given(st.floats(-2, 2), st.floats(-2, 2), st.floats(-3, 3), st.floats(-3, 3))
+def test_kl_is_the_integral(mean_q, mean_p, log_variance_q, log_variance_p):
+    def gaussian(mean, log_variance):
+        return Gaussian(jnp.full((1, 1, 1, 1), mean), jnp.full((1, 1, 1, 1), log_variance))
+
+    def log_density(x, mean, log_variance):
+        return -0.5 * ((x - mean) ** 2 * np.exp(-log_variance) + log_variance + np.log(2 * np.pi))
+
+    x = mean_q + np.exp(log_variance_q / 2) * np.linspace(-10, 10, 4001)
+    log_q = log_density(x, mean_q, log_variance_q)
+    expected = np.trapezoid(np.exp(log_q) * (log_q - log_density(x, mean_p, log_variance_p)), x)
+    kl = kl_divergence(gaussian(mean_q, log_variance_q), gaussian(mean_p, log_variance_p))
+    np.testing.assert_allclose(kl.item(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bound_is_kl_of_the_posterior_where_the_mean_is_off():
+    """With v = -1 both variances are beta~, and KL = (difference of means)^2 / (2 beta~)."""
+    x_0, eps, out = batch()
+    schedule, t = Schedule.create("linear"), jnp.array([1, 20, 300, 999])
+    x_t = q_sample(schedule, x_0, t, eps)
+    eps_hat = eps + 0.1 * out[..., :3]
+    frozen = jnp.concatenate([eps_hat, -jnp.ones(SHAPE)], axis=-1)
+    x_0_hat = x_0 - schedule.sqrt_recipm1_alpha_bar[np.asarray(t)].reshape(4, 1, 1, 1).astype(
+        np.float32
+    ) * (eps_hat - eps)
+    off = q_posterior(schedule, x_0_hat, x_t, t).mean - q_posterior(schedule, x_0, x_t, t).mean
+    nats = np.mean(np.square(off), (1, 2, 3)) / (2 * schedule.posterior_variance[np.asarray(t)])
+    vb = variational_bound(schedule, x_0, x_t, t, frozen)
+    np.testing.assert_allclose(vb, nats / np.log(2), rtol=1e-2)
