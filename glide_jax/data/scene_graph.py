@@ -1,0 +1,220 @@
+"""Scene graphs of the built-in data set: what is in a picture, and how people would say it.
+
+`make(split, index)` invents a scene and its captions from nothing but its arguments. Positions and
+lengths are fractions of the picture's side, x to the right and y down.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+
+Rgb = tuple[int, int, int]
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "moon")
+TEXTURES = ("plain", "striped", "dotted", "checkered")
+COLOURS: dict[str, Rgb] = {
+    "red": (222, 32, 38),
+    "orange": (250, 130, 10),
+    "yellow": (250, 215, 30),
+    "green": (35, 165, 60),
+    "cyan": (20, 200, 215),
+    "blue": (40, 85, 225),
+    "purple": (135, 55, 195),
+    "pink": (250, 95, 175),
+}
+"""sRGB; at least 28 degrees of hue apart in OKLab, which neither light nor texture undoes."""
+BACKGROUNDS: dict[str, tuple[Rgb, Rgb]] = {
+    "sand": ((228, 214, 188), (190, 171, 142)),
+    "slate": ((126, 135, 144), (80, 88, 97)),
+    "snow": ((248, 250, 252), (205, 212, 221)),
+    "night": ((56, 58, 70), (22, 23, 30)),
+    "meadow": ((172, 183, 152), (124, 138, 110)),
+    "clay": ((190, 162, 148), (144, 117, 106)),
+    "fog": ((208, 211, 209), (161, 166, 167)),
+    "dusk": ((162, 154, 172), (106, 99, 120)),
+}
+"""sRGB near the light and far from it: muted, so that objects stand out. No name holds a colour
+word: a colour word in a caption is always an object's."""
+SIZES = {"small": (0.27, 0.31), "large": (0.39, 0.44)}
+"""Smallest and largest diameter of objects called so."""
+LIGHTS = (-0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9)
+"""Where light may come from, in radians clockwise from straight above."""
+RELATIONS = ("left of", "right of", "above", "below")
+SPLITS = ("train", "validation", "novel")
+
+HELD_OUT = (
+    ("circle", "pink"),
+    ("square", "orange"),
+    ("triangle", "purple"),
+    ("star", "green"),
+    ("heart", "blue"),
+    ("ring", "yellow"),
+    ("cross", "cyan"),
+    ("moon", "red"),
+)
+"""(shape, colour) of every object in the `novel` split and of none in the others. Each shape and
+each colour is held out once: a model has met both, but never together."""
+SEEN = tuple((s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT)
+
+MARGIN = 0.03
+"""Least distance of an object from the border."""
+GAP = 0.06
+"""Least distance between two objects: two pixels at 32 px."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object."""
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    x: float
+    """Centre."""
+    y: float
+    diameter: float
+    angle: float
+    """Radians, clockwise."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything `drawing.draw` needs, and everything a caption may speak of."""
+
+    background: str
+    light: float
+    """One of LIGHTS."""
+    things: tuple[Thing, ...]
+    """One object, or two that do not touch."""
+    relation: str = ""
+    """Where the first object is, seen from the second, one of RELATIONS; '' with one object."""
+
+    def to_json(self) -> str:
+        """The scene as JSON text."""
+        return json.dumps(self, default=vars)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Scene":
+        """Reads what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**values | {"things": tuple(Thing(**thing) for thing in values["things"])})
+
+
+def make(split: str, index: int) -> tuple[Scene, tuple[str, ...]]:
+    """The scene with this index of a split, and four captions.
+
+    Args:
+        split: one of SPLITS.
+        index: from 0, without an upper end; with the split, the seed of everything random.
+
+    Returns:
+        The scene, and captions that differ in how much they say. Each names every object by its
+        shape at least. The first adds the colours and the relation; the second says everything;
+        the third leaves out the relation or some colour; the fourth lies in between.
+    """
+    rng = random.Random(f"{split}/{index}")
+    scene = _scene(rng, HELD_OUT if split == "novel" else SEEN)
+    return scene, _captions(rng, scene)
+
+
+def _scene(rng: random.Random, pairs: tuple[tuple[str, str], ...]) -> Scene:
+    chosen = rng.sample(pairs, 2 if rng.random() < 0.6 else 1)
+    relation = rng.choice(RELATIONS) if len(chosen) == 2 else ""
+    sizes = [rng.choice(tuple(SIZES)) for _ in chosen]
+    diameters = [rng.uniform(*SIZES[size]) for size in sizes]
+    places = _places(rng, diameters, relation)
+    things = tuple(
+        Thing(
+            *pair,
+            size=size,
+            texture="plain" if rng.random() < 0.4 else rng.choice(TEXTURES[1:]),
+            x=round(x, 4),
+            y=round(y, 4),
+            diameter=round(diameter, 4),
+            angle=round(rng.uniform(-0.2, 0.2), 4),
+        )
+        for pair, size, diameter, (x, y) in zip(chosen, sizes, diameters, places, strict=True)
+    )
+    return Scene(rng.choice(tuple(BACKGROUNDS)), rng.choice(LIGHTS), things, relation)
+
+
+def _places(rng: random.Random, diameters: list[float], relation: str) -> list[tuple[float, float]]:
+    """Centres (x, y) at which the objects stand in the relation, clear of each other."""
+    low = [MARGIN + diameter / 2 for diameter in diameters]
+    high = [1 - least for least in low]
+    if not relation:
+        return [(rng.uniform(low[0], high[0]), rng.uniform(low[0], high[0]))]
+    # Along the relation's axis, the room that is left is dealt out before, between and after the
+    # objects. Across it they differ by at most half their distance: the relation is plain to see.
+    first, second = (0, 1) if relation in ("left of", "above") else (1, 0)
+    room = 1 - 2 * MARGIN - sum(diameters) - GAP
+    before, until = sorted((room * rng.random(), room * rng.random()))
+    along, across = [0.0, 0.0], [0.0, 0.0]
+    along[first], along[second] = low[first] + before, high[second] - (room - until)
+    reach = (along[second] - along[first]) / 4
+    middle = rng.uniform(max(low), min(high))
+    for i in (0, 1):
+        across[i] = min(max(middle + rng.uniform(-reach, reach), low[i]), high[i])
+    x, y = (along, across) if relation in ("left of", "right of") else (across, along)
+    return list(zip(x, y, strict=True))
+
+
+# Captions: a phrase names one object, a sentence says how phrases stand together.
+
+ALONE = ("{a}", "{a}", "a picture of {a}", "there is {a}")
+TOGETHER = ("{a} and {b}", "{a} next to {b}", "{a} with {b}", "a picture of {a} and {b}")
+RELATED = {
+    relation: (
+        f"{{a}} {relation} {{b}}",
+        f"{{a}} {by} {{b}}",
+        f"there is {{a}} {by} {{b}}",
+        f"{{b}} with {{a}} {by} it",
+    )
+    for relation, by in zip(
+        RELATIONS, ("to the left of", "to the right of", "above", "below"), strict=True
+    )
+}
+GROUNDED = (
+    "{sentence} on a {background} background",
+    "{sentence} against a {background} background",
+    "on a {background} background, {sentence}",
+)
+
+
+def _captions(rng: random.Random, scene: Scene) -> tuple[str, ...]:
+    things = scene.things
+    related = RELATED.get(scene.relation, ALONE)
+    unrelated = TOGETHER if scene.relation else ALONE
+    named = _say(rng, related, things, colour=1.0)
+    full = _ground(rng, _say(rng, related, things, size=1.0, texture=1.0, colour=1.0), scene)
+    if rng.random() < 0.5:
+        partial = _say(rng, unrelated, things, colour=1.0)
+    else:
+        partial = _say(rng, related, things, size=0.5, texture=0.5, colour=0.5)
+    between = _say(rng, related, things, size=0.5, texture=0.5, colour=1.0)
+    if rng.random() < 0.3:
+        between = _ground(rng, between, scene)
+    return named, full, partial, between
+
+
+def _say(
+    rng: random.Random, sentences: tuple[str, ...], things: tuple[Thing, ...], **chances: float
+) -> str:
+    """A sentence that mentions each attribute of each object with the given probability."""
+    phrases = (
+        _phrase(thing, *(name for name, chance in chances.items() if rng.random() < chance))
+        for thing in things
+    )
+    return rng.choice(sentences).format(**dict(zip("ab", phrases, strict=False)))
+
+
+def _ground(rng: random.Random, sentence: str, scene: Scene) -> str:
+    return rng.choice(GROUNDED).format(sentence=sentence, background=scene.background)
+
+
+def _phrase(thing: Thing, *attributes: str) -> str:
+    """The object with these attributes, as "an orange heart"; a plain texture goes unsaid."""
+    words = [getattr(thing, attribute) for attribute in attributes]
+    words = [word for word in words if word != "plain"] + [thing.shape]
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
