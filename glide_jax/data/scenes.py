@@ -22,7 +22,7 @@ from glide_jax.errors import UserError
 
 __all__ = ["SPLITS", "Scene", "Scenes", "ScenesConfig", "Thing", "load", "make"]
 
-SMALL_SPLIT = 4000
+SMALL_SPLIT = 1000
 """So many records are done before other processes have started."""
 MAX_WORKERS = 16
 """More than this, and they wait for the one that writes."""
