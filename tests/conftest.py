@@ -1,4 +1,11 @@
-"""Eight fake CPU devices for all tests, so that sharding is tested wherever the tests run."""
+"""Eight fake CPU devices for all tests, so that sharding is tested wherever the tests run.
+
+Their time goes into compiling, so LLVM is told not to optimise: half the time, the same results.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 from hypothesis import settings

@@ -1,12 +1,14 @@
 """The layers all networks here are made of, initialised as PyTorch would initialise GLIDE's."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import GROUPS
 from glide_jax.shapes import Timesteps
@@ -15,14 +17,29 @@ EPSILON = 1e-5
 """Added to the variance by every GroupNorm and LayerNorm."""
 
 
+def draw(
+    key: PRNGKeyArray,
+    shape: tuple[int, ...],
+    distribution: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
+) -> np.ndarray | jax.Array:
+    """A parameter's initial value, float32, drawn by NumPy; see `Network.init` for why."""
+    if isinstance(key, jax.core.Tracer):  # only the shape is asked for
+        return jnp.zeros(shape, jnp.float32)
+    words = np.asarray(jax.random.key_data(key))
+    return distribution(np.random.default_rng(words), shape).astype(np.float32)
+
+
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], deviation: float) -> np.ndarray | jax.Array:
+    """N(0, deviation^2)."""
+    return draw(key, shape, lambda rng, shape: deviation * rng.standard_normal(shape, np.float32))
+
+
 def _uniform_init(fan_in: int, zero: bool) -> dict[str, Any]:
     """PyTorch's default for weights and biases, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), or zeros."""
-    if zero:
-        return {"kernel_init": nnx.initializers.zeros, "bias_init": nnx.initializers.zeros}
+    bound = 0.0 if zero else 1 / math.sqrt(fan_in)
 
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None):
-        bound = 1 / math.sqrt(fan_in)
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> np.ndarray | jax.Array:
+        return draw(key, shape, lambda rng, shape: bound * (2 * rng.random(shape, np.float32) - 1))
 
     return {"kernel_init": init, "bias_init": init}
 
@@ -58,8 +75,8 @@ class GroupNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
-        self.scale = nnx.Param(jnp.ones((channels,)))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.scale = nnx.Param(np.ones(channels, np.float32))
+        self.bias = nnx.Param(np.zeros(channels, np.float32))
 
     def __call__(
         self,

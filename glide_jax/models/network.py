@@ -5,7 +5,7 @@ Modules are written with flax.nnx and hold parameters only. Everything outside `
 around any parameters with the same names, inside or outside of a traced function:
 
     network = Network(lambda rngs: GlideModel(config, rngs))
-    params = jax.jit(network.init)(jax.random.key(0))
+    params = jax.device_put(network.init(seed=0))
     loss = lambda params: network.bind(params)(x_t, t, text)
 """
 
@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from glide_jax.shapes import Params
@@ -32,10 +33,14 @@ class Network(Generic[M]):
     def __init__(self, build: Callable[[nnx.Rngs], M]) -> None:
         self._build = build
 
-    def init(self, key: jax.Array) -> Params:
-        """Draws all parameters. Pure: wrap it in jax.jit, with out_shardings for large models."""
-        _, state = nnx.split(self._build(nnx.Rngs(key)))
-        return {_name(path): variable[...] for path, variable in nnx.to_flat_state(state)}
+    def init(self, seed: int) -> dict[str, np.ndarray]:
+        """Draws all parameters, on the host: the same numbers for every mesh of devices.
+
+        A jitted initialiser would take longer to compile, for its hundreds of small draws, than
+        a small model takes to show its first results.
+        """
+        _, state = nnx.split(self._build(nnx.Rngs(seed)))
+        return {_name(path): np.asarray(v.get_value()) for path, v in nnx.to_flat_state(state)}
 
     def bind(self, params: Params) -> M:
         """The module around `params`.

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from glide_jax.config import TextConfig
-from glide_jax.models.layers import attend, layer_norm, linear
+from glide_jax.models.layers import attend, layer_norm, linear, normal
 from glide_jax.shapes import TokenMask, Tokens
 
 
@@ -57,8 +57,7 @@ class TextTransformer(nnx.Module):
         self.dtype = dtype
 
         def embedding(rows: int, deviation: float) -> nnx.Param:
-            shape = (rows, config.width)
-            return nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
+            return nnx.Param(normal(rngs.params(), (rows, config.width), deviation))
 
         self.token_embedding = embedding(config.vocab_size, 0.02)
         self.position_embedding = embedding(config.length, 0.01)

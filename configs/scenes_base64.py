@@ -1,0 +1,43 @@
+"""A 64 px base model for one GPU, on the built-in scenes.
+
+    python train.py --config configs/scenes_base64.py
+
+Hardware: one GPU with 16 GB or more. Not yet trained by this project: no result to compare with.
+"""
+
+from glide_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TextConfig,
+    TrainConfig,
+    UNetConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            text=TextConfig(vocab_size=1024, length=48, width=256, layers=6, heads=8),
+            unet=UNetConfig(
+                resolution_px=64,
+                channels=128,
+                channel_mult=(1, 2, 3),
+                res_blocks=2,
+                attention_px=(32, 16),
+                head_width=64,
+            ),
+        ),
+        data=DataConfig(source="scenes"),
+        optim=OptimConfig(learning_rate=3e-4, ema_decay=0.9995),
+        sample=SampleConfig(sampler="ddim", steps="50", guidance_scale=3.0),
+        train=TrainConfig(
+            steps=50_000,
+            batch_examples=128,
+            checkpoint_every_steps=2500,
+            sample_every_steps=2500,
+            validate_every_steps=2500,
+        ),
+    )

@@ -1,0 +1,44 @@
+"""The demo: 32 px pictures of the built-in scenes on a laptop's CPU.
+
+python train.py --config configs/scenes_tiny.py
+"""
+
+from glide_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TextConfig,
+    TrainConfig,
+    UNetConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            text=TextConfig(vocab_size=512, length=24, width=128, layers=2, heads=4),
+            unet=UNetConfig(
+                resolution_px=32,
+                channels=32,
+                channel_mult=(1, 2, 3),
+                res_blocks=1,
+                attention_px=(8,),
+                head_width=32,
+            ),
+            dtype="float32",
+        ),
+        data=DataConfig(source="scenes", caption_drop=0.1),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, decay_steps=1500, ema_decay=0.99),
+        sample=SampleConfig(sampler="ddim", steps="50", guidance_scale=3.0),
+        train=TrainConfig(
+            steps=1500,
+            batch_examples=32,
+            log_every_steps=25,
+            checkpoint_every_steps=250,
+            sample_every_steps=500,
+            validate_every_steps=500,
+            validation_examples=256,
+        ),
+    )

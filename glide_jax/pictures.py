@@ -1,0 +1,92 @@
+"""Pictures as people see them: PNG files that remember their prompt, and captioned grids."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from glide_jax.errors import UserError
+
+_MARGIN_PX = 12
+_FONT_PX = 15
+
+
+def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """[-1, 1] to the nearest of 256 levels; values outside are clipped."""
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def save_png(
+    path: Path, picture: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a PNG whose text chunks hold `metadata` (prompt, seed, settings).
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_itxt(key, value)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path, format="PNG", pnginfo=info)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def save_grid(
+    path: Path,
+    pictures: UInt8[np.ndarray, "b h w 3"],
+    captions: Sequence[str],
+    columns: int,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a PNG of pictures in rows, each with its caption under it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    save_png(path, draw_grid(pictures, captions, columns), metadata)
+
+
+def draw_grid(
+    pictures: UInt8[np.ndarray, "b h w 3"], captions: Sequence[str], columns: int
+) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
+    """Pictures in rows on white, each with its caption under it.
+
+    Small pictures are shown at least 192 px wide, so that captions fit; a run of equal captions
+    is written once, under its first picture.
+
+    Args:
+        pictures: (b, h, w, 3).
+        captions: one a picture.
+        columns: pictures in a row; fewer where there are not as many.
+    """
+    assert len(pictures) == len(captions) > 0
+    columns = min(columns, len(pictures))
+    width_px = pictures.shape[2] * max(1, -(-192 // pictures.shape[2]))
+    height_px = width_px * pictures.shape[1] // pictures.shape[2]
+    font = ImageFont.load_default(_FONT_PX)
+    lines = [
+        textwrap.wrap(caption, int(width_px / (_FONT_PX * 0.5)))
+        if i % columns == 0 or caption != captions[i - 1]
+        else []
+        for i, caption in enumerate(captions)
+    ]
+    line_px = int(_FONT_PX * 1.25)
+    text_px = max(map(len, lines)) * line_px + 4
+    cell_w, cell_h = width_px + _MARGIN_PX, height_px + text_px + _MARGIN_PX
+    rows = -(-len(pictures) // columns)
+    grid = Image.new("RGB", (columns * cell_w + _MARGIN_PX, rows * cell_h + _MARGIN_PX), "white")
+    draw = ImageDraw.Draw(grid)
+    for i, (picture, text) in enumerate(zip(pictures, lines, strict=True)):
+        x = _MARGIN_PX + i % columns * cell_w
+        y = _MARGIN_PX + i // columns * cell_h
+        shown = Image.fromarray(picture).resize((width_px, height_px), Image.Resampling.BICUBIC)
+        grid.paste(shown, (x, y))
+        for n, line in enumerate(text):
+            draw.text((x, y + height_px + 4 + n * line_px), line, fill="black", font=font)
+    return np.asarray(grid)

@@ -1,0 +1,51 @@
+"""AdamW with warm-up and clipping, and the moving average of the parameters."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from glide_jax.config import OptimConfig
+from glide_jax.shapes import Params
+
+
+def learning_rate(config: OptimConfig) -> optax.Schedule:
+    """Linear warm-up, then constant or a cosine decay to zero."""
+    if config.decay_steps:
+        return optax.warmup_cosine_decay_schedule(
+            0.0, config.learning_rate, config.warmup_steps, config.decay_steps
+        )
+    return optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+
+
+def optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW (arXiv 1711.05101).
+
+    Weights decay; biases, norms' scales and everything else with one axis do not.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+    )
+
+
+def ema_decay(config: OptimConfig, step: Int[Array, ""]) -> Float[Array, ""]:
+    """min(ema_decay, (1 + step) / (10 + step)): an early average forgets the initial parameters.
+
+    Args:
+        config: where the final decay is.
+        step: steps taken before this one.
+    """
+    return jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))
+
+
+def ema_update(ema: Params, params: Params, decay: Float[Array, ""]) -> Params:
+    """decay * ema + (1 - decay) * params."""
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)

@@ -1,0 +1,108 @@
+"""Which device holds what: decided here from the parameters' names, never inside the models.
+
+The mesh has two axes. The batch is split over both; parameters, EMA and optimiser state alike are
+split over 'fsdp' (arXiv 2004.13336, ZeRO) and repeated along 'data'.
+"""
+
+import re
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from glide_jax.config import Config
+from glide_jax.errors import UserError
+from glide_jax.shapes import Batch
+
+Rule = tuple[str, PartitionSpec | Literal["fsdp", "replicate"]]
+
+RULES: tuple[Rule, ...] = (
+    (r".*\.(scale|bias)", "replicate"),
+    (r".*\.kernel", "fsdp"),
+    (r"text\.\w+_embedding", "fsdp"),
+)
+"""First match wins; a parameter that none matches is an error."""
+
+FSDP_MIN_SIZE = 2**16
+"""Parameters with fewer numbers than this are cheaper to repeat than to gather."""
+
+
+def make_mesh(config: Config) -> Mesh:
+    """All devices of all processes as ('data', 'fsdp').
+
+    Raises:
+        UserError: the devices, or the batch, do not divide.
+    """
+    devices = jax.device_count()
+    fsdp = config.train.fsdp
+    if devices % fsdp:
+        raise UserError(f"train.fsdp ({fsdp}) must divide the number of devices ({devices})")
+    per_micro_batch = config.train.batch_examples // config.train.micro_batches
+    if per_micro_batch % devices:
+        raise UserError(
+            f"train.batch_examples / train.micro_batches ({per_micro_batch}) must be divisible "
+            f"by the number of devices ({devices})"
+        )
+    # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
+    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples over every device."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def to_devices(batch: Batch, mesh: Mesh) -> Batch:
+    """A global batch from each process's part of it."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def infer(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
+    """A sharding for every leaf of a tree, by the parameter that it belongs to.
+
+    Args:
+        shapes: a tree of arrays or ShapeDtypeStructs in which dicts keyed by parameter names may
+            stand anywhere: parameters, a train state, an optimiser's moments.
+        mesh: from `make_mesh`.
+        rules: regular expressions on the name.
+
+    Raises:
+        ValueError: no rule matches a parameter.
+    """
+
+    def leaf(path: tuple[Any, ...], shape: Any) -> NamedSharding:
+        name = _parameter_name(path)
+        spec = PartitionSpec() if name is None else _spec(name, shape.shape, mesh, rules)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def _parameter_name(path: tuple[Any, ...]) -> str | None:
+    keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    return keys[-1] if keys else None
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...]) -> PartitionSpec:
+    for pattern, rule in rules:
+        if re.fullmatch(pattern, name):
+            if isinstance(rule, PartitionSpec):
+                return rule
+            return _fsdp(shape, mesh.shape["fsdp"]) if rule == "fsdp" else PartitionSpec()
+    raise ValueError(f"no sharding rule matches the parameter {name}")
+
+
+def _fsdp(shape: tuple[int, ...], devices: int) -> PartitionSpec:
+    """Splits the largest axis that divides, if the array is worth it."""
+    divisible = [axis for axis, size in enumerate(shape) if size % devices == 0]
+    if devices == 1 or not divisible or np.prod(shape) < FSDP_MIN_SIZE:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*("fsdp" if axis == largest else None for axis in range(len(shape))))

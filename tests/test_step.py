@@ -1,0 +1,173 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import PartitionSpec
+
+from glide_jax.config import OptimConfig
+from glide_jax.errors import UserError
+from glide_jax.models.glide import glide_network
+from glide_jax.training import sharding
+from glide_jax.training.optim import ema_decay, learning_rate
+from glide_jax.training.step import Trainer
+
+
+def with_train(**changes):
+    config = tiny.get_config()
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.uniform(-1, 1, (8, 8, 8, 3)).astype(np.float32),
+        "tokens": rng.integers(0, 300, (8, 8)).astype(np.int32),
+        "token_mask": rng.random((8, 8)) < 0.7,
+    }
+
+
+def one_device_mesh():
+    return jax.make_mesh(
+        (1, 1),
+        ("data", "fsdp"),
+        (jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[:1],
+    )
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters away from the initial zeros, where most gradients vanish."""
+    rng = np.random.default_rng(1)
+    return {
+        name: value + 0.02 * rng.standard_normal(value.shape).astype(np.float32)
+        for name, value in glide_network(tiny.get_config().model).init(seed=0).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    config = with_train()
+    return Trainer(config, glide_network(config.model), one_device_mesh())
+
+
+def gradient(config, mesh, params, batch):
+    trainer = Trainer(config, glide_network(config.model), mesh)
+    shardings = trainer.state_shardings.params
+    compiled = jax.jit(trainer.gradient, out_shardings=(shardings, sharding.replicated(mesh)))
+    placed = jax.device_put(params, shardings), sharding.to_devices(batch, mesh)
+    return jax.device_get(compiled(*placed, jnp.int32(3)))
+
+
+@pytest.fixture(scope="module")
+def single(params, batch):
+    return gradient(with_train(), one_device_mesh(), params, batch)
+
+
+def assert_same(ours, reference):
+    (grads, losses), (reference_grads, reference_losses) = ours, reference
+    np.testing.assert_allclose(losses, reference_losses, rtol=1e-5)
+    scale = max(np.abs(g).max() for g in reference_grads.values())
+    for name, g in reference_grads.items():
+        # Float32 sums in another order: rounding relative to the sums' terms, not to the sums.
+        tolerance = 2e-4 * np.abs(g).max() + 1e-6 * scale
+        np.testing.assert_allclose(grads[name], g, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_eight_devices_give_the_gradient_of_one(params, batch, single, fsdp, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    config = with_train(fsdp=fsdp)
+    mesh = sharding.make_mesh(config)
+    assert dict(mesh.shape) == {"data": 8 // fsdp, "fsdp": fsdp}
+    assert_same(gradient(config, mesh, params, batch), single)
+
+
+def test_micro_batches_change_nothing(params, batch, single):
+    assert_same(gradient(with_train(micro_batches=4), one_device_mesh(), params, batch), single)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(trainer, batch):
+    state = trainer.init()
+    before = jax.device_get(state)
+    bad = dict(batch, image=np.full_like(batch["image"], np.nan))
+    state, metrics = trainer.step(state, bad)
+    assert not np.isfinite(metrics.loss)
+    for name in ("params", "ema", "opt_state"):
+        after = jax.device_get(getattr(state, name))
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, name), after)
+    assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (1, 1, 1)
+    state, metrics = trainer.step(state, batch)
+    assert np.isfinite(metrics.loss)
+    assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (2, 1, 0)
+
+
+def test_training_lowers_the_loss_and_validation_is_repeatable(trainer, batch):
+    state = trainer.init()
+    first = jax.device_get(trainer.validate(state.ema, batch))
+    assert first == jax.device_get(trainer.validate(state.ema, batch))
+    np.testing.assert_allclose(first.mse, 1, atol=0.1)  # it predicts zeros for unit noise
+    for _ in range(60):
+        state, _ = trainer.step(state, batch)
+    assert trainer.validate(state.ema, batch).mse < 0.7 * first.mse
+
+
+def test_every_parameter_has_a_rule_and_large_ones_are_split():
+    config = dataclasses.replace(tiny.get_config(), train=with_train(fsdp=4).train)
+    mesh = sharding.make_mesh(config)
+    shapes = {
+        "unet.down.0.res.conv1.kernel": jax.ShapeDtypeStruct((3, 3, 256, 512), jnp.float32),
+        "unet.down.0.res.conv1.bias": jax.ShapeDtypeStruct((512,), jnp.float32),
+        "text.token_embedding": jax.ShapeDtypeStruct((50_257, 512), jnp.float32),
+        "small.kernel": jax.ShapeDtypeStruct((8, 8), jnp.float32),
+    }
+    specs = {name: s.spec for name, s in sharding.infer(shapes, mesh).items()}
+    assert specs == {
+        "unet.down.0.res.conv1.kernel": PartitionSpec(None, None, None, "fsdp"),
+        "unet.down.0.res.conv1.bias": PartitionSpec(),
+        "text.token_embedding": PartitionSpec(None, "fsdp"),  # 50,257 does not divide
+        "small.kernel": PartitionSpec(),
+    }
+    with pytest.raises(ValueError, match="no sharding rule matches the parameter strange"):
+        sharding.infer({"strange": jax.ShapeDtypeStruct((8,), jnp.float32)}, mesh)
+    rules = ((r".*kernel", PartitionSpec("data")), *sharding.RULES)
+    first = sharding.infer({"a.kernel": jax.ShapeDtypeStruct((8,), jnp.float32)}, mesh, rules)
+    assert first["a.kernel"].spec == PartitionSpec("data")
+
+
+def test_optimizer_state_is_sharded_as_its_parameter(monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    config = with_train(fsdp=8)
+    trainer = Trainer(config, glide_network(config.model), sharding.make_mesh(config))
+    moments = optax.tree_utils.tree_get(trainer.state_shardings.opt_state, "mu")
+    assert moments == trainer.state_shardings.params == trainer.state_shardings.ema
+    assert any(s.spec != PartitionSpec() for s in moments.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [({"fsdp": 3}, "train.fsdp"), ({"batch_examples": 12}, "train.batch_examples")],
+)
+def test_a_mesh_that_cannot_work_is_refused(changes, line):
+    with pytest.raises(UserError, match=line):
+        sharding.make_mesh(with_train(**changes))
+
+
+def test_learning_rate_warms_up_and_decays():
+    rate = learning_rate(OptimConfig(learning_rate=1.0, warmup_steps=10, decay_steps=110))
+    np.testing.assert_allclose(
+        [rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 0.5, 1, 0.5, 0]
+    )
+    constant = learning_rate(OptimConfig(learning_rate=1.0, warmup_steps=10))
+    np.testing.assert_allclose([constant(5), constant(10), constant(10**6)], [0.5, 1, 1])
+
+
+def test_ema_decay_rises_to_its_limit():
+    config = OptimConfig(ema_decay=0.99)
+    decays = [float(ema_decay(config, jnp.int32(step))) for step in (0, 90, 10_000)]
+    np.testing.assert_allclose(decays, [0.1, 0.91, 0.99], rtol=1e-6)

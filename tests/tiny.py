@@ -1,0 +1,41 @@
+"""The smallest model with every part, for tests; also a config file for train.py."""
+
+from glide_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TextConfig,
+    TrainConfig,
+    UNetConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            text=TextConfig(vocab_size=300, length=8, width=32, layers=1, heads=2),
+            unet=UNetConfig(
+                resolution_px=8,
+                channels=32,
+                channel_mult=(1, 2),
+                res_blocks=1,
+                attention_px=(4,),
+                head_width=32,
+            ),
+            dtype="float32",
+        ),
+        data=DataConfig(caption_drop=0.1, loader_threads=1),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=10, ema_decay=0.95),
+        sample=SampleConfig(sampler="ddim", steps="10", guidance_scale=2.0),
+        train=TrainConfig(
+            steps=12,
+            batch_examples=8,
+            log_every_steps=2,
+            checkpoint_every_steps=4,
+            sample_every_steps=0,
+            validate_every_steps=0,
+            validation_examples=8,
+        ),
+    )
