@@ -129,7 +129,8 @@ class DataConfig:
     source: str = "scenes"
     """A key of glide_jax.data.sources.SOURCES: scenes, tfds or folder."""
     name: str = ""
-    """source=tfds: the data set's TFDS name, such as coco_captions or coco_captions/2014."""
+    """source=tfds: the data set's TFDS name, such as coco_captions or coco_captions/2014.
+    source=scenes: full (or empty), or mini, a few hundred pictures for trying things out."""
     path: str = ""
     """source=folder: the folder of images with captions beside them."""
     data_dir: str = ""

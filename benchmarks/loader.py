@@ -1,0 +1,83 @@
+"""How many images a second the loader makes on its own, and how many training asks of it.
+
+    python benchmarks/loader.py --config configs/scenes_tiny.py
+    python benchmarks/loader.py --config configs/scenes_tiny.py --run runs/scenes_tiny
+
+Takes train.py's flags too, such as --data.loader-threads 8. Training overlaps with the loader's
+threads but shares the cores with them, so the loader should be several times as fast.
+"""
+
+import argparse
+import json
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from glide_jax.command_line import parse_config
+from glide_jax.config import Config
+from glide_jax.data.loader import Loader
+from glide_jax.data.sources import open_source
+from glide_jax.data.tokenizer import make_tokenizer
+from glide_jax.errors import UserError, exit_on_user_error
+
+WARM_UP_BATCHES = 10
+
+
+def measure(config: Config, seconds: float) -> tuple[float, float]:
+    """Images a second, and microseconds of processor time an image, over all threads."""
+    source = open_source(config.data, config.data.train_split)
+    tokenizer = make_tokenizer(config.data, config.model.text.vocab_size, source)
+    with Loader(source, tokenizer, config) as loader:
+        for _ in islice(loader, WARM_UP_BATCHES):
+            pass
+        start, start_cpu, batches = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - start < seconds:
+            next(loader)
+            batches += 1
+        elapsed, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    images = batches * config.train.batch_examples
+    return images / elapsed, 1e6 * cpu / images
+
+
+def training_speed(run: Path) -> float:
+    """The median images/s that a run logged.
+
+    Raises:
+        UserError: it has logged none.
+    """
+    try:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"--run {run}: cannot read metrics.jsonl: {error}") from None
+    speeds = [row["images_per_s"] for row in rows if "images_per_s" in row]
+    if not speeds:
+        raise UserError(f"--run {run}: metrics.jsonl has no images_per_s yet")
+    return float(np.median(speeds))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    own, rest = parser.parse_known_args()
+    about = "Measures the loader alone. First: --run FOLDER to compare with, --seconds S."
+    _, config = parse_config(rest, "benchmarks/loader.py", about)
+
+    images_per_s, cpu_us = measure(config, own.seconds)
+    print(
+        f"loader alone: {images_per_s:,.0f} images/s of {config.model.unet.resolution_px} px in "
+        f"batches of {config.train.batch_examples}, {config.data.loader_threads} threads, "
+        f"{cpu_us:.0f} us of processor time an image"
+    )
+    if own.run is not None:
+        needed = training_speed(own.run)
+        print(f"training {own.run}: {needed:,.1f} images/s; the loader is ", end="")
+        print(f"{images_per_s / needed:,.1f} times as fast")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,195 @@
+"""Batches for training and validation: shuffled, prefetched, and resumable from one number.
+
+Batch k is a function of the seed and k alone. Grain shuffles every epoch anew and gives each
+example, counted from the start of training, its own random generator; batch k is the examples
+k b .. (k+1) b - 1, and each process makes its own part of them. So the number of batches seen is
+the whole position, and the batches stay the same when the number of processes changes.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from types import TracebackType
+from typing import Any, cast
+
+import grain
+import numpy as np
+from jaxtyping import UInt8
+
+from glide_jax.config import Config
+from glide_jax.data.records import Record, RecordReader, Source
+from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.data.transforms import load_pixels, to_float
+from glide_jax.errors import UserError
+from glide_jax.shapes import Batch
+
+FEW_RECORDS = 5000
+"""Below this, an order is drawn and kept for each epoch. Grain's own shuffle keeps nothing, but is
+slow where records are few: a millisecond an example for twenty of them."""
+
+Example = tuple[UInt8[np.ndarray, "h w 3"], str]
+"""A picture and the caption chosen for it."""
+
+
+class Loader(Iterator[Batch]):
+    """An endless iterator over training batches: NumPy arrays, this process's part of each.
+
+    Each example has one of its record's captions, or the empty one with probability
+    data.caption_drop. Within an epoch no record comes twice, other than in the place of a broken
+    one. `close` it, or use it as a context manager, so that its threads end at once.
+
+    Args:
+        source: at least one record; a larger batch repeats some.
+        tokenizer: of the captions.
+        config: data, model sizes, batch size and seed of the run.
+        process_index: of this process.
+        process_count: how many share a batch.
+        state: of an earlier loader, whose next batch is this one's first.
+
+    Raises:
+        UserError: the batch cannot be shared out; in iteration: too many broken records.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        config: Config,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+        state: dict[str, int] | None = None,
+    ) -> None:
+        self._config = config
+        self._reader = RecordReader(source, config.data.max_bad_share)
+        self._batch = 0 if state is None else state["batch"]
+        examples = _shuffled(len(source), config.train.seed).random_map(
+            lambda index, rng: self._reader.read(index, partial(self._prepare, rng))
+        )
+        batches = _batched(examples, tokenizer, config, process_index, process_count)
+        self._iterator = _prefetched(batches[self._batch :], config)
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._batch += 1
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """The position, for JSON: the number of batches handed out since the start of training."""
+        return {"batch": self._batch}
+
+    @property
+    def bad_records(self) -> int:
+        """Different broken records skipped since this loader was made."""
+        return self._reader.bad_records
+
+    def close(self) -> None:
+        """Ends the threads; batches being made are dropped."""
+        self._iterator.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _prepare(self, rng: np.random.Generator, record: Record) -> Example:
+        data = self._config.data
+        caption = record.captions[rng.integers(len(record.captions))]
+        dropped = rng.random() < data.caption_drop
+        pixels = load_pixels(
+            record.image,
+            self._config.model.unet.resolution_px,
+            rng,
+            crop=data.crop,
+            horizontal_flip=data.horizontal_flip,
+            name=record.name,
+        )
+        return pixels, "" if dropped else caption
+
+
+def validation_batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    config: Config,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """The first train.validation_examples records in order, the same every time.
+
+    Middle crop, first caption, none dropped. All batches are whole, so that one compiled step
+    serves them: the last one is filled up from the beginning.
+
+    Args:
+        source, tokenizer, config, process_index, process_count: as of Loader.
+
+    Raises:
+        UserError: as Loader.
+    """
+    reader = RecordReader(source, config.data.max_bad_share)
+    prepare = partial(_prepare_for_validation, config.model.unet.resolution_px)
+    count = min(config.train.validation_examples, len(source))
+    examples = grain.MapDataset.range(count).repeat().map(lambda index: reader.read(index, prepare))
+    batches = _batched(examples, tokenizer, config, process_index, process_count)
+    iterator = _prefetched(batches[: -(-count // config.train.batch_examples)], config)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _prepare_for_validation(resolution_px: int, record: Record) -> Example:
+    return load_pixels(record.image, resolution_px, name=record.name), record.captions[0]
+
+
+def _shuffled(records: int, seed: int) -> Any:
+    """Endless indices as a grain.MapDataset: all of them, in a new order every epoch."""
+    indices = grain.MapDataset.range(records).seed(seed)
+    if records >= FEW_RECORDS:
+        return indices.shuffle().repeat()
+
+    @lru_cache(maxsize=16)  # threads may be in several epochs at once
+    def order(epoch: int) -> list[int]:
+        return np.random.default_rng((seed, epoch)).permutation(records).tolist()
+
+    return indices.repeat().map_with_index(
+        lambda place, _: order(place // records)[place % records]
+    )
+
+
+def _batched(
+    examples: Any, tokenizer: Tokenizer, config: Config, process_index: int, process_count: int
+) -> Any:
+    """One process's part of every batch, as a grain.MapDataset."""
+    batch_examples = config.train.batch_examples
+    if batch_examples % process_count:
+        raise UserError(
+            f"train.batch_examples ({batch_examples}) must be divisible by the number of "
+            f"processes ({process_count})"
+        )
+
+    def collate(part: Sequence[Example]) -> Batch:
+        pixels, captions = zip(*part, strict=True)
+        tokens, mask = tokenizer.encode(captions, config.model.text.length)
+        image = to_float(np.stack(pixels))
+        # On the host, so NumPy's; sharding.to_devices makes them the arrays that Batch promises.
+        return cast(Batch, {"image": image, "tokens": tokens, "token_mask": mask})
+
+    parts = examples.batch(batch_examples // process_count, drop_remainder=True, batch_fn=collate)
+    return parts[process_index::process_count]
+
+
+def _prefetched(batches: Any, config: Config) -> Any:
+    """A grain iterator whose threads work ahead; the errors they meet are raised by `next`."""
+    # A thread makes a whole batch: handing over single examples would cost as much as making them.
+    threads = config.data.loader_threads
+    return iter(
+        batches.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+        )
+    )

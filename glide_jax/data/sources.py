@@ -1,0 +1,211 @@
+"""Data sets by name: each is one function here and one line in SOURCES.
+
+A source is random access to encoded pictures with their captions (glide_jax.data.records); all
+that follows, cropping, captions, batches, is the loader's and the same for every data set.
+"""
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glide_jax.config import DataConfig
+from glide_jax.data.folder import open_folder
+from glide_jax.data.records import BadRecordError, Record, Source, clean_captions
+from glide_jax.errors import UserError
+
+
+def open_source(config: DataConfig, split: str) -> Source:
+    """Opens one split of the configured data set; prepares it first where that is needed.
+
+    Args:
+        config: which data set, and where it is kept.
+        split: config.train_split, config.validation_split, or another that the data set has.
+
+    Returns:
+        At least one record.
+
+    Raises:
+        UserError: there is no such data set, split or feature; or it is empty, or cannot be made.
+    """
+    if config.source not in SOURCES:
+        raise UserError(
+            f"data.source {config.source!r} is not a data set: choose {', '.join(SOURCES)}"
+        )
+    source = SOURCES[config.source](config, split)
+    if len(source) == 0:
+        raise UserError(f"split {split!r} of {config.source} {config.name or config.path} is empty")
+    return source
+
+
+def _scenes(config: DataConfig, split: str) -> Source:
+    from glide_jax.data import scenes  # and TFDS with it: half a second, spared to other sources
+
+    records = scenes.load(split, config.data_dir, config.name or "full")
+    return TfdsSource(records, "image", "captions")
+
+
+def _tfds(config: DataConfig, split: str) -> Source:
+    records = _tfds_split(_tfds_builder(config.name, config.data_dir), split)
+    return TfdsSource(records, config.image_key, config.caption_key)
+
+
+def _folder(config: DataConfig, split: str) -> Source:
+    return open_folder(Path(config.path).expanduser(), split, config.max_bad_share)
+
+
+SOURCES: dict[str, Callable[[DataConfig, str], Source]] = {
+    "scenes": _scenes,
+    "tfds": _tfds,
+    "folder": _folder,
+}
+
+
+class TfdsSource:
+    """One split of a TFDS data set in the array_record format, read without TensorFlow.
+
+    Args:
+        records: what `builder.as_data_source(split)` returns.
+        image_key: the feature that holds the picture.
+        caption_key: the feature that holds the caption or the captions: "captions/text".
+
+    Raises:
+        UserError: there is no such feature, or it is of another kind.
+    """
+
+    def __init__(self, records: Any, image_key: str, caption_key: str) -> None:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        info = records.dataset_info
+        kinds = {path: _kind(feature) for path, feature in _features(info.features, "")}
+        for setting, key, kind in (
+            ("data.image_key", image_key, "image"),
+            ("data.caption_key", caption_key, "text"),
+        ):
+            if kinds.get(key) != kind:
+                raise UserError(
+                    f"{setting} = {key!r} is not a feature of {info.full_name} that holds {kind}s; "
+                    f"it has {', '.join(f'{path} ({kind})' for path, kind in kinds.items())}"
+                )
+        self._name = f"{info.full_name} {records.split}"
+        self._image_key, self._caption_key = image_key, caption_key
+        # TFDS decodes a record's every feature, in Python, at ten times the cost of reading it;
+        # the stored tf.Example holds the two that matter, encoded, under their paths.
+        self._stored = records.data_source
+        self._parse = tf_example_pb2.Example.FromString
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, index: int) -> Record:
+        images, captions, name = self._read(index)
+        return Record(images[0] if images else b"", clean_captions(captions, name), name)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions at `index`. Raises BadRecordError."""
+        _, captions, name = self._read(index)
+        return clean_captions(captions, name)
+
+    def _read(self, index: int) -> tuple[Sequence[bytes], Sequence[bytes], str]:
+        name = f"{self._name} record {index}"
+        try:
+            feature = self._parse(self._stored[index]).features.feature
+        except Exception as error:  # whatever array_record or protobuf make of a damaged file
+            raise BadRecordError(f"{name}: {_first_line(error)}") from error
+        images, captions = feature[self._image_key], feature[self._caption_key]
+        return images.bytes_list.value, captions.bytes_list.value, name
+
+
+def _tfds_builder(name: str, data_dir: str) -> Any:
+    """A prepared TFDS builder: downloaded and written as array_record if it is not there yet.
+
+    Args:
+        name: as TFDS spells it: coco_captions, coco_captions/2014, my_dataset:1.0.0.
+        data_dir: where data sets are kept; empty: TFDS's own default.
+
+    Raises:
+        UserError: TFDS does not know it, or cannot prepare it.
+    """
+    import tensorflow_datasets as tfds
+
+    _name_tensorflow_types()
+    # A version, even any, makes TFDS read what is prepared before it asks the data set's program.
+    wanted = name if ":" in name else f"{name}:*.*.*"
+    # Data sets are other people's programs: their errors are of all kinds.
+    try:
+        builder = tfds.builder(wanted, data_dir=data_dir or None, file_format="array_record")
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=5, cutoff=0.5)
+        raise UserError(
+            f"TFDS has no data set {name!r}, and none is prepared under "
+            f"{data_dir or 'its default folder'}"
+            + (f"; similar names: {', '.join(near)}" if near else "; see tfds.list_builders()")
+        ) from None
+    except ImportError as error:
+        raise UserError(
+            f"TFDS cannot prepare {name!r} here: {_first_line(error)}. Install what is missing, or "
+            f"prepare it where it is installed (tfds build {name} --file_format=array_record) "
+            "and set data.data_dir to the result"
+        ) from error
+    except Exception as error:
+        raise UserError(f"TFDS cannot prepare {name!r}: {_first_line(error)}") from error
+    return builder
+
+
+def _name_tensorflow_types() -> None:
+    """Lets data sets spell a feature's type `tf.int64`, as COCO does, without TensorFlow.
+
+    TFDS takes NumPy types as well; it looks names up in its stand-in for the module first.
+    """
+    from tensorflow_datasets.core.utils import lazy_imports_utils
+
+    if importlib.util.find_spec("tensorflow") is None:
+        names = ("bool", "uint8", "int32", "int64", "float32", "float64")
+        types = {name: np.dtype(name).type for name in names} | {"string": np.object_}
+        vars(lazy_imports_utils.tensorflow).update(types)
+
+
+def _tfds_split(builder: Any, split: str) -> Any:
+    try:
+        return builder.as_data_source(split)
+    except ValueError as error:
+        raise UserError(
+            f"{builder.info.full_name} has no split {split!r} ({_first_line(error)}); there are "
+            f"{', '.join(builder.info.splits)}, and parts of them as in train[:98%]"
+        ) from None
+    except NotImplementedError:
+        raise UserError(
+            f"{builder.data_dir} holds {builder.info.full_name} in another format than "
+            "array_record: delete it, or set data.data_dir to prepare it elsewhere"
+        ) from None
+
+
+def _features(feature: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every simple feature under its path in a stored record, where a list looks like its parts."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.FeaturesDict):
+        for key, child in feature.items():
+            yield from _features(child, f"{path}/{key}" if path else key)
+    elif isinstance(feature, tfds.features.Sequence):
+        yield from _features(feature.feature, path)
+    else:
+        yield path, feature
+
+
+def _kind(feature: Any) -> str:
+    """ "image", "text", or the name of another kind of feature."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Image):
+        return "image"
+    return "text" if np.dtype(feature.np_dtype).kind in "OSU" else type(feature).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,245 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numbered_pictures import numbers, write_pictures
+from tiny import get_config
+
+from glide_jax.config import Config
+from glide_jax.data.folder import FolderSource, open_folder
+from glide_jax.data.loader import FEW_RECORDS, Loader, _shuffled, validation_batches
+from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.errors import UserError
+from glide_jax.shapes import Batch
+
+PICTURES = 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
+    """Twenty pictures that tell their number; the even ones have a second caption."""
+    folder = write_pictures(tmp_path_factory.mktemp("pictures"), PICTURES)
+    for number in range(0, PICTURES, 2):
+        with (folder / f"{number:02}.txt").open("a") as file:
+            file.write(f"or {number}\n")
+    return open_folder(folder, "all", 0.0)
+
+
+TOKENIZER = Tokenizer.train(["number or"] * 2, 300)
+
+
+def config(batch_examples: int = 8, seed: int = 0, **data: Any) -> Config:
+    tiny = get_config()
+    return dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(tiny.data, **({"loader_threads": 2} | data)),
+        train=dataclasses.replace(tiny.train, batch_examples=batch_examples, seed=seed),
+    )
+
+
+def captions(batch: Batch) -> list[str]:
+    rows = zip(batch["tokens"], batch["token_mask"], strict=True)
+    return [TOKENIZER.decode(tokens[mask].tolist()) for tokens, mask in rows]
+
+
+def seen(loader: Loader, count: int) -> list[tuple[int, str]]:
+    """Number and caption of each example in the next `count` batches."""
+    with loader:
+        return [
+            pair
+            for batch in islice(loader, count)
+            for pair in zip(numbers(batch["image"]), captions(batch), strict=True)
+        ]
+
+
+def test_a_batch_has_the_promised_shapes(source: FolderSource) -> None:
+    settings = config(batch_examples=6)
+    with Loader(source, TOKENIZER, settings) as loader:
+        batch = next(loader)
+    shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
+    assert shapes == {
+        "image": ((6, 8, 8, 3), np.float32),
+        "tokens": ((6, 8), np.int32),
+        "token_mask": ((6, 8), np.bool_),
+    }
+    assert -1 <= batch["image"].min() <= batch["image"].max() <= 1
+
+
+def test_captions_belong_to_their_pictures(source: FolderSource) -> None:
+    pairs = seen(Loader(source, TOKENIZER, config(caption_drop=0.3)), 200)
+    dropped = sum(caption == "" for _, caption in pairs)
+    assert abs(dropped / len(pairs) - 0.3) < 0.05
+    counts = Counter((number, caption) for number, caption in pairs if caption)
+    for number in range(PICTURES):
+        if number % 2:
+            assert counts.pop((number, f"number {number}")) > 0
+        else:  # both captions, about as often
+            ours, theirs = (
+                counts.pop((number, f"number {number}")),
+                counts.pop((number, f"or {number}")),
+            )
+            assert 0.4 < ours / theirs < 2.5
+    assert not counts
+
+
+@given(
+    batch_examples=st.sampled_from([4, 12, 20, 28]),
+    processes=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 2**32 - 1),
+    start=st.integers(0, 9),
+)
+@settings(max_examples=15, deadline=None)
+def test_batches_depend_on_seed_and_number_alone(
+    source: FolderSource, batch_examples: int, processes: int, seed: int, start: int
+) -> None:
+    """Any batch size, number of processes and point of resumption gives the same examples."""
+    one_by_one = config(batch_examples=4, seed=seed)
+    together = config(batch_examples=batch_examples, seed=seed)
+    expected = seen(Loader(source, TOKENIZER, one_by_one), (start + 2) * batch_examples // 4)
+    parts = [
+        seen(
+            Loader(
+                source,
+                TOKENIZER,
+                together,
+                process_index=index,
+                process_count=processes,
+                state=json.loads(json.dumps({"batch": start})),
+            ),
+            2,
+        )
+        for index in range(processes)
+    ]
+    size = batch_examples // processes
+    ours = [pair for k in range(2) for part in parts for pair in part[k * size : (k + 1) * size]]
+    assert ours == expected[start * batch_examples :]
+
+
+def test_every_epoch_has_every_record_once_in_an_order_of_its_own(source: FolderSource) -> None:
+    pairs = seen(Loader(source, TOKENIZER, config(batch_examples=4)), 15)
+    epochs = [[number for number, _ in pairs[i : i + PICTURES]] for i in (0, 20, 40)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(PICTURES))
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    other_seed = seen(Loader(source, TOKENIZER, config(batch_examples=4, seed=1)), 5)
+    assert [number for number, _ in other_seed] != epochs[0]
+
+
+@pytest.mark.parametrize("records", [1, 7, FEW_RECORDS - 1, FEW_RECORDS])
+def test_few_and_many_records_are_shuffled_alike(records: int) -> None:
+    places = range(3 * records)
+    shuffled, again, other = (_shuffled(records, seed) for seed in (0, 0, 1))
+    indices = [shuffled[place] for place in places]
+    epochs = [indices[i * records : (i + 1) * records] for i in range(3)]
+    assert all(sorted(epoch) == list(range(records)) for epoch in epochs)
+    assert indices == [again[place] for place in reversed(places)][::-1]
+    if records > 1:
+        assert epochs[0] != epochs[1] != epochs[2]
+        assert epochs[0] != [other[place] for place in range(records)]
+
+
+def test_a_stopped_loader_goes_on_where_it_was(source: FolderSource) -> None:
+    whole = seen(Loader(source, TOKENIZER, config(crop="random", horizontal_flip=True)), 7)
+    with Loader(source, TOKENIZER, config(crop="random", horizontal_flip=True)) as first:
+        for _ in range(3):
+            next(first)
+        state = first.state()
+    assert state == {"batch": 3}
+    resumed = Loader(source, TOKENIZER, config(crop="random", horizontal_flip=True), state=state)
+    assert seen(resumed, 4) == whole[3 * 8 :]
+    assert resumed.state() == {"batch": 7}
+
+
+def test_the_number_of_threads_changes_nothing(source: FolderSource) -> None:
+    one, five = (
+        seen(Loader(source, TOKENIZER, config(loader_threads=threads)), 6) for threads in (1, 5)
+    )
+    assert one == five
+
+
+def test_a_batch_larger_than_the_data_set(tmp_path: Path) -> None:
+    source = open_folder(write_pictures(tmp_path, 1), "all", 0.0)
+    assert [number for number, _ in seen(Loader(source, TOKENIZER, config()), 2)] == [0] * 16
+
+
+def test_batches_that_processes_cannot_share_are_refused(source: FolderSource) -> None:
+    with pytest.raises(UserError, match=r"train.batch_examples \(8\) must be divisible by .*\(3\)"):
+        Loader(source, TOKENIZER, config(), process_count=3)
+
+
+def test_bad_records_are_replaced_the_same_way_every_time(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 10)
+    source = open_folder(folder, "all", 0.0)
+    (folder / "03.png").write_bytes((folder / "03.png").read_bytes()[:40])
+    (folder / "04.png").unlink()
+    settings = config(batch_examples=5, max_bad_share=0.2)
+    loader = Loader(source, TOKENIZER, settings)
+    pairs = seen(loader, 4)
+    assert sorted(number for number, _ in pairs[:10]) == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]
+    assert loader.bad_records == 2
+    assert seen(Loader(source, TOKENIZER, settings, state={"batch": 2}), 2) == pairs[10:]
+
+
+def test_too_many_bad_records_reach_the_caller(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, 10)
+    source = open_folder(folder, "all", 0.0)
+    for number in range(4):
+        (folder / f"{number:02}.png").write_bytes(b"no picture")
+    with (
+        pytest.raises(UserError, match=r"^3 of 10 records .*\.png: not an image.*\.png: not an"),
+        Loader(source, TOKENIZER, config(max_bad_share=0.2)) as loader,
+    ):
+        next(loader)
+        next(loader)
+    with pytest.raises(UserError, match=r"^3 of 10 records"):
+        list(validation_batches(source, TOKENIZER, config(max_bad_share=0.2)))
+
+
+def test_validation_is_in_order_undropped_and_whole(source: FolderSource) -> None:
+    def validate(examples: int, **process: int) -> list[tuple[int, str]]:
+        settings = config(batch_examples=4, caption_drop=1.0, crop="random")
+        train = dataclasses.replace(settings.train, validation_examples=examples)
+        settings = dataclasses.replace(settings, train=train)
+        return [
+            pair
+            for batch in validation_batches(source, TOKENIZER, settings, **process)
+            for pair in zip(numbers(batch["image"]), captions(batch), strict=True)
+        ]
+
+    in_order = [(number, f"number {number}") for number in range(PICTURES)]
+    assert validate(8) == in_order[:8]
+    assert validate(6) == in_order[:6] + in_order[:2]
+    assert validate(3) == in_order[:3] + in_order[:1]
+    assert validate(1000) == in_order
+    assert validate(0) == []
+    assert validate(8, process_index=1, process_count=2) == in_order[2:4] + in_order[6:8]
+
+
+def test_the_program_ends_though_the_loader_is_not_closed(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 4)
+    program = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from tiny import get_config
+from glide_jax.data.folder import open_folder
+from glide_jax.data.loader import Loader
+from glide_jax.data.tokenizer import Tokenizer
+source = open_folder(Path({str(tmp_path)!r}), "all", 0.0)
+loader = Loader(source, Tokenizer.train(["a"], 300), get_config())
+next(loader)
+print(loader.state())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert result.stdout == "{'batch': 1}\n"
+    assert result.stderr == ""
