@@ -58,15 +58,9 @@ def train(config: Config, run_dir: Path) -> None:
         state, host_state = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
         loader_state, log_state = host_state["loader"], host_state["log"]
     step = int(state.step)
-    loader = Loader(
-        source,
-        tokenizer,
-        config,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        state=loader_state,
-    )
-    validation = list(validation_batches(held_out, tokenizer, config))
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    loader = Loader(source, tokenizer, config, **share, state=loader_state)
+    validation = list(validation_batches(held_out, tokenizer, config, **share))
     prompts = list(settings.sample_prompts) or first_captions(held_out, 8)
 
     log = RunLog(run_dir, step, settings.steps, settings.batch_examples)
@@ -111,7 +105,11 @@ def train(config: Config, run_dir: Path) -> None:
                 f"last checkpoint (step {checkpoints.latest_step})"
             )
         if step % settings.log_every_steps == 0:
-            log.write_window(step, truncated_captions=tokenizer.truncated)
+            log.write_window(
+                step,
+                truncated_captions=tokenizer.truncated,
+                bad_records=loader.bad_records,
+            )
         if settings.validate_every_steps and step % settings.validate_every_steps == 0:
             log.write(step, validate(state))
             log.restart_clock()

@@ -27,7 +27,7 @@ class TextConfig:
     """The text transformer inside the model (released GLIDE: 512 wide, 16 layers, 8 heads)."""
 
     vocab_size: int = 50_257
-    """Rows of the token embedding; a tokenizer trained for the run has at most this many entries."""
+    """Rows of the token embedding; a tokenizer trained for the run has no more entries."""
     length: int = 128
     """Context, in tokens: longer captions are truncated, shorter ones padded."""
     width: int = 512

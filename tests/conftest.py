@@ -4,11 +4,16 @@ Their time goes into compiling, so LLVM is told not to optimise: half the time, 
 """
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
+import pytest
 from hypothesis import settings
+from PIL import Image
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -17,3 +22,75 @@ jax.config.update("jax_num_cpu_devices", 8)
 # every time, so that whoever runs the tests again sees the same failure.
 settings.register_profile("same_every_time", deadline=None, derandomize=True)
 settings.load_profile("same_every_time")
+
+ROOT = Path(__file__).parent.parent
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 180, 30),
+    "blue": (30, 30, 220),
+    "yellow": (230, 220, 20),
+    "black": (10, 10, 10),
+    "white": (245, 245, 245),
+    "cyan": (20, 210, 220),
+    "pink": (240, 60, 200),
+}
+
+
+@pytest.fixture(scope="session")
+def colour_folder(tmp_path_factory):
+    """Eight pictures of one colour each, with captions beside them."""
+    folder = tmp_path_factory.mktemp("colours")
+    for name, rgb in COLOURS.items():
+        Image.new("RGB", (12, 10), rgb).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"all {name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """Starts a script of the project as a user would: `python("train.py", "--config", ...)`.
+
+    The processes share compiled programs, as they would on a user's machine.
+    """
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+
+    def start(*arguments, **options):
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def train(python, colour_folder):
+    """Starts `train.py` with the tiny configuration on the eight colours."""
+
+    def start(run_dir, *flags, **options):
+        data = ("--data.source", "folder", "--data.path", colour_folder)
+        run = ("--train.run-dir", run_dir, "--data.train-split", "all")
+        config = ("--config", Path(__file__).parent / "tiny.py")
+        return python("train.py", *config, *data, *run, *flags, **options)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def trained_run(train, tmp_path_factory):
+    """A run folder whose model knows the eight colours by heart."""
+    run_dir = tmp_path_factory.mktemp("runs") / "colours"
+    process = train(run_dir)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return run_dir

@@ -30,12 +30,12 @@ def get_config() -> Config:
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=10, ema_decay=0.95),
         sample=SampleConfig(sampler="ddim", steps="10", guidance_scale=2.0),
         train=TrainConfig(
-            steps=12,
+            steps=400,
             batch_examples=8,
-            log_every_steps=2,
-            checkpoint_every_steps=4,
-            sample_every_steps=0,
-            validate_every_steps=0,
+            log_every_steps=10,
+            checkpoint_every_steps=100,
+            sample_every_steps=400,
+            validate_every_steps=200,
             validation_examples=8,
         ),
     )

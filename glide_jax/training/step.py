@@ -18,7 +18,6 @@ from glide_jax.shapes import Batch, Params
 from glide_jax.training import sharding
 from glide_jax.training.optim import ema_decay, ema_update, optimizer
 
-
 Leaf = Any
 """An array, its ShapeDtypeStruct or its sharding."""
 

@@ -1,0 +1,46 @@
+"""Who may import whom, as docs/architecture says."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "glide_jax"
+BASE = {"shapes", "config", "errors", "pictures", "command_line"}
+MIDDLE = {"diffusion", "models", "data"}
+TOP = {"training", "evaluation", "pipeline"}
+ALLOWED = (
+    {name: BASE for name in BASE}
+    | {name: BASE | {name} for name in MIDDLE}
+    | {name: BASE | MIDDLE | TOP for name in TOP}
+)
+
+
+def imported(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("glide_jax.")}
+
+
+def test_layers_import_only_what_lies_below_them():
+    for file in PACKAGE.rglob("*.py"):
+        part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part != "__init__":
+            assert imported(file) <= ALLOWED[part], file
+
+
+def test_import_is_quick():
+    command = "import time; t = time.time(); import glide_jax; print(time.time() - t)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", command], capture_output=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(times) < 2
+    command = "import glide_jax, sys; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout
+    assert not {"tensorflow_datasets", "transformers", "torch", "tyro"} & set(modules.split())
