@@ -101,7 +101,17 @@ class Checkpoints:
             max_to_keep=kept, read_only=kept is None, create=kept is not None
         )
         with self._errors_named("open"):
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=options,
+                item_handlers={
+                    "params": ocp.StandardCheckpointHandler(),
+                    "ema": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    "progress": ocp.StandardCheckpointHandler(),
+                    "host": ocp.JsonCheckpointHandler(),
+                },
+            )
 
     @property
     def latest_step(self) -> int | None:
