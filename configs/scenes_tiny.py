@@ -6,6 +6,7 @@ python train.py --config configs/scenes_tiny.py
 from glide_jax.config import (
     Config,
     DataConfig,
+    DiffusionConfig,
     ModelConfig,
     OptimConfig,
     SampleConfig,
@@ -29,6 +30,7 @@ def get_config() -> Config:
             ),
             dtype="float32",
         ),
+        diffusion=DiffusionConfig(prediction="v"),
         data=DataConfig(source="scenes", caption_drop=0.1),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, decay_steps=1500, ema_decay=0.99),
         sample=SampleConfig(sampler="ddim", steps="50", guidance_scale=3.0),

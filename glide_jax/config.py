@@ -117,6 +117,8 @@ class DiffusionConfig:
 
     schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     steps: int = 1000
+    prediction: Literal["eps", "v"] = "eps"
+    """What the network predicts and its error is measured in: noise, as GLIDE, or velocity."""
 
     def __post_init__(self) -> None:
         _require(self.steps >= 2, "diffusion.steps", "must be at least 2")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from glide_jax.config import Config
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.diffusion.guidance import classifier_free
+from glide_jax.diffusion.process import denoiser_of_velocity
 from glide_jax.diffusion.samplers import initial_noise, per_image_noise, sample
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
@@ -165,6 +166,9 @@ class Glide:
             tokens = jnp.concatenate([tokens, jnp.broadcast_to(negative[0], tokens.shape)])
             mask = jnp.concatenate([mask, jnp.broadcast_to(negative[1], mask.shape)])
         denoise = model.denoiser(model.encode_text(tokens, mask))
+        if diffusion.prediction == "v":
+            whole = Schedule.create(diffusion.schedule, diffusion.steps)
+            denoise = denoiser_of_velocity(whole, denoise)
         px = self.config.model.unet.resolution_px
         return sample(
             classifier_free(denoise, scale) if guided else denoise,

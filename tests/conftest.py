@@ -80,6 +80,7 @@ def train(python, colour_folder):
     def start(run_dir, *flags, **options):
         data = ("--data.source", "folder", "--data.path", colour_folder)
         run = ("--train.run-dir", run_dir, "--data.train-split", "all")
+        run += ("--data.validation-split", "all")
         config = ("--config", Path(__file__).parent / "tiny.py")
         return python("train.py", *config, *data, *run, *flags, **options)
 

@@ -15,8 +15,9 @@ from glide_jax.diffusion.loss import (
     hybrid_loss,
     kl_divergence,
     variational_bound,
+    velocity_weights,
 )
-from glide_jax.diffusion.process import Gaussian, q_posterior, q_sample
+from glide_jax.diffusion.process import Gaussian, denoiser_of_velocity, q_posterior, q_sample
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
@@ -72,6 +73,18 @@ def test_weight_follows_the_number_of_steps():
     t = jnp.array([0, 1, 100, 249])
     loss = loss_of(Schedule.create("linear", 250), out, x_0, t, eps)
     np.testing.assert_allclose(loss.loss, loss.mse + 0.25 * loss.vb, rtol=1e-6)
+
+
+def test_velocity_weights_measure_the_error_of_the_velocity():
+    x_0, eps, out = batch()
+    schedule = Schedule.create("squaredcos_cap_v2")
+    t = jnp.array([0, 100, 500, 900])
+    alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None]
+    v = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x_0
+    expected = np.mean((v - out[..., :3]) ** 2, (1, 2, 3))
+    denoise = denoiser_of_velocity(schedule, lambda x_t, t: out)
+    loss = hybrid_loss(schedule, denoise, x_0, t, eps, velocity_weights(schedule))
+    np.testing.assert_allclose(loss.loss - loss.vb, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_denoiser_is_given_x_t_and_original_steps():

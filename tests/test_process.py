@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glide_jax.diffusion.process import (
+    denoiser_of_velocity,
     eps_from_x_0,
     learned_log_variance,
     p_reverse,
@@ -132,3 +133,16 @@ def test_output_is_split_in_float32():
     eps, v = split_output(out.astype(jnp.bfloat16))
     assert eps.dtype == v.dtype == jnp.float32
     assert (eps == 0).all() and (v == 1).all()
+
+
+def test_a_network_that_knows_the_velocity_is_a_denoiser_that_knows_the_noise():
+    schedule = SCHEDULE["squaredcos_cap_v2"]
+    t = jnp.array([0, 17, 500, 999])
+    x_0, eps = normal(0, (4, 5, 5, 3)), normal(1, (4, 5, 5, 3))
+    x_t = q_sample(schedule, x_0, t, eps)
+    alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None].astype(np.float32)
+    v = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x_0  # app. D, arXiv 2202.00512
+    out_v = jnp.concatenate([v, 0.3 + 0 * v], -1)
+    out = denoiser_of_velocity(schedule, lambda x_t, t: out_v)(x_t, t)
+    np.testing.assert_allclose(out[..., :3], eps, rtol=0, atol=1e-5)  # terms as large as 4
+    np.testing.assert_allclose(out[..., 3:], 0.3, rtol=1e-6)

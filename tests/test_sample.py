@@ -61,7 +61,7 @@ def test_one_picture_is_one_file_and_depends_on_its_seed_alone(monkeypatch, trai
         (("--prompt", "x", "--n", 0), "--n 0: must be at least 1"),
         ((), "nothing to draw"),
         (("--prompts-file", "/no/such"), "--prompts-file /no/such"),
-        (("--prompt", "x", "--out", "x.jpg"), "must end in .png"),
+        (("--prompt", "x", "--out", "x.jpg"), "--out x.jpg: must end in .png"),
         (("--prompt", "x", "--sampler", "dream"), "sampler 'dream' is unknown"),
         (("--prompt", "x", "--steps", "0"), "steps '0'"),
         (("--prompt", "x", "--steps", "5000"), "steps '5000'"),

@@ -3,6 +3,7 @@
 from glide_jax.config import (
     Config,
     DataConfig,
+    DiffusionConfig,
     ModelConfig,
     OptimConfig,
     SampleConfig,
@@ -26,6 +27,7 @@ def get_config() -> Config:
             ),
             dtype="float32",
         ),
+        diffusion=DiffusionConfig(prediction="v"),
         data=DataConfig(caption_drop=0.1, loader_threads=1),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=10, ema_decay=0.95),
         sample=SampleConfig(sampler="ddim", steps="10", guidance_scale=2.0),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from glide_jax.diffusion.process import Gaussian, p_reverse, q_posterior, q_sample, split_output
-from glide_jax.diffusion.schedule import Schedule
+from glide_jax.diffusion.schedule import Schedule, Table
 from glide_jax.shapes import Denoiser
 
 
@@ -16,9 +16,9 @@ class HybridLoss(NamedTuple):
     """A loss for each example and what it is made of; all (b,) float32."""
 
     loss: jax.Array
-    """mse + T/1000 vb."""
+    """weight mse + T/1000 vb."""
     mse: jax.Array
-    """Mean squared error of eps."""
+    """Mean squared error of eps, not weighted."""
     vb: jax.Array
     """This step's term of the variational bound, in bits per dimension."""
 
@@ -29,6 +29,7 @@ def hybrid_loss(
     x_0: Float[Array, "b h w c"],
     t: Int[Array, "b"],
     eps: Float[Array, "b h w c"],
+    weights: Table | None = None,
 ) -> HybridLoss:
     """L_hybrid = L_simple + 0.001 L_vlb. Eq. 16, arXiv 2102.09672.
 
@@ -41,6 +42,7 @@ def hybrid_loss(
         x_0: pictures in [-1, 1].
         t: rows, in [0, s), usually uniform.
         eps: standard normal noise.
+        weights: of each row's mean squared error; None is 1 everywhere, as in the paper.
 
     Returns:
         Loss and parts, one for each example, computed in float32 whatever the network's type.
@@ -51,7 +53,17 @@ def hybrid_loss(
     mse = _mean(jnp.square(eps - eps_hat))
     frozen_mean = jnp.concatenate([jax.lax.stop_gradient(eps_hat), v], axis=-1)
     vb = variational_bound(schedule, x_0, x_t, t, frozen_mean)
-    return HybridLoss(mse + schedule.steps / 1000 * vb, mse, vb)
+    weighted = mse if weights is None else jnp.asarray(weights, jnp.float32)[t] * mse
+    return HybridLoss(weighted + schedule.steps / 1000 * vb, mse, vb)
+
+
+def velocity_weights(schedule: Schedule) -> Table:
+    """Weights that make eps's squared error that of v: 1 / alpha_bar_t. See `denoiser_of_velocity`.
+
+    Measured in x_0 they are 1 / (1 - alpha_bar_t), "SNR + 1" (sec. 4, arXiv 2202.00512): even the
+    noisiest steps count, where a caption is all there is to go by.
+    """
+    return 1 / schedule.alpha_bar
 
 
 def variational_bound(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from glide_jax.diffusion.schedule import Schedule, Table
+from glide_jax.shapes import Denoiser
 
 
 class Gaussian(NamedTuple):
@@ -91,6 +92,28 @@ def eps_from_x_0(
     return (_at(schedule.sqrt_recip_alpha_bar, t) * x_t - x_0) / _at(
         schedule.sqrt_recipm1_alpha_bar, t
     )
+
+
+def denoiser_of_velocity(schedule: Schedule, network: Denoiser) -> Denoiser:
+    """The denoiser that a network is which predicts velocity instead of noise.
+
+    v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0, app. D, arXiv 2202.00512, so
+    eps = sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t, and x_0's error is v's, however strong
+    the noise is; a network that predicts eps must get the last steps right to 1 in 20,000.
+
+    Args:
+        schedule: the whole one, T rows: t is the original step index.
+        network: `(x_t, t) -> [v | variance fraction]`.
+    """
+
+    def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        v, variance_fraction = split_output(network(x_t, t))
+        eps = (
+            _at(np.sqrt(schedule.alpha_bar), t) * v + _at(np.sqrt(1 - schedule.alpha_bar), t) * x_t
+        )
+        return jnp.concatenate([eps, variance_fraction], axis=-1)
+
+    return denoise
 
 
 def q_posterior(

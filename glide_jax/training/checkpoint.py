@@ -13,6 +13,8 @@ interrupted write never harms the last good one.
 import contextlib
 import dataclasses
 import logging
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,7 @@ class Checkpoints:
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
         }
+        self._require_space(state)
         with self._errors_named("save"):
             self._manager.save(
                 int(state.step),
@@ -207,6 +210,18 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
+    def _require_space(self, state: TrainState) -> None:
+        needed = sum(
+            shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
+        )
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise UserError(
+                f"cannot save checkpoints in {self._folder}: {needed / 1e6:,.0f} MB are needed and "
+                f"{free / 1e6:,.0f} MB are free; make room and start again, or set "
+                "train.checkpoints_kept lower"
+            )
+
     def _checked_step(self, shapes: Mapping[str, Any]) -> int:
         step = self.latest_step
         if step is None:
@@ -230,5 +245,15 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # orbax and tensorstore raise many kinds
-            first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"cannot {verb} checkpoints in {self._folder}: {first_line}") from error
+            raise UserError(
+                f"cannot {verb} checkpoints in {self._folder}: {_cause(error)}"
+            ) from error
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, from orbax's many lines: the system's own words, where it has any."""
+    text = str(error)
+    system = re.search(r"([^:\"]+: [^:\"]+) \[os_error_code", text)
+    if system is not None:
+        return system[1].strip()
+    return next(iter(text.strip().splitlines()), type(error).__name__)[:300]

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.config import Config
-from glide_jax.diffusion.loss import HybridLoss, hybrid_loss
+from glide_jax.diffusion.loss import HybridLoss, hybrid_loss, velocity_weights
+from glide_jax.diffusion.process import denoiser_of_velocity
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.glide import GlideModel
 from glide_jax.models.network import Network
@@ -106,7 +107,11 @@ class Trainer:
         def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
             return model(x_t, t, text, draws.dropout_key)
 
-        return hybrid_loss(self.schedule, denoise, batch["image"], draws.t, draws.eps)
+        weights = None
+        if self.config.diffusion.prediction == "v":
+            denoise = denoiser_of_velocity(self.schedule, denoise)
+            weights = velocity_weights(self.schedule)
+        return hybrid_loss(self.schedule, denoise, batch["image"], draws.t, draws.eps, weights)
 
     def _draw(self, key: PRNGKeyArray, batch: Batch, dropout: bool) -> "_Draws":
         t_key, eps_key, dropout_key = jax.random.split(key, 3)
