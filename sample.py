@@ -59,6 +59,10 @@ def read_prompts(arguments: Arguments) -> list[str]:
     return prompts
 
 
+def _either(given: object, default: object) -> object:
+    return default if given is None else given
+
+
 def main() -> None:
     """The command."""
     arguments = tyro.cli(Arguments, prog="sample.py")
@@ -84,21 +88,22 @@ def main() -> None:
 
     run = glide.config.sample
     settings = {
-        "checkpoint": str(arguments.checkpoint),
+        "checkpoint": arguments.checkpoint,
         "negative_prompt": arguments.negative_prompt,
-        "guidance_scale": str(arguments.guidance_scale or run.guidance_scale),
-        "steps": arguments.steps or run.steps,
-        "sampler": arguments.sampler or run.sampler,
-        "eta": str(run.eta if arguments.eta is None else arguments.eta),
+        "guidance_scale": _either(arguments.guidance_scale, run.guidance_scale),
+        "steps": _either(arguments.steps, run.steps),
+        "sampler": _either(arguments.sampler, run.sampler),
+        "eta": _either(arguments.eta, run.eta),
     }
+    metadata = {name: str(value) for name, value in settings.items()}
     files = [arguments.out]
     if len(pictures) > 1:
         columns = arguments.n if arguments.n > 1 else min(len(prompts), 4)
-        grid_metadata = settings | {"seed": str(arguments.seed)}
+        grid_metadata = metadata | {"seed": str(arguments.seed)}
         save_grid(arguments.out, pictures, prompts, columns, grid_metadata)
         files = [arguments.out.with_suffix("") / f"{i:04d}.png" for i in range(len(pictures))]
     for file, picture, prompt, seed in zip(files, pictures, prompts, seeds, strict=True):
-        save_png(file, picture, settings | {"prompt": prompt, "seed": str(seed)})
+        save_png(file, picture, metadata | {"prompt": prompt, "seed": str(seed)})
     print(arguments.out)
 
 

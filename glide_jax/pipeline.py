@@ -101,7 +101,7 @@ class Glide:
             UserError: settings that do not exist or cannot work.
         """
         defaults = self.config.sample
-        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        scale = float(defaults.guidance_scale if guidance_scale is None else guidance_scale)
         steps = str(defaults.steps if steps is None else steps)
         seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         if not prompts:

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,11 +51,11 @@ def test_negative_prompt_takes_the_empty_captions_place(glide):
 def test_text_is_encoded_outside_the_loop_over_steps(glide):
     """The scan's body must hold nothing of the text transformer: its widths do not occur there."""
     length, width = glide.config.model.text.length, glide.config.model.text.width
-    tokens, mask = glide.tokenizer.encode(["all red", ""], length)
+    tokens, mask = map(jnp.asarray, glide.tokenizer.encode(["all red", ""], length))
     traced = jax.make_jaxpr(
         lambda params: glide._sample_batch(
             params, (tokens[:1], mask[:1]), (tokens[1:], mask[1:]), jax.random.split(
-                jax.random.key(0), 1), 2.0,
+                jax.random.key(0), 1), jnp.float32(2.0),
             steps="4", sampler="ddim", eta=0.0, guided=True, progress=False,
         )
     )(glide.params)  # fmt: skip
