@@ -14,7 +14,14 @@ $(INSTALLED): setup.cfg pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python demo.py
+	$(BIN)/python train.py --config configs/scenes_tiny.py --train.run-dir out/scenes_tiny
+	$(BIN)/python sample.py --checkpoint out/scenes_tiny --prompts-file configs/scenes_prompts.txt --out out/demo.png
+	@echo
+	@echo "Open out/demo.png: pictures that the model just trained drew for the captions under them."
+	@echo "Draw your own:    $(BIN)/python sample.py --checkpoint out/scenes_tiny --prompt 'a red star' --n 4"
+	@echo "How good is it?   $(BIN)/python -m glide_jax.evaluation.scenes --checkpoint out/scenes_tiny"
+	@echo "Your own folder:  $(BIN)/python train.py --config configs/scenes_base64.py --data.source folder --data.path FOLDER"
+	@echo "Read on:          README.md, CONTRIBUTING.md"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
