@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -119,3 +121,11 @@ def test_the_command_judges_real_pictures(tmp_path, capsys):
 def test_the_command_refuses_what_it_cannot_do(arguments, message):
     with pytest.raises(UserError, match=message):
         main(arguments)
+
+
+def test_the_command_judges_a_models_pictures(trained_run, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    main(Arguments(checkpoint=trained_run, n=3, steps="2", out=out))
+    said = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"colours right: \d of 3 \(.*%\)", said[-2])
+    assert out.stat().st_size > 1000
