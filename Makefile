@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	@echo "Read on:          README.md, CONTRIBUTING.md"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -14,6 +14,8 @@ import tyro
 from glide_jax import Glide, UserError
 from glide_jax.errors import exit_on_user_error
 from glide_jax.pictures import save_grid, save_png
+from glide_jax.pipeline import MAX_BATCH
+from glide_jax.training.sharding import use_all_cores
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def main() -> None:
     prompts = [prompt for prompt in read_prompts(arguments) for _ in range(arguments.n)]
     seeds = [arguments.seed + i % arguments.n for i in range(len(prompts))]
 
+    use_all_cores(arguments.batch_size or min(len(prompts), MAX_BATCH))
     glide = Glide.load(arguments.checkpoint)
     pictures = glide.generate(
         prompts,

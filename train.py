@@ -32,6 +32,7 @@ from glide_jax.training.step import Trainer, TrainState
 def train(config: Config, run_dir: Path) -> None:
     """Trains until `config.train.steps`, or until asked to stop."""
     settings = config.train
+    sharding.use_all_cores(settings.batch_examples // settings.micro_batches)
     lead = jax.process_index() == 0
 
     # Data ------------------------------------------------------------------------------------

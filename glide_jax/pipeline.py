@@ -8,10 +8,12 @@ pictures = glide.generate(["a red star", "a blue ring"], seed=0)
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
 
@@ -42,8 +44,11 @@ class Glide:
 
     def __init__(self, config: Config, params: Params, tokenizer: Tokenizer) -> None:
         self.config = config
-        self.params = params
         self.tokenizer = tokenizer
+        self._mesh = jax.make_mesh(
+            (jax.local_device_count(),), ("data",), (AxisType.Auto,), devices=jax.local_devices()
+        )
+        self.params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
         self._network = glide_network(config.model)
         self._bar: tqdm | None = None
         self._sample = jax.jit(
@@ -138,7 +143,8 @@ class Glide:
                 # The last batch is filled up with its last prompt, to fit the compiled program.
                 rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
                 keys = jax.vmap(jax.random.key)(jnp.asarray([seeds[row] for row in rows]))
-                images = draw(text=(tokens[rows], mask[rows]), keys=keys)
+                text, keys = self._shared_out(((tokens[rows], mask[rows]), keys))
+                images = draw(text=text, keys=keys)
                 pictures.append(to_uint8(np.asarray(images))[: len(prompts) - start])
             jax.effects_barrier()
         return np.concatenate(pictures)
@@ -179,6 +185,13 @@ class Glide:
             eta=eta,
             on_step=self._tick if progress else None,
         )
+
+    def _shared_out(self, batch: Any) -> Any:
+        """Gives each device its part of the pictures, where they divide."""
+        size = len(jax.tree.leaves(batch)[0])
+        divides = size % self._mesh.size == 0
+        spec = PartitionSpec("data") if divides else PartitionSpec()
+        return jax.device_put(batch, NamedSharding(self._mesh, spec))
 
     def _tick(self, _: int) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 Their time goes into compiling, so LLVM is told not to optimise: half the time, the same results.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -48,14 +49,21 @@ def colour_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def python(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder for all the processes that pytest-xdist spreads the tests over."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def python(shared_folder):
     """Starts a script of the project as a user would: `python("train.py", "--config", ...)`.
 
     The processes share compiled programs, as they would on a user's machine.
     """
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
 
@@ -88,10 +96,13 @@ def train(python, colour_folder):
 
 
 @pytest.fixture(scope="session")
-def trained_run(train, tmp_path_factory):
+def trained_run(train, shared_folder):
     """A run folder whose model knows the eight colours by heart."""
-    run_dir = tmp_path_factory.mktemp("runs") / "colours"
-    process = train(run_dir)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
+    run_dir = shared_folder / "trained_run"
+    with (shared_folder / "trained_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first test process to come trains it
+        if not run_dir.exists():
+            process = train(run_dir)
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors
     return run_dir

@@ -24,7 +24,8 @@ from glide_jax.data.scene_workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_grid
-from glide_jax.pipeline import Glide
+from glide_jax.pipeline import MAX_BATCH, Glide
+from glide_jax.training.sharding import use_all_cores
 
 COLOURFUL = 0.12
 """Least chroma of an object's pixel, in units of its lightness. In real pictures 0.10 to 0.14 do
@@ -184,6 +185,7 @@ def _real(arguments: Arguments) -> UInt8[np.ndarray, "n h w 3"]:
 
 def _generated(arguments: Arguments, captions: list[str]) -> UInt8[np.ndarray, "n h w 3"]:
     assert arguments.checkpoint is not None
+    use_all_cores(min(arguments.n, MAX_BATCH))
     return Glide.load(arguments.checkpoint).generate(
         captions,
         guidance_scale=arguments.guidance_scale,

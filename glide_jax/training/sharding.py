@@ -4,6 +4,8 @@ The mesh has two axes. The batch is split over both; parameters, EMA and optimis
 split over 'fsdp' (arXiv 2004.13336, ZeRO) and repeated along 'data'.
 """
 
+import contextlib
+import os
 import re
 from typing import Any, Literal
 
@@ -26,6 +28,19 @@ RULES: tuple[Rule, ...] = (
 
 FSDP_MIN_SIZE = 2**16
 """Parameters with fewer numbers than this are cheaper to repeat than to gather."""
+
+
+def use_all_cores(batch_examples: int) -> None:
+    """Makes CPU cores devices of their own, as many as share a batch evenly. Call it first of all.
+
+    XLA runs many of a small U-Net's operations on one core while the others wait. With a device a
+    core, each with its part of the batch, all are busy (benchmarks/train_step.py measures it).
+    Accelerators do not notice.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = max(n for n in range(1, (cores or 1) + 1) if batch_examples % n == 0)
+    with contextlib.suppress(RuntimeError):  # JAX is already in use: its devices stay as they are
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(config: Config) -> Mesh:

@@ -15,7 +15,7 @@ from glide_jax.diffusion.process import denoiser_of_velocity
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.glide import GlideModel
 from glide_jax.models.network import Network
-from glide_jax.shapes import Batch, Params
+from glide_jax.shapes import Batch, Denoiser, Params
 from glide_jax.training import sharding
 from glide_jax.training.optim import ema_decay, ema_update, optimizer
 
@@ -88,7 +88,7 @@ class Trainer:
     def init(self) -> TrainState:
         """The state before the first step."""
         shardings = self.state_shardings.params
-        params = {
+        params: Params = {
             name: jax.make_array_from_callback(value.shape, shardings[name], value.__getitem__)
             for name, value in self.network.init(self.config.train.seed).items()
         }
@@ -104,12 +104,13 @@ class Trainer:
         model = self.network.bind(params)
         text = model.encode_text(batch["tokens"], batch["token_mask"])
 
-        def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        def network(x_t: jax.Array, t: jax.Array) -> jax.Array:
             return model(x_t, t, text, draws.dropout_key)
 
+        denoise: Denoiser = network
         weights = None
         if self.config.diffusion.prediction == "v":
-            denoise = denoiser_of_velocity(self.schedule, denoise)
+            denoise = denoiser_of_velocity(self.schedule, network)
             weights = velocity_weights(self.schedule)
         return hybrid_loss(self.schedule, denoise, batch["image"], draws.t, draws.eps, weights)
 

@@ -1,0 +1,159 @@
+"""Milliseconds of a train step and of a forward pass, beside those of a straightforward U-Net.
+
+    python benchmarks/train_step.py
+
+The model is the benchmark's own: 64 channels, multipliers 1 2 2, one residual block a level,
+attention at 16 and 8 px, 32 px pictures, batch 32, float32. "plain" is the same model with group
+norm over a grouped reshape and attention with heads on the third axis, on one device; "ours" is
+the project's on one device; "ours, a device a core" is what train.py does on a CPU.
+The three take turns, and the fastest of several turns counts, because machines are noisy.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glide_jax.config import (
+    Config,
+    DiffusionConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+    UNetConfig,
+)
+from glide_jax.models import text, unet
+from glide_jax.models.glide import glide_network
+from glide_jax.models.layers import EPSILON, GroupNorm
+from glide_jax.training import sharding
+from glide_jax.training.step import Trainer
+
+
+def benchmark_config(batch: int, dtype: str) -> Config:
+    """The model that the project's speed on a CPU is measured on."""
+    model = ModelConfig(
+        text=TextConfig(vocab_size=512, length=32, width=128, layers=2, heads=4),
+        unet=UNetConfig(
+            resolution_px=32,
+            channels=64,
+            channel_mult=(1, 2, 2),
+            res_blocks=1,
+            attention_px=(16, 8),
+            head_width=32,
+        ),
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    return Config(model, DiffusionConfig(), train=TrainConfig(batch_examples=batch))
+
+
+def plain_group_norm(
+    self: GroupNorm, x: jax.Array, scale: Any = None, shift: Any = None
+) -> jax.Array:
+    """As it is usually written."""
+    b, h, w, c = x.shape
+    grouped = x.astype(jnp.float32).reshape(b, h, w, 32, c // 32)
+    mean = jnp.mean(grouped, (1, 2, 4), keepdims=True)
+    variance = jnp.var(grouped, (1, 2, 4), keepdims=True)
+    y = ((grouped - mean) * jax.lax.rsqrt(variance + EPSILON)).reshape(b, h, w, c)
+    y = y * self.scale[...] + self.bias[...]
+    return y if scale is None else y * (1 + scale[:, None, None]) + shift[:, None, None]
+
+
+def plain_attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """As it is usually written: heads on the third axis."""
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # b l n k
+    logits = jnp.einsum("bqnk,blnk->bnql", q, k) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
+    return jnp.einsum("bnql,blnk->bqnk", weights, v).transpose(0, 2, 1, 3)
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Puts the plain layers in place of the project's while a program is traced."""
+    with (
+        mock.patch.object(GroupNorm, "__call__", plain_group_norm),
+        mock.patch.object(unet, "attend", plain_attend),
+        mock.patch.object(text, "attend", plain_attend),
+    ):
+        yield
+
+
+def programs(config: Config, devices: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A train step and a forward pass, compiled and run once."""
+    mesh = jax.make_mesh(
+        (devices, 1),
+        ("data", "fsdp"),
+        (jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[:devices],
+    )
+    trainer = Trainer(config, glide_network(config.model), mesh)
+    rng = np.random.default_rng(0)
+    b, px = config.train.batch_examples, config.model.unet.resolution_px
+    length = config.model.text.length
+    batch = sharding.to_devices(
+        {
+            "image": rng.uniform(-1, 1, (b, px, px, 3)).astype(np.float32),
+            "tokens": rng.integers(0, 512, (b, length)).astype(np.int32),
+            "token_mask": rng.random((b, length)) < 0.5,
+        },  # type: ignore[typeddict-item]
+        mesh,
+    )
+    state = trainer.init()
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = trainer.step(state, batch)
+        return metrics
+
+    def forward() -> Any:
+        return trainer.validate(state.ema, batch)
+
+    jax.block_until_ready((step(), forward()))
+    return step, forward
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--turns", type=int, default=6)
+    arguments = parser.parse_args()
+    sharding.use_all_cores(arguments.batch)
+    config = benchmark_config(arguments.batch, arguments.dtype)
+    count = glide_network(config.model).parameter_count
+    devices = jax.device_count()
+    print(f"{count / 1e6:.1f}M parameters, {os.cpu_count()} cores, {jax.devices()[0].device_kind}")
+
+    with plain_layers():
+        runs = {"plain": programs(config, 1)}
+    runs["ours"] = programs(config, 1)
+    if devices > 1:
+        runs["ours, a device a core"] = programs(config, devices)
+
+    best = {(name, i): float("inf") for name in runs for i in (0, 1)}
+    for _ in range(arguments.turns):
+        for name, pair in runs.items():
+            for i, run in enumerate(pair):
+                start = time.perf_counter()
+                jax.block_until_ready(run())
+                best[name, i] = min(best[name, i], time.perf_counter() - start)
+
+    print(f"{'':24}{'step':>10}{'forward':>10}{'images/s':>10}{'speed-up':>10}")
+    for name in runs:
+        step_s, forward_s = best[name, 0], best[name, 1]
+        print(
+            f"{name:24}{step_s * 1e3:7.0f} ms{forward_s * 1e3:7.0f} ms"
+            f"{arguments.batch / step_s:10.1f}{best['plain', 0] / step_s:9.2f}x"
+        )
+
+
+if __name__ == "__main__":
+    main()
