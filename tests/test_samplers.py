@@ -220,7 +220,8 @@ def test_trajectory_ends_where_sample_does(sampler):
     np.testing.assert_allclose(
         sample(wavy, TEN, X_T, NOISE, sampler=sampler), x[-1], rtol=0, atol=1e-6
     )
-    np.testing.assert_array_equal(x[-1], x_0[-1])
+    # The last step's coefficients are 1 and 0: what is left is their rounding to float32.
+    np.testing.assert_allclose(x[-1], x_0[-1], rtol=0, atol=1e-6)
     assert jnp.abs(x_0).max() <= 1
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from glide_jax.config import OptimConfig
+from glide_jax.config import DiffusionConfig, OptimConfig
 from glide_jax.errors import UserError
 from glide_jax.models.glide import glide_network
 from glide_jax.training import sharding
@@ -18,7 +18,8 @@ from glide_jax.training.step import Trainer
 
 def with_train(**changes):
     config = tiny.get_config()
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+    train = dataclasses.replace(config.train, **changes)
+    return dataclasses.replace(config, train=train, diffusion=DiffusionConfig(prediction="eps"))
 
 
 @pytest.fixture(scope="module")

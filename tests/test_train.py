@@ -61,23 +61,23 @@ def test_run_folder_holds_everything(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     assert {"config.json", "tokenizer", "checkpoints", "samples", "metrics.jsonl"} <= names
     assert list((trained_run / "tensorboard").glob("events*"))
-    assert sorted(p.name for p in (trained_run / "checkpoints").iterdir()) == ["200", "300", "400"]
-    assert Image.open(trained_run / "samples" / "0000400.png").size[0] > 400
+    assert sorted(p.name for p in (trained_run / "checkpoints").iterdir()) == ["100", "200", "300"]
+    assert Image.open(trained_run / "samples" / "0000300.png").size[0] > 400
     steps = [line["step"] for line in metrics(trained_run) if "loss" in line]
-    assert steps == list(range(10, 401, 10))
+    assert steps == list(range(10, 301, 10))
     validated = [line["step"] for line in metrics(trained_run) if "validation_loss" in line]
-    assert validated == [200, 400]
+    assert validated == [150, 300]
 
 
 def test_killed_run_resumes_bit_for_bit(train, trained_run, tmp_path):
     process = train(tmp_path)
-    wait_for((tmp_path / "checkpoints" / "200").is_dir, process)
+    wait_for((tmp_path / "checkpoints" / "100").is_dir, process)
     process.kill()
     process.wait()
-    assert Checkpoints(tmp_path).latest_step < 400
+    assert Checkpoints(tmp_path).latest_step < 300
     # What a write cut short leaves behind: a temporary folder, and half a line of metrics.
-    (tmp_path / "checkpoints" / "390.orbax-checkpoint-tmp").mkdir()
-    (tmp_path / "metrics.jsonl").open("a").write('{"step": 390, "lo')
+    (tmp_path / "checkpoints" / "290.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "metrics.jsonl").open("a").write('{"step": 290, "lo')
     assert "resumed at step" in finish(train(tmp_path))
     assert_same_result(tmp_path, trained_run)
 
@@ -90,7 +90,7 @@ def test_asked_to_stop_it_saves_and_goes_on_later(train, trained_run, tmp_path, 
     process.send_signal(number)
     assert "the same command goes on from here" in finish(process)
     step = Checkpoints(tmp_path).latest_step
-    assert step is not None and step < 400
+    assert step is not None and step < 300
     if number == signal.SIGTERM:
         finish(train(tmp_path))
         assert_same_result(tmp_path, trained_run)

@@ -32,12 +32,12 @@ def get_config() -> Config:
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=10, ema_decay=0.95),
         sample=SampleConfig(sampler="ddim", steps="10", guidance_scale=2.0),
         train=TrainConfig(
-            steps=400,
+            steps=300,
             batch_examples=8,
             log_every_steps=10,
             checkpoint_every_steps=100,
-            sample_every_steps=400,
-            validate_every_steps=200,
+            sample_every_steps=300,
+            validate_every_steps=150,
             validation_examples=8,
         ),
     )
