@@ -4,8 +4,9 @@
 
 Two things differ from the paper, because a few hundred steps must do: the pictures are smaller, and
 the network predicts velocity instead of noise. In eps's squared error a caption counts for almost
-nothing, and training comes to it late. With v, 400 steps are enough to draw eight pictures of one
-colour each by their captions (tests/test_train.py); with eps the same steps ignored the captions.
+nothing, and training comes to it late. With v, 300 steps are enough to draw eight pictures of one
+colour each by their captions (tests/test_train.py; train tests/tiny.py with
+--diffusion.prediction eps to compare).
 """
 
 from glide_jax.config import (
