@@ -204,7 +204,7 @@ def test_two_processes_may_prepare_the_same_data_set(tmp_path):
 def test_what_cannot_be_loaded_is_named(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"no split 'test', only train, validation, novel"):
         load("test", data_dir, TINY)
-    with pytest.raises(UserError, match=r"full or mini, not 'huge'"):
+    with pytest.raises(UserError, match=r"full, mini, closeups, not 'huge'"):
         load("train", data_dir, "huge")
     (tmp_path / "scenes").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot draw scenes into .*scenes"):

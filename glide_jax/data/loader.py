@@ -103,7 +103,7 @@ class Loader(Iterator[Batch]):
         dropped = rng.random() < data.caption_drop
         pixels = load_pixels(
             record.image,
-            self._config.model.unet.resolution_px,
+            self._config.model.resolution_px,
             rng,
             crop=data.crop,
             horizontal_flip=data.horizontal_flip,
@@ -132,7 +132,7 @@ def validation_batches(
         UserError: as Loader.
     """
     reader = RecordReader(source, config.data.max_bad_share)
-    prepare = partial(_prepare_for_validation, config.model.unet.resolution_px)
+    prepare = partial(_prepare_for_validation, config.model.resolution_px)
     count = min(config.train.validation_examples, len(source))
     examples = grain.MapDataset.range(count).repeat().map(lambda index: reader.read(index, prepare))
     batches = _batched(examples, tokenizer, config, process_index, process_count)

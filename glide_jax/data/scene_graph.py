@@ -37,6 +37,8 @@ BACKGROUNDS: dict[str, tuple[Rgb, Rgb]] = {
 word: a colour word in a caption is always an object's."""
 SIZES = {"small": (0.27, 0.31), "large": (0.39, 0.44)}
 """Smallest and largest diameter of objects called so."""
+CLOSEUP = (0.6, 0.8)
+"""Smallest and largest diameter of the one object of a close-up."""
 LIGHTS = (-0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9)
 """Where light may come from, in radians clockwise from straight above."""
 RELATIONS = ("left of", "right of", "above", "below")
@@ -69,6 +71,7 @@ class Thing:
     shape: str
     colour: str
     size: str
+    """One of SIZES; '' in a close-up."""
     texture: str
     x: float
     """Centre."""
@@ -101,28 +104,30 @@ class Scene:
         return cls(**values | {"things": tuple(Thing(**thing) for thing in values["things"])})
 
 
-def make(split: str, index: int) -> tuple[Scene, tuple[str, ...]]:
+def make(split: str, index: int, *, closeup: bool = False) -> tuple[Scene, tuple[str, ...]]:
     """The scene with this index of a split, and four captions.
 
     Args:
         split: one of SPLITS.
-        index: from 0, without an upper end; with the split, the seed of everything random.
+        index: from 0, without an upper end; with the others, the seed of everything random.
+        closeup: one object that fills most of the picture. A caption then decides most of what
+            there is to see, so a model follows captions after minutes of training.
 
     Returns:
         The scene, and captions that differ in how much they say. Each names every object by its
         shape at least. The first adds the colours and the relation; the second says everything;
         the third leaves out the relation or some colour; the fourth lies in between.
     """
-    rng = random.Random(f"{split}/{index}")
-    scene = _scene(rng, HELD_OUT if split == "novel" else SEEN)
+    rng = random.Random(f"{'closeup/' if closeup else ''}{split}/{index}")
+    scene = _scene(rng, HELD_OUT if split == "novel" else SEEN, closeup)
     return scene, _captions(rng, scene)
 
 
-def _scene(rng: random.Random, pairs: tuple[tuple[str, str], ...]) -> Scene:
-    chosen = rng.sample(pairs, 2 if rng.random() < 0.6 else 1)
+def _scene(rng: random.Random, pairs: tuple[tuple[str, str], ...], closeup: bool) -> Scene:
+    chosen = rng.sample(pairs, 2 if not closeup and rng.random() < 0.6 else 1)
     relation = rng.choice(RELATIONS) if len(chosen) == 2 else ""
-    sizes = [rng.choice(tuple(SIZES)) for _ in chosen]
-    diameters = [rng.uniform(*SIZES[size]) for size in sizes]
+    sizes = ["" if closeup else rng.choice(tuple(SIZES)) for _ in chosen]
+    diameters = [rng.uniform(*SIZES.get(size, CLOSEUP)) for size in sizes]
     places = _places(rng, diameters, relation)
     things = tuple(
         Thing(
@@ -216,5 +221,5 @@ def _ground(rng: random.Random, sentence: str, scene: Scene) -> str:
 def _phrase(thing: Thing, *attributes: str) -> str:
     """The object with these attributes, as "an orange heart"; a plain texture goes unsaid."""
     words = [getattr(thing, attribute) for attribute in attributes]
-    words = [word for word in words if word != "plain"] + [thing.shape]
+    words = [word for word in words if word not in ("", "plain")] + [thing.shape]
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])

@@ -34,29 +34,33 @@ class EncodedScene(NamedTuple):
     """The scene graph as JSON."""
 
 
-def encoded_scene(split: str, index: int) -> EncodedScene:
+def encoded_scene(split: str, index: int, *, closeup: bool = False) -> EncodedScene:
     """Makes one record; see `scene_graph.make` for the arguments."""
-    scene, captions = make(split, index)
+    scene, captions = make(split, index, closeup=closeup)
     file = io.BytesIO()
     Image.fromarray(draw(scene, SIZE_PX)).save(file, "JPEG", quality=QUALITY, subsampling=0)
     return EncodedScene(file.getvalue(), captions, scene.to_json())
 
 
-def encoded_scenes(split: str, count: int, workers: int = 1) -> Iterator[EncodedScene]:
+def encoded_scenes(
+    split: str, count: int, workers: int = 1, *, closeup: bool = False
+) -> Iterator[EncodedScene]:
     """Makes the first `count` records of a split, in order.
 
     Args:
         split: one of SPLITS.
         count: how many records.
         workers: processes to start; with 1, this one does the work.
+        closeup: see `scene_graph.make`.
 
     Raises:
         RuntimeError: a worker died; what it said is on stderr.
     """
     if workers == 1:
-        yield from (encoded_scene(split, index) for index in range(count))
+        yield from (encoded_scene(split, index, closeup=closeup) for index in range(count))
         return
-    processes = [_start(split, first, count, workers) for first in range(workers)]
+    shares = [range(first, count, workers) for first in range(workers)]
+    processes = [_start(split, share, closeup) for share in shares]
     try:
         for index in range(count):
             output = processes[index % workers].stdout
@@ -71,20 +75,22 @@ def encoded_scenes(split: str, count: int, workers: int = 1) -> Iterator[Encoded
             process.communicate()
 
 
-def _start(split: str, first: int, count: int, step: int) -> subprocess.Popen[bytes]:
-    """Starts a process for records first, first + step, ... below count."""
+def _start(split: str, share: range, closeup: bool) -> subprocess.Popen[bytes]:
+    """Starts a process for the records whose indices are in `share`."""
+    numbers = (share.start, share.stop, share.step, int(closeup))
     return subprocess.Popen(
-        [sys.executable, "-m", __name__, split, *map(str, (first, count, step))],
+        [sys.executable, "-m", __name__, split, *map(str, numbers)],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         start_new_session=True,  # Ctrl-C is the parent's to handle
     )
 
 
-def _work(split: str, first: str, count: str, step: str) -> None:
+def _work(split: str, start: str, stop: str, step: str, closeup: str) -> None:
     """What a worker does."""
-    for index in range(int(first), int(count), int(step)):
-        pickle.dump(tuple(encoded_scene(split, index)), sys.stdout.buffer)
+    for index in range(int(start), int(stop), int(step)):
+        record = encoded_scene(split, index, closeup=bool(int(closeup)))
+        pickle.dump(tuple(record), sys.stdout.buffer)
     sys.stdout.flush()
 
 

@@ -2,7 +2,7 @@
 
 `load` is what most callers want. The TFDS builder writes array_record files and works without
 TensorFlow: pictures are handed over encoded, and read back so. Record i of a split is
-`make(split, i)`, whatever the size of the split.
+`make(split, i)`, whatever the size of the split; of close-ups, `make(split, i, closeup=True)`.
 """
 
 import contextlib
@@ -30,11 +30,13 @@ MAX_WORKERS = 16
 
 @dataclasses.dataclass(eq=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-    """How many pictures each split holds."""
+    """How many pictures each split holds, and of which kind."""
 
     train: int = 50_000
     validation: int = 2_000
     novel: int = 2_000
+    closeup: bool = False
+    """One large object in each, see `scene_graph.make`."""
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
@@ -49,6 +51,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [  # noqa: RUF012 (the name and type that TFDS reads)
         ScenesConfig(name="full"),
         ScenesConfig(name="mini", train=256, validation=64, novel=64),
+        ScenesConfig(name="closeups", train=20_000, validation=1_000, novel=1_000, closeup=True),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -70,9 +73,10 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        count = getattr(self.builder_config, split)
+        config = self.builder_config
+        count = getattr(config, split)
         workers = 1 if count <= SMALL_SPLIT else min(os.cpu_count() or 1, MAX_WORKERS)
-        records = encoded_scenes(split, count, workers)
+        records = encoded_scenes(split, count, workers, closeup=config.closeup)
         for index, record in enumerate(tqdm(records, f"drawing scenes: {split}", count)):
             yield (
                 index,
@@ -95,7 +99,8 @@ def load(
     Args:
         split: train, validation, novel, or a part as in TFDS: "train[:1000]".
         data_dir: where TFDS keeps its data sets; empty for its own default.
-        config: "full" (50,000 + 2,000 + 2,000 pictures), "mini" (256 + 64 + 64), or other sizes.
+        config: "full" (50,000 + 2,000 + 2,000 pictures), "mini" (256 + 64 + 64), "closeups"
+            (20,000 + 1,000 + 1,000, one large object each), or another.
 
     Returns:
         Random access to records: a dict of `image` (JPEG bytes), `captions` (list of UTF-8 bytes)
@@ -106,7 +111,7 @@ def load(
     """
     names = [known.name for known in Scenes.BUILDER_CONFIGS]
     if isinstance(config, str) and config not in names:
-        raise UserError(f"scenes come as {' or '.join(names)}, not {config!r}")
+        raise UserError(f"scenes come as {', '.join(names)}, not {config!r}")
     arguments = {"data_dir": data_dir or None, "config": config, "file_format": "array_record"}
     _prepare(Scenes(**arguments))
     # A builder of its own to read with: the first may have lost a race, see `_prepare`.

@@ -146,22 +146,7 @@ class Tokenizer:
         Raises:
             UserError: there is none of this name, no network, or it is of another kind.
         """
-        # Takes a second or two, so only those who ask for the hub pay for it.
-        from transformers import AutoTokenizer
-
-        # Network, hub, and the repository's own files: each fails with exceptions of its own.
-        try:
-            found: Any = AutoTokenizer.from_pretrained(name)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise UserError(
-                f"data.tokenizer {name!r} is no folder, and the hub does not give it: {reason}"
-            ) from error
-        if getattr(found, "backend_tokenizer", None) is None or found.eos_token is None:
-            raise UserError(
-                f"data.tokenizer {name!r} is of another kind: it has no tokenizer.json or end token"
-            )
-        return cls(found.backend_tokenizer, found.eos_token)
+        return cls(*hub_backend(name))
 
     def save(self, folder: Path) -> None:
         """Writes what `load`, and AutoTokenizer.from_pretrained, read.
@@ -169,46 +154,82 @@ class Tokenizer:
         Raises:
             UserError: the folder cannot be written.
         """
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self.end_token,
-            "pad_token": self.end_token,
-        }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-            _write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
-        except OSError as error:
-            raise UserError(f"cannot write the tokenizer to {folder}: {error.strerror}") from None
+        write_backend(folder, self._backend, eos_token=self.end_token, pad_token=self.end_token)
 
 
-def make_tokenizer(config: DataConfig, vocab_size: int, source: Source) -> Tokenizer:
+def make_tokenizer(
+    config: DataConfig, vocab_size: int, source: Source, kind: type[Tokenizer] = Tokenizer
+) -> Tokenizer:
     """The tokenizer that data.tokenizer asks for: "train", a local folder, or a hub name.
 
     Args:
         config: names it.
         vocab_size: rows of the model's token embedding.
         source: whose captions it is trained on, if it is.
+        kind: whose rule it follows.
 
     Raises:
         UserError: it cannot be had, or the model's embedding is too small for it.
     """
-    name = config.tokenizer
+    if config.tokenizer == "train":
+        return kind.train(some_captions(source, TRAINING_CAPTIONS), vocab_size)
+    return find_tokenizer(config.tokenizer, vocab_size, kind)
+
+
+def find_tokenizer(name: str, vocab_size: int, kind: type[Tokenizer] = Tokenizer) -> Tokenizer:
+    """The tokenizer of a local folder, or of the hub's. Args and Raises as `make_tokenizer`."""
     folder = Path(name).expanduser()
-    if name == "train":
-        tokenizer = Tokenizer.train(some_captions(source, TRAINING_CAPTIONS), vocab_size)
-    elif folder.is_dir():
-        tokenizer = Tokenizer.load(folder)
+    if folder.exists():
+        tokenizer = kind.load(folder)
     elif name.startswith((".", "/", "~")):
         raise UserError(f"data.tokenizer: there is no folder {name}")
     else:
-        tokenizer = Tokenizer.from_hub(name)
+        tokenizer = kind.from_hub(name)
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer {name} has {tokenizer.vocab_size} entries, more than the model's "
             f"{vocab_size}: set model.text.vocab_size={tokenizer.vocab_size}"
         )
     return tokenizer
+
+
+def hub_backend(name: str) -> tuple[tokenizers.Tokenizer, str]:
+    """A tokenizer of the Hugging Face hub, and its end token.
+
+    Raises:
+        UserError: there is none of this name, no network, or it is of another kind.
+    """
+    # Takes a second or two, so only those who ask for the hub pay for it.
+    from transformers import AutoTokenizer
+
+    # Network, hub, and the repository's own files: each fails with exceptions of its own.
+    try:
+        found: Any = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"data.tokenizer {name!r} is no folder, and the hub does not give it: {reason}"
+        ) from error
+    if getattr(found, "backend_tokenizer", None) is None or found.eos_token is None:
+        raise UserError(
+            f"data.tokenizer {name!r} is of another kind: it has no tokenizer.json or end token"
+        )
+    return found.backend_tokenizer, found.eos_token
+
+
+def write_backend(folder: Path, backend: tokenizers.Tokenizer, **special_tokens: str) -> None:
+    """Writes tokenizer.json and the settings that the hub's libraries look for beside it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | special_tokens
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
+        _write(folder / "tokenizer.json", backend.to_str(pretty=True))
+    except OSError as error:
+        raise UserError(f"cannot write the tokenizer to {folder}: {error.strerror}") from None
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:

@@ -47,7 +47,7 @@ def load_pixels(
     # Pillow's decoders answer malformed files with nearly any exception there is (OSError,
     # SyntaxError, ValueError, struct.error, ...), and all of them mean the same here.
     try:
-        image = _decode(encoded, resolution_px)
+        image = decode(encoded, 2 * resolution_px)
     except Image.UnidentifiedImageError:
         what = "not an image that Pillow can read" if encoded else "the file is empty"
         raise BadRecordError(f"{name}: {what}") from None
@@ -78,12 +78,21 @@ def _needed(rng: np.random.Generator | None) -> np.random.Generator:
     return rng
 
 
-def _decode(encoded: bytes, resolution_px: int) -> Image.Image:
-    """An upright RGB picture, not smaller than twice `resolution_px` unless the file is."""
+def decode(encoded: bytes, least_px: int | None = None) -> Image.Image:
+    """An upright RGB picture, transparency made white; of an animation, the first frame.
+
+    Args:
+        encoded: a file of any format and colour mode Pillow reads.
+        least_px: a smaller version will do, with sides no shorter than this unless the file's are.
+
+    Raises:
+        Exception: of nearly any kind, Pillow's decoders being what they are.
+    """
     image: Image.Image = Image.open(io.BytesIO(encoded))
-    # JPEG decodes to a half, quarter or eighth at a fraction of the cost, by averaging blocks.
-    # The bicubic filter still halves what remains, so aliasing does not show.
-    image.draft(None, (2 * resolution_px, 2 * resolution_px))
+    if least_px is not None:
+        # JPEG decodes to a half, quarter or eighth at a fraction of the cost, by averaging blocks.
+        # The bicubic filter still halves what remains, so aliasing does not show.
+        image.draft(None, (least_px, least_px))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
         levels = np.asarray(image).astype(np.int64)
