@@ -1,10 +1,11 @@
-"""Classifier-free guidance at its fixed points, and what it leaves alone."""
+"""Guidance at its fixed points, and what it leaves alone."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from glide_jax.diffusion.guidance import classifier_free
+from glide_jax.diffusion.guidance import classifier, classifier_free
 
 CAPTION, EMPTY = 0.7, -0.4
 X_T = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5, 2)), jnp.float32)
@@ -65,6 +66,65 @@ def test_one_compiled_program_serves_every_scale():
         expected = classifier_free(both, scale)(X_T, T)
         np.testing.assert_allclose(guided(scale, X_T), expected, rtol=1e-5, atol=1e-6)
     assert len(traces) == 1
+
+
+def test_outside_its_interval_guidance_is_off():
+    """Ends included, example by example, and for traced ends."""
+    free = classifier_free(both, 3.0)(X_T, T)
+    np.testing.assert_array_equal(classifier_free(both, 3.0, interval=(0, 999))(X_T, T), free)
+    off = classifier_free(both, 3.0, interval=(1, 499))(X_T, T)
+    np.testing.assert_allclose(off, conditional, atol=1e-6)
+
+    @jax.jit
+    def guided(low, high):
+        return classifier_free(both, 3.0, interval=(low, high))(X_T, T)
+
+    middle = guided(1, 998)
+    np.testing.assert_allclose(middle[1], free[1], atol=1e-6)
+    np.testing.assert_allclose(middle[::2], conditional[::2], atol=1e-6)
+    np.testing.assert_allclose(guided(500, 500), middle, atol=1e-6)
+    np.testing.assert_allclose(guided(500, 999)[1:], free[1:], atol=1e-6)
+
+
+def test_rescale_gives_guided_eps_the_spread_of_the_conditional():
+    free = np.asarray(classifier_free(both, 8.0)(X_T, T))
+    none = classifier_free(both, 8.0, rescale=0.0)(X_T, T)
+    full = np.asarray(classifier_free(both, 8.0, rescale=1.0)(X_T, T))
+    part = classifier_free(both, 8.0, rescale=0.7)(X_T, T)
+    np.testing.assert_allclose(none, free, atol=1e-6)
+    for i in range(3):
+        spread = float(conditional[i, ..., :2].std())
+        assert free[i, ..., :2].std() != pytest.approx(spread, rel=0.1)
+        assert full[i, ..., :2].std() == pytest.approx(spread, rel=1e-5)
+    ratio = full[..., :2] / free[..., :2]  # one number for a picture
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1, :1], ratio.shape), rtol=1e-4)
+    np.testing.assert_allclose(part, 0.7 * full + 0.3 * free, atol=1e-5)
+    np.testing.assert_array_equal(full[..., 2:], conditional[..., 2:])
+
+
+def test_rescale_of_a_denoiser_that_says_nothing_is_finite():
+    """A new network's output is 0 everywhere."""
+
+    def silent(x_t, t):
+        return jnp.zeros((*x_t.shape[:-1], 2 * x_t.shape[-1]))
+
+    np.testing.assert_array_equal(classifier_free(silent, 3.0, rescale=0.7)(X_T, T), 0)
+
+
+def test_interval_and_rescale_together_leave_the_conditional_outside():
+    out = classifier_free(both, 8.0, interval=(400, 600), rescale=1.0)(X_T, T)
+    np.testing.assert_allclose(out[::2], conditional[::2], atol=1e-5)
+
+
+def test_classifier_is_the_gradient_of_each_example():
+    def log_prob(x_t, t):
+        return -0.5 * (x_t**2).sum(axis=(1, 2, 3)) * t
+
+    expected = -2.5 * X_T * T[:, None, None, None]
+    np.testing.assert_allclose(classifier(log_prob, 2.5)(X_T, T), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(lambda scale: classifier(log_prob, scale)(X_T, T))(2.5), expected, rtol=1e-6
+    )
 
 
 def test_float32_whatever_the_network_uses():

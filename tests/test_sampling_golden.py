@@ -1,4 +1,4 @@
-"""Whole guided trajectories of a small random model, step by step with the original's."""
+"""Whole guided trajectories of small random models, step by step with the original's."""
 
 from pathlib import Path
 
@@ -6,37 +6,86 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import load_golden
+from golden_models import load_golden, load_golden_clip
 
 from glide_jax.diffusion.guidance import classifier_free
 from glide_jax.diffusion.samplers import trajectory
 from glide_jax.diffusion.schedule import Schedule
+from glide_jax.models.clip import clip_network, similarity_gradient
 from glide_jax.models.glide import glide_network
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "sampling.npz")
+TEN = Schedule.create("squaredcos_cap_v2", 1000, str(GOLDEN["respacing"]))
+
+
+def conditioned(file, guided, **condition):
+    """A golden model's denoiser for the golden captions, and without any if it is guided."""
+    config, params, _ = load_golden(file)
+    model = glide_network(config).bind(params)
+    kinds = ("", "uncond_") if guided else ("",)
+    tokens, mask = (
+        jnp.asarray(np.concatenate([GOLDEN[kind + name] for kind in kinds]))
+        for name in ("tokens", "mask")
+    )
+    text = jax.jit(model.encode_text)(tokens.astype(jnp.int32), mask)
+    channels = model.condition(**{name: jnp.asarray(c) for name, c in condition.items()})
+    if channels is not None:
+        channels = jnp.concatenate([channels] * len(kinds))
+    denoise = model.denoiser(text, channels)
+    return classifier_free(denoise, float(GOLDEN["guidance_scale"])) if guided else denoise
+
+
+def check(run, denoise, schedule=TEN, x_T=None, noise="step_noise", **settings):
+    """Each step's x_{t-1} and x_0 within 1e-3 of the run's largest magnitude."""
+    noise = jnp.asarray(GOLDEN[noise])
+    x_T = GOLDEN["noise"] if x_T is None else x_T
+    x, x_0 = trajectory(denoise, schedule, jnp.asarray(x_T), lambda k: noise[k], **settings)
+    for ours, theirs in ((x, GOLDEN[f"{run}/x"]), (x_0, GOLDEN[f"{run}/pred_x0"])):
+        error = np.abs(ours - theirs).max(axis=(1, 2, 3, 4)) / np.abs(theirs).max()
+        assert error.max() < 1e-3, f"per step, over the largest magnitude: {error}"
 
 
 @pytest.fixture(scope="module")
 def guided():
-    config, params, _ = load_golden("unet_base.npz")
-    model = glide_network(config).bind(params)
-    tokens = np.concatenate([GOLDEN["tokens"], GOLDEN["uncond_tokens"]])
-    mask = np.concatenate([GOLDEN["mask"], GOLDEN["uncond_mask"]])
-    text = jax.jit(model.encode_text)(jnp.asarray(tokens, jnp.int32), jnp.asarray(mask))
-    return classifier_free(model.denoiser(text), float(GOLDEN["guidance_scale"]))
+    return conditioned("unet_base.npz", guided=True)
 
 
 @pytest.mark.parametrize(
     ("run", "sampler", "eta"),
     [("cfg_ddpm", "ddpm", 0.0), ("cfg_ddim", "ddim", 0.0), ("cfg_ddim_eta0.7", "ddim", 0.7)],
 )
-def test_every_step_is_the_originals(guided, run, sampler, eta):
-    schedule = Schedule.create("squaredcos_cap_v2", 1000, str(GOLDEN["respacing"]))
-    np.testing.assert_array_equal(schedule.timestep_map, GOLDEN["timestep_map"])
-    noise = jnp.asarray(GOLDEN["step_noise"])
-    x, x_0 = trajectory(
-        guided, schedule, jnp.asarray(GOLDEN["noise"]), lambda k: noise[k], sampler=sampler, eta=eta
+def test_classifier_free(guided, run, sampler, eta):
+    np.testing.assert_array_equal(TEN.timestep_map, GOLDEN["timestep_map"])
+    check(run, guided, sampler=sampler, eta=eta)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_clip(sampler):
+    """DDIM's run grows to thousands, since x_0 is not clipped again: relatively, as all are."""
+    config, params, _ = load_golden_clip()
+    clip = clip_network(config).bind(params)
+    tokens = jnp.asarray(GOLDEN["clip_tokens"], jnp.int32)
+    mask = np.arange(tokens.shape[1]) < GOLDEN["clip_lengths"][:, None]
+    text = jax.jit(clip.encode_text)(tokens, jnp.asarray(mask))
+    gradient = similarity_gradient(clip, text, float(GOLDEN["clip_guidance_scale"]))
+    denoise = conditioned("unet_base.npz", guided=False)
+    check(f"clip_{sampler}", denoise, sampler=sampler, gradient=gradient)
+
+
+def test_inpainting():
+    known, mask = jnp.asarray(GOLDEN["inpaint_image"]), jnp.asarray(GOLDEN["inpaint_mask"])
+    denoise = conditioned("unet_base_inpaint.npz", guided=True, known=known, mask=mask)
+    check(
+        "inpaint_ddpm",
+        denoise,
+        sampler="ddpm",
+        on_x_0=lambda x_0: jnp.where(mask == 1, known, x_0),
     )
-    for ours, theirs in ((x, GOLDEN[f"{run}/x"]), (x_0, GOLDEN[f"{run}/pred_x0"])):
-        error = np.abs(ours - theirs).max(axis=(1, 2, 3, 4)) / np.abs(theirs).max()
-        assert error.max() < 1e-3, f"per step, over the largest magnitude: {error}"
+
+
+def test_upsampling():
+    schedule = Schedule.create("linear", 1000, "fast27")
+    np.testing.assert_array_equal(schedule.timestep_map, GOLDEN["up_timestep_map"])
+    denoise = conditioned("unet_upsample.npz", guided=False, low_res=GOLDEN["low_res"])
+    x_T = GOLDEN["noise"] * np.float32(GOLDEN["upsample_temp"])
+    check("up_ddim", denoise, schedule, x_T, "up_step_noise", sampler="ddim")

@@ -164,10 +164,52 @@ def test_respacings_by_hand():
     assert respace("fast27", 1000).tolist()[-2:] == [800, 997]
 
 
+@given(names, st.integers(1, 60))
+def test_karras_levels_are_the_nearest_there_are(name, count):
+    """Where they lie apart; against Eq. 5 of arXiv 2206.00364 with powers taken by logarithms."""
+    whole, kept = Schedule.create(name), Schedule.create(name, 1000, f"karras{count}").timestep_map
+    sigma = np.sqrt((1 - whole.alpha_bar) / whole.alpha_bar)
+    low, high = max(sigma[0], 0.002), min(sigma[-1], 80)
+    for i, t in enumerate(kept[::-1]):
+        share = i / (count - 1) if count > 1 else 0
+        level = math.exp(7 * math.log((1 - share) * high ** (1 / 7) + share * low ** (1 / 7)))
+        nearest = min(range(1000), key=lambda t: abs(sigma[t] - level))
+        assert t == nearest or nearest in kept
+    assert len(kept) == count and (np.diff(kept) > 0).all()
+    assert sigma[kept[-1]] == pytest.approx(80, rel=0.05)
+    assert count == 1 or kept[0] == 0
+
+
+@settings(max_examples=20)
+@given(names, st.integers(21, 300), st.data())
+def test_karras_steps_are_distinct_however_many(name, T, data):
+    count = data.draw(st.integers(1, T))
+    kept = Schedule.create(name, T, f"karras{count}").timestep_map
+    assert len(kept) == count and (np.diff(kept) > 0).all()
+    assert kept[0] >= 0 and kept[-1] < T
+
+
+def test_karras_steps_crowd_where_there_is_little_noise():
+    even, karras = (Schedule.create("squaredcos_cap_v2", 1000, n) for n in ("20", "karras20"))
+    assert (np.diff(karras.timestep_map)[:3] < 30).all()
+    assert (karras.sqrt_recipm1_alpha_bar < 1).sum() > (even.sqrt_recipm1_alpha_bar < 1).sum() - 5
+    with pytest.raises(UserError, match="steps 'karras1001': cannot keep 1001 of 1000"):
+        Schedule.create("linear", 1000, "karras1001")
+
+
+@given(names, st.integers(1, 40))
+def test_first_rows_keep_their_noise(name, rows):
+    schedule = Schedule.create(name, 1000, "40")
+    part = schedule.first(rows)
+    assert part.steps == rows
+    np.testing.assert_array_equal(part.alpha_bar, schedule.alpha_bar[:rows])
+    np.testing.assert_array_equal(part.timestep_map, schedule.timestep_map[:rows])
+
+
 @pytest.mark.parametrize(
     "respacing",
     ["0", "5000", "abc", "", "-3", "1.5", "10,", "10,0", "600,600", "ddim", "ddim0", "ddim400",
-     "ddimx", "fast", "ddim1001"],
+     "ddimx", "fast", "ddim1001", "karras", "karras0", "karras2000", "karras5.5"],
 )  # fmt: skip
 def test_bad_respacing_is_named(respacing):
     with pytest.raises(UserError, match=f"^steps '{respacing}'"):

@@ -1,8 +1,10 @@
-"""From noise to pictures: one loop, and a step function for each sampler.
+"""From noise to pictures: one loop for every sampler.
 
-At each row of the schedule, last to first, the loop asks the denoiser for eps and makes it a
-prediction of x_0; the sampler says what x_{t-1} then is. To add one: a function of the schedule
-and eta that returns its coefficients and its step, and a line in SAMPLERS.
+At each call of the denoiser the loop makes its eps a prediction of x_0, thresholds it and hands it
+to hooks; the sampler's step, one of `steps`, says what the next x_t then is.
+
+To start in the middle (SDEdit, arXiv 2108.01073), give the schedule's `first` rows and a picture
+noised to the last of them.
 """
 
 from collections.abc import Callable
@@ -13,14 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from glide_jax.diffusion.process import (
-    eps_from_x_0,
-    learned_log_variance,
-    q_posterior,
-    split_output,
-    x_0_from_eps,
-)
-from glide_jax.diffusion.schedule import Schedule, Table
+from glide_jax.diffusion.process import eps_from_x_0, split_output, x_0_from_eps
+from glide_jax.diffusion.schedule import Schedule
+from glide_jax.diffusion.steps import SAMPLERS, Plan, Prediction, StepInput, inverse_ddim
 from glide_jax.errors import UserError
 from glide_jax.shapes import Denoiser
 
@@ -28,80 +25,44 @@ Noise = Callable[[jax.Array], jax.Array]
 """`k -> (b, h, w, c)`: standard normal noise for the k-th step taken, k = 0 first; k is traced."""
 OnX0 = Callable[[jax.Array], jax.Array]
 """A change to each predicted x_0, (b, h, w, c) to the same: known pixels put back, for example."""
-OnStep = Callable[[int], None]
-"""Told k when the k-th step is under way, from another thread and not strictly in order."""
+Gradient = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(x_t, t) -> (b, h, w, c)`: the gradient by x_t of a log probability, t the original index."""
 
 
-class StepInput(NamedTuple):
-    """What a sampler knows at a step; arrays are (b, h, w, c) float32 unless said otherwise."""
+class State(NamedTuple):
+    """What a sampler has when it has come so far: what one call of the denoiser hands on."""
 
-    row: jax.Array
-    """(b,): the schedule's row, the same for every example."""
-    x_t: jax.Array
-    x_0: jax.Array
-    """The predicted picture, after hook and clipping."""
-    eps: jax.Array
-    """The noise that leads from this x_0 to x_t."""
-    v: jax.Array
-    """The denoiser's variance fraction."""
-    noise: jax.Array
-    """Fresh standard normal noise."""
+    x_t: Float[Array, "b h w c"]
+    past: tuple[Prediction, ...]
+    """The latest predictions, as many as the sampler looks back at."""
 
 
-Coefficients = dict[str, Table]
-"""A sampler's numbers, float64, by name; its step gets those of one row, as float32."""
-Step = Callable[[dict[str, jax.Array], StepInput], jax.Array]
-"""`(coefficients, input) -> x_{t-1}`."""
-Sampler = Callable[[Schedule, float], tuple[Coefficients, Step]]
-"""`(schedule, eta) -> (coefficients, step)`."""
+def static_threshold(x_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Clips a predicted x_0 to [-1, 1]."""
+    return jnp.clip(x_0, -1, 1)
 
 
-def ddpm(schedule: Schedule, eta: float) -> tuple[Coefficients, Step]:
-    """Ancestral sampling: x_{t-1} ~ N(mu~(x_t, x_0), learned variance). Sec. 3.1, arXiv 2102.09672.
+def dynamic_threshold(percentile: float) -> OnX0:
+    """Clips each picture at a percentile of its own magnitudes and scales it into [-1, 1].
+
+    Sec. 2.3, arXiv 2205.11487: s is the percentile of |x_0|, or 1 if that is more, and x_0 becomes
+    clip(x_0, -s, s) / s. Strong guidance then does not saturate so many pixels.
 
     Args:
-        schedule: s rows.
-        eta: not used.
-    """
-    coefficients = {"noise": np.where(np.arange(schedule.steps) > 0, 1.0, 0.0)}
-
-    def step(c: dict[str, jax.Array], at: StepInput) -> jax.Array:
-        mean = q_posterior(schedule, at.x_0, at.x_t, at.row).mean
-        sigma = jnp.exp(0.5 * learned_log_variance(schedule, at.v, at.row))
-        return mean + c["noise"] * sigma * at.noise
-
-    return coefficients, step
-
-
-def ddim(schedule: Schedule, eta: float) -> tuple[Coefficients, Step]:
-    """DDIM. Eqs. 12 and 16, arXiv 2010.02502.
-
-        x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - sigma^2) eps + sigma noise
-        sigma^2 = eta^2 (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t
-
-    Args:
-        schedule: s rows.
-        eta: 0 is deterministic, 1 is ancestral sampling with the variance beta~.
+        percentile: as a fraction, in [0, 1]; 0.995 is usual.
 
     Raises:
-        UserError: eta is not in [0, 1].
+        UserError: it is not.
     """
-    if not 0 <= eta <= 1:
-        raise UserError(f"eta ({eta}) must be in [0, 1]")
-    sigma = eta * np.sqrt(schedule.posterior_variance)
-    coefficients = {
-        "x_0": np.sqrt(schedule.alpha_bar_prev),
-        "eps": np.sqrt(np.maximum(1 - schedule.alpha_bar_prev - sigma**2, 0)),
-        "noise": sigma,
-    }
+    if not 0 <= percentile <= 1:
+        raise UserError(f"dynamic threshold ({percentile}) must be a fraction in [0, 1]")
 
-    def step(c: dict[str, jax.Array], at: StepInput) -> jax.Array:
-        return c["x_0"] * at.x_0 + c["eps"] * at.eps + c["noise"] * at.noise
+    def threshold(x_0: jax.Array) -> jax.Array:
+        s = jnp.quantile(jnp.abs(x_0), percentile, axis=(1, 2, 3), keepdims=True)
+        s = jnp.maximum(s, 1)
+        return jnp.clip(x_0, -s, s) / s
 
-    return coefficients, step
-
-
-SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim}
+    return threshold
 
 
 def sample(
@@ -112,9 +73,9 @@ def sample(
     *,
     sampler: str,
     eta: float = 0.0,
-    clip: bool = True,
+    threshold: OnX0 | None = static_threshold,
     on_x_0: OnX0 | None = None,
-    on_step: OnStep | None = None,
+    gradient: Gradient | None = None,
 ) -> Float[Array, "b h w c"]:
     """Draws pictures.
 
@@ -122,22 +83,78 @@ def sample(
         denoise: given original step indices, also when the schedule is respaced.
         schedule: the steps to visit.
         x_T: where to start: standard normal noise, or a picture noised to the last row.
-        noise: for each step; not used at the last, nor by DDIM with eta 0.
+        noise: for each step; not used at the last, and only by DDPM and DDIM with eta.
         sampler: a key of SAMPLERS.
         eta: see `ddim`; other samplers ignore it.
-        clip: keep each predicted x_0 in [-1, 1].
-        on_x_0: changes each predicted x_0, before clipping.
-        on_step: progress, called from inside the compiled loop.
+        threshold: keeps each predicted x_0 in range; None lets it be.
+        on_x_0: changes each predicted x_0, after thresholding.
+        gradient: guidance by a classifier or CLIP, see `guidance.classifier`. DDPM's mean is
+            shifted by variance * gradient, eps of all others by -sqrt(1 - alpha_bar_t) * gradient
+            (algorithms 1 and 2, arXiv 2105.05233), and x_0 with it, past threshold and hook.
 
     Returns:
-        x_0; in [-1, 1] if clipped.
+        x_0; within the threshold, unless a gradient moved it.
 
     Raises:
         UserError: unknown sampler, or eta out of range.
     """
-    step, rows = _loop(denoise, schedule, noise, sampler, eta, clip, on_x_0, on_step)
-    x_0, _ = jax.lax.scan(lambda x_t, row: (step(x_t, row)[0], None), x_T, rows)
-    return x_0
+    state = begin(schedule, x_T, sampler=sampler, eta=eta)
+    return advance(
+        denoise,
+        schedule,
+        state,
+        noise,
+        sampler=sampler,
+        eta=eta,
+        threshold=threshold,
+        on_x_0=on_x_0,
+        gradient=gradient,
+    ).x_t
+
+
+def begin(
+    schedule: Schedule, x_T: Float[Array, "b h w c"], *, sampler: str, eta: float = 0.0
+) -> State:
+    """The state before the first call: for `advance`, which draws in parts."""
+    return _start(_plan(sampler, schedule, eta), x_T)
+
+
+def denoiser_calls(schedule: Schedule, *, sampler: str, eta: float = 0.0) -> int:
+    """How often a sampler calls the denoiser: as often as there are steps, or more often."""
+    return len(_plan(sampler, schedule, eta).rows)
+
+
+def advance(
+    denoise: Denoiser,
+    schedule: Schedule,
+    state: State,
+    noise: Noise,
+    *,
+    first: int | Int[Array, ""] = 0,
+    calls: int | None = None,
+    sampler: str,
+    eta: float = 0.0,
+    threshold: OnX0 | None = static_threshold,
+    on_x_0: OnX0 | None = None,
+    gradient: Gradient | None = None,
+) -> State:
+    """Takes some of the denoiser's calls: `sample` in parts, between which the host may look on.
+
+    Args:
+        state: from `begin`, or from `advance` as far as `first`.
+        first: the first call to take, from 0; may be traced, so that one program serves all parts.
+        calls: how many; all unless given.
+        denoise, schedule, noise, sampler, eta, threshold, on_x_0, gradient: as for `sample`.
+
+    Returns:
+        The state after them; its x_t is x_0 if they were the last.
+    """
+    plan = _plan(sampler, schedule, eta)
+    body, rows = _loop(denoise, schedule, noise, plan, threshold, on_x_0, gradient)
+    if calls is not None:
+        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, calls), rows)
+    state, _ = jax.lax.scan(lambda state, call: (body(state, call)[0], None), state, rows)
+    return state
 
 
 def trajectory(
@@ -148,19 +165,46 @@ def trajectory(
     *,
     sampler: str,
     eta: float = 0.0,
-    clip: bool = True,
+    threshold: OnX0 | None = static_threshold,
     on_x_0: OnX0 | None = None,
-    on_step: OnStep | None = None,
+    gradient: Gradient | None = None,
 ) -> tuple[Float[Array, "s b h w c"], Float[Array, "s b h w c"]]:
     """As `sample`, but returns x_{t-1} and the predicted x_0 of every step, first step first."""
-    step, rows = _loop(denoise, schedule, noise, sampler, eta, clip, on_x_0, on_step)
+    plan = _plan(sampler, schedule, eta)
+    body, calls = _loop(denoise, schedule, noise, plan, threshold, on_x_0, gradient)
 
-    def recorded_step(x_t: jax.Array, row: _Row) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        x_prev, x_0 = step(x_t, row)
-        return x_prev, (x_prev, x_0)
+    def recorded(state: State, call: _Call) -> tuple[State, tuple[jax.Array, jax.Array]]:
+        state, x_0 = body(state, call)
+        return state, (state.x_t, x_0)
 
-    _, steps = jax.lax.scan(recorded_step, x_T, rows)
-    return steps
+    _, (x, x_0) = jax.lax.scan(recorded, _start(plan, x_T), calls)
+    last_calls = np.flatnonzero(np.diff(plan.step_of_call, append=schedule.steps))
+    return x[last_calls], x_0[last_calls]
+
+
+def invert(
+    denoise: Denoiser,
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+) -> Float[Array, "b h w c"]:
+    """Encodes pictures: the x_T from which DDIM, with eta 0, draws them. See `inverse_ddim`.
+
+    The more steps there are the closer DDIM comes back, with the same schedule and denoiser. A
+    guided denoiser comes back less closely.
+
+    Args:
+        denoise: as for `sample`.
+        schedule: the steps to visit, in the opposite order.
+        x_0: pictures in [-1, 1].
+
+    Returns:
+        x_t at the schedule's last row.
+    """
+    plan = inverse_ddim(schedule)
+    body, calls = _loop(denoise, schedule, jnp.zeros_like, plan, None, None, None)
+    start = _start(plan, x_0)
+    state, _ = jax.lax.scan(lambda state, call: (body(state, call)[0], None), start, calls)
+    return state.x_t
 
 
 def initial_noise(
@@ -198,52 +242,65 @@ def _normal(
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
-class _Row(NamedTuple):
-    """What changes from step to step: stacked over steps, then scanned."""
+class _Call(NamedTuple):
+    """What changes from call to call: stacked over calls, then scanned."""
 
     k: jax.Array
     row: jax.Array
     t: jax.Array
+    sqrt_1m_alpha_bar: jax.Array
     coefficients: dict[str, jax.Array]
+
+
+def _plan(sampler: str, schedule: Schedule, eta: float) -> Plan:
+    if sampler not in SAMPLERS:
+        *names, last = SAMPLERS
+        raise UserError(f"sampler '{sampler}' is unknown: use {', '.join(names)} or {last}")
+    return SAMPLERS[sampler](schedule, eta)
 
 
 def _loop(
     denoise: Denoiser,
     schedule: Schedule,
     noise: Noise,
-    sampler: str,
-    eta: float,
-    clip: bool,
+    plan: Plan,
+    threshold: OnX0 | None,
     on_x_0: OnX0 | None,
-    on_step: OnStep | None,
-) -> tuple[Callable[[jax.Array, _Row], tuple[jax.Array, jax.Array]], _Row]:
-    """The body of the scan, `(x_t, row) -> (x_{t-1}, x_0)`, and the rows to scan."""
-    if sampler not in SAMPLERS:
-        raise UserError(f"sampler '{sampler}' is unknown: use {' or '.join(SAMPLERS)}")
-    coefficients, sampler_step = SAMPLERS[sampler](schedule, eta)
-    rows = np.arange(schedule.steps)[::-1]
-    scanned = _Row(
-        k=jnp.arange(schedule.steps),
-        row=jnp.asarray(rows, jnp.int32),
-        t=jnp.asarray(schedule.timestep_map[rows], jnp.int32),
+    gradient: Gradient | None,
+) -> tuple[Callable[[State, _Call], tuple[State, jax.Array]], _Call]:
+    """For a scan: its body `(state, call) -> (state, x_0)`, and the calls."""
+    calls = _Call(
+        k=jnp.asarray(plan.step_of_call, jnp.int32),
+        row=jnp.asarray(plan.rows, jnp.int32),
+        t=jnp.asarray(schedule.timestep_map[plan.rows], jnp.int32),
+        sqrt_1m_alpha_bar=jnp.asarray(np.sqrt(1 - schedule.alpha_bar[plan.rows]), jnp.float32),
         coefficients={
-            name: jnp.asarray(table[rows], jnp.float32) for name, table in coefficients.items()
+            name: jnp.asarray(table, jnp.float32) for name, table in plan.coefficients.items()
         },
     )
+    changes_x_0 = [change for change in (threshold, on_x_0) if change is not None]
 
-    def step(x_t: jax.Array, now: _Row) -> tuple[jax.Array, jax.Array]:
+    def body(state: State, call: _Call) -> tuple[State, jax.Array]:
+        x_t, past = state
         b = x_t.shape[0]
-        row = jnp.full(b, now.row)
-        eps, v = split_output(denoise(x_t, jnp.full(b, now.t)))
+        row, t = jnp.full(b, call.row), jnp.full(b, call.t)
+        eps, v = split_output(denoise(x_t, t))
         x_0 = x_0_from_eps(schedule, x_t, row, eps)
-        if on_x_0 is not None:
-            x_0 = on_x_0(x_0)
-        if clip:
-            x_0 = jnp.clip(x_0, -1, 1)
-        eps = eps_from_x_0(schedule, x_t, row, x_0)
-        inputs = StepInput(row, x_t, x_0, eps, v, noise(now.k))
-        if on_step is not None:
-            jax.debug.callback(lambda k: on_step(int(k)), now.k)
-        return sampler_step(now.coefficients, inputs), x_0
+        for change in changes_x_0:
+            x_0 = change(x_0)
+        if changes_x_0:
+            eps = eps_from_x_0(schedule, x_t, row, x_0)
+        shift = None if gradient is None else gradient(x_t, t)
+        if shift is not None and not plan.shifts_mean:
+            eps -= call.sqrt_1m_alpha_bar * shift
+            x_0 = x_0_from_eps(schedule, x_t, row, eps)
+        at = StepInput(row, x_t, x_0, eps, v, noise(call.k), past, shift)
+        past = (Prediction(x_0, eps), *past)[: plan.history]
+        return State(plan.step(call.coefficients, at), past), x_0
 
-    return step, scanned
+    return body, calls
+
+
+def _start(plan: Plan, x_T: jax.Array) -> State:
+    nothing = jnp.zeros_like(x_T)
+    return State(x_T, (Prediction(nothing, nothing),) * plan.history)

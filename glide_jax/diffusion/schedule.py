@@ -56,7 +56,7 @@ SCHEDULES = {"linear": linear, "squaredcos_cap_v2": squaredcos_cap_v2}
 
 
 def respace(respacing: str, T: int) -> Int64[np.ndarray, "s"]:
-    """Which of T steps a sampler visits.
+    """Which of T steps a sampler visits, if it does not depend on their noise.
 
     - "250": that many, evenly from the first to the last, rounded to whole steps.
     - "10,10,3,2,2": the T steps cut in five equal sections, each spaced like that. A section
@@ -93,6 +93,42 @@ def respace(respacing: str, T: int) -> Int64[np.ndarray, "s"]:
     return kept
 
 
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+"""Between these lie Karras's noise levels. Table 1, arXiv 2206.00364."""
+RHO = 7.0
+"""How much closer they lie where there is little noise. The same."""
+
+
+def karras(respacing: str, sigma: Float64[np.ndarray, "T"]) -> Int64[np.ndarray, "s"]:
+    """Karras's noise levels, dense where there is little noise: "karras20" takes 20 steps.
+
+        sigma_i = (sigma_max^(1/rho) + i / (s - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+
+    for i = 0 .. s-1, Eq. 5, arXiv 2206.00364, each at the nearest step; levels that would share one
+    move to neighbours.
+
+    Args:
+        respacing: "karras" and a number.
+        sigma: the noise level of each of T steps, sqrt(1/alpha_bar - 1). sigma_min and sigma_max
+            are the schedule's own where it does not reach as far as 0.002 and 80.
+
+    Returns:
+        (s,) original step indices in [0, T), ascending.
+
+    Raises:
+        UserError: cannot be read, or asks for more steps than there are.
+    """
+    count, T = _count(respacing.removeprefix("karras"), respacing), len(sigma)
+    if count > T:
+        raise UserError(f"steps '{respacing}': cannot keep {count} of {T} diffusion steps")
+    low, high = np.clip([SIGMA_MIN, SIGMA_MAX], sigma[0], sigma[-1]) ** (1 / RHO)
+    levels = np.linspace(high, low, count)[::-1] ** RHO
+    nearest = np.abs(sigma - levels[:, None]).argmin(axis=1)
+    position = np.arange(count)
+    distinct = np.maximum.accumulate(nearest - position) + position
+    return np.minimum(distinct, T - count + position)
+
+
 def _strided(respacing: str, T: int) -> Int64[np.ndarray, "s"]:
     count = _count(respacing.removeprefix("ddim"), respacing)
     for stride in range(1, T + 1):
@@ -109,7 +145,7 @@ def _count(text: str, respacing: str) -> int:
     if count < 1:
         raise UserError(
             f"steps '{respacing}' is not a number of steps, sections as '10,10,3,2,2', "
-            "'ddim50' or 'fast27'"
+            "'ddim50', 'karras20' or 'fast27'"
         )
     return count
 
@@ -138,7 +174,7 @@ class Schedule:
         Args:
             name: a key of SCHEDULES.
             steps: T.
-            respacing: see `respace`; None keeps every step.
+            respacing: see `respace` and `karras`; None keeps every step.
 
         Raises:
             UserError: bad name, steps or respacing.
@@ -146,9 +182,22 @@ class Schedule:
         whole = cls(betas(name, steps), np.arange(steps))
         if respacing is None:
             return whole
-        kept = respace(respacing, steps)
+        if respacing.startswith("karras"):
+            kept = karras(respacing, whole.sqrt_recipm1_alpha_bar)
+        else:
+            kept = respace(respacing, steps)
         alpha_bar = whole.alpha_bar[kept]
         return cls(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), kept)
+
+    def first(self, rows: int) -> "Schedule":
+        """The rows nearest to the picture, for a sampler that starts in the middle.
+
+        Raises:
+            UserError: not in [1, steps].
+        """
+        if not 1 <= rows <= self.steps:
+            raise UserError(f"cannot take {rows} of {self.steps} steps: at least 1, at most all")
+        return Schedule(self.betas[:rows], self.timestep_map[:rows])
 
     @property
     def steps(self) -> int:
