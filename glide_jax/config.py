@@ -6,6 +6,8 @@ command line; the resolved config is saved in the run folder as config.json.
 
 import dataclasses
 import json
+import math
+import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,14 +103,93 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A text-conditional denoiser."""
+    """A text-conditional denoiser: base or upsampler, made for inpainting or not."""
 
     text: TextConfig = field(default_factory=TextConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
+    low_res_px: int = 0
+    """Side of the smaller picture that an upsampler sees beside x_t; 0 for a base model."""
+    inpaint: bool = False
+    """Whether it sees known pixels and their mask beside x_t."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matrix products; parameters, norms and softmax stay float32."""
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory, slower."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.low_res_px < self.unet.resolution_px,
+            "model.low_res_px",
+            f"({self.low_res_px}) must be below model.unet.resolution_px "
+            f"({self.unet.resolution_px})",
+        )
+
+    @property
+    def resolution_px(self) -> int:
+        """Side of the pictures."""
+        return self.unet.resolution_px
+
+    @property
+    def condition_channels(self) -> int:
+        """Input channels beside x_t: known pixels and mask, then the smaller picture."""
+        return 4 * self.inpaint + 3 * bool(self.low_res_px)
+
+
+@dataclass(frozen=True)
+class ClipTextConfig:
+    """CLIP's text tower (released: as the defaults)."""
+
+    vocab_size: int = 65_536
+    length: int = 77
+    """Context, in tokens, start and end included."""
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+
+
+@dataclass(frozen=True)
+class ClipImageConfig:
+    """CLIP's image tower (released: as the defaults)."""
+
+    resolution_px: int = 64
+    patch_px: int = 4
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+
+    def __post_init__(self) -> None:
+        _require(
+            self.patch_px >= 1 and self.resolution_px % self.patch_px == 0,
+            "model.image.patch_px",
+            f"({self.patch_px}) must divide model.image.resolution_px ({self.resolution_px})",
+        )
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """A noised CLIP: tells how well a picture, with noise in it, fits a caption."""
+
+    text: ClipTextConfig = field(default_factory=ClipTextConfig)
+    image: ClipImageConfig = field(default_factory=ClipImageConfig)
+    embedding_width: int = 512
+    """Of the space in which captions and pictures are compared."""
+    steps: int = 1000
+    """Noise levels that the image tower tells apart, T of the base model's diffusion."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the matrix products; parameters, norms and softmax stay float32."""
+
+    def __post_init__(self) -> None:
+        for name, tower in (("text", self.text), ("image", self.image)):
+            _require(
+                tower.heads >= 1 and tower.width % tower.heads == 0,
+                f"model.{name}.width",
+                f"({tower.width}) must be divisible by model.{name}.heads ({tower.heads})",
+            )
+
+    @property
+    def resolution_px(self) -> int:
+        """Side of the pictures."""
+        return self.image.resolution_px
 
 
 @dataclass(frozen=True)
@@ -119,6 +200,9 @@ class DiffusionConfig:
     steps: int = 1000
     prediction: Literal["eps", "v"] = "eps"
     """What the network predicts and its error is measured in: noise, as GLIDE, or velocity."""
+    timesteps: Literal["uniform", "rising"] = "uniform"
+    """How training draws t: uniformly, as GLIDE, or with a probability that rises in proportion to
+    t, which dwells on the noisy steps, where the caption decides most."""
 
     def __post_init__(self) -> None:
         _require(self.steps >= 2, "diffusion.steps", "must be at least 2")
@@ -132,7 +216,8 @@ class DataConfig:
     """A key of glide_jax.data.sources.SOURCES: scenes, tfds or folder."""
     name: str = ""
     """source=tfds: the data set's TFDS name, such as coco_captions or coco_captions/2014.
-    source=scenes: full (or empty), or mini, a few hundred pictures for trying things out."""
+    source=scenes: full (or empty); closeups, of one large object each; or mini, a few hundred
+    pictures for trying things out."""
     path: str = ""
     """source=folder: the folder of images with captions beside them."""
     data_dir: str = ""
@@ -202,11 +287,31 @@ class SampleConfig:
     sampler: str = "ddpm"
     """A key of glide_jax.diffusion.samplers.SAMPLERS."""
     steps: str = "100"
-    """Respacing: a number of steps, sections as '10,10,3,2,2', 'ddim50' or 'fast27'."""
+    """Respacing: a number of steps, sections as '10,10,3,2,2', 'ddim50', 'karras20' or 'fast27'."""
     guidance_scale: float = 3.0
     """Classifier-free guidance: 1 is none, 0 ignores the prompt."""
     eta: float = 0.0
     """Noise of DDIM: 0 is deterministic, 1 is ancestral."""
+    temperature: float = 1.0
+    """Of the first noise (released upsampler: 0.997)."""
+    guidance_interval: tuple[int, int] = (0, 1_000_000)
+    """Least and largest t at which guidance is applied (arXiv 2404.07724)."""
+    guidance_rescale: float = 0.0
+    """How far a guided prediction is given back the contrast it would have without, 0..1
+    (arXiv 2305.08891)."""
+    clip_guidance_scale: float = 0.0
+    """Guidance by a noised CLIP; 0 is none."""
+    dynamic_threshold: float = 0.0
+    """Percentile, such as 0.995, of a predicted x_0's values that is scaled to fit (arXiv
+    2205.11487, sec. 2.3); 0 clips to [-1, 1]."""
+
+    def __post_init__(self) -> None:
+        for name in ("guidance_scale", "clip_guidance_scale", "temperature"):
+            _require(math.isfinite(getattr(self, name)), f"sample.{name}", "must be a number")
+        low, high = self.guidance_interval
+        _require(low <= high, "sample.guidance_interval", f"({low} {high}) must be low, then high")
+        _require(0 <= self.guidance_rescale <= 1, "sample.guidance_rescale", "must be in [0, 1]")
+        _require(0 <= self.dynamic_threshold < 1, "sample.dynamic_threshold", "must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -260,12 +365,26 @@ class TrainConfig:
 class Config:
     """A run: config.json in its folder."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | ClipConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def denoiser(self) -> ModelConfig:
+        """The model of a run that draws. Raises UserError if it is a CLIP."""
+        if not isinstance(self.model, ModelConfig):
+            raise UserError("this is a CLIP, which draws nothing: a base or an upsampler is needed")
+        return self.model
+
+    @property
+    def clip(self) -> ClipConfig:
+        """The model of a run that compares. Raises UserError if it is none."""
+        if not isinstance(self.model, ClipConfig):
+            raise UserError("this is a model that draws, but a CLIP is needed")
+        return self.model
 
     def to_json(self) -> str:
         """The whole config as JSON text."""
@@ -316,6 +435,13 @@ def _typed(expected: Any, value: Any, where: str, name: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return _from_dict(expected, value, where, name + ".")
     origin = typing.get_origin(expected)
+    if origin is types.UnionType:  # of config classes: the one that has all these settings
+        fitting = (
+            option
+            for option in typing.get_args(expected)
+            if isinstance(value, dict) and value.keys() <= typing.get_type_hints(option).keys()
+        )
+        return _typed(next(fitting, typing.get_args(expected)[0]), value, where, name)
     if origin is Literal:
         ok = value in typing.get_args(expected)
     elif origin is tuple and isinstance(value, list):

@@ -1,21 +1,25 @@
 import dataclasses
-import math
 from pathlib import Path
 
 import pytest
 
 from glide_jax.command_line import load_config, parse_config
-from glide_jax.config import Config, ModelConfig, TextConfig, UNetConfig
+from glide_jax.config import ClipConfig, Config, ModelConfig, TextConfig, UNetConfig
 from glide_jax.data.sources import SOURCES
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.errors import UserError
+from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 PARAMETERS = {
     "base64": 385_030_726,  # as released
+    "base64_inpaint": 385_037_638,
+    "upsample256": 398_361_286,
+    "upsample256_inpaint": 398_368_198,
+    "noised_clip": 86_443_776 + 71_679_488 + 1,  # both towers, and logit_scale
     "base64_3b5": 3_554_414_086,  # the paper: about 2.3B + 1.2B
     "scenes_base64": 55_925_638,
 }
@@ -28,11 +32,18 @@ def test_every_config_works(file):
     assert config.sample.sampler in SAMPLERS
     assert config.diffusion.schedule in SCHEDULES
     Schedule.create(config.diffusion.schedule, config.diffusion.steps, config.sample.steps)
-    shapes = glide_network(config.model).shapes
-    count = sum(math.prod(shape.shape) for shape in shapes.values())
+    is_clip = isinstance(config.model, ClipConfig)
+    network = clip_network(config.model) if is_clip else glide_network(config.model)
+    count = network.parameter_count
     assert count == PARAMETERS.get(file.stem, count)
     assert count > 1e5
     assert load_config(file).to_json() == config.to_json()
+
+
+@pytest.mark.parametrize("name", ["upsample256_inpaint", "noised_clip"])
+def test_configs_of_every_kind_of_model_survive_json(name):
+    config = load_config(CONFIGS / f"{name}.py")
+    assert Config.from_json(config.to_json()) == config
 
 
 def test_json_round_trip():

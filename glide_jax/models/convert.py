@@ -1,129 +1,280 @@
-"""The released checkpoints' names and layouts, and ours.
+"""Converts OpenAI's published weights to run folders, and models trained here back.
 
-One table maps every parameter's name to the original's. Layouts follow from the shapes: PyTorch
-keeps a linear layer as (out, in) and a convolution as (out, in, height, width); here they are
-(in, out) and (height, width, in, out).
+    python -m glide_jax.models.convert base.pt upsample.pt --to runs/released
+    python -m glide_jax.models.convert runs/mine --to base.pt
+
+What each file is shows in its tensors. The first command makes a folder for each model inside
+--to: base, upsample, base-inpaint, upsample-inpaint, and clip, of two files. The second writes
+the averaged weights under the original's names, for PyTorch: .pt, .safetensors or .npz.
 """
 
-import re
-from collections.abc import Mapping
+import dataclasses
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tyro
 
-from glide_jax.errors import UserError
+from glide_jax.config import ClipConfig, Config, DataConfig, DiffusionConfig, SampleConfig
+from glide_jax.data.clip_tokenizer import ClipTokenizer
+from glide_jax.data.tokenizer import Tokenizer, find_tokenizer
+from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.models.clip import clip_network
+from glide_jax.models.glide import glide_network
+from glide_jax.models.network import Network
+from glide_jax.models.original_names import (
+    CLIP_IMAGE,
+    CLIP_TEXT,
+    DENOISER,
+    Rules,
+    from_original,
+    to_original,
+)
+from glide_jax.models.original_sizes import (
+    CLIP_IMAGE_FILE,
+    CLIP_TEXT_FILE,
+    Shapes,
+    Unseen,
+    clip_sizes,
+    denoiser_sizes,
+    kind_of,
+)
+from glide_jax.models.weight_files import FORMATS, Tensors, read_tensors, write_tensors
+from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, load_run_config, open_run_folder
 
-_RES = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "emb": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "skip": "skip_connection",
+CLIP = "clip"
+LOGIT_SCALE = math.log(100)
+"""Of the released CLIP; its files do not hold it."""
+
+_UPSAMPLER_NOISE = DiffusionConfig(schedule="linear")
+DRAWING: dict[str, tuple[DiffusionConfig, SampleConfig]] = {
+    "base": (DiffusionConfig(), SampleConfig()),
+    "base-inpaint": (DiffusionConfig(), SampleConfig(guidance_scale=5.0)),
+    "upsample": (
+        _UPSAMPLER_NOISE,
+        SampleConfig(sampler="ddim", steps="fast27", guidance_scale=1.0, temperature=0.997),
+    ),
+    "upsample-inpaint": (
+        _UPSAMPLER_NOISE,
+        SampleConfig(sampler="ddpm", steps="fast27", guidance_scale=1.0, temperature=0.997),
+    ),
+    CLIP: (DiffusionConfig(), SampleConfig()),
 }
-_ATTENTION = {"norm": "norm", "qkv": "qkv", "text_kv": "encoder_kv", "out": "proj_out"}
-_TEXT = {
-    "norm1": "ln_1",
-    "attention.qkv": "attn.c_qkv",
-    "attention.out": "attn.c_proj",
-    "norm2": "ln_2",
-    "mlp_in": "mlp.c_fc",
-    "mlp_out": "mlp.c_proj",
-}
-_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_TABLES = {"res": _RES, "attention": _ATTENTION, "text": _TEXT, "leaf": _LEAF}
-_ATTENDED_ON_THE_WAY_UP = r"unet\.up\.(?P<n>\d+)\.attention\."
-
-_RULES: tuple[tuple[str, str], ...] = (
-    (r"text\.token_embedding", "token_embedding.weight"),
-    (r"text\.position_embedding", "positional_embedding"),
-    (r"text\.padding_embedding", "padding_embedding"),
-    (r"text\.blocks\.(?P<n>\d+)\.(?P<text>.+)\.(?P<leaf>\w+)",
-     "transformer.resblocks.{n}.{text}.{leaf}"),
-    (r"text\.final_norm\.(?P<leaf>\w+)", "final_ln.{leaf}"),
-    (r"text_emb\.(?P<leaf>\w+)", "transformer_proj.{leaf}"),
-    (r"time_emb1\.(?P<leaf>\w+)", "time_embed.0.{leaf}"),
-    (r"time_emb2\.(?P<leaf>\w+)", "time_embed.2.{leaf}"),
-    (r"unet\.conv_in\.(?P<leaf>\w+)", "input_blocks.0.0.{leaf}"),
-    (r"unet\.norm_out\.(?P<leaf>\w+)", "out.0.{leaf}"),
-    (r"unet\.conv_out\.(?P<leaf>\w+)", "out.2.{leaf}"),
-    (r"unet\.middle\.0\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "middle_block.0.{res}.{leaf}"),
-    (r"unet\.middle\.0\.attention\.(?P<attention>\w+)\.(?P<leaf>\w+)",
-     "middle_block.1.{attention}.{leaf}"),
-    (r"unet\.middle\.1\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "middle_block.2.{res}.{leaf}"),
-    (r"unet\.down\.(?P<n>\d+)\.res\.(?P<res>\w+)\.(?P<leaf>\w+)",
-     "input_blocks.{next}.0.{res}.{leaf}"),
-    (r"unet\.down\.(?P<n>\d+)\.attention\.(?P<attention>\w+)\.(?P<leaf>\w+)",
-     "input_blocks.{next}.1.{attention}.{leaf}"),
-    (r"unet\.up\.(?P<n>\d+)\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "output_blocks.{n}.0.{res}.{leaf}"),
-    (r"unet\.up\.(?P<n>\d+)\.attention\.(?P<attention>\w+)\.(?P<leaf>\w+)",
-     "output_blocks.{n}.1.{attention}.{leaf}"),
-    (r"unet\.up\.(?P<n>\d+)\.up\.(?P<res>\w+)\.(?P<leaf>\w+)",
-     "output_blocks.{n}.{last}.{res}.{leaf}"),
-)  # fmt: skip
+"""The noise process that each was trained with, and how the released notebooks draw with it."""
 
 
-def original_names(names: list[str]) -> dict[str, str]:
-    """Our parameter names to the released checkpoints' names.
+@dataclass(frozen=True)
+class Arguments:
+    """Converts OpenAI's published weights to run folders, and models trained here back."""
 
-    Args:
-        names: all parameter names of one `GlideModel`.
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Files of weights (.pt, .safetensors, .npz) of one set of models; or one run folder."""
+    to: Path
+    """For files: the folder of the set. For a run folder: the file to write."""
+    tokenizer: str = "gpt2"
+    """The vocabulary of base models and upsamplers: a local folder, or its name on the hub."""
+    clip_tokenizer: str = "openai/clip-vit-base-patch32"
+    """CLIP's: a local folder or file, or its name on the hub."""
+    unseen: tyro.conf.OmitArgPrefixes[Unseen] = field(default_factory=Unseen)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = tyro.cli(Arguments, prog="python -m glide_jax.models.convert", args=argv)
+    if not arguments.files:
+        raise UserError("nothing to convert: give files of weights, or a run folder")
+    if any(path.is_dir() for path in arguments.files):
+        if len(arguments.files) > 1:
+            raise UserError("a run folder is converted alone: give one, and the file as --to")
+        run_to_files(arguments.files[0], arguments.to)
+    else:
+        files_to_runs(arguments)
+
+
+# From files to run folders -----------------------------------------------------------------------
+
+
+def files_to_runs(arguments: Arguments) -> None:
+    """Converts each file as it comes; CLIP's two when both have come.
 
     Raises:
-        KeyError: a name that no rule knows.
+        UserError: a file cannot be used, or a folder cannot be written. What was converted before
+            that stays.
     """
-    attended = {match["n"] for name in names if (match := re.match(_ATTENDED_ON_THE_WAY_UP, name))}
-    return {name: _original_name(name, attended) for name in names}
-
-
-def _original_name(name: str, attended: set[str]) -> str:
-    for pattern, template in _RULES:
-        match = re.fullmatch(pattern, name)
-        if match is not None:
-            fields = {
-                key: _TABLES[key][value] if key in _TABLES else value
-                for key, value in match.groupdict().items()
-            }
-            if "n" in fields:
-                fields["next"] = str(int(fields["n"]) + 1)  # their `down` starts with conv_in
-                fields["last"] = "2" if fields["n"] in attended else "1"  # after any attention
-            return template.format(**fields)
-    raise KeyError(name)
-
-
-def from_original(
-    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Converts a released checkpoint's tensors to our names and layouts, float32.
-
-    Args:
-        tensors: arrays by their original names.
-        shapes: the shape of each of our parameters, by our names.
-
-    Raises:
-        UserError: a tensor is missing, left over, or of the wrong shape.
-    """
-    names = original_names(list(shapes))
-    missing = [theirs for theirs in names.values() if theirs not in tensors]
-    if missing:
-        raise UserError(f"the weights lack {missing[0]} ({len(missing)} tensors missing)")
-    unused = sorted(set(tensors) - set(names.values()))
-    if unused:
-        raise UserError(f"no place for the weights' {unused[0]} ({len(unused)} tensors left over)")
-    params = {}
-    for ours, theirs in names.items():
-        value = _to_our_layout(ours, np.asarray(tensors[theirs], np.float32))
-        if value.shape != shapes[ours]:
+    if arguments.to.suffix in FORMATS:
+        raise UserError(f"--to {arguments.to}: files become a folder, so give its name")
+    seen: dict[str, Path] = {}
+    clip: dict[str, Tensors] = {}
+    for file in arguments.files:
+        tensors = read_tensors(file)
+        with _named(str(file)):
+            kind = kind_of(_shapes(tensors))
+        if kind in seen:
+            raise UserError(f"{seen[kind]} and {file} are both {kind} models: give one of them")
+        seen[kind] = file
+        if kind in (CLIP_TEXT_FILE, CLIP_IMAGE_FILE):
+            clip[kind] = tensors
+        else:
+            with _named(str(file)):
+                config, params = denoiser_of(tensors, kind, arguments.unseen)
+            write_run(arguments.to / kind, config, params, arguments.tokenizer)
+    if clip:
+        lacking = {CLIP_TEXT_FILE, CLIP_IMAGE_FILE} - set(clip)
+        if lacking:
             raise UserError(
-                f"{theirs} has shape {tensors[theirs].shape}, which does not fit {ours} of shape "
-                f"{shapes[ours]}"
+                f"CLIP is two files, and the {lacking.pop()} encoder is not among those given "
+                f"({', '.join(str(seen[kind]) for kind in clip)} is): give both"
             )
-        params[ours] = value
-    return params
+        with _named(f"{seen[CLIP_TEXT_FILE]} and {seen[CLIP_IMAGE_FILE]}"):
+            config, params = clip_of(clip[CLIP_TEXT_FILE], clip[CLIP_IMAGE_FILE], arguments.unseen)
+        write_run(arguments.to / CLIP, config, params, arguments.clip_tokenizer)
 
 
-def _to_our_layout(name: str, value: np.ndarray) -> np.ndarray:
-    if not name.endswith(".kernel"):
-        return value
-    if value.ndim == 3:  # the original's attention projections are convolutions of width 1
-        value = value[:, :, 0]
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+def denoiser_of(tensors: Tensors, kind: str, unseen: Unseen) -> tuple[Config, Tensors]:
+    """Configuration and parameters of a base model or an upsampler."""
+    model = denoiser_sizes(_shapes(tensors), unseen)
+    diffusion, sample = DRAWING[kind]
+    params = from_original(tensors, network_shapes(glide_network(model)), DENOISER)
+    return Config(model=model, diffusion=diffusion, sample=sample), params
+
+
+def clip_of(text: Tensors, image: Tensors, unseen: Unseen) -> tuple[Config, Tensors]:
+    """Configuration and parameters of a noised CLIP."""
+    model = clip_sizes(_shapes(text), _shapes(image), unseen)
+    shapes = network_shapes(clip_network(model))
+    params: Tensors = {"logit_scale": np.array(LOGIT_SCALE, np.float32)}
+    for name, tensors, rules in (("text", text, CLIP_TEXT), ("image", image, CLIP_IMAGE)):
+        converted = from_original(tensors, tower(shapes, name), rules)
+        params |= {f"{name}.{parameter}": value for parameter, value in converted.items()}
+    diffusion, sample = DRAWING[CLIP]
+    return Config(model=model, diffusion=diffusion, sample=sample), params
+
+
+def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str) -> None:
+    """Writes a run folder: all of it or nothing.
+
+    Raises:
+        UserError: it is there already, or cannot be written, or the tokenizer cannot be had.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise UserError(f"{folder} is there already: remove it, or give another --to")
+    is_clip = isinstance(config.model, ClipConfig)
+    flag = "--clip-tokenizer" if is_clip else "--tokenizer"
+    vocab_size, kind = config.model.text.vocab_size, ClipTokenizer if is_clip else Tokenizer
+    try:
+        tokenizer = find_tokenizer(tokenizer_name, vocab_size, kind)
+    except UserError as error:
+        raise UserError(f"{error}; name another folder or hub name with {flag}") from None
+    config = dataclasses.replace(config, data=DataConfig(tokenizer=tokenizer_name))
+    # Beside the set, so that no half of a model is ever found in it.
+    unfinished = folder.parent.with_name(f"{folder.parent.name}.{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    open_run_folder(unfinished, config)
+    tokenizer.save(unfinished / TOKENIZER)
+    checkpoints = Checkpoints(unfinished, kept=1)
+    checkpoints.save_ema({name: np.asarray(x, order="C") for name, x in params.items()})
+    checkpoints.close()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.rename(folder)
+    count = sum(value.size for value in params.values())
+    print(f"{folder}: {count:,} parameters")
+
+
+# From a run folder to files ----------------------------------------------------------------------
+
+
+def run_to_files(run_dir: Path, to: Path) -> None:
+    """Writes a run's averaged weights under the original's names.
+
+    A CLIP becomes two files, as the original's: clip.pt means clip_text_enc.pt and
+    clip_image_enc.pt.
+
+    Raises:
+        UserError: not a run folder, or the file is there already or cannot be written.
+    """
+    if to.suffix not in FORMATS:
+        raise UserError(f"--to {to}: the name must end in {', '.join(FORMATS)}")
+    config = load_run_config(run_dir)
+    parts: dict[Path, tuple[str, Rules]] = {to: ("", DENOISER)}
+    network: Network[Any]
+    if isinstance(config.model, ClipConfig):
+        network = clip_network(config.model)
+        parts = {
+            to.with_name(f"{to.stem}_text_enc{to.suffix}"): ("text", CLIP_TEXT),
+            to.with_name(f"{to.stem}_image_enc{to.suffix}"): ("image", CLIP_IMAGE),
+        }
+    else:
+        network = glide_network(config.model)
+    for file in parts:
+        if file.exists():
+            raise UserError(f"{file} is there already: remove it, or give another --to")
+    params = {
+        name: np.asarray(value)
+        for name, value in Checkpoints(run_dir).restore_ema(network.shapes).items()
+    }
+    for file, (name, rules) in parts.items():
+        part = tower(params, name) if name else params
+        write_tensors(file, to_original(part, rules))
+        print(f"{file}: {sum(value.size for value in part.values()):,} parameters")
+    for line in untold(config, params):
+        print(line)
+
+
+def untold(config: Config, params: Tensors) -> list[str]:
+    """What the PyTorch code must be told beside the weights, a line each."""
+    model = config.model
+    if isinstance(model, ClipConfig):
+        return [
+            f"not in the files: logit_scale {math.exp(params['logit_scale']):g}, "
+            f"{model.text.heads} text heads, {model.image.heads} image heads"
+        ]
+    lines = [
+        f"not in the file: {model.text.heads} text heads, heads of {model.unet.head_width} "
+        f"channels, {model.unet.resolution_px} px, {config.diffusion.schedule} schedule"
+    ]
+    if config.diffusion.prediction != "eps":
+        lines.append(
+            "this model predicts velocity, which the original code does not know: it takes the "
+            "output for noise"
+        )
+    return lines
+
+
+# Both --------------------------------------------------------------------------------------------
+
+
+def network_shapes(network: Network[Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by name."""
+    return {name: tuple(shape.shape) for name, shape in network.shapes.items()}
+
+
+def tower(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """What belongs to one of CLIP's towers, by names without the tower's."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): x for key, x in values.items() if key.startswith(prefix)}
+
+
+def _shapes(tensors: Tensors) -> Shapes:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Errors within name the file, and where to tell what it does not."""
+    try:
+        yield
+    except UserError as error:
+        # The config refuses sizes that do not fit together: one that no file tells is wrong.
+        hint = " (--help lists the sizes that files do not tell)" if "config:" in str(error) else ""
+        raise UserError(f"{where}: {error}{hint}") from None
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

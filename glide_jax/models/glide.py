@@ -39,7 +39,10 @@ class GlideModel(nnx.Module):
         self.text_emb = linear(config.text.width, d_emb, dtype, rngs)
         self.time_emb1 = linear(config.unet.channels, d_emb, dtype, rngs)
         self.time_emb2 = linear(d_emb, d_emb, dtype, rngs)
-        self.unet = UNet(config.unet, 3, d_emb, config.text.width, dtype, config.remat, rngs)
+        self.config = config
+        in_channels = 3 + config.condition_channels
+        d_text = config.text.width
+        self.unet = UNet(config.unet, in_channels, d_emb, d_text, dtype, config.remat, rngs)
 
     def encode_text(self, tokens: Tokens, mask: TokenMask) -> TextFeatures:
         """Runs the text transformer.
@@ -51,8 +54,49 @@ class GlideModel(nnx.Module):
         text = self.text(tokens, mask)
         return TextFeatures(self.text_emb(text[:, -1]), self.unet.project_text(text))
 
+    def condition(
+        self,
+        low_res: Float[Array, "b h2 w2 3"] | None = None,
+        known: Image | None = None,
+        mask: Float[Array, "b h w 1"] | None = None,
+    ) -> Float[Array, "b h w c"] | None:
+        """The input channels beside x_t. They do not depend on x_t or t: compute them once.
+
+        Args:
+            low_res: for an upsampler, the smaller pictures, in [-1, 1].
+            known: for an inpainting model, pictures in [-1, 1]; only what the mask shows is seen.
+            mask: 1 where `known` is known, 0 where the model is to paint.
+
+        Returns:
+            [known * mask | mask | low_res resized bilinearly], as far as this model has them;
+            None if it has none.
+
+        Raises:
+            ValueError: what the model needs is not given, or what it cannot see is.
+        """
+        for needed, given, name in (
+            (self.config.low_res_px > 0, low_res is not None, "low_res"),
+            (self.config.inpaint, known is not None, "known"),
+            (self.config.inpaint, mask is not None, "mask"),
+        ):
+            if needed != given:
+                raise ValueError(f"this model {'needs' if needed else 'does not see'} {name}")
+        channels = []
+        if known is not None and mask is not None:
+            channels += [known * mask, mask]
+        if low_res is not None:
+            px = self.config.unet.resolution_px
+            shape = (low_res.shape[0], px, px, 3)
+            channels.append(jax.image.resize(low_res, shape, "bilinear"))
+        return jnp.concatenate(channels, -1) if channels else None
+
     def __call__(
-        self, x_t: Image, t: Timesteps, text: TextFeatures, key: PRNGKeyArray | None = None
+        self,
+        x_t: Image,
+        t: Timesteps,
+        text: TextFeatures,
+        condition: Float[Array, "b h w c"] | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> ModelOutput:
         """Predicts the noise in x_t.
 
@@ -60,17 +104,21 @@ class GlideModel(nnx.Module):
             x_t: (b, h, w, 3) noised images, of the configured resolution.
             t: (b,) original step indices in [0, T).
             text: from `encode_text`.
+            condition: from `condition`.
             key: switches dropout on.
 
         Returns:
             (b, h, w, 6) float32: eps | variance fraction.
         """
         time = self.time_emb2(jax.nn.silu(self.time_emb1(timestep_embedding(t, self.time_width))))
-        return self.unet(x_t, time + text.embedding, text.kv, key)
+        x = x_t if condition is None else jnp.concatenate([x_t, condition], -1)
+        return self.unet(x, time + text.embedding, text.kv, key)
 
-    def denoiser(self, text: TextFeatures) -> Denoiser:
-        """`(x_t, t) -> out` for these captions: all that samplers see."""
-        return partial(self, text=text)
+    def denoiser(
+        self, text: TextFeatures, condition: Float[Array, "b h w c"] | None = None
+    ) -> Denoiser:
+        """`(x_t, t) -> out` for these captions and conditions: all that samplers see."""
+        return partial(self, text=text, condition=condition)
 
 
 def glide_network(config: ModelConfig) -> Network[GlideModel]:

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import GROUPS
+from glide_jax.models import cpu
 from glide_jax.shapes import Timesteps
 
 EPSILON = 1e-5
@@ -51,12 +52,23 @@ def linear(
     return nnx.Linear(d_in, d_out, dtype=dtype, rngs=rngs, **_uniform_init(d_in, zero))
 
 
+class Conv(nnx.Conv):
+    """A convolution, computed in the way that is quickest where it runs."""
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """(b, h, w, c) to (b, h, w, c2), as nnx.Conv."""
+        kernel, dtype = self.kernel[...], jnp.dtype(self.dtype)
+        if self.bias is not None and cpu.pays_to_shift(kernel, dtype):
+            return cpu.shifted_products(inputs.astype(dtype), kernel.astype(dtype), self.bias[...])
+        return super().__call__(inputs, out_sharding)
+
+
 def conv(
     c_in: int, c_out: int, size: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, zero: bool = False
-) -> nnx.Conv:
+) -> Conv:
     """A `size` x `size` convolution of stride 1 that keeps height and width."""
     init = _uniform_init(c_in * size * size, zero)
-    return nnx.Conv(c_in, c_out, (size, size), dtype=dtype, rngs=rngs, **init)
+    return Conv(c_in, c_out, (size, size), dtype=dtype, rngs=rngs, **init)
 
 
 def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -104,15 +116,23 @@ def _group_mean(x: Float[Array, "b c"]) -> Float[Array, "b c"]:
 
 
 def attend(
-    q: Float[Array, "b n q k"], k: Float[Array, "b n l k"], v: Float[Array, "b n l k"]
+    q: Float[Array, "b n q k"],
+    k: Float[Array, "b n l k"],
+    v: Float[Array, "b n l k"],
+    *,
+    causal: bool = False,
 ) -> Float[Array, "b n q k"]:
-    """softmax(q k^T / sqrt(width of a head)) v, for all heads, without a mask.
+    """softmax(q k^T / sqrt(width of a head)) v, for all heads.
 
     As GLIDE does it, q and k are each scaled by k**-1/4, which keeps half-precision products
-    small; the softmax is in float32.
+    small; the softmax is in float32. `causal` hides from each position those after it.
     """
     scale = q.shape[-1] ** -0.25
     logits = jnp.einsum("bnqk,bnlk->bnql", q * scale, k * scale, preferred_element_type=jnp.float32)
+    if causal:
+        logits = jnp.where(
+            jnp.tri(logits.shape[-2], logits.shape[-1], dtype=bool), logits, -jnp.inf
+        )
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bnql,bnlk->bnqk", weights, v)
 

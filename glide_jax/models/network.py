@@ -64,8 +64,22 @@ class Network(Generic[M]):
 
     @cached_property
     def _abstract(self) -> tuple[Any, Any]:
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
+        def build() -> M:
+            # One key for all: nnx.Rngs would trace a counter and a fold for every parameter.
+            return self._build(_OneKey(jax.random.key(0)))
+
+        graphdef, state = nnx.split(nnx.eval_shape(build))
         return graphdef, list(nnx.to_flat_state(state))
+
+
+class _OneKey(nnx.Rngs):
+    """The same key for every parameter."""
+
+    def __init__(self, key: jax.Array) -> None:
+        self.key = key
+
+    def params(self) -> jax.Array:
+        return self.key
 
 
 def _name(path: tuple[Any, ...]) -> str:

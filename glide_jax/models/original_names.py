@@ -1,0 +1,189 @@
+"""The released checkpoints' names and layouts, and ours.
+
+A table for each kind of file maps every parameter's name to the original's. Layouts follow from
+the shapes: PyTorch keeps a linear layer as (out, in) and a convolution as (out, in, height, width);
+here they are (in, out) and (height, width, in, out).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from glide_jax.errors import UserError
+
+Rules = tuple[tuple[str, str], ...]
+"""(our name, the original's): named groups are translated by `_TABLES`, where it has them."""
+
+_RES = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "emb": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "skip": "skip_connection",
+}
+_ATTENTION = {"norm": "norm", "qkv": "qkv", "text_kv": "encoder_kv", "out": "proj_out"}
+_TEXT = {
+    "norm1": "ln_1",
+    "attention.qkv": "attn.c_qkv",
+    "attention.out": "attn.c_proj",
+    "norm2": "ln_2",
+    "mlp_in": "mlp.c_fc",
+    "mlp_out": "mlp.c_proj",
+}
+_CLIP = {
+    "norm1": "f_attn.ln",
+    "q": "f_attn.f_q",
+    "k": "f_attn.f_k",
+    "v": "f_attn.f_v",
+    "out": "f_attn.f_c",
+    "norm2": "f_mlp.ln",
+    "mlp_in": "f_mlp.f_1",
+    "mlp_out": "f_mlp.f_2",
+}
+_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_CLIP_LEAF = {"kernel": "w", "scale": "g", "bias": "b"}
+_TABLES = {
+    "res": _RES,
+    "attention": _ATTENTION,
+    "text": _TEXT,
+    "clip": _CLIP,
+    "leaf": _LEAF,
+    "clip_leaf": _CLIP_LEAF,
+}
+
+DENOISER: Rules = (
+    (r"text\.token_embedding", "token_embedding.weight"),
+    (r"text\.position_embedding", "positional_embedding"),
+    (r"text\.padding_embedding", "padding_embedding"),
+    (r"text\.blocks\.(?P<n>\d+)\.(?P<text>.+)\.(?P<leaf>\w+)",
+     "transformer.resblocks.{n}.{text}.{leaf}"),
+    (r"text\.final_norm\.(?P<leaf>\w+)", "final_ln.{leaf}"),
+    (r"text_emb\.(?P<leaf>\w+)", "transformer_proj.{leaf}"),
+    (r"time_emb1\.(?P<leaf>\w+)", "time_embed.0.{leaf}"),
+    (r"time_emb2\.(?P<leaf>\w+)", "time_embed.2.{leaf}"),
+    (r"unet\.conv_in\.(?P<leaf>\w+)", "input_blocks.0.0.{leaf}"),
+    (r"unet\.norm_out\.(?P<leaf>\w+)", "out.0.{leaf}"),
+    (r"unet\.conv_out\.(?P<leaf>\w+)", "out.2.{leaf}"),
+    (r"unet\.middle\.0\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "middle_block.0.{res}.{leaf}"),
+    (r"unet\.middle\.0\.attention\.(?P<attention>\w+)\.(?P<leaf>\w+)",
+     "middle_block.1.{attention}.{leaf}"),
+    (r"unet\.middle\.1\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "middle_block.2.{res}.{leaf}"),
+    (r"unet\.down\.(?P<n>\d+)\.res\.(?P<res>\w+)\.(?P<leaf>\w+)",
+     "input_blocks.{next}.0.{res}.{leaf}"),
+    (r"unet\.down\.(?P<n>\d+)\.attention\.(?P<attention>\w+)\.(?P<leaf>\w+)",
+     "input_blocks.{next}.1.{attention}.{leaf}"),
+    (r"unet\.up\.(?P<n>\d+)\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "output_blocks.{n}.0.{res}.{leaf}"),
+    (r"unet\.up\.(?P<n>\d+)\.attention\.(?P<attention>\w+)\.(?P<leaf>\w+)",
+     "output_blocks.{n}.1.{attention}.{leaf}"),
+    (r"unet\.up\.(?P<n>\d+)\.up\.(?P<res>\w+)\.(?P<leaf>\w+)",
+     "output_blocks.{n}.{last}.{res}.{leaf}"),
+)  # fmt: skip
+"""Of base.pt, upsample.pt, base_inpaint.pt and upsample_inpaint.pt."""
+
+_TOWER: Rules = (
+    (r"position_embedding", "blocks.input.w_pos"),
+    (r"blocks\.(?P<n>\d+)\.(?P<clip>\w+)\.(?P<clip_leaf>\w+)",
+     "blocks.block_{n}.{clip}.{clip_leaf}"),
+    (r"final_norm\.(?P<clip_leaf>\w+)", "blocks.output.ln.{clip_leaf}"),
+    (r"projection\.kernel", "blocks.output.f.w"),
+)  # fmt: skip
+CLIP_TEXT: Rules = ((r"token_embedding", "blocks.input.w_voc"), *_TOWER)
+"""Of clip_text_enc.pt; our names without their first part, `text`."""
+CLIP_IMAGE: Rules = (
+    (r"time_embedding", "blocks.input.w_t"),
+    (r"patches\.kernel", "blocks.input.patch_proj"),
+    (r"input_norm\.(?P<clip_leaf>\w+)", "blocks.input.ln.{clip_leaf}"),
+    *_TOWER,
+)
+"""Of clip_image_enc.pt; our names without their first part, `image`."""
+
+_ATTENDED_ON_THE_WAY_UP = r"unet\.up\.(?P<n>\d+)\.attention\."
+_CONVOLUTION_OF_WIDTH_1 = r"unet\..*\.attention\.\w+\.kernel"
+"""Linear layers that the original writes as convolutions over a line of pixels."""
+
+
+def original_names(names: Iterable[str], rules: Rules) -> dict[str, str]:
+    """Our parameter names to the released checkpoints' names.
+
+    Args:
+        names: all parameter names of one model, or of one of CLIP's towers.
+        rules: DENOISER, CLIP_TEXT or CLIP_IMAGE.
+
+    Raises:
+        KeyError: a name that no rule knows.
+    """
+    names = list(names)
+    attended = {match["n"] for name in names if (match := re.match(_ATTENDED_ON_THE_WAY_UP, name))}
+    return {name: _original_name(name, rules, attended) for name in names}
+
+
+def _original_name(name: str, rules: Rules, attended: set[str]) -> str:
+    for pattern, template in rules:
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            fields = {
+                key: _TABLES[key][value] if key in _TABLES else value
+                for key, value in match.groupdict().items()
+            }
+            if "n" in fields:
+                fields["next"] = str(int(fields["n"]) + 1)  # their `down` starts with conv_in
+                fields["last"] = "2" if fields["n"] in attended else "1"  # after any attention
+            return template.format(**fields)
+    raise KeyError(name)
+
+
+def from_original(
+    tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rules: Rules = DENOISER
+) -> dict[str, Any]:
+    """Converts a released checkpoint's tensors to our names and layouts.
+
+    Args:
+        tensors: arrays by their original names.
+        shapes: the shape of each of our parameters, by our names.
+        rules: DENOISER, CLIP_TEXT or CLIP_IMAGE.
+
+    Raises:
+        UserError: a tensor is missing, left over, or of the wrong shape.
+    """
+    names = original_names(shapes, rules)
+    missing = [theirs for theirs in names.values() if theirs not in tensors]
+    if missing:
+        raise UserError(f"the weights lack {missing[0]} ({len(missing)} tensors missing)")
+    unused = sorted(set(tensors) - set(names.values()))
+    if unused:
+        raise UserError(f"no place for the weights' {unused[0]} ({len(unused)} tensors left over)")
+    for ours, theirs in names.items():
+        found, expected = tuple(tensors[theirs].shape), original_shape(ours, shapes[ours])
+        if found != expected:
+            raise UserError(f"{theirs} has shape {found}, but {expected} is needed")
+    return {ours: _to_our_layout(ours, tensors[theirs]) for ours, theirs in names.items()}
+
+
+def to_original(params: Mapping[str, Any], rules: Rules = DENOISER) -> dict[str, Any]:
+    """The inverse of `from_original`."""
+    names = original_names(params, rules)
+    return {names[name]: _to_their_layout(name, value) for name, value in params.items()}
+
+
+def original_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The original's shape of our parameter."""
+    if not name.endswith(".kernel"):
+        return shape
+    *size, c_in, c_out = shape
+    return (c_out, c_in, 1) if re.fullmatch(_CONVOLUTION_OF_WIDTH_1, name) else (c_out, c_in, *size)
+
+
+def _to_our_layout(name: str, value: Any) -> Any:
+    if not name.endswith(".kernel"):
+        return value
+    if value.ndim == 3:
+        value = value[:, :, 0]
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def _to_their_layout(name: str, value: Any) -> Any:
+    if not name.endswith(".kernel"):
+        return value
+    value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    return value[:, :, None] if re.fullmatch(_CONVOLUTION_OF_WIDTH_1, name) else value

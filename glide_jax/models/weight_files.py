@@ -1,0 +1,140 @@
+"""Files of named tensors: .pt, .safetensors and .npz, read without ever running what they hold."""
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from glide_jax.errors import UserError
+
+Tensors = dict[str, np.ndarray]
+
+NO_TORCH = "needs PyTorch: pip install -e '.[convert]', or give .safetensors or .npz"
+
+
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a file, by name, as float32.
+
+    Raises:
+        UserError: the file is missing, broken, of another kind, or holds anything but tensors of
+            floating-point numbers.
+    """
+    read, _ = _format(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        tensors = read(path)
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{path}: not enough memory to read it") from None
+    # Each library fails with many exceptions of its own, down to KeyError, on files that are cut
+    # short, corrupt or something else.
+    except Exception as error:
+        raise UserError(
+            f"{path} is no whole {path.suffix} file of tensors: it is cut short, corrupt or "
+            f"something else ({_reason(error)})"
+        ) from error
+    for name, tensor in tensors.items():
+        if not (np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == "bfloat16"):
+            raise UserError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")
+    return {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a file that `read_tensors` reads: all of it or nothing.
+
+    Raises:
+        UserError: the file cannot be written, or its suffix is of none of the three kinds.
+    """
+    _, write = _format(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(unfinished, {name: np.asarray(x, order="C") for name, x in tensors.items()})
+        unfinished.replace(path)
+    except UserError:
+        raise
+    except Exception as error:  # of each library's own kinds
+        raise UserError(f"cannot write {path}: {_reason(error)}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _format(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]:
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: the name must end in {', '.join(FORMATS)}")
+    return FORMATS[path.suffix]
+
+
+def _read_pt(path: Path) -> Tensors:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path} {NO_TORCH}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise
+        raise UserError(
+            f"{path} is refused: it holds {named[1]}, not only tensors, and reading that could run "
+            "code; nothing of it was run"
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds one {type(found).__name__}, not tensors by name")
+    for name, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{path} holds more than tensors: {name!r} is of type {type(value).__name__}"
+            )
+    return {
+        str(name): (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy()
+        for name, x in found.items()
+    }
+
+
+def _write_pt(path: Path, tensors: Tensors) -> None:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"writing .pt files {NO_TORCH}") from None
+    torch.save({name: torch.from_numpy(np.array(x)) for name, x in tensors.items()}, path)
+
+
+def _read_npz(path: Path) -> Tensors:
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise UserError(f"{path} holds one array, not arrays by name")
+    with found:
+        return dict(found)
+
+
+def _write_npz(path: Path, tensors: Tensors) -> None:
+    np.savez(path, allow_pickle=False, **tensors)
+
+
+def _write_safetensors(path: Path, tensors: Tensors) -> None:
+    safetensors.numpy.save_file(tensors, path)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+FORMATS: dict[str, tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]] = {
+    ".pt": (_read_pt, _write_pt),
+    ".safetensors": (safetensors.numpy.load_file, _write_safetensors),
+    ".npz": (_read_npz, _write_npz),
+}
+"""How to read and write each kind of file, by its suffix."""
