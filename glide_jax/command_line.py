@@ -2,8 +2,11 @@
 
 import argparse
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import jax
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
@@ -37,6 +40,16 @@ def load_config(path: Path) -> Config:
     return config
 
 
+def keep_compiled_programs() -> None:
+    """Makes a second start quick: compiled programs are kept in ~/.cache/glide_jax.
+
+    JAX_COMPILATION_CACHE_DIR names another folder; '' keeps none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "glide_jax"))
+
+
 def parse_config(argv: Sequence[str], prog: str, description: str) -> tuple[Path, Config]:
     """Reads `--config FILE`, and then flags for every setting, whose defaults are the file's.
 
@@ -66,5 +79,9 @@ def parse_config(argv: Sequence[str], prog: str, description: str) -> tuple[Path
     )
     default = Config() if given.config is None else load_config(given.config)
     return given.config, tyro.cli(
-        Config, default=default, args=flags, prog=f"{prog} --config FILE", description=description
+        tyro.conf.AvoidSubcommands[Config],
+        default=default,
+        args=flags,
+        prog=f"{prog} --config FILE",
+        description=description,
     )

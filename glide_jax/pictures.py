@@ -1,5 +1,6 @@
 """Pictures as people see them: PNG files that remember their prompt, and captioned grids."""
 
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
+def to_pil(pictures: UInt8[np.ndarray, "b h w 3"]) -> list[Image.Image]:
+    """Each picture as Pillow's, for all that it can do and save."""
+    return [Image.fromarray(picture) for picture in pictures]
+
+
 def save_png(
     path: Path, picture: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -32,7 +38,10 @@ def save_png(
         info.add_itxt(key, value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, format="PNG", pnginfo=info)
+        # All of it or nothing: a run that goes on later takes what is there for whole.
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        Image.fromarray(picture).save(unfinished, format="PNG", pnginfo=info)
+        unfinished.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
 
@@ -71,7 +80,7 @@ def draw_grid(
     height_px = width_px * pictures.shape[1] // pictures.shape[2]
     font = ImageFont.load_default(_FONT_PX)
     lines = [
-        textwrap.wrap(caption, int(width_px / (_FONT_PX * 0.5)))
+        textwrap.wrap(caption, int(width_px / (_FONT_PX * 0.5)), max_lines=6, placeholder=" ...")
         if i % columns == 0 or caption != captions[i - 1]
         else []
         for i, caption in enumerate(captions)

@@ -5,194 +5,431 @@ glide = Glide.load("runs/scenes_tiny")
 pictures = glide.generate(["a red star", "a blue ring"], seed=0)
 """
 
-from collections.abc import Sequence
-from functools import partial
+import gc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Key, UInt8
-from tqdm import tqdm
+from jaxtyping import Bool, Float, UInt8
 
-from glide_jax.config import Config
-from glide_jax.data.tokenizer import Tokenizer
-from glide_jax.diffusion.guidance import classifier_free
-from glide_jax.diffusion.process import denoiser_of_velocity
-from glide_jax.diffusion.samplers import initial_noise, per_image_noise, sample
-from glide_jax.diffusion.schedule import Schedule
+from glide_jax.clip_stage import ClipStage
+from glide_jax.config import ClipConfig, Config, SampleConfig
+from glide_jax.data.editing import Fit, square_known, square_picture
 from glide_jax.errors import UserError
-from glide_jax.models.glide import glide_network
-from glide_jax.pictures import to_uint8
-from glide_jax.shapes import Image, Params, TokenMask, Tokens
-from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, load_run_config
+from glide_jax.stage import Conditions, Known, Stage, changed_settings
+from glide_jax.training.checkpoint import CONFIG, load_run_config
 
-MAX_BATCH = 16
-"""Prompts beyond this many are drawn one batch after the other, unless the caller says how many."""
+ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
+"""What a model can be for, and the names of the run folders in a set of models."""
+
+Pictures = UInt8[np.ndarray, "b h w 3"]
+Seed = int | np.integer | Sequence[int]
+Drawn = UInt8[np.ndarray, "b_drawn h_drawn w_drawn 3"]
 
 
 class Glide:
-    """A trained model ready to draw.
+    """Trained models, working together: a base model draws, an upsampler enlarges, CLIP judges.
+
+    Any of them may be missing; each is loaded when it is first needed. All methods take and
+    return 8-bit sRGB pictures. Their `settings` are fields of `SampleConfig`, and change those
+    of the model that draws first; an upsampler goes by its own run's.
 
     Args:
-        config: of the run.
-        params: usually the moving average.
-        tokenizer: the run's own.
+        folders: run folders by what they are for, see ROLES.
+        one_at_a_time: free each model before the next one is loaded, for small memories.
+
+    Raises:
+        UserError: a folder is not a run's.
     """
 
-    def __init__(self, config: Config, params: Params, tokenizer: Tokenizer) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self._mesh = jax.make_mesh(
-            (jax.local_device_count(),), ("data",), (AxisType.Auto,), devices=jax.local_devices()
-        )
-        self.params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
-        self._network = glide_network(config.model)
-        self._bar: tqdm | None = None
-        self._sample = jax.jit(
-            self._sample_batch,
-            static_argnames=("steps", "sampler", "eta", "guided", "progress"),
-        )
+    def __init__(self, folders: dict[str, Path], *, one_at_a_time: bool = False) -> None:
+        self.folders = folders
+        self.configs = {role: load_run_config(folder) for role, folder in folders.items()}
+        self.last_seeds: list[int] = []
+        """Of the pictures that were drawn last, one each: drawn again, they are the same."""
+        self._one_at_a_time = one_at_a_time
+        self._loaded: dict[str, Any] = {}
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> "Glide":
-        """Loads a run folder: its newest whole checkpoint's averaged parameters.
+    def load(cls, *folders: str | Path, one_at_a_time: bool = False) -> "Glide":
+        """Finds the models of these folders, each a run's or one of several runs' folders.
+
+        Args:
+            folders: what train.py and glide_jax.models.convert write.
+            one_at_a_time: free each model before the next one is loaded, for small memories.
 
         Raises:
-            UserError: not a run folder, or its checkpoint does not match its config.
+            UserError: there is no run in a folder, or two runs are for the same purpose.
         """
-        folder = Path(run_dir)
-        config = load_run_config(folder)
-        params = Checkpoints(folder).restore_ema(glide_network(config.model).shapes)
-        return cls(config, params, Tokenizer.load(folder / TOKENIZER))
+        found: dict[str, Path] = {}
+        for folder in map(Path, folders):
+            runs = [folder]
+            if folder.is_dir() and not (folder / CONFIG).exists():
+                runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) or [folder]
+            for run in runs:
+                role = role_of(load_run_config(run))
+                if role in found:
+                    raise UserError(f"{found[role]} and {run} are both {role} models: give one")
+                found[role] = run
+        if not found:
+            raise UserError("no models: give at least one run folder")
+        return cls(found, one_at_a_time=one_at_a_time)
+
+    def has(self, role: str) -> bool:
+        """Whether there is a model for this, one of ROLES."""
+        return role in self.folders
+
+    def config(self, role: str) -> Config:
+        """The configuration of the model for this, one of ROLES.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.has(role):
+            there = ", ".join(self.folders)
+            hint = ""
+            if role == "base" and self.has("upsample"):
+                hint = "; an upsampler enlarges pictures that you have: upsample, --low-res"
+            if role == "base" and self.has("base-inpaint"):
+                hint = "; an inpainting model paints in a picture: inpaint, --image"
+            raise UserError(f"this needs a model for {role}; there is one for {there} only{hint}")
+        return self.configs[role]
+
+    def settings(self, role: str, **changes: Any) -> SampleConfig:
+        """How the model for this samples, with these changes. Raises UserError."""
+        return changed_settings(self.config(role).sample, **changes)
+
+    def stage(self, role: str) -> Stage:
+        """The model that draws for this, one of ROLES, loaded. Raises UserError."""
+        return self._load(role, Stage)
+
+    @property
+    def clip(self) -> ClipStage:
+        """The CLIP, loaded. Raises UserError if there is none."""
+        return self._load("clip", ClipStage)
+
+    def free(self) -> None:
+        """Forgets all loaded models; they are loaded again when needed."""
+        self._loaded.clear()
+        gc.collect()  # a stage and its compiled programs refer to each other
 
     def generate(
         self,
         prompts: Sequence[str],
         *,
+        n: int = 1,
+        keep: int | None = None,
         negative_prompt: str = "",
-        guidance_scale: float | int | None = None,
-        steps: str | int | None = None,
-        sampler: str | None = None,
-        eta: float | int | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
+        upsample: bool | None = None,
         batch_size: int | None = None,
         progress: bool = False,
-    ) -> UInt8[np.ndarray, "b h w 3"]:
-        """Draws a picture for each prompt.
-
-        One compiled program serves all prompts, seeds, negative prompts and guidance scales of
-        the same batch size.
+        **settings: Any,
+    ) -> Drawn:
+        """Draws pictures for prompts.
 
         Args:
             prompts: b captions; an empty one is unconditional.
+            n: pictures for each prompt, with seeds seed, seed + 1, ...
+            keep: so many of the n are kept, those that CLIP finds closest to the prompt, best
+                first; they are chosen before they are enlarged.
             negative_prompt: what guidance leads away from; the empty caption unless given.
-            guidance_scale: 1 is no guidance (and half the work), 0 ignores the prompts. This and
-                the next three default to the run's own settings.
-            steps: how many, or a respacing such as '10,10,3,2,2'.
-            sampler: a key of glide_jax.diffusion.samplers.SAMPLERS.
-            eta: noise of DDIM.
-            seed: one for all pictures, or one each. A picture depends on its prompt, its seed and
+            seed: one for all prompts, or one each. A picture depends on its prompt, its seed and
                 the settings, not on the pictures drawn with it.
-            batch_size: pictures at a time; at most 16 unless given.
+            upsample: enlarge; unless given, if there is an upsampler.
+            batch_size: pictures at a time.
             progress: show a bar over the steps.
+            settings: such as guidance_scale, steps, sampler: the fields of `SampleConfig`.
 
         Returns:
-            (b, h, w, 3) 8-bit levels.
+            (b * n or b * keep, h, w, 3), a prompt's pictures one after the other.
 
         Raises:
-            UserError: settings that do not exist or cannot work.
+            UserError: settings that do not exist or cannot work, or a model that is not there.
         """
-        defaults = self.config.sample
-        scale = float(defaults.guidance_scale if guidance_scale is None else guidance_scale)
-        steps = str(defaults.steps if steps is None else steps)
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-        if not prompts:
-            raise UserError("no prompts: give at least one")
-        if len(seeds) != len(prompts):
-            raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one seed, or all")
-        if not np.isfinite(scale):
-            raise UserError(f"guidance scale {scale} is not a number that can be used")
-        size = min(len(prompts), MAX_BATCH) if batch_size is None else batch_size
-        if size < 1:
-            raise UserError(f"batch size {size} must be at least 1")
+        options = {
+            "negative_prompt": negative_prompt,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
 
-        length = self.config.model.text.length
-        tokens, mask = self.tokenizer.encode([*prompts, negative_prompt], length)
-        draw = partial(
-            self._sample,
-            self.params,
-            negative=(tokens[-1:], mask[-1:]),
-            scale=scale,
-            steps=steps,
-            sampler=defaults.sampler if sampler is None else sampler,
-            eta=float(defaults.eta if eta is None else eta),
-            guided=scale != 1,
+        def draw(role: str, prompts: list[str], seeds: list[int], low_res: Any) -> Drawn:
+            changes = settings if low_res is None else {}
+            conditions = Conditions(low_res=low_res)
+            return self._draw(role, prompts, seeds, changes, conditions, **options)
+
+        return self._best_enlarged(draw, "base", "upsample", prompts, seed, n, keep, upsample)
+
+    def upsample(
+        self,
+        pictures: Pictures,
+        prompts: Sequence[str],
+        *,
+        seed: Seed = 0,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Drawn:
+        """Enlarges any pictures of the upsampler's smaller size, with the help of captions.
+
+        Args:
+            pictures: (b, h, w, 3).
+            prompts: b captions, or one for all.
+            seed, batch_size, progress, settings: as in `generate`.
+
+        Returns:
+            (b, h, w, 3), larger.
+
+        Raises:
+            UserError: as `generate`, or the pictures are of another size.
+        """
+        prompts, self.last_seeds = repeat_prompts(one_each(prompts, len(pictures)), seed, 1)
+        return self._draw(
+            "upsample",
+            prompts,
+            self.last_seeds,
+            settings,
+            Conditions(low_res=pictures),
+            batch_size=batch_size,
             progress=progress,
         )
-        batches = -(-len(prompts) // size)
-        step_count = Schedule.create(
-            self.config.diffusion.schedule, self.config.diffusion.steps, steps
-        ).steps
-        pictures = []
-        self._bar = tqdm(total=batches * step_count, unit="step", disable=not progress)
-        with self._bar:
-            for start in range(0, len(prompts), size):
-                # The last batch is filled up with its last prompt, to fit the compiled program.
-                rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
-                keys = jax.vmap(jax.random.key)(jnp.asarray([seeds[row] for row in rows]))
-                text, keys = self._shared_out(((tokens[rows], mask[rows]), keys))
-                images = draw(text=text, keys=keys)
-                pictures.append(to_uint8(np.asarray(images))[: len(prompts) - start])
-            jax.effects_barrier()
-        return np.concatenate(pictures)
 
-    def _sample_batch(
+    def inpaint(
         self,
-        params: Params,
-        text: tuple[Tokens, TokenMask],
-        negative: tuple[Int[Array, "1 l"], Array],
-        keys: Key[Array, "b"],
-        scale: Float[Array, ""],
+        picture: UInt8[np.ndarray, "h w 3"],
+        known: Bool[np.ndarray, "h_mask w_mask"],
+        prompts: Sequence[str],
         *,
-        steps: str,
-        sampler: str,
-        eta: float,
-        guided: bool,
-        progress: bool,
-    ) -> Image:
-        """The compiled program. Text is encoded before the loop over steps, once."""
-        diffusion = self.config.diffusion
-        schedule = Schedule.create(diffusion.schedule, diffusion.steps, steps)
-        model = self._network.bind(params)
-        tokens, mask = text
-        if guided:
-            tokens = jnp.concatenate([tokens, jnp.broadcast_to(negative[0], tokens.shape)])
-            mask = jnp.concatenate([mask, jnp.broadcast_to(negative[1], mask.shape)])
-        denoise = model.denoiser(model.encode_text(tokens, mask))
-        if diffusion.prediction == "v":
-            whole = Schedule.create(diffusion.schedule, diffusion.steps)
-            denoise = denoiser_of_velocity(whole, denoise)
-        px = self.config.model.unet.resolution_px
-        return sample(
-            classifier_free(denoise, scale) if guided else denoise,
-            schedule,
-            initial_noise(keys, (px, px, 3)),
-            per_image_noise(keys, (px, px, 3)),
-            sampler=sampler,
-            eta=eta,
-            on_step=self._tick if progress else None,
-        )
+        n: int = 1,
+        keep: int | None = None,
+        fit: Fit = "crop",
+        negative_prompt: str = "",
+        seed: Seed = 0,
+        upsample: bool | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Drawn:
+        """Paints what is not known of a picture, once for each prompt.
 
-    def _shared_out(self, batch: Any) -> Any:
-        """Gives each device its part of the pictures, where they divide."""
-        size = len(jax.tree.leaves(batch)[0])
-        divides = size % self._mesh.size == 0
-        spec = PartitionSpec("data") if divides else PartitionSpec()
-        return jax.device_put(batch, NamedSharding(self._mesh, spec))
+        With models made for inpainting where they are there; others are held to the known pixels
+        at every step. Paint again on what this returns, with another mask and prompt, to edit a
+        picture step by step.
 
-    def _tick(self, _: int) -> None:
-        if self._bar is not None:
-            self._bar.update()
+        Args:
+            picture: of any size; made square as `fit` says, and resized to the models'.
+            known: True where the picture stays, False where it is painted over.
+            prompts: b captions of the whole result.
+            fit: "crop" takes the largest square from the middle; "pad" puts the whole picture
+                into a square, whose remaining sides are painted; "stretch" ignores the aspect.
+            n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: as in
+                `generate`.
+
+        Returns:
+            As `generate`; known pixels are exactly those of the picture at that size.
+
+        Raises:
+            UserError: as `generate`; the mask is of another size than the picture; or all of the
+                square is known, so that there is nothing to paint.
+        """
+        small = "base-inpaint" if self.has("base-inpaint") else "base"
+        large = "upsample-inpaint" if self.has("upsample-inpaint") else "upsample"
+        if picture.shape[:2] != known.shape:
+            raise UserError(
+                f"the mask is {known.shape[1]} x {known.shape[0]} pixels, but the picture "
+                f"{picture.shape[1]} x {picture.shape[0]}"
+            )
+        options = {
+            "negative_prompt": negative_prompt,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
+
+        def draw(role: str, prompts: list[str], seeds: list[int], low_res: Any) -> Drawn:
+            px = self.config(role).denoiser.resolution_px
+            mask = square_known(known, px, fit)
+            if mask.all():
+                raise UserError("there is nothing to paint: all of the square is known")
+            kept = Known(
+                _repeated(square_picture(picture, px, fit), len(prompts)),
+                _repeated(mask[:, :, None], len(prompts)),
+            )
+            changes = settings if low_res is None else {}
+            conditions = Conditions(low_res=low_res, known=kept)
+            drawn = self._draw(role, prompts, seeds, changes, conditions, **options)
+            return kept.put_back(drawn)
+
+        return self._best_enlarged(draw, small, large, prompts, seed, n, keep, upsample)
+
+    def edit(
+        self,
+        picture: UInt8[np.ndarray, "h w 3"],
+        prompts: Sequence[str],
+        *,
+        strength: float | int = 0.7,
+        n: int = 1,
+        keep: int | None = None,
+        fit: Fit = "crop",
+        negative_prompt: str = "",
+        seed: Seed = 0,
+        upsample: bool | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Drawn:
+        """Draws on from a picture or a sketch. SDEdit, arXiv 2108.01073.
+
+        The picture is noised part of the way, and the noise taken away again by what the prompt
+        asks for.
+
+        Args:
+            picture: of any size; made square as `fit` says.
+            prompts: b captions, each giving n pictures.
+            strength: share of the steps that are taken: little keeps the picture, 1 forgets it.
+            fit: as in `inpaint`, but "pad" fills with grey.
+            n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: as in
+                `generate`.
+
+        Returns:
+            As `generate`.
+
+        Raises:
+            UserError: as `generate`, or strength is not in (0, 1].
+        """
+        options = {
+            "negative_prompt": negative_prompt,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
+
+        def draw(role: str, prompts: list[str], seeds: list[int], low_res: Any) -> Drawn:
+            if low_res is not None:
+                return self._draw(role, prompts, seeds, {}, Conditions(low_res=low_res), **options)
+            start = square_picture(picture, self.config(role).denoiser.resolution_px, fit)
+            conditions = Conditions(start=_repeated(start, len(prompts)))
+            return self._draw(
+                role, prompts, seeds, settings, conditions, strength=strength, **options
+            )
+
+        return self._best_enlarged(draw, "base", "upsample", prompts, seed, n, keep, upsample)
+
+    def rank(
+        self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]] | Pictures, prompts: Sequence[str]
+    ) -> Float[np.ndarray, "b"]:
+        """How well each picture fits its prompt by CLIP: cosines in [-1, 1].
+
+        Args:
+            pictures: of any size.
+            prompts: one each, or one for all.
+
+        Raises:
+            UserError: there is no CLIP.
+        """
+        return self.clip.scores(pictures, one_each(prompts, len(pictures)))
+
+    def _draw(
+        self,
+        role: str,
+        prompts: list[str],
+        seeds: list[int],
+        settings: dict[str, Any],
+        conditions: Conditions,
+        **options: Any,
+    ) -> Drawn:
+        sampling = self.settings(role, **settings)
+        stage = self.stage(role)
+        clip = self.clip if sampling.clip_guidance_scale else None
+        return stage.draw(prompts, seeds, sampling, conditions, clip=clip, **options)
+
+    def _best_enlarged(
+        self,
+        draw: Callable[[str, list[str], list[int], Any], Drawn],
+        small: str,
+        large: str,
+        prompts: Sequence[str],
+        seed: Seed,
+        n: int,
+        keep: int | None,
+        upsample: bool | None,
+    ) -> Drawn:
+        """Draws with the small model, keeps the best, and enlarges them.
+
+        Args:
+            draw: `(role, prompts, seeds, smaller pictures or None) -> pictures`.
+            small, large: roles.
+        """
+        prompts, seeds = repeat_prompts(prompts, seed, n)
+        enlarge = self.has(large) if upsample is None else upsample
+        # All that can be known to fail is asked before hours are spent on drawing.
+        px = self.config(small).denoiser.resolution_px
+        if enlarge and self.config(large).denoiser.low_res_px != px:
+            raise UserError(
+                f"the {large} model enlarges {self.config(large).denoiser.low_res_px} px, but the "
+                f"{small} model draws {px} px"
+            )
+        if keep is not None:
+            self.config("clip")
+            if not 1 <= keep <= n:
+                raise UserError(f"keep ({keep}) must be between 1 and n ({n})")
+
+        pictures = draw(small, prompts, seeds, None)
+        if keep is not None:
+            scores = self.rank(pictures, prompts).reshape(-1, n)
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+            best = (order + n * np.arange(len(scores))[:, None]).ravel().tolist()
+            pictures = pictures[best]
+            prompts, seeds = [prompts[i] for i in best], [seeds[i] for i in best]
+        if enlarge:
+            pictures = draw(large, prompts, seeds, pictures)
+        self.last_seeds = seeds
+        return pictures
+
+    def _load(self, role: str, kind: Any) -> Any:
+        if role not in self._loaded:
+            self.config(role)
+            if self._one_at_a_time:
+                self.free()
+            self._loaded[role] = kind.load(self.folders[role])
+        return self._loaded[role]
+
+
+def role_of(config: Config) -> str:
+    """What the model of a run is for, one of ROLES."""
+    if isinstance(config.model, ClipConfig):
+        return "clip"
+    size = "upsample" if config.model.low_res_px else "base"
+    return f"{size}-inpaint" if config.model.inpaint else size
+
+
+def repeat_prompts(prompts: Sequence[str], seed: Seed, n: int) -> tuple[list[str], list[int]]:
+    """Each prompt n times, and the seeds that go with them.
+
+    Raises:
+        UserError: no prompts, n below 1, not one seed each, or a seed that is none.
+    """
+    if not prompts:
+        raise UserError("no prompts: give at least one")
+    if n < 1:
+        raise UserError(f"n ({n}) must be at least 1")
+    seeds: list[int] = np.atleast_1d(seed).tolist()
+    if np.ndim(seed) == 0:
+        seeds = seeds * len(prompts)
+    if len(seeds) != len(prompts):
+        raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one seed, or all")
+    seeds = [first + i for first in seeds for i in range(n)]
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise UserError(f"seeds must be in [0, 2**32), not {min(seeds)} to {max(seeds)}")
+    return [prompt for prompt in prompts for _ in range(n)], seeds
+
+
+def one_each(prompts: Sequence[str], count: int) -> list[str]:
+    """A prompt for each picture, of one for all or one each. Raises UserError."""
+    prompts = list(prompts) * count if len(prompts) == 1 else list(prompts)
+    if len(prompts) != count:
+        raise UserError(f"{len(prompts)} prompts for {count} pictures: give one, or one each")
+    return prompts
+
+
+def _repeated(x: np.ndarray, count: int) -> np.ndarray:
+    return np.broadcast_to(x, (count, *x.shape))

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import UserError
-from glide_jax.pictures import draw_grid, save_png, to_uint8
+from glide_jax.pictures import draw_grid, save_png, to_pil, to_uint8
 
 
 def test_levels_round_to_the_nearest_and_clip():
@@ -31,3 +31,10 @@ def test_grid_shows_every_picture_and_writes_under_it():
     row_1, row_2 = grid[: len(grid) // 2], grid[len(grid) // 2 :]
     assert (row_1[..., 0] < 40).any()  # black letters
     assert (row_2[..., 0] < 40).any()  # the first of a row is captioned again
+
+
+def test_pillow_gets_the_same_levels():
+    pictures = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    images = to_pil(pictures)
+    assert [image.size for image in images] == [(5, 4)] * 2
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), pictures)

@@ -1,9 +1,17 @@
+import dataclasses
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_set import CAPTIONS, clip_config, write_random_run
 
 from glide_jax import Glide, UserError
+from glide_jax.data.clip_tokenizer import ClipTokenizer
+from glide_jax.data.editing import square_known, square_picture
+from glide_jax.pipeline import ROLES
+from glide_jax.stage import Conditions, Stage, changed_settings
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +35,11 @@ def test_a_picture_does_not_depend_on_its_batch(glide):
 
 def test_one_program_serves_other_prompts_seeds_and_scales(glide):
     generate(glide, ["all red"] * 4, batch_size=4, sampler="ddpm")
-    compiled = glide._sample._cache_size()
+    program = glide.stage("base")._advance
+    compiled = program._cache_size()
     generate(glide, ["all blue", "", "x", "y"], sampler="ddpm", seed=9)
     generate(glide, ["z"], guidance_scale=7.5, negative_prompt="all red", sampler="ddpm")
-    assert glide._sample._cache_size() == compiled
+    assert program._cache_size() == compiled
 
 
 def test_negative_prompt_takes_the_empty_captions_place(glide):
@@ -49,24 +58,207 @@ def test_negative_prompt_takes_the_empty_captions_place(glide):
 
 
 def test_text_is_encoded_outside_the_loop_over_steps(glide):
-    """The scan's body must hold nothing of the text transformer: its widths do not occur there."""
-    length, width = glide.config.model.text.length, glide.config.model.text.width
-    tokens, mask = map(jnp.asarray, glide.tokenizer.encode(["all red", ""], length))
-    traced = jax.make_jaxpr(
-        lambda params: glide._sample_batch(
-            params, (tokens[:1], mask[:1]), (tokens[1:], mask[1:]), jax.random.split(
-                jax.random.key(0), 1), jnp.float32(2.0),
-            steps="4", sampler="ddim", eta=0.0, guided=True, progress=False,
+    """The loop's program must hold nothing of the text transformer: its widths do not occur."""
+    stage = glide.stage("base")
+    length, width = stage.model.text.length, stage.model.text.width
+    inputs = stage._inputs(["all red"], [0], Conditions(), None)
+    negative = jax.tree.map(jnp.asarray, stage.tokenizer.encode([""], length))
+    options = {
+        "settings": changed_settings(stage.config.sample, steps=4),
+        "rows": 4,
+        "guided": True,
+    }
+    begun = jax.make_jaxpr(
+        lambda params: stage._begin_batch(params, inputs, negative, **options), return_shape=True
+    )
+    before, (conditioned, state) = begun(stage.params)
+    scales = jnp.float32(2.0), jnp.float32(0.0)
+    loop = jax.make_jaxpr(
+        lambda params, conditioned, state: stage._advance_batch(
+            params, None, inputs, conditioned, state, scales, jnp.int32(0), clip=None, calls=4,
+            **options,
         )
-    )(glide.params)  # fmt: skip
-    scans = [e for e in traced.jaxpr.eqns if e.primitive.name == "scan"]
-    body = str(scans[-1].params["jaxpr"])
+    )(stage.params, conditioned, state)  # fmt: skip
     text_shape = f"f32[2,{length},{width}]"
-    assert text_shape in str(traced) and text_shape not in body
+    assert text_shape in str(before) and text_shape not in str(loop)
+    assert str(loop).count(" scan[") == 1
 
 
 def test_errors_name_what_is_wrong(glide):
-    with pytest.raises(UserError, match="no prompts"):
-        glide.generate([])
-    with pytest.raises(UserError, match="3 seeds for 1 prompts"):
-        glide.generate(["x"], seed=[1, 2, 3])
+    for message, call in {
+        "no prompts": lambda: glide.generate([]),
+        "3 seeds for 1 prompts": lambda: glide.generate(["x"], seed=[1, 2, 3]),
+        "there is no setting speed: choose from sampler": lambda: glide.generate(["x"], speed=3),
+        "sample.guidance_scale must be a number": lambda: glide.generate(
+            ["x"], guidance_scale=float("nan")
+        ),
+        r"needs a model for clip; there is one for base only": lambda: glide.generate(
+            ["x"], n=4, keep=2, steps=1
+        ),
+        r"needs a model for upsample": lambda: glide.generate(["x"], steps=1, upsample=True),
+        r"keep \(2\) must be|needs a model for clip": lambda: glide.generate(["x"], keep=2),
+        r"guidance_scale cannot be 'much'": lambda: glide.generate(["x"], guidance_scale="much"),
+        r"guidance_interval .* must be low, then high": lambda: glide.generate(
+            ["x"], guidance_interval=[900, 100]
+        ),
+        r"seeds must be in \[0, 2\*\*32\), not -1": lambda: glide.generate(["x"], seed=-1),
+        r"there is nothing to paint": lambda: glide.inpaint(
+            PICTURE, np.ones((20, 30), bool), ["x"]
+        ),
+        r"strength 0 must be above 0": lambda: glide.edit(PICTURE, ["x"], strength=0),
+        r"the mask is 3 x 2 pixels, but the picture 30 x 20": lambda: glide.inpaint(
+            PICTURE, np.ones((2, 3), bool), ["x"]
+        ),
+    }.items():
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+# With all models: base, upsampler, inpainting ones and CLIP.
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+KNOWN = np.ones((20, 30), bool)
+KNOWN[5:15, 8:20] = False
+
+
+@pytest.fixture(scope="module")
+def everything(models):
+    return Glide.load(models)
+
+
+def test_a_folder_of_runs_and_runs_by_themselves_are_the_same(everything, models):
+    one_by_one = Glide.load(*(models / role for role in reversed(ROLES)))
+    assert set(one_by_one.folders) == set(everything.folders) == set(ROLES)
+    with pytest.raises(UserError, match="are both base models"):
+        Glide.load(models, models / "base")
+    with pytest.raises(UserError, match="is not a run folder"):
+        Glide.load(models / "base" / "samples")
+
+
+def test_what_is_drawn_is_enlarged_from_8_bit_levels(everything):
+    small = everything.generate(["all red", "all blue"], steps=2, seed=[3, 4], upsample=False)
+    large = everything.generate(["all red", "all blue"], steps=2, seed=[3, 4])
+    assert small.shape == (2, 8, 8, 3) and large.shape == (2, 16, 16, 3)
+    again = everything.upsample(small, ["all red", "all blue"], seed=[3, 4])
+    np.testing.assert_array_equal(large, again)
+    other = everything.upsample(255 - small, ["all red"], seed=[3, 4])
+    assert not np.array_equal(other, again)
+    with pytest.raises(UserError, match=r"\(2, 16, 16, 3\), but \(2, 8, 8, 3\) are needed"):
+        everything.upsample(large, ["x"])
+
+
+def test_one_model_at_a_time_draws_the_same(everything, models):
+    frugal = Glide.load(models, one_at_a_time=True)
+    drawn = frugal.generate(["all red", "all blue"], steps=2, seed=5)
+    np.testing.assert_array_equal(
+        drawn, everything.generate(["all red", "all blue"], steps=2, seed=5)
+    )
+    assert set(frugal._loaded) == {"upsample"}
+    large = weakref.ref(frugal.stage("upsample"))
+    frugal.generate(["all red", "all blue"], steps=2, upsample=False)
+    assert large() is None
+
+
+@pytest.mark.parametrize(("trained_for_it", "fit"), [(True, "pad"), (False, "crop")])
+def test_inpainting_keeps_known_pixels_exactly(everything, models, trained_for_it, fit):
+    glide = everything if trained_for_it else Glide.load(models / "base", models / "upsample")
+    painted = glide.inpaint(PICTURE, KNOWN, ["all red"], n=2, fit=fit, steps=2)
+    kept, expected = square_known(KNOWN, 16, fit), square_picture(PICTURE, 16, fit)
+    assert kept.any() and not kept.all()
+    for picture in painted:
+        np.testing.assert_array_equal(picture[kept], expected[kept])
+        assert not np.array_equal(picture, expected)
+    assert not np.array_equal(*painted)
+    # The result can be edited again.
+    hole = np.ones((16, 16), bool)
+    hole[:4] = False
+    again = glide.inpaint(painted[0], hole, ["all blue"], n=2, steps=2)
+    np.testing.assert_array_equal(again[0][8:], painted[0][8:])
+
+
+def test_the_models_made_for_inpainting_see_known_pixels_but_not_what_is_under_the_mask(everything):
+    other = np.where(KNOWN[..., None], PICTURE, 255 - PICTURE)
+    options = {"n": 2, "steps": 2, "seed": 1, "upsample": False}
+    a = everything.inpaint(PICTURE, KNOWN, ["all red"], **options)
+    b = everything.inpaint(other, KNOWN, ["all red"], **options)
+    np.testing.assert_array_equal(a, b)
+
+
+def test_editing_stays_near_the_picture_when_it_is_weak(glide):
+    picture = np.full((8, 8, 3), (220, 30, 30), np.uint8)
+    weak = glide.edit(picture, ["all red"], strength=0.1, steps=20)
+    strong = glide.edit(picture, ["all blue"], strength=1.0, steps=20, guidance_scale=3)
+    distance = [np.abs(edited[0].astype(int) - picture).mean() for edited in (weak, strong)]
+    assert distance[0] < 20 < distance[1]
+
+
+def test_the_best_by_clip_are_kept_best_first(everything):
+    options = {"steps": 2, "seed": 7, "upsample": False}
+    prompts = ["all red", "all green"]
+    drawn = everything.generate(prompts, n=4, **options)
+    kept = everything.generate(prompts, n=4, keep=2, **options)
+    scores = everything.rank(drawn, [p for p in prompts for _ in range(4)]).reshape(2, 4)
+    for row in range(2):
+        best = np.argsort(-scores[row])[:2]
+        np.testing.assert_array_equal(kept[2 * row : 2 * row + 2], drawn[4 * row + best])
+    with pytest.raises(UserError, match=r"keep \(5\) must be between 1 and n \(4\)"):
+        everything.generate(["x"], n=4, keep=5, steps=1)
+
+
+def test_clip_guidance_raises_clips_score(everything):
+    options = {"steps": 10, "sampler": "ddpm", "n": 4, "upsample": False, "guidance_scale": 1.0}
+    plain = everything.generate(["all red"], **options)
+    guided = everything.generate(["all red"], clip_guidance_scale=30.0, **options)
+    both = everything.generate(
+        ["all red"], clip_guidance_scale=30.0, **options | {"guidance_scale": 3.0}
+    )
+    scores = [everything.rank(p, ["all red"]).mean() for p in (plain, guided, both)]
+    assert scores[1] > scores[0] + 0.01 and scores[2] > scores[0] + 0.01
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance_interval": (100, 800)},
+        {"guidance_rescale": 0.7},
+        {"dynamic_threshold": 0.9, "guidance_scale": 8.0},
+        {"temperature": 0.5},
+        {"sampler": "ddpm"},
+        {"steps": "karras3"},
+    ],
+)
+def test_every_setting_has_an_effect(glide, settings):
+    scale = settings.get("guidance_scale", 8.0)
+    plain = generate(glide, ["all red"], steps=3, guidance_scale=scale)
+    changed = generate(glide, ["all red"], **{"steps": 3, "guidance_scale": scale} | settings)
+    assert not np.array_equal(plain, changed)
+
+
+def test_a_clip_of_another_size_is_refused(models, tmp_path):
+    config = clip_config()
+    image = dataclasses.replace(config.model.image, resolution_px=16)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    write_random_run(tmp_path / "clip", config, ClipTokenizer.train(CAPTIONS, 600))
+    with pytest.raises(UserError, match="made for 16 px and 1000 diffusion steps, the model"):
+        Glide.load(models / "base", tmp_path / "clip").generate(["x"], clip_guidance_scale=1)
+
+
+def test_prompts_that_are_too_long_are_told_of(glide, caplog):
+    generate(glide, ["all red " * 2000, "x"], steps=1)
+    assert "1 prompts are longer than 8 tokens" in caplog.text
+
+
+def test_models_are_refused_what_they_are_not_for(models):
+    with pytest.raises(UserError, match="there is one for upsample only; an upsampler enlarges"):
+        Glide.load(models / "upsample").generate(["x"])
+    with pytest.raises(UserError, match="this is an upsampler: it needs pictures"):
+        stage = Stage.load(models / "upsample")
+        stage.draw(["x"], [0], stage.config.sample)
+    with pytest.raises(UserError, match="made for inpainting: it needs a picture and a mask"):
+        stage = Stage.load(models / "base-inpaint")
+        stage.draw(["x"], [0], stage.config.sample)
+    with pytest.raises(UserError, match="this is a CLIP, which draws nothing"):
+        Stage.load(models / "clip")
+    with pytest.raises(UserError, match="clip_guidance_scale needs a CLIP"):
+        stage = Stage.load(models / "base")
+        stage.draw(["x"], [0], changed_settings(stage.config.sample, clip_guidance_scale=2))

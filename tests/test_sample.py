@@ -61,13 +61,20 @@ def test_one_picture_is_one_file_and_depends_on_its_seed_alone(monkeypatch, trai
         (("--prompt", "x", "--n", 0), "--n 0: must be at least 1"),
         ((), "nothing to draw"),
         (("--prompts-file", "/no/such"), "--prompts-file /no/such"),
-        (("--prompt", "x", "--out", "x.jpg"), "--out x.jpg: must end in .png"),
+        (("--prompt", "x", "--out", "x.jpg"), "--out x.jpg: must end in .png, or be a folder"),
         (("--prompt", "x", "--sampler", "dream"), "sampler 'dream' is unknown"),
         (("--prompt", "x", "--steps", "0"), "steps '0'"),
         (("--prompt", "x", "--steps", "5000"), "steps '5000'"),
-        (("--prompt", "x", "--guidance-scale", "nan"), "guidance scale nan"),
+        (
+            ("--prompt", "x", "--guidance-scale", "nan"),
+            "config: sample.guidance_scale must be a number",
+        ),
         (("--prompt", "x", "--batch-size", "0"), "batch size 0"),
         (("--prompt", "x", "--sampler", "ddim", "--eta", "2"), "eta (2.0)"),
+        (("--prompt", "x", "--n", "3", "--keep", "4"), "this needs a model for clip"),
+        (("--prompt", "x", "--n", "3", "--keep", "0"), "--keep 0: must be at least 1"),
+        (("--prompt", "x", "--clip-guidance-scale", "3"), "this needs a model for clip"),
+        (("--prompt", "x", "--seed", "-1"), "seeds must be in"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys, trained_run, flags, line):
@@ -76,6 +83,95 @@ def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys, trained_run, fl
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert f"error: {line}" in said
+
+
+def test_a_folder_is_filled_and_what_is_there_is_passed_over(
+    monkeypatch, capsys, trained_run, tmp_path
+):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("all red\nall blue\nall white\n")
+    flags = ("--checkpoint", trained_run, "--prompts-file", prompts, "--n", 2, *FAST)
+    run(monkeypatch, *flags, "--out", tmp_path / "night")
+    files = sorted((tmp_path / "night").iterdir())
+    assert [f.name for f in files] == [f"{row:05d}-{i}.png" for row in range(3) for i in range(2)]
+    texts = [Image.open(file).text for file in files]
+    assert [(t["prompt"], t["seed"]) for t in texts[1:3]] == [("all red", "1"), ("all blue", "0")]
+    before = {file: file.read_bytes() for file in files}
+    files[2].unlink()
+    times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+    run(monkeypatch, *flags, "--out", tmp_path / "night")
+    assert "1 of 3 prompts to draw" in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in files} == before
+    assert all(files[i].stat().st_mtime_ns == times[files[i]] for i in (0, 1, 4, 5))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *flags, "--guidance-scale", 5, "--out", tmp_path / "night")
+    assert "00000-0.png was drawn with guidance_scale '2.0', not '5.0'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A picture with a hole, and the hole as a mask."""
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    known = np.full((20, 30), 255, np.uint8)
+    known[4:16, 8:22] = 0
+    Image.fromarray(np.dstack([rgb, known])).save(tmp_path / "hole.png")
+    Image.fromarray(rgb).save(tmp_path / "photo.png")
+    Image.fromarray(known).save(tmp_path / "mask.png")
+    return tmp_path
+
+
+def test_inpaint_by_alpha_and_by_mask_are_the_same(monkeypatch, models, photo):
+    for name, image in {
+        "a": (photo / "hole.png",), "b": (photo / "photo.png", "--mask", photo / "mask.png")
+    }.items():  # fmt: skip
+        run(
+            monkeypatch, "inpaint", "--checkpoint", models, "--image", *image, "--prompt",
+            "all red", "--steps", 2, "--fit", "pad", "--out", photo / f"{name}.png",
+        )  # fmt: skip
+    a, b = (Image.open(photo / f"{name}.png") for name in "ab")
+    assert a.size == (16, 16) and a.text["image"].endswith("hole.png") and a.text["steps"] == "2"
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_edit_upsample_and_rank(monkeypatch, capsys, models, photo):
+    both = ("--checkpoint", models / "base", "--checkpoint", models / "upsample")
+    run(
+        monkeypatch, "edit", *both, "--image", photo / "photo.png", "--prompt", "all red",
+        "--strength", 0.5, "--n", 2, "--steps", 4, "--out", photo / "edited.png",
+    )  # fmt: skip
+    edited = [photo / "edited" / f"{i:04d}.png" for i in range(2)]
+    assert [Image.open(file).size for file in edited] == [(16, 16)] * 2
+    assert Image.open(edited[0]).text["strength"] == "0.5"
+    run(
+        monkeypatch, "upsample", *both, "--low-res", photo / "photo.png", "--prompt", "all red",
+        "--out", photo / "large.png",
+    )  # fmt: skip
+    assert Image.open(photo / "large.png").size == (16, 16)
+    run(
+        monkeypatch, "upsample", *both, "--low-res", edited[0], "--low-res", edited[1],
+        "--prompt", "all red", "--out", photo / "larger",
+    )  # fmt: skip
+    texts = [Image.open(photo / "larger" / f"0000{i}-0.png").text for i in range(2)]
+    assert [text["low_res"] for text in texts] == [str(file) for file in edited]
+    capsys.readouterr()
+    run(
+        monkeypatch, "rank", "--checkpoint", models, "--image", edited[0], "--image", edited[1],
+        "--prompt", "all red",
+    )  # fmt: skip
+    prompt, *lines = capsys.readouterr().out.splitlines()
+    scores = [float(line.split()[0]) for line in lines]
+    assert prompt == "all red" and len(lines) == 2 and scores == sorted(scores, reverse=True)
+
+
+def test_kept_pictures_tell_the_seeds_that_draw_them_again(monkeypatch, models, tmp_path):
+    flags = ("--checkpoint", models, "--prompt", "all red", "--steps", 2, "--no-upsample")
+    run(monkeypatch, *flags, "--n", 4, "--keep", 2, "--seed", 3, "--out", tmp_path / "best.png")
+    for i in range(2):
+        file = tmp_path / "best" / f"{i:04d}.png"
+        seed = Image.open(file).text["seed"]
+        run(monkeypatch, *flags, "--seed", seed, "--out", tmp_path / "again.png")
+        again = np.asarray(Image.open(tmp_path / "again.png")).astype(int)
+        assert np.abs(again - np.asarray(Image.open(file))).max() <= 1
 
 
 @pytest.mark.parametrize("what", ["absent", "empty", "no checkpoint", "other config"])

@@ -19,12 +19,15 @@ import tyro
 from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 
+from glide_jax.command_line import keep_compiled_programs
 from glide_jax.data.scene_graph import COLOURS, SHAPES, SPLITS, make
 from glide_jax.data.scene_workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_grid
-from glide_jax.pipeline import MAX_BATCH, Glide
+from glide_jax.pipeline import Glide
+from glide_jax.stage import MAX_BATCH
+from glide_jax.training.checkpoint import load_run_config
 from glide_jax.training.sharding import use_all_cores
 
 COLOURFUL = 0.12
@@ -32,8 +35,9 @@ COLOURFUL = 0.12
 equally well: grounds stay below, and the dullest colour, a cyan in the dark, has 0.16."""
 DARKEST = 0.35
 """Lightness below which chroma is not asked to shrink any more: dark noise looks colourful."""
-MIN_SHARE, MAX_SHARE = 0.015, 0.3
-"""Share of the picture that one object covers. Real ones: 0.027 (a small moon) to 0.15."""
+MIN_SHARE, MAX_SHARE = 0.015, 0.65
+"""Share of the picture that one object covers. Real ones: 0.027 (a small moon) to 0.15, and to
+0.6 (a square) in close-ups."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class Arguments:
     """Captions: the first of each of the split's first n records."""
     split: str = "validation"
     """train, validation or novel (shapes in colours they never have in training)."""
+    closeups: bool | None = None
+    """Whether captions and real pictures are close-ups. Follows the model's own data set."""
     size_px: int = 64
     """Side of real pictures; a model has its own."""
     guidance_scale: float | None = None
@@ -162,8 +168,16 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--split {arguments.split}: must be one of {', '.join(SPLITS)}")
     if arguments.real == (arguments.checkpoint is not None):
         raise UserError("give --checkpoint RUN to judge a model, or --real: one of the two")
-    captions = [make(arguments.split, index)[1][0] for index in range(arguments.n)]
-    pictures = _real(arguments) if arguments.real else _generated(arguments, captions)
+    closeup = bool(arguments.closeups)
+    if arguments.checkpoint is not None and arguments.closeups is None:
+        closeup = load_run_config(arguments.checkpoint).data.name == "closeups"
+    indices = range(arguments.n)
+    captions = [make(arguments.split, index, closeup=closeup)[1][0] for index in indices]
+    if arguments.real:
+        files = (encoded_scene(arguments.split, i, closeup=closeup).image for i in indices)
+        pictures = np.stack([load_pixels(file, arguments.size_px) for file in files])
+    else:
+        pictures = _generated(arguments, captions)
     right = colours_right(pictures, captions)
     for caption in np.array(captions)[~right]:
         print(f"wrong: {caption}")
@@ -174,17 +188,9 @@ def main(arguments: Arguments) -> None:
         print(arguments.out)
 
 
-def _real(arguments: Arguments) -> UInt8[np.ndarray, "n h w 3"]:
-    return np.stack(
-        [
-            load_pixels(encoded_scene(arguments.split, index).image, arguments.size_px)
-            for index in range(arguments.n)
-        ]
-    )
-
-
 def _generated(arguments: Arguments, captions: list[str]) -> UInt8[np.ndarray, "n h w 3"]:
     assert arguments.checkpoint is not None
+    keep_compiled_programs()
     use_all_cores(min(arguments.n, MAX_BATCH))
     return Glide.load(arguments.checkpoint).generate(
         captions,

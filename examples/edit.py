@@ -1,0 +1,31 @@
+"""From a sketch to a picture: SDEdit.
+
+python examples/edit.py runs/released [sketch.png]
+"""
+
+# %% Models: a base model, and an upsampler if there is one
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from glide_jax import Glide
+from glide_jax.data.editing import read_picture
+from glide_jax.pictures import save_grid
+
+glide = Glide.load(sys.argv[1])
+
+# %% A sketch: flat colours are enough
+if len(sys.argv) > 2:
+    sketch = read_picture(Path(sys.argv[2]))
+else:
+    sketch = np.full((64, 64, 3), (120, 170, 230), np.uint8)  # sky
+    sketch[40:] = (60, 140, 60)  # grass
+    sketch[20:48, 24:44] = (200, 60, 40)  # a house
+
+# %% The stronger, the more is new
+strengths = (0.4, 0.6, 0.8)
+prompt = "a red house on a meadow"
+rows = [glide.edit(sketch, [prompt], strength=strength, steps=20) for strength in strengths]
+labels = [f"{prompt}, strength {strength}" for strength in strengths]
+save_grid(Path("out") / "sdedit.png", np.concatenate(rows), labels, columns=3)

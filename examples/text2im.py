@@ -1,0 +1,33 @@
+"""Text to 256 px pictures.
+
+    python examples/text2im.py runs/released
+
+In an editor that knows `# %%` cells, run it step by step.
+"""
+
+# %% Models: any folder with a base model, and an upsampler if there is one
+import sys
+from pathlib import Path
+
+from glide_jax import Glide
+from glide_jax.pictures import save_grid
+
+glide = Glide.load(sys.argv[1])
+out = Path("out")
+
+# %% Four pictures for a prompt; another seed gives others
+prompt = "an oil painting of a corgi"
+pictures = glide.generate([prompt], n=4, guidance_scale=3.0, steps=20, seed=0, progress=True)
+save_grid(out / "text2im.png", pictures, [prompt] * 4, columns=4)
+
+# %% The same in two steps: small pictures first, and only the one you like is enlarged
+small = glide.generate([prompt], n=4, steps=20, seed=0, upsample=False)
+if glide.has("upsample"):
+    large = glide.upsample(small[2:3], [prompt])
+    save_grid(out / "enlarged.png", large, [prompt], columns=1)
+
+# %% Fewer steps with a better solver, and away from what is not wanted
+pictures = glide.generate(
+    [prompt], n=4, sampler="dpmpp_2m", steps="karras15", negative_prompt="a photograph"
+)
+save_grid(out / "negative.png", pictures, [prompt] * 4, columns=4)

@@ -1,0 +1,78 @@
+"""A trained CLIP, ready to compare pictures with captions and to guide a model that draws."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from glide_jax.config import Config
+from glide_jax.data.clip_tokenizer import ClipTokenizer
+from glide_jax.data.editing import square_picture
+from glide_jax.data.transforms import to_float
+from glide_jax.models.clip import clip_network
+from glide_jax.shapes import Params
+from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, load_run_config
+from glide_jax.training.sharding import local_mesh, replicated
+
+MAX_BATCH = 64
+"""Pictures that are compared at a time."""
+
+
+class ClipStage:
+    """A trained CLIP.
+
+    Args:
+        config: of the run.
+        params: usually the moving average.
+        tokenizer: the run's own.
+    """
+
+    def __init__(self, config: Config, params: Params, tokenizer: ClipTokenizer) -> None:
+        self.config = config.clip
+        self.network = clip_network(self.config)
+        self.params = jax.device_put(params, replicated(local_mesh()))
+        self.tokenizer = tokenizer
+        bind = self.network.bind
+        self._encode_text = jax.jit(lambda params, *text: bind(params).encode_text(*text))
+        self._encode_image = jax.jit(lambda params, *image: bind(params).encode_image(*image))
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "ClipStage":
+        """Loads a run folder: its newest whole checkpoint's averaged parameters.
+
+        Raises:
+            UserError: not a CLIP's run folder, or its checkpoint does not match its config.
+        """
+        config = load_run_config(run_dir)
+        params = Checkpoints(run_dir).restore_ema(clip_network(config.clip).shapes)
+        return cls(config, params, ClipTokenizer.load(run_dir / TOKENIZER))
+
+    def encode_text(self, captions: Sequence[str]) -> Float[Array, "b d"]:
+        """Embeddings of captions, of length 1."""
+        tokens, mask = self.tokenizer.encode(list(captions), self.config.text.length)
+        return self._encode_text(self.params, tokens, mask)
+
+    def scores(
+        self,
+        pictures: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "b h w 3"],
+        captions: Sequence[str],
+    ) -> Float[np.ndarray, "b"]:
+        """Cosine of each picture's and its caption's embedding.
+
+        Args:
+            pictures: of any sizes; the largest square from the middle is looked at.
+            captions: one a picture.
+        """
+        different, which = np.unique(captions, return_inverse=True)
+        text = self.encode_text(different.tolist())[which]
+        px = self.config.resolution_px
+        small = to_float(np.stack([square_picture(picture, px, "crop") for picture in pictures]))
+        parts = []
+        for start in range(0, len(small), MAX_BATCH):
+            part = small[start : start + MAX_BATCH]
+            image = self._encode_image(self.params, part, jnp.zeros(len(part), jnp.int32))
+            parts.append(jnp.sum(text[start : start + MAX_BATCH] * image, -1))
+        return np.concatenate(parts)

@@ -1,0 +1,17 @@
+"""Every example runs as it stands, with small models."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example(models, monkeypatch, tmp_path, example):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [example.name, str(models)])
+    runpy.run_path(str(example))
+    assert list((tmp_path / "out").glob("*.png"))
