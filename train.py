@@ -13,8 +13,7 @@ from time import perf_counter
 import jax
 import numpy as np
 
-from glide_jax import Glide
-from glide_jax.command_line import parse_config
+from glide_jax.command_line import keep_compiled_programs, parse_config
 from glide_jax.config import Config
 from glide_jax.data.loader import Loader, validation_batches
 from glide_jax.data.records import first_captions
@@ -23,6 +22,7 @@ from glide_jax.data.tokenizer import Tokenizer, make_tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.models.glide import glide_network
 from glide_jax.pictures import draw_grid, save_png
+from glide_jax.stage import Stage
 from glide_jax.training import sharding
 from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, open_run_folder
 from glide_jax.training.logging import RunLog
@@ -31,7 +31,13 @@ from glide_jax.training.step import Trainer, TrainState
 
 def train(config: Config, run_dir: Path) -> None:
     """Trains until `config.train.steps`, or until asked to stop."""
-    settings = config.train
+    settings, model = config.train, config.denoiser
+    if model.condition_channels:
+        raise UserError(
+            "only base models can be trained so far: model.low_res_px must be 0 and model.inpaint "
+            "False (others are converted, see docs/using-openai-weights.md)"
+        )
+    keep_compiled_programs()
     sharding.use_all_cores(settings.batch_examples // settings.micro_batches)
     lead = jax.process_index() == 0
 
@@ -43,12 +49,12 @@ def train(config: Config, run_dir: Path) -> None:
     if (run_dir / TOKENIZER).is_dir():
         tokenizer = Tokenizer.load(run_dir / TOKENIZER)
     else:
-        tokenizer = make_tokenizer(config.data, config.model.text.vocab_size, source)
+        tokenizer = make_tokenizer(config.data, model.text.vocab_size, source)
         tokenizer.save(run_dir / TOKENIZER)
 
     # Model and state -------------------------------------------------------------------------
 
-    network = glide_network(config.model)
+    network = glide_network(model)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, network, mesh)
     checkpoints = Checkpoints(run_dir, kept=settings.checkpoints_kept)
@@ -82,7 +88,8 @@ def train(config: Config, run_dir: Path) -> None:
         return {f"validation_{name}": value for name, value in mean._asdict().items()}
 
     def draw_samples(state: TrainState) -> None:
-        pictures = Glide(config, state.ema, tokenizer).generate(prompts)
+        stage = Stage(config, state.ema, tokenizer)
+        pictures = stage.draw(prompts, [0] * len(prompts), config.sample)
         if lead:
             grid = draw_grid(pictures, prompts, columns=4)
             save_png(run_dir / "samples" / f"{step:07d}.png", grid)
@@ -91,40 +98,42 @@ def train(config: Config, run_dir: Path) -> None:
     # Loop ------------------------------------------------------------------------------------
 
     stop = StopRequest()
-    while step < settings.steps and not stop.requested:
-        waited = perf_counter()
-        batch = sharding.to_devices(next(loader), mesh)
-        waited = perf_counter() - waited
-        state, metrics = trainer.step(state, batch)
-        step += 1
-        log.step({name: float(value) for name, value in metrics._asdict().items()}, waited)
+    try:
+        while step < settings.steps and not stop.requested:
+            waited = perf_counter()
+            batch = sharding.to_devices(next(loader), mesh)
+            waited = perf_counter() - waited
+            state, metrics = trainer.step(state, batch)
+            step += 1
+            log.step({name: float(value) for name, value in metrics._asdict().items()}, waited)
 
-        if metrics.skipped_in_a_row >= settings.max_bad_steps:
-            raise UserError(
-                f"step {step}: {settings.max_bad_steps} steps in a row had a loss or gradient that "
-                f"is not finite; lower optim.learning_rate and start again: {run_dir} keeps its "
-                f"last checkpoint (step {checkpoints.latest_step})"
-            )
-        if step % settings.log_every_steps == 0:
-            log.write_window(
-                step,
-                truncated_captions=tokenizer.truncated,
-                bad_records=loader.bad_records,
-            )
-        if settings.validate_every_steps and step % settings.validate_every_steps == 0:
-            log.write(step, validate(state))
-            log.restart_clock()
-        if settings.sample_every_steps and step % settings.sample_every_steps == 0:
-            draw_samples(state)
-            log.restart_clock()
-        if step % settings.checkpoint_every_steps == 0:
+            if metrics.skipped_in_a_row >= settings.max_bad_steps:
+                raise UserError(
+                    f"step {step}: {settings.max_bad_steps} steps in a row had a loss or gradient "
+                    "that is not finite; lower optim.learning_rate and start again: "
+                    f"{run_dir} keeps its last checkpoint (step {checkpoints.latest_step})"
+                )
+            if step % settings.log_every_steps == 0:
+                log.write_window(
+                    step,
+                    truncated_captions=tokenizer.truncated,
+                    bad_records=loader.bad_records,
+                )
+            if settings.validate_every_steps and step % settings.validate_every_steps == 0:
+                log.write(step, validate(state))
+                log.restart_clock()
+            if settings.sample_every_steps and step % settings.sample_every_steps == 0:
+                draw_samples(state)
+                log.restart_clock()
+            if step % settings.checkpoint_every_steps == 0:
+                save()
+
+        if checkpoints.latest_step != step:
             save()
-
-    if checkpoints.latest_step != step:
-        save()
-    checkpoints.close()
-    loader.close()
-    log.close()
+        checkpoints.close()
+        loader.close()
+    finally:
+        log.close()
     if step < settings.steps:
         print(f"stopped at step {step:,} of {settings.steps:,}; the same command goes on from here")
     else:

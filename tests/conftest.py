@@ -5,15 +5,23 @@ Their time goes into compiling, so LLVM is told not to optimise: half the time, 
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
+# Test processes, and the scripts that they start, share what they have compiled.
+COMPILED = os.environ.get("GLIDE_JAX_COMPILED") or tempfile.mkdtemp(prefix="glide_jax_compiled_")
+os.environ["GLIDE_JAX_COMPILED"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 import pytest
 from hypothesis import settings
+from model_set import write_set
 from PIL import Image
 
 jax.config.update("jax_platforms", "cpu")
@@ -56,16 +64,9 @@ def shared_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def python(shared_folder):
-    """Starts a script of the project as a user would: `python("train.py", "--config", ...)`.
-
-    The processes share compiled programs, as they would on a user's machine.
-    """
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
+def python():
+    """Starts a script of the project as a user would: `python("train.py", "--config", ...)`."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
 
     def start(*arguments, **options):
         return subprocess.Popen(
@@ -99,10 +100,33 @@ def train(python, colour_folder):
 def trained_run(train, shared_folder):
     """A run folder whose model knows the eight colours by heart."""
     run_dir = shared_folder / "trained_run"
-    with (shared_folder / "trained_run.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the first test process to come trains it
-        if not run_dir.exists():
+    with made_once(run_dir) as to_make:
+        if to_make:
             process = train(run_dir)
             _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def models(trained_run, shared_folder):
+    """A folder of models for everything: the trained base, and random others that fit it."""
+    folder = shared_folder / "models"
+    with made_once(folder) as to_make:
+        if to_make:
+            write_set(folder)
+            (folder / "base").symlink_to(trained_run)
+    return folder
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):  # the process that made it, not one of pytest-xdist's
+        shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+@contextmanager
+def made_once(folder):
+    """For the first of pytest-xdist's processes to come to make; the others wait."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not folder.exists()

@@ -1,4 +1,4 @@
-"""Who may import whom, as docs/architecture says."""
+"""Who may import whom, as CONTRIBUTING.md says."""
 
 import ast
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "glide_jax"
 BASE = {"shapes", "config", "errors", "pictures", "command_line"}
 MIDDLE = {"diffusion", "models", "data"}
-TOP = {"training", "evaluation", "pipeline"}
+TOP = {"training", "evaluation", "pipeline", "stage", "clip_stage"}
+COMMANDS = {"models/convert.py"}  # may import what imports them
 ALLOWED = (
     {name: BASE for name in BASE}
     | {name: BASE | {name} for name in MIDDLE}
@@ -29,7 +30,9 @@ def imported(file: Path) -> set[str]:
 
 def test_layers_import_only_what_lies_below_them():
     for file in PACKAGE.rglob("*.py"):
-        part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        relative = file.relative_to(PACKAGE)
+        part = "pipeline" if relative.as_posix() in COMMANDS else relative.parts[0]
+        part = part.removesuffix(".py")
         if part != "__init__":
             assert imported(file) <= ALLOWED[part], file
 

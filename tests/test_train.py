@@ -17,6 +17,7 @@ from glide_jax import Glide, UserError
 from glide_jax.models.glide import glide_network
 from glide_jax.training.checkpoint import Checkpoints, load_run_config
 from glide_jax.training.step import Trainer
+from train import StopRequest
 
 
 def metrics(run_dir: Path) -> list[dict]:
@@ -42,7 +43,7 @@ def wait_for(condition, process):
 
 def assert_same_result(run_dir, reference):
     assert metrics(run_dir) == metrics(reference)
-    ours, theirs = Glide.load(run_dir).params, Glide.load(reference).params
+    ours, theirs = (Glide.load(run).stage("base").params for run in (run_dir, reference))
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
@@ -61,39 +62,60 @@ def test_run_folder_holds_everything(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     assert {"config.json", "tokenizer", "checkpoints", "samples", "metrics.jsonl"} <= names
     assert list((trained_run / "tensorboard").glob("events*"))
-    assert sorted(p.name for p in (trained_run / "checkpoints").iterdir()) == ["100", "200", "300"]
-    assert Image.open(trained_run / "samples" / "0000300.png").size[0] > 400
+    assert sorted(p.name for p in (trained_run / "checkpoints").iterdir()) == ["120", "180", "60"]
+    assert Image.open(trained_run / "samples" / "0000180.png").size[0] > 400
     steps = [line["step"] for line in metrics(trained_run) if "loss" in line]
-    assert steps == list(range(10, 301, 10))
+    assert steps == list(range(10, 181, 10))
     validated = [line["step"] for line in metrics(trained_run) if "validation_loss" in line]
-    assert validated == [150, 300]
+    assert validated == [90, 180]
 
 
-def test_killed_run_resumes_bit_for_bit(train, trained_run, tmp_path):
-    process = train(tmp_path)
-    wait_for((tmp_path / "checkpoints" / "100").is_dir, process)
+SHORT = ("--train.steps", "50", "--train.checkpoint-every-steps", "15")
+
+
+@pytest.fixture(scope="module")
+def short_run(train, tmp_path_factory):
+    """A run of 50 steps that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("short") / "run"
+    finish(train(run_dir, *SHORT))
+    return run_dir
+
+
+def test_whatever_stops_a_run_it_goes_on_bit_for_bit(train, short_run, tmp_path):
+    # Asked to stop, it saves first.
+    process = train(tmp_path, *SHORT)
+    log = tmp_path / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    assert "the same command goes on from here" in finish(process)
+    stopped = Checkpoints(tmp_path).latest_step
+    assert 0 < stopped < 30
+    # Killed, it loses the steps since its last checkpoint.
+    process = train(tmp_path, *SHORT)
+    wait_for((tmp_path / "checkpoints" / "30").is_dir, process)
     process.kill()
     process.wait()
-    assert Checkpoints(tmp_path).latest_step < 300
+    assert stopped < Checkpoints(tmp_path).latest_step < 50
     # What a write cut short leaves behind: a temporary folder, and half a line of metrics.
-    (tmp_path / "checkpoints" / "290.orbax-checkpoint-tmp").mkdir()
-    (tmp_path / "metrics.jsonl").open("a").write('{"step": 290, "lo')
-    assert "resumed at step" in finish(train(tmp_path))
-    assert_same_result(tmp_path, trained_run)
+    (tmp_path / "checkpoints" / "45.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+    log.open("a").write('{"step": 45, "lo')
+    assert "resumed at step" in finish(train(tmp_path, *SHORT))
+    assert_same_result(tmp_path, short_run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_and_goes_on_later(train, trained_run, tmp_path, number):
-    process = train(tmp_path)
-    log = tmp_path / "metrics.jsonl"
-    wait_for(lambda: log.exists() and log.read_text(), process)
-    process.send_signal(number)
-    assert "the same command goes on from here" in finish(process)
-    step = Checkpoints(tmp_path).latest_step
-    assert step is not None and step < 300
-    if number == signal.SIGTERM:
-        finish(train(tmp_path))
-        assert_same_result(tmp_path, trained_run)
+def test_a_first_request_to_stop_is_remembered_and_a_second_one_obeyed(number):
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopRequest()
+        assert not stop.requested
+        signal.raise_signal(number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_too_many_steps_that_are_not_finite_stop_the_run(train, tmp_path):
@@ -108,7 +130,8 @@ def test_write_that_fails_ends_in_one_clear_line(train, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    said = finish(train(tmp_path, preexec_fn=limit_file_size), status=2)
+    soon = ("--train.checkpoint-every-steps", "5")
+    said = finish(train(tmp_path, *soon, preexec_fn=limit_file_size), status=2)
     # Orbax's writer threads say more, before it and after it.
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     assert line.startswith(f"error: cannot save checkpoints in {tmp_path / 'checkpoints'}")
@@ -145,5 +168,9 @@ def test_settings_that_cannot_work_are_refused_by_name(train, trained_run, flags
 def test_unknown_flag_and_missing_config(train, python, trained_run):
     assert "--optim.speed" in finish(train(trained_run, "--optim.speed", "3"), status=2)
     assert "--config FILE is needed" in finish(python("train.py"), status=2)
+    upsampler = finish(python("train.py", "--config", "configs/upsample256.py"), status=2)
+    clip = finish(python("train.py", "--config", "configs/noised_clip.py"), status=2)
+    assert "only base models can be trained so far" in upsampler and "Traceback" not in upsampler
+    assert "this is a CLIP" in clip and "Traceback" not in clip
     assert "no such .py or .json" in finish(python("train.py", "--config", "no.py"), status=2)
     assert "--optim.learning-rate" in finish(python("train.py", "--help"))

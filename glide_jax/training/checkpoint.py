@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from glide_jax.config import Config
@@ -135,7 +136,9 @@ class Checkpoints:
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
         }
-        self._require_space(state)
+        self._require_space(
+            sum(shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards)
+        )
         with self._errors_named("save"):
             self._manager.save(
                 int(state.step),
@@ -161,6 +164,11 @@ class Checkpoints:
             UserError: there is none, or its parameters have other names or shapes.
         """
         step = self._checked_step(abstract.params)
+        if self._manager.item_metadata(step).get("optimizer") is None:
+            raise UserError(
+                f"{self._folder / str(step)} holds weights alone, without the state of a training "
+                "that could go on"
+            )
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
@@ -204,16 +212,23 @@ class Checkpoints:
                 step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(target))
             ).ema
 
+    def save_ema(self, params: Mapping[str, np.ndarray | jax.Array]) -> None:
+        """Starts to write a checkpoint of weights alone, step 0, which `restore_ema` reads.
+
+        Raises:
+            UserError: the write failed, for example because the disk is full.
+        """
+        self._require_space(sum(x.nbytes for x in params.values()))
+        with self._errors_named("save"):
+            self._manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(dict(params))))
+
     def close(self) -> None:
         """Waits until everything is written. Raises UserError as `save` does."""
         with self._errors_named("save"):
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def _require_space(self, state: TrainState) -> None:
-        needed = sum(
-            shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
-        )
+    def _require_space(self, needed: int) -> None:
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise UserError(
@@ -227,14 +242,14 @@ class Checkpoints:
         if step is None:
             raise UserError(f"{self._folder} has no whole checkpoint yet")
         with self._errors_named("read"):
-            stored = self._manager.item_metadata(step)["params"].tree
+            stored = self._manager.item_metadata(step)["ema"].tree
         for name in sorted(set(shapes) | set(stored)):
-            ours = tuple(shapes[name].shape) if name in shapes else None
-            theirs = tuple(stored[name].shape) if name in stored else None
+            ours = tuple(shapes[name].shape) if name in shapes else "absent"
+            theirs = tuple(stored[name].shape) if name in stored else "absent"
             if ours != theirs:
                 raise UserError(
                     f"the config does not match the checkpoint {self._folder / str(step)}: "
-                    f"{name} is {theirs or 'absent'} there and {ours or 'absent'} in the config"
+                    f"{name} is {theirs} there and {ours} in the config"
                 )
         return step
 

@@ -22,7 +22,8 @@ Rule = tuple[str, PartitionSpec | Literal["fsdp", "replicate"]]
 RULES: tuple[Rule, ...] = (
     (r".*\.(scale|bias)", "replicate"),
     (r".*\.kernel", "fsdp"),
-    (r"text\.\w+_embedding", "fsdp"),
+    (r"(text|image)\.\w+_embedding", "fsdp"),
+    (r"logit_scale", "replicate"),
 )
 """First match wins; a parameter that none matches is an error."""
 
@@ -61,6 +62,12 @@ def make_mesh(config: Config) -> Mesh:
         )
     # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
     return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2)
+
+
+def local_mesh() -> Mesh:
+    """This process's devices as ('data',): for drawing, which no other process takes part in."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

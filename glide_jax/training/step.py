@@ -105,7 +105,7 @@ class Trainer:
         text = model.encode_text(batch["tokens"], batch["token_mask"])
 
         def network(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            return model(x_t, t, text, draws.dropout_key)
+            return model(x_t, t, text, key=draws.dropout_key)
 
         denoise: Denoiser = network
         weights = None
@@ -118,6 +118,9 @@ class Trainer:
         t_key, eps_key, dropout_key = jax.random.split(key, 3)
         image = batch["image"]
         t = jax.random.randint(t_key, image.shape[:1], 0, self.schedule.steps)
+        if self.config.diffusion.timesteps == "rising":  # the larger of two: P(t) = (2t + 1) / T^2
+            other_key = jax.random.fold_in(t_key, 1)
+            t = jnp.maximum(t, jax.random.randint(other_key, t.shape, 0, self.schedule.steps))
         eps = jax.random.normal(eps_key, image.shape)
         return _Draws(t, eps, dropout_key if dropout else None)
 
@@ -126,7 +129,7 @@ class Trainer:
     ) -> tuple[Params, HybridLoss]:
         """Gradient of the mean loss, and the mean losses, with the random draws of this step."""
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
-        draws = self._draw(key, batch, dropout=self.config.model.unet.dropout > 0)
+        draws = self._draw(key, batch, dropout=self.config.denoiser.unet.dropout > 0)
 
         def loss(params: Params, batch: Batch, draws: _Draws) -> tuple[jax.Array, HybridLoss]:
             means = HybridLoss(*map(jnp.mean, self._losses(params, batch, draws)))
