@@ -68,7 +68,7 @@ def main() -> None:
 
     images_per_s, cpu_us = measure(config, own.seconds)
     print(
-        f"loader alone: {images_per_s:,.0f} images/s of {config.model.unet.resolution_px} px in "
+        f"loader alone: {images_per_s:,.0f} images/s of {config.model.resolution_px} px in "
         f"batches of {config.train.batch_examples}, {config.data.loader_threads} threads, "
         f"{cpu_us:.0f} us of processor time an image"
     )

@@ -93,9 +93,9 @@ def programs(config: Config, devices: int) -> tuple[Callable[[], Any], Callable[
         (jax.sharding.AxisType.Auto,) * 2,
         devices=jax.devices()[:devices],
     )
-    trainer = Trainer(config, glide_network(config.model), mesh)
+    trainer = Trainer(config, glide_network(config.denoiser), mesh)
     rng = np.random.default_rng(0)
-    b, px = config.train.batch_examples, config.model.unet.resolution_px
+    b, px = config.train.batch_examples, config.model.resolution_px
     length = config.model.text.length
     batch = sharding.to_devices(
         {
@@ -128,7 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sharding.use_all_cores(arguments.batch)
     config = benchmark_config(arguments.batch, arguments.dtype)
-    count = glide_network(config.model).parameter_count
+    count = glide_network(config.denoiser).parameter_count
     devices = jax.device_count()
     print(f"{count / 1e6:.1f}M parameters, {os.cpu_count()} cores, {jax.devices()[0].device_kind}")
 

@@ -1,0 +1,142 @@
+"""Drawing with the released sizes: seconds, FLOP/s and memory of base, upsampler and cascade.
+
+    python benchmarks/sample.py [--dtype float32] [--batch 4] [--models base upsample]
+
+Weights are random: time does not depend on them. Base: 64 px with classifier-free guidance, so that
+one picture is a batch of two. Upsampler: 256 px, without. What is timed is a call of the denoiser,
+for one picture and for a batch; the fastest of several counts, because machines are noisy. The
+cascade is 100 calls of the one and 27 of the other, the released settings. FLOPs are XLA's own
+count of the compiled program; the peak they are compared with is a large matrix product's, measured
+here in the same type.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glide_jax.command_line import load_config
+from glide_jax.config import ModelConfig
+from glide_jax.models.cpu import drawing_on
+from glide_jax.models.glide import glide_network
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+class Model(NamedTuple):
+    """A released model and how it is drawn with."""
+
+    file: str
+    rows: int
+    """Rows of the batch for a picture: two with guidance."""
+    calls: int
+    """Of the denoiser for a picture."""
+
+
+MODELS = {"base": Model("base64.py", 2, 100), "upsample": Model("upsample256.py", 1, 27)}
+
+
+class Measured(NamedTuple):
+    """Of one compiled call."""
+
+    compiling_s: float
+    call_s: float
+    flops: float
+    memory_bytes: int
+    """Parameters, inputs, outputs and temporary arrays."""
+
+
+def fastest(call: Callable[[], Any], turns: int) -> float:
+    """Seconds of the fastest of several calls, after one to warm up."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matrix_peak(dtype: str, turns: int) -> float:
+    """FLOP/s of a product of two square matrices."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    return 2 * size**3 / fastest(lambda: product(a), turns)
+
+
+def measure(config: ModelConfig, rows: int, turns: int) -> Measured:
+    """One call of a model's denoiser on so many rows."""
+    network = glide_network(config)
+    rng = np.random.default_rng(0)
+    params = {
+        name: jnp.asarray(rng.standard_normal(shape.shape, np.float32) * 0.02)
+        for name, shape in network.shapes.items()
+    }
+    px, length = config.unet.resolution_px, config.text.length
+    tokens = jnp.zeros((rows, length), jnp.int32)
+    text = jax.jit(lambda params: network.bind(params).encode_text(tokens, tokens == 0))(params)
+    low_res = None
+    if config.low_res_px:
+        low_res = jnp.zeros((rows, config.low_res_px, config.low_res_px, 3))
+    x_t = jnp.asarray(rng.standard_normal((rows, px, px, 3), np.float32))
+    t = jnp.full(rows, 500)
+
+    def call(params, text, x_t):
+        model = network.bind(params)
+        with drawing_on(jax.devices()[0].platform):
+            return model(x_t, t, text, model.condition(low_res=low_res))
+
+    start = time.perf_counter()
+    compiled = jax.jit(call).lower(params, text, x_t).compile()
+    compiling_s = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    flops = (compiled.cost_analysis() or {}).get("flops", float("nan"))
+    call_s = fastest(lambda: compiled(params, text, x_t), turns)
+    return Measured(compiling_s, call_s, flops, used)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--batch", type=int, default=2, help="pictures, beside one alone")
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    peak = matrix_peak(arguments.dtype, arguments.turns)
+    print(
+        f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {arguments.dtype}, "
+        f"matrix products at {peak / 1e9:,.0f} GFLOP/s"
+    )
+    seconds = {}
+    for name in arguments.models:
+        model = MODELS[name]
+        config = load_config(CONFIGS / model.file).denoiser
+        config = dataclasses.replace(config, dtype=arguments.dtype)
+        for pictures in (1, arguments.batch):
+            m = measure(config, model.rows * pictures, arguments.turns)
+            seconds[name, pictures] = model.calls * m.call_s
+            print(
+                f"{name:9}{pictures:4} picture(s): a call {m.call_s:6.2f} s, "
+                f"{model.calls} calls {seconds[name, pictures]:6.1f} s, "
+                f"{pictures / seconds[name, pictures]:.4f} pictures/s, "
+                f"{m.flops / m.call_s / 1e9:6,.0f} GFLOP/s ({m.flops / m.call_s / peak:.0%} of "
+                f"the peak), {m.memory_bytes / 1e9:.1f} GB, compiled in {m.compiling_s:.0f} s"
+            )
+    if len(arguments.models) == len(MODELS):
+        for pictures in (1, arguments.batch):
+            total = sum(seconds[name, pictures] for name in MODELS)
+            print(f"cascade  {pictures:4} picture(s): {total:6.1f} s")
+
+
+if __name__ == "__main__":
+    main()
