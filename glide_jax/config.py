@@ -109,6 +109,8 @@ class ModelConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     low_res_px: int = 0
     """Side of the smaller picture that an upsampler sees beside x_t; 0 for a base model."""
+    low_res_noise: bool = False
+    """Whether an upsampler is told how much noise there is in the smaller picture."""
     inpaint: bool = False
     """Whether it sees known pixels and their mask beside x_t."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -122,6 +124,16 @@ class ModelConfig:
             "model.low_res_px",
             f"({self.low_res_px}) must be below model.unet.resolution_px "
             f"({self.unet.resolution_px})",
+        )
+        _require(
+            self.low_res_px == 0 or self.unet.resolution_px % self.low_res_px == 0,
+            "model.low_res_px",
+            f"({self.low_res_px}) must divide model.unet.resolution_px ({self.unet.resolution_px})",
+        )
+        _require(
+            bool(self.low_res_px) or not self.low_res_noise,
+            "model.low_res_noise",
+            "is for upsamplers: model.low_res_px is 0",
         )
 
     @property
@@ -200,12 +212,70 @@ class DiffusionConfig:
     steps: int = 1000
     prediction: Literal["eps", "v"] = "eps"
     """What the network predicts and its error is measured in: noise, as GLIDE, or velocity."""
-    timesteps: Literal["uniform", "rising"] = "uniform"
-    """How training draws t: uniformly, as GLIDE, or with a probability that rises in proportion to
-    t, which dwells on the noisy steps, where the caption decides most."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that nothing of the picture is left in the last step, as sampling
+    takes for granted (arXiv 2305.08891); needs prediction=v."""
+    timesteps: Literal["uniform", "rising", "loss-second-moment"] = "uniform"
+    """How training draws t: uniformly, as GLIDE; with a probability that rises in proportion to
+    t, which dwells on the noisy steps, where the caption decides most; or in proportion to the root
+    of the mean square of t's latest losses, each loss weighted back (sec. 3.3, arXiv 2102.09672)."""
+    weighting: Literal["simple", "min-snr"] = "simple"
+    """Weight of each t's squared error: the same for all, as GLIDE, or with the signal-to-noise
+    ratio clamped at min_snr_gamma (arXiv 2303.09556)."""
+    min_snr_gamma: float = 5.0
 
     def __post_init__(self) -> None:
         _require(self.steps >= 2, "diffusion.steps", "must be at least 2")
+        _require(
+            self.prediction == "v" or not self.zero_terminal_snr,
+            "diffusion.zero_terminal_snr",
+            "needs diffusion.prediction v: where no picture is left, its noise says nothing of it",
+        )
+        _require(self.min_snr_gamma > 0, "diffusion.min_snr_gamma", "must be above 0")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """What inpainting training hides: relative frequencies of the kinds of masks.
+
+    Which regions GLIDE's training erased is not published ("random regions").
+    """
+
+    rectangle: float = 1.0
+    """A rectangle anywhere."""
+    brush: float = 1.0
+    """Free strokes of a brush."""
+    half_plane: float = 0.5
+    """All on one side of a straight line."""
+    whole: float = 0.25
+    """All of the picture: the model stays able to draw from nothing."""
+    place_caption: float = 0.0
+    """Share of captions that are told where the hidden part is, as ", at the top left"."""
+
+    def __post_init__(self) -> None:
+        kinds = (self.rectangle, self.brush, self.half_plane, self.whole)
+        _require(
+            min(kinds) >= 0 and sum(kinds) > 0,
+            "data.masks",
+            "needs frequencies of at least 0, not all of them 0, or there is nothing to paint",
+        )
+        _require(0 <= self.place_caption <= 1, "data.masks.place_caption", "must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class LowResConfig:
+    """What training does to an upsampler's smaller pictures, which base models draw imperfectly."""
+
+    blur_px: float = 0.0
+    """Gaussian blur: its standard deviation is uniform up to this, in pixels of the smaller
+    picture. unCLIP blurs with 0.6 (arXiv 2204.06125)."""
+    noise_steps: int = 0
+    """Noise-conditioning augmentation (arXiv 2106.15282): noise as at a step drawn below this of
+    the model's own schedule, of which the model is told; needs model.low_res_noise."""
+
+    def __post_init__(self) -> None:
+        _require(self.blur_px >= 0, "data.low_res.blur_px", "must be at least 0")
+        _require(self.noise_steps >= 0, "data.low_res.noise_steps", "must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -233,7 +303,10 @@ class DataConfig:
     horizontal_flip: bool = False
     """Mirror half of the pictures; wrong where captions speak of left and right."""
     caption_drop: float = 0.2
-    """Share of captions replaced by the empty one, for classifier-free guidance (paper: 0.2)."""
+    """Share of captions replaced by the empty one, for classifier-free guidance (paper: 0.2). A
+    CLIP always gets its captions: without one there is nothing to compare."""
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    low_res: LowResConfig = field(default_factory=LowResConfig)
     tokenizer: str = "train"
     """'train' (byte-level BPE on this data set's captions), a local folder, or a hub name: gpt2."""
     max_bad_share: float = 0.01
@@ -304,6 +377,9 @@ class SampleConfig:
     dynamic_threshold: float = 0.0
     """Percentile, such as 0.995, of a predicted x_0's values that is scaled to fit (arXiv
     2205.11487, sec. 2.3); 0 clips to [-1, 1]."""
+    low_res_noise: int = 0
+    """Noise added to an upsampler's smaller pictures, as at this step of its schedule: hides what a
+    base model gets wrong; for models that are told of it (model.low_res_noise)."""
 
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "clip_guidance_scale", "temperature"):
@@ -320,6 +396,15 @@ class TrainConfig:
 
     run_dir: str = ""
     """Run folder; empty: runs/<name of the config>."""
+    init_from: str = ""
+    """Fine-tune: the run folder (or shipped model, as demo/base) whose averaged parameters training
+    starts from; input channels that are new start as zeros. Empty: from scratch."""
+    trainable: Literal["all", "unet"] = "all"
+    """What training changes: everything, or all but the text transformer."""
+    clip_run: str = ""
+    """Run folder of a CLIP for the auxiliary loss of `clip_loss_weight`."""
+    clip_loss_weight: float = 0.0
+    """Of 1 - cos(caption, predicted x_0) by that CLIP, added to the loss. 0, as GLIDE: none."""
     seed: int = 0
     steps: int = 1_000_000
     batch_examples: int = 2048
@@ -359,6 +444,12 @@ class TrainConfig:
             f"({self.batch_examples}) must be divisible by train.micro_batches "
             f"({self.micro_batches})",
         )
+        _require(self.clip_loss_weight >= 0, "train.clip_loss_weight", "must be at least 0")
+        _require(
+            bool(self.clip_run) or not self.clip_loss_weight,
+            "train.clip_run",
+            "is needed by train.clip_loss_weight",
+        )
 
 
 @dataclass(frozen=True)
@@ -371,6 +462,20 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, ClipConfig):
+            _require(
+                self.train.batch_examples >= 2,
+                "train.batch_examples",
+                "must be at least 2: a CLIP learns by telling captions apart",
+            )
+            return
+        _require(
+            self.model.low_res_noise or not self.data.low_res.noise_steps,
+            "data.low_res.noise_steps",
+            "needs model.low_res_noise: the model must be told of the noise",
+        )
 
     @property
     def denoiser(self) -> ModelConfig:
