@@ -1,139 +1,148 @@
-"""Does a drawn scene show what its caption asks for? Read back from the pixels, by no network.
+"""Does a drawn scene show what its caption asks for? Read back from the pixels.
 
     python -m glide_jax.evaluation.scenes --checkpoint runs/scenes_tiny --n 64
+    python -m glide_jax.evaluation.scenes --real --n 1000 --size-px 32
 
-Objects are saturated on muted ground, and their eight colours lie apart in hue, which light,
-shadow and texture leave alone. So a pixel belongs to an object if it is colourful for its
-lightness, its colour is the palette's nearest in hue, and an object is a connected region of one
-colour. So far only colours are judged; `Found` is what judges of shape, size and place start from.
+`scene_reader` says what a picture shows, `captions` what a caption asks for, and this module
+compares the two. With `--real` it judges the data set's own pictures: what a perfect model would
+score. docs/results.md has the measured figures.
 """
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import tyro
-from jaxtyping import Bool, Float32, UInt8
-from scipy import ndimage
+from jaxtyping import Bool, Int, UInt8
 
 from glide_jax.command_line import keep_compiled_programs
-from glide_jax.data.scene_graph import COLOURS, SHAPES, SPLITS, make
+from glide_jax.data.scene_graph import SPLITS, make
 from glide_jax.data.scene_workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.evaluation.captions import Asked, AskedObject, parse_caption
+from glide_jax.evaluation.scene_reader import Found, Reading, read_scenes
 from glide_jax.pictures import save_grid
 from glide_jax.pipeline import Glide
 from glide_jax.stage import MAX_BATCH
 from glide_jax.training.checkpoint import load_run_config
 from glide_jax.training.sharding import use_all_cores
 
-COLOURFUL = 0.12
-"""Least chroma of an object's pixel, in units of its lightness. In real pictures 0.10 to 0.14 do
-equally well: grounds stay below, and the dullest colour, a cyan in the dark, has 0.16."""
-DARKEST = 0.35
-"""Lightness below which chroma is not asked to shrink any more: dark noise looks colourful."""
-MIN_SHARE, MAX_SHARE = 0.015, 0.65
-"""Share of the picture that one object covers. Real ones: 0.027 (a small moon) to 0.15, and to
-0.6 (a square) in close-ups."""
+ATTRIBUTES = ("shape", "colour", "size", "texture")
+"""Of an object; each is judged where the caption gives it."""
+MEASURES = ("count", *ATTRIBUTES, "relation", "background")
+MOST_LISTED = 20
+"""Captions of wrong pictures that the command prints."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object seen in a picture."""
+class Verdicts:
+    """How many things captions ask for, and how many of them the pictures show."""
 
-    colour: str
-    mask: Bool[np.ndarray, "h w"]
+    asked: dict[str, Int[np.ndarray, "n"]]
+    """By measure, of each picture: up to 2 for an attribute of objects, up to 1 for the others."""
+    right: dict[str, Int[np.ndarray, "n"]]
 
     @property
-    def share(self) -> float:
-        """How much of the picture it covers, 0..1."""
-        return float(self.mask.mean())
+    def all_right(self) -> Bool[np.ndarray, "n"]:
+        """Which pictures show everything asked for, and no object more."""
+        asked, right = (
+            np.stack([counts[m] for m in MEASURES]) for counts in (self.asked, self.right)
+        )
+        return (asked == right).all(0)
+
+    def share(self, measure: str) -> float:
+        """The share that is right of what is asked for, 0..1; NaN if nothing is."""
+        asked = int(self.asked[measure].sum())
+        return int(self.right[measure].sum()) / asked if asked else float("nan")
+
+    def wrong(self, index: int) -> list[str]:
+        """The measures in which a picture is not what its caption asks for."""
+        return [m for m in MEASURES if self.right[m][index] < self.asked[m][index]]
+
+    def __str__(self) -> str:
+        """A line for each measure that any caption asks for, and one for all together."""
+        totals = {m: (self.right[m].sum(), self.asked[m].sum()) for m in MEASURES}
+        totals["all right"] = self.all_right.sum(), self.all_right.size
+        return "\n".join(
+            f"{measure} {right} of {asked} ({right / asked:.1%})"
+            for measure, (right, asked) in totals.items()
+            if asked
+        )
 
 
-def find_objects(picture: UInt8[np.ndarray, "h w 3"]) -> list[Found]:
-    """Regions of one palette colour, each at least MIN_SHARE of the picture."""
-    lab = oklab(picture)
-    chroma_ab = lab[..., 1:]
-    colourful = np.linalg.norm(chroma_ab, axis=-1) > COLOURFUL * lab[..., 0].clip(DARKEST)
-    palette = oklab(np.array([list(COLOURS.values())], np.uint8))[0, :, 1:]
-    nearest = np.argmax(chroma_ab @ (palette / np.linalg.norm(palette, axis=1)[:, None]).T, axis=-1)
-    found = []
-    for index, colour in enumerate(COLOURS):
-        regions, _ = ndimage.label(colourful & (nearest == index))
-        areas = np.bincount(regions.ravel())
-        areas[0] = 0  # what is in no region
-        for label in np.flatnonzero(areas >= MIN_SHARE * regions.size):
-            found.append(Found(colour, regions == label))
-    return found
+def judge(pictures: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]) -> Verdicts:
+    """Which of the things that captions ask for the pictures show.
 
-
-def colours_right(
-    pictures: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]
-) -> Bool[np.ndarray, "n"]:
-    """Which pictures show the colours their captions ask for.
-
-    A picture is right if it has as many objects as its caption names, neither more nor fewer, and
-    if the colours that the caption gives are among theirs, as often as it gives them. Where the
-    caption leaves an object's colour open, any will do.
+    Objects asked for are matched with objects found in the way that makes most of them right. What
+    is asked of an object that is not there is wrong. What a caption leaves open cannot be wrong;
+    but it names every object, so another one makes the count wrong.
 
     Args:
-        pictures: 8-bit sRGB; tested from 32 to 256 px.
+        pictures: 8-bit sRGB; validated from 32 to 128 px.
         captions: in the words of the data set, one a picture.
 
     Raises:
-        ValueError: a caption names neither a shape nor a colour, so nothing can be right or wrong.
+        ValueError: a caption is none of the data set's sentences.
     """
-    return np.array(
-        [_colours_right(find_objects(p), c) for p, c in zip(pictures, captions, strict=True)], bool
+    asked = [parse_caption(caption) for caption in captions]
+    both = [_compare(a, r) for a, r in zip(asked, read_scenes(pictures), strict=True)]
+    of_asked, of_right = (
+        {m: np.array([counts[side][m] for counts in both], np.int64) for m in MEASURES}
+        for side in (0, 1)
     )
+    return Verdicts(of_asked, of_right)
 
 
-def _colours_right(objects: list[Found], caption: str) -> bool:
-    words = re.findall(r"[a-z]+", caption.lower())
-    asked = Counter(word for word in words if word in COLOURS)
-    count = max(sum(word in SHAPES for word in words), asked.total())
-    if not count:
-        raise ValueError(f"no shape and no colour in {caption!r}")
-    seen = Counter(found.colour for found in objects)
-    return asked <= seen and seen.total() == count and all(f.share <= MAX_SHARE for f in objects)
+def _compare(asked: Asked, reading: Reading) -> tuple[dict[str, int], dict[str, int]]:
+    """How often each measure is asked for, and how often it is right."""
+    counts = {
+        name: sum(bool(getattr(one, name)) for one in asked.objects) for name in ATTRIBUTES
+    } | {"count": 1, "relation": bool(asked.relation), "background": bool(asked.background)}
+    candidates = permutations((*reading.objects, *[None] * len(asked.objects)), len(asked.objects))
+    right = max((_right(asked, found) for found in candidates), key=_merit)
+    right["count"] = len(reading.objects) == len(asked.objects)
+    right["background"] = bool(asked.background) and asked.background == reading.background
+    return counts, right
 
 
-def oklab(rgb: UInt8[np.ndarray, "*size 3"]) -> Float32[np.ndarray, "*size 3"]:
-    """sRGB levels to OKLab: lightness, and two axes whose angle is hue and whose length is chroma.
+def _right(asked: Asked, found: tuple[Found | None, ...]) -> dict[str, int]:
+    """How often attributes and relation are right if the found objects are those asked for."""
+    right = {
+        name: sum(_shows(f, a, name) for f, a in zip(found, asked.objects, strict=True))
+        for name in ATTRIBUTES
+    }
+    right["relation"] = bool(asked.relation) and asked.relation == _relation(*found)
+    return right
 
-    Björn Ottosson, "A perceptual color space for image processing", 2020.
-    """
-    level = rgb.astype(np.float32) / 255
-    linear = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
-    return np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_LAB.T
+
+def _merit(right: dict[str, int]) -> tuple[int, int]:
+    """Attributes decide which object is which; the relation decides only between equals."""
+    return sum(right[name] for name in ATTRIBUTES), right["relation"]
 
 
-_RGB_TO_LMS = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ],
-    np.float32,
-)
-_LMS_TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ],
-    np.float32,
-)
+def _shows(found: Found | None, asked: AskedObject, name: str) -> bool:
+    wanted = getattr(asked, name)
+    return bool(wanted) and found is not None and getattr(found, name) == wanted
+
+
+def _relation(first: Found | None, second: Found | None) -> str:
+    """Where the first is, seen from the second: along the axis on which they are further apart."""
+    if first is None or second is None:
+        return ""
+    x, y = first.x - second.x, first.y - second.y
+    if abs(x) > abs(y):
+        return "left of" if x < 0 else "right of"
+    return "above" if y < 0 else "below"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draws pictures for captions of the scenes data set and counts those with the right colours.
+    """Draws pictures for captions of the scenes data set and counts what they show of them.
 
-    Prints the share that is right, and the captions of those that are not.
+    Prints the share that is right of each thing captions ask for, and captions of wrong pictures.
     """
 
     checkpoint: Path | None = None
@@ -141,9 +150,11 @@ class Arguments:
     real: bool = False
     """Judge the data set's own pictures instead: the best share the judge lets anyone reach."""
     n: int = 64
-    """Captions: the first of each of the split's first n records."""
+    """Captions: one of each of the split's first n records."""
     split: str = "validation"
     """train, validation or novel (shapes in colours they never have in training)."""
+    caption_index: int = 0
+    """Which of a record's four captions: 0 gives colours and relation, 1 says everything."""
     closeups: bool | None = None
     """Whether captions and real pictures are close-ups. Follows the model's own data set."""
     size_px: int = 64
@@ -168,22 +179,28 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--split {arguments.split}: must be one of {', '.join(SPLITS)}")
     if arguments.real == (arguments.checkpoint is not None):
         raise UserError("give --checkpoint RUN to judge a model, or --real: one of the two")
+    if arguments.caption_index not in range(4):
+        raise UserError(f"--caption-index {arguments.caption_index}: must be 0, 1, 2 or 3")
     closeup = bool(arguments.closeups)
     if arguments.checkpoint is not None and arguments.closeups is None:
         closeup = load_run_config(arguments.checkpoint).data.name == "closeups"
     indices = range(arguments.n)
-    captions = [make(arguments.split, index, closeup=closeup)[1][0] for index in indices]
+    each = (make(arguments.split, index, closeup=closeup)[1] for index in indices)
+    captions = [captions[arguments.caption_index] for captions in each]
     if arguments.real:
         files = (encoded_scene(arguments.split, i, closeup=closeup).image for i in indices)
         pictures = np.stack([load_pixels(file, arguments.size_px) for file in files])
     else:
         pictures = _generated(arguments, captions)
-    right = colours_right(pictures, captions)
-    for caption in np.array(captions)[~right]:
-        print(f"wrong: {caption}")
-    print(f"colours right: {right.sum()} of {arguments.n} ({right.mean():.1%})")
+    verdicts = judge(pictures, captions)
+    wrong = {i: ", ".join(verdicts.wrong(i)) for i in indices if not verdicts.all_right[i]}
+    for index in list(wrong)[:MOST_LISTED]:
+        print(f"wrong in {wrong[index]}: {captions[index]}")
+    if len(wrong) > MOST_LISTED:
+        print(f"and {len(wrong) - MOST_LISTED} more")
+    print(verdicts)
     if arguments.out is not None:
-        marked = [c if ok else f"{c} (wrong)" for c, ok in zip(captions, right, strict=True)]
+        marked = [f"{c} (wrong in {wrong[i]})" if i in wrong else c for i, c in enumerate(captions)]
         save_grid(arguments.out, pictures, marked, columns=8)
         print(arguments.out)
 
