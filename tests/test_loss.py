@@ -14,10 +14,18 @@ from glide_jax.diffusion.loss import (
     discretized_log_likelihood,
     hybrid_loss,
     kl_divergence,
+    min_snr_weights,
     variational_bound,
     velocity_weights,
 )
-from glide_jax.diffusion.process import Gaussian, denoiser_of_velocity, q_posterior, q_sample
+from glide_jax.diffusion.process import (
+    Gaussian,
+    denoiser_of_velocity,
+    eps_from_x_0,
+    q_posterior,
+    q_sample,
+    split_output,
+)
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
@@ -85,6 +93,113 @@ def test_velocity_weights_measure_the_error_of_the_velocity():
     denoise = denoiser_of_velocity(schedule, lambda x_t, t: out)
     loss = hybrid_loss(schedule, denoise, x_0, t, eps, velocity_weights(schedule))
     np.testing.assert_allclose(loss.loss - loss.vb, expected, rtol=1e-3, atol=1e-5)
+
+
+ENDS_IN_NOISE = [Schedule.create(name, 1000, zero_terminal_snr=True) for name in SCHEDULES]
+
+
+def loss_of_velocity(schedule, out, x_0, t, eps, weights):
+    return hybrid_loss(schedule, lambda x_t, t: out, x_0, t, eps, weights, prediction="v")
+
+
+def true_velocity(schedule, x_0, t, eps):
+    """In float64."""
+    alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None]
+    return np.sqrt(alpha_bar) * np.float64(eps) - np.sqrt(1 - alpha_bar) * np.float64(x_0)
+
+
+@pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
+@pytest.mark.parametrize("error", [1e-2, 1.0])
+def test_loss_of_a_velocity_is_exact_down_to_no_signal(schedule, error):
+    x_0, eps, out = batch()
+    t = jnp.array([0, 500, 998, 999])
+    v = true_velocity(schedule, x_0, t, eps)
+    v_hat = jnp.asarray(v + error * np.asarray(out[..., :3]), jnp.float32)
+    out = jnp.concatenate([v_hat, out[..., 3:]], axis=-1)
+    expected = np.mean((v - np.float64(v_hat)) ** 2, (1, 2, 3))
+    weights = velocity_weights(schedule)
+
+    @jax.jit
+    def losses(out):
+        return loss_of_velocity(schedule, out, x_0, t, eps, weights)
+
+    loss = losses(out)
+    # v, up to 4, is rounded to 2.4e-7: against an error of 0.01 a share of 5e-5 of its square, and
+    # less on average.
+    rtol = 1e-6 / error + 2e-6
+    np.testing.assert_allclose(weights[np.asarray(t)] * loss.mse, expected, rtol=rtol)
+    np.testing.assert_allclose(loss.loss, weights[np.asarray(t)] * loss.mse + loss.vb, rtol=1e-6)
+    gradient = jax.grad(lambda out: losses(out).loss.sum())(out)
+    of_squares = 2 * (np.float64(v_hat) - v) / v[0].size
+    np.testing.assert_allclose(gradient[..., :3], of_squares, rtol=1e-4, atol=1e-6 / v[0].size)
+    assert np.isfinite(gradient).all() and np.isfinite(loss.vb).all()
+
+
+@pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
+def test_a_right_velocity_costs_nothing_down_to_no_signal(schedule):
+    x_0, eps, _ = batch()
+    t = jnp.array([1, 500, 998, 999])
+    v = jnp.asarray(true_velocity(schedule, x_0, t, eps), jnp.float32)
+    out = jnp.concatenate([v, -jnp.ones(SHAPE)], axis=-1)
+    loss = loss_of_velocity(schedule, out, x_0, t, eps, velocity_weights(schedule))
+    np.testing.assert_allclose(loss.loss, 0, atol=1e-5)
+
+
+def test_a_velocity_is_the_denoiser_that_it_makes():
+    """Where alpha_bar is not so small that eps's error is lost in float32."""
+    x_0, eps, out = batch()
+    schedule, t = Schedule.create("linear", zero_terminal_snr=True), jnp.array([0, 1, 300, 700])
+    weights = velocity_weights(schedule)
+    denoise = denoiser_of_velocity(schedule, lambda x_t, t: out)
+    expected = hybrid_loss(schedule, denoise, x_0, t, eps, weights)
+    for ours, theirs in zip(
+        loss_of_velocity(schedule, out, x_0, t, eps, weights), expected, strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["x_0", "eps", "v"])
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_clamps_the_weight_of_the_error_of_x_0(prediction, gamma):
+    """min(SNR, gamma) |x_0 - x_0_hat|^2 of what each network says of x_0, in float64."""
+    x_0, eps, out = batch()
+    schedule, t = Schedule.create("linear"), jnp.array([20, 200, 400, 800])
+    alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None]
+    signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    x_t = signal * np.float64(x_0) + noise * np.float64(eps)
+    predicted = np.float64(out[..., :3])
+    x_0_hat = {
+        "x_0": predicted,
+        "eps": (x_t - noise * predicted) / signal,
+        "v": signal * x_t - noise * predicted,
+    }[prediction]
+    snr = (signal**2 / noise**2).ravel()
+    assert snr[0] > 5 and snr[-1] < 1
+    expected = np.minimum(snr, gamma) * np.mean((x_0 - x_0_hat) ** 2, (1, 2, 3))
+
+    def of_x_0(x_t, t):
+        eps = eps_from_x_0(schedule, x_t, t, split_output(out)[0])
+        return jnp.concatenate([eps, out[..., 3:]], axis=-1)
+
+    loss = hybrid_loss(
+        schedule,
+        of_x_0 if prediction == "x_0" else lambda x_t, t: out,
+        x_0,
+        t,
+        eps,
+        min_snr_weights(schedule, gamma),
+        prediction="v" if prediction == "v" else "eps",
+    )
+    np.testing.assert_allclose(loss.loss - loss.vb, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
+def test_min_snr_weights_are_finite_and_rise_to_one(schedule):
+    weights = min_snr_weights(schedule)
+    assert (weights > 0).all() and (np.diff(weights) >= 0).all() and weights[-1] == 1
+    # Of v's error: none where there is nothing but noise, and most where SNR is gamma.
+    of_v = weights / velocity_weights(schedule)
+    assert of_v[-1] < 1e-7 and abs(of_v.max() - 5 / 6) < 1e-2
 
 
 def test_denoiser_is_given_x_t_and_original_steps():

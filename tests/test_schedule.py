@@ -5,12 +5,15 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from glide_jax.diffusion.schedule import SCHEDULES, Schedule, betas, respace
+from glide_jax.diffusion.process import denoiser_of_velocity
+from glide_jax.diffusion.samplers import SAMPLERS, sample
+from glide_jax.diffusion.schedule import SCHEDULES, TERMINAL_ROOT, Schedule, betas, respace
 from glide_jax.errors import UserError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "schedules.npz")
@@ -204,6 +207,86 @@ def test_first_rows_keep_their_noise(name, rows):
     assert part.steps == rows
     np.testing.assert_array_equal(part.alpha_bar, schedule.alpha_bar[:rows])
     np.testing.assert_array_equal(part.timestep_map, schedule.timestep_map[:rows])
+
+
+@settings(max_examples=40)
+@given(names, step_counts)
+def test_zero_terminal_snr_is_algorithm_1(name, T):
+    """Step by step as in the paper, whose 0 is TERMINAL_ROOT here: no row is further off."""
+    roots = np.sqrt(Schedule.create(name, T).alpha_bar).tolist()
+    first, last = roots[0], roots[-1]
+    expected = []
+    for root in roots:
+        root -= last
+        root *= first / (first - last)
+        expected.append(root)
+    schedule = Schedule.create(name, T, zero_terminal_snr=True)
+    ours = np.sqrt(schedule.alpha_bar)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=TERMINAL_ROOT * (1 + 1e-9))
+    np.testing.assert_allclose(ours[0], first, rtol=1e-12)
+    assert 0 < ours[-1] <= TERMINAL_ROOT * (1 + 1e-9)
+    assert (np.diff(ours) < 0).all()
+    assert ((schedule.betas > 0) & (schedule.betas < 1)).all()
+
+
+@settings(max_examples=20)
+@given(names, step_counts, st.data())
+def test_zero_terminal_snr_leaves_all_tables_finite(name, T, data):
+    """In float32, as they are used, and with every kind of respacing."""
+    respacing = data.draw(st.sampled_from(["1", "2", "20", "ddim1", "karras7"]) | st.just(str(T)))
+    schedule = Schedule.create(name, T, respacing, zero_terminal_snr=True)
+    tables = [
+        schedule.alpha_bar, schedule.alpha_bar_prev, schedule.sqrt_recip_alpha_bar,
+        schedule.sqrt_recipm1_alpha_bar, schedule.posterior_mean_x_0, schedule.posterior_mean_x_t,
+        schedule.posterior_variance, schedule.posterior_log_variance_clipped, schedule.betas,
+        1 / schedule.alpha_bar, np.log(schedule.betas),
+    ]  # fmt: skip
+    assert all(np.isfinite(table.astype(np.float32)).all() for table in tables)
+    assert (schedule.alpha_bar.astype(np.float32) > 0).all()
+    whole = Schedule.create(name, T, zero_terminal_snr=True).alpha_bar
+    np.testing.assert_allclose(schedule.alpha_bar, whole[schedule.timestep_map], rtol=1e-6)
+
+
+def test_a_schedule_that_ends_in_noise_is_left_as_it_is():
+    ours, own = (Schedule.create("squaredcos_cap_v2", 1000, None, zero) for zero in (True, False))
+    np.testing.assert_allclose(ours.alpha_bar, own.alpha_bar, rtol=1e-7)
+    with pytest.raises(UserError, match="zero_terminal_snr"):
+        Schedule.create("squaredcos_cap_v2", 1, zero_terminal_snr=True)
+
+
+def test_where_samplers_start_under_zero_terminal_snr():
+    """As `create` says: the numbers of steps that keep T-1, and those that do not."""
+    last = {
+        respacing: Schedule.create("linear", 1000, respacing, True).timestep_map[-1]
+        for respacing in ("2", "50", "100", "10,10,3,2,2", "ddim50", "fast27", "karras20")
+    }
+    assert [last[respacing] for respacing in ("2", "50", "100", "10,10,3,2,2")] == [999] * 4
+    assert last["ddim50"] == 980 and last["fast27"] == 997 and last["karras20"] < 999
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("respacing", ["2", "12"])
+def test_samplers_recover_x_0_from_nothing_but_noise(name, sampler, respacing):
+    """With the velocity that a network would know if all its data were x_0."""
+    rng = np.random.default_rng(0)
+    x_0 = jnp.asarray(rng.uniform(-1, 1, (2, 6, 5, 3)), jnp.float32)
+    x_T = jnp.asarray(rng.normal(size=x_0.shape), jnp.float32)
+    whole = Schedule.create(name, 1000, zero_terminal_snr=True)
+    schedule = Schedule.create(name, 1000, respacing, zero_terminal_snr=True)
+    assert schedule.timestep_map[-1] == 999
+    tables = [np.sqrt(whole.alpha_bar), np.sqrt(1 - whole.alpha_bar)]
+    signal, noise = (jnp.asarray(table, jnp.float32) for table in tables)
+
+    def network(x_t, t):
+        at, of_noise = (table[t][:, None, None, None] for table in (signal, noise))
+        v = at * (x_t - at * x_0) / of_noise - of_noise * x_0
+        return jnp.concatenate([v, -jnp.ones_like(v)], axis=-1)
+
+    denoise = denoiser_of_velocity(whole, network)
+    out = sample(denoise, schedule, x_T, lambda k: x_T, sampler=sampler, threshold=None)
+    # At the last step float32 knows x_0 to 1e-3; later steps put right what is wrong there.
+    np.testing.assert_allclose(out, x_0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

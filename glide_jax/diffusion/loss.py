@@ -1,10 +1,11 @@
 """What training minimises: noise prediction plus a little of the variational bound."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from glide_jax.diffusion.process import Gaussian, p_reverse, q_posterior, q_sample, split_output
@@ -18,40 +19,55 @@ class HybridLoss(NamedTuple):
     loss: jax.Array
     """weight mse + T/1000 vb."""
     mse: jax.Array
-    """Mean squared error of eps, not weighted."""
+    """Mean squared error of eps, not weighted, also where the network predicts v."""
     vb: jax.Array
     """This step's term of the variational bound, in bits per dimension."""
 
 
 def hybrid_loss(
     schedule: Schedule,
-    denoise: Denoiser,
+    network: Denoiser,
     x_0: Float[Array, "b h w c"],
     t: Int[Array, "b"],
     eps: Float[Array, "b h w c"],
     weights: Table | None = None,
+    prediction: Literal["eps", "v"] = "eps",
 ) -> HybridLoss:
     """L_hybrid = L_simple + 0.001 L_vlb. Eq. 16, arXiv 2102.09672.
 
     L_vlb is a sum over T steps of which one, t, is drawn: hence vb's weight T/1000. The bound
     teaches the variance only; the mean, which eps decides, is held fixed in it.
 
+    Errors are those of eps whatever the network predicts, so that the same weights mean the same:
+    |eps - eps_hat|^2 = alpha_bar |v - v_hat|^2. They are computed in what is predicted: where
+    alpha_bar is 1e-8, float32 rounds eps by as much as an error of 1e-3 in v.
+
     Args:
         schedule: s rows.
-        denoise: the network with its text closed over; it is given original step indices.
+        network: with its text closed over; it is given original step indices.
         x_0: pictures in [-1, 1].
         t: rows, in [0, s), usually uniform.
         eps: standard normal noise.
-        weights: of each row's mean squared error; None is 1 everywhere, as in the paper.
+        weights: of each row's mean squared error; None is 1 everywhere, as in the paper. See
+            `velocity_weights` and `min_snr_weights`.
+        prediction: what the first half of the network's output is.
 
     Returns:
         Loss and parts, one for each example, computed in float32 whatever the network's type.
     """
     x_t = q_sample(schedule, x_0, t, eps)
-    out = denoise(x_t, jnp.asarray(schedule.timestep_map, jnp.int32)[t])
-    eps_hat, v = split_output(out)
-    mse = _mean(jnp.square(eps - eps_hat))
-    frozen_mean = jnp.concatenate([jax.lax.stop_gradient(eps_hat), v], axis=-1)
+    out = network(x_t, jnp.asarray(schedule.timestep_map, jnp.int32)[t])
+    predicted, variance_fraction = split_output(out)
+    if prediction == "eps":
+        eps_hat = predicted
+        mse = _mean(jnp.square(eps - eps_hat))
+    else:
+        # eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t and v = sqrt(alpha_bar) eps
+        # - sqrt(1 - alpha_bar) x_0 are sums of q_sample's form.
+        eps_hat = q_sample(schedule, predicted, t, x_t)
+        v = q_sample(schedule, eps, t, -x_0)
+        mse = jnp.asarray(schedule.alpha_bar, jnp.float32)[t] * _mean(jnp.square(v - predicted))
+    frozen_mean = jnp.concatenate([jax.lax.stop_gradient(eps_hat), variance_fraction], axis=-1)
     vb = variational_bound(schedule, x_0, x_t, t, frozen_mean)
     weighted = mse if weights is None else jnp.asarray(weights, jnp.float32)[t] * mse
     return HybridLoss(weighted + schedule.steps / 1000 * vb, mse, vb)
@@ -64,6 +80,28 @@ def velocity_weights(schedule: Schedule) -> Table:
     noisiest steps count, where a caption is all there is to go by.
     """
     return 1 / schedule.alpha_bar
+
+
+def min_snr_weights(schedule: Schedule, gamma: float = 5.0) -> Table:
+    """Weights that make eps's squared error min(SNR, gamma) times that of x_0. arXiv 2303.09556.
+
+    With SNR = alpha_bar / (1 - alpha_bar), an error of 1 in x_0 is one of sqrt(SNR) in eps and of
+    sqrt(SNR + 1) in v. So, with these weights of the squared error of
+
+        x_0:  min(SNR, gamma)
+        eps:  min(SNR, gamma) / SNR  =  min(1, gamma / SNR)
+        v:    min(SNR, gamma) / (SNR + 1)
+
+    it is one and the same loss. `hybrid_loss` takes eps's, whatever the network predicts. Steps
+    with little noise count less than with weights of 1. Unlike with `velocity_weights` v is hardly
+    taught where hardly any picture is left: the last step of a zero-terminal-SNR schedule, where
+    samplers start, not at all.
+
+    Args:
+        schedule: s rows.
+        gamma: the largest weight of x_0's error, above 0.
+    """
+    return np.minimum(1, gamma * (1 / schedule.alpha_bar - 1))
 
 
 def variational_bound(

@@ -54,6 +54,32 @@ def squaredcos_cap_v2(T: int) -> Table:
 
 SCHEDULES = {"linear": linear, "squaredcos_cap_v2": squaredcos_cap_v2}
 
+TERMINAL_ROOT = 1e-4
+"""What "zero" is as the last sqrt(alpha_bar): the amplitude of the picture in pure noise.
+
+Not 0, where the eps that denoisers hand to samplers would say nothing about x_0: at 1e-4 float32
+still tells it to 4e-4, a twentieth of an 8-bit level. It is as good as 0: even the mean of a 64 px
+picture, which noise hides least, is a ninetieth of the noise in the mean of its 12,288 values."""
+
+
+def rescaled_to_zero_terminal_snr(alpha_bar: Table) -> Table:
+    """Leaves nothing of the picture in the last step. Algorithm 1, arXiv 2305.08891.
+
+    sqrt(alpha_bar) is shifted and scaled so that its first value stays and its last becomes
+    TERMINAL_ROOT, which stands for the paper's 0. A schedule that ends below that is left as it is,
+    as squaredcos_cap_v2 with 1000 steps, which ends at half of it.
+
+    Raises:
+        UserError: a single step, which cannot keep its picture and have none.
+    """
+    root = np.sqrt(alpha_bar)
+    if len(root) < 2:
+        raise UserError("diffusion.steps (1) must be at least 2 with diffusion.zero_terminal_snr")
+    if root[-1] <= TERMINAL_ROOT:
+        return alpha_bar
+    scale = (root[0] - TERMINAL_ROOT) / (root[0] - root[-1])
+    return (TERMINAL_ROOT + (root - root[-1]) * scale) ** 2
+
 
 def respace(respacing: str, T: int) -> Int64[np.ndarray, "s"]:
     """Which of T steps a sampler visits, if it does not depend on their noise.
@@ -150,6 +176,10 @@ def _count(text: str, respacing: str) -> int:
     return count
 
 
+def _betas_of(alpha_bar: Table) -> Table:
+    return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The tables of a noise process, a row a step; row 0 is the step nearest to the picture.
@@ -165,7 +195,13 @@ class Schedule:
     """The original step index of each row: the `t` that a denoiser is given."""
 
     @classmethod
-    def create(cls, name: str, steps: int = 1000, respacing: str | None = None) -> "Schedule":
+    def create(
+        cls,
+        name: str,
+        steps: int = 1000,
+        respacing: str | None = None,
+        zero_terminal_snr: bool = False,
+    ) -> "Schedule":
         """A named schedule, or the part of it that a sampler visits.
 
         Kept steps keep their alpha_bar; their betas follow, 1 - alpha_bar_i / alpha_bar_{i-1}
@@ -175,19 +211,25 @@ class Schedule:
             name: a key of SCHEDULES.
             steps: T.
             respacing: see `respace` and `karras`; None keeps every step.
+            zero_terminal_snr: see `rescaled_to_zero_terminal_snr`. Samplers that start from noise
+                then need a respacing that keeps the last step, T-1, the only one without picture:
+                a number of steps, as "50", does; "ddim50" starts at 980, "fast27" at 997 and
+                karras at a noise of 80, with a little of a picture that nobody drew.
 
         Raises:
             UserError: bad name, steps or respacing.
         """
         whole = cls(betas(name, steps), np.arange(steps))
+        if zero_terminal_snr:
+            alpha_bar = rescaled_to_zero_terminal_snr(whole.alpha_bar)
+            whole = cls(_betas_of(alpha_bar), whole.timestep_map)
         if respacing is None:
             return whole
         if respacing.startswith("karras"):
             kept = karras(respacing, whole.sqrt_recipm1_alpha_bar)
         else:
             kept = respace(respacing, steps)
-        alpha_bar = whole.alpha_bar[kept]
-        return cls(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), kept)
+        return cls(_betas_of(whole.alpha_bar[kept]), kept)
 
     def first(self, rows: int) -> "Schedule":
         """The rows nearest to the picture, for a sampler that starts in the middle.
