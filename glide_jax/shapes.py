@@ -10,7 +10,7 @@ when a sampler visits only some of the steps. Masks are True (or 1) where someth
 """
 
 from collections.abc import Callable
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -41,3 +41,8 @@ class Batch(TypedDict):
     image: Float[Array, "b h w 3"]
     tokens: Int[Array, "b l"]
     token_mask: Bool[Array, "b l"]
+    mask: NotRequired[Float[Array, "b h w 1"]]
+    """For inpainting: 1 where the model sees the picture, 0 where it paints."""
+    clip_tokens: NotRequired[Int[Array, "b l2"]]
+    """For an auxiliary CLIP loss: the same captions as that CLIP reads them."""
+    clip_token_mask: NotRequired[Bool[Array, "b l2"]]

@@ -6,16 +6,17 @@ k b .. (k+1) b - 1, and each process makes its own part of them. So the number o
 the whole position, and the batches stay the same when the number of processes changes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int32, UInt8
 
-from glide_jax.config import Config
+from glide_jax.config import Config, ModelConfig
+from glide_jax.data.masks import draw_mask, with_place
 from glide_jax.data.records import Record, RecordReader, Source
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.data.transforms import load_pixels, to_float
@@ -26,8 +27,18 @@ FEW_RECORDS = 5000
 """Below this, an order is drawn and kept for each epoch. Grain's own shuffle keeps nothing, but is
 slow where records are few: a millisecond an example for twenty of them."""
 
-Example = tuple[UInt8[np.ndarray, "h w 3"], str]
-"""A picture and the caption chosen for it."""
+ClipCaptions = Callable[[Sequence[str]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
+"""Captions to a CLIP's tokens and their mask."""
+
+
+class Example(NamedTuple):
+    """What a record gives a batch."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    caption: str
+    """The one chosen for it, or the empty one."""
+    mask: Bool[np.ndarray, "h w 1"] | None
+    """For inpainting: True where the model sees the picture."""
 
 
 class Loader(Iterator[Batch]):
@@ -43,6 +54,7 @@ class Loader(Iterator[Batch]):
         config: data, model sizes, batch size and seed of the run.
         process_index: of this process.
         process_count: how many share a batch.
+        clip_tokenizer: of the CLIP of an auxiliary loss, see `Batch`.
         state: of an earlier loader, whose next batch is this one's first.
 
     Raises:
@@ -57,6 +69,7 @@ class Loader(Iterator[Batch]):
         *,
         process_index: int = 0,
         process_count: int = 1,
+        clip_tokenizer: ClipCaptions | None = None,
         state: dict[str, int] | None = None,
     ) -> None:
         self._config = config
@@ -65,7 +78,9 @@ class Loader(Iterator[Batch]):
         examples = _shuffled(len(source), config.train.seed).random_map(
             lambda index, rng: self._reader.read(index, partial(self._prepare, rng))
         )
-        batches = _batched(examples, tokenizer, config, process_index, process_count)
+        batches = _batched(
+            examples, tokenizer, config, process_index, process_count, clip_tokenizer
+        )
         self._iterator = _prefetched(batches[self._batch :], config)
 
     def __next__(self) -> Batch:
@@ -98,18 +113,19 @@ class Loader(Iterator[Batch]):
         self.close()
 
     def _prepare(self, rng: np.random.Generator, record: Record) -> Example:
-        data = self._config.data
+        data, model = self._config.data, self._config.model
         caption = record.captions[rng.integers(len(record.captions))]
-        dropped = rng.random() < data.caption_drop
+        if rng.random() < data.caption_drop and isinstance(model, ModelConfig):
+            caption = ""
         pixels = load_pixels(
             record.image,
-            self._config.model.resolution_px,
+            model.resolution_px,
             rng,
             crop=data.crop,
             horizontal_flip=data.horizontal_flip,
             name=record.name,
         )
-        return pixels, "" if dropped else caption
+        return _cut(_masked(pixels, caption, self._config, rng), self._config, rng)
 
 
 def validation_batches(
@@ -119,23 +135,27 @@ def validation_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    clip_tokenizer: ClipCaptions | None = None,
 ) -> Iterator[Batch]:
     """The first train.validation_examples records in order, the same every time.
 
-    Middle crop, first caption, none dropped. All batches are whole, so that one compiled step
-    serves them: the last one is filled up from the beginning.
+    Middle crop, first caption, none dropped, always the same mask. All batches are whole, so that
+    one compiled step serves them: the last one is filled up from the beginning.
 
     Args:
-        source, tokenizer, config, process_index, process_count: as of Loader.
+        source, tokenizer, config, process_index, process_count, clip_tokenizer: as of Loader.
 
     Raises:
         UserError: as Loader.
     """
     reader = RecordReader(source, config.data.max_bad_share)
-    prepare = partial(_prepare_for_validation, config.model.resolution_px)
     count = min(config.train.validation_examples, len(source))
-    examples = grain.MapDataset.range(count).repeat().map(lambda index: reader.read(index, prepare))
-    batches = _batched(examples, tokenizer, config, process_index, process_count)
+    examples = (
+        grain.MapDataset.range(count)
+        .repeat()
+        .map(lambda index: reader.read(index, partial(_prepare_part_for_validation, config, index)))
+    )
+    batches = _batched(examples, tokenizer, config, process_index, process_count, clip_tokenizer)
     iterator = _prefetched(batches[: -(-count // config.train.batch_examples)], config)
     try:
         yield from iterator
@@ -143,8 +163,46 @@ def validation_batches(
         iterator.close()
 
 
-def _prepare_for_validation(resolution_px: int, record: Record) -> Example:
-    return load_pixels(record.image, resolution_px, name=record.name), record.captions[0]
+def validation_examples(source: Source, config: Config, count: int) -> list[Example]:
+    """The first examples of `validation_batches`, of whole pictures."""
+    reader = RecordReader(source, config.data.max_bad_share)
+    return [
+        reader.read(index, partial(_prepare_for_validation, config, index))
+        for index in range(min(count, len(source)))
+    ]
+
+
+def _prepare_for_validation(config: Config, index: int, record: Record) -> Example:
+    pixels = load_pixels(record.image, config.model.resolution_px, name=record.name)
+    return _masked(pixels, record.captions[0], config, np.random.default_rng(index))
+
+
+def _prepare_part_for_validation(config: Config, index: int, record: Record) -> Example:
+    whole = _prepare_for_validation(config, index, record)
+    return _cut(whole, config, np.random.default_rng(index))
+
+
+def _cut(example: Example, config: Config, rng: np.random.Generator) -> Example:
+    """A square of data.low_res.crop_px from anywhere in the picture, if that is asked for."""
+    px = config.data.low_res.crop_px
+    if not px:
+        return example
+    y, x = rng.integers(0, len(example.pixels) - px + 1, 2)
+    rows, columns = slice(y, y + px), slice(x, x + px)
+    mask = None if example.mask is None else example.mask[rows, columns]
+    return Example(example.pixels[rows, columns], example.caption, mask)
+
+
+def _masked(
+    pixels: UInt8[np.ndarray, "h w 3"], caption: str, config: Config, rng: np.random.Generator
+) -> Example:
+    """An example, with a mask if the model is made for inpainting."""
+    if not (isinstance(config.model, ModelConfig) and config.model.inpaint):
+        return Example(pixels, caption, None)
+    mask = draw_mask(rng, len(pixels), config.data.masks)
+    if rng.random() < config.data.masks.place_caption:
+        caption = with_place(caption, mask)
+    return Example(pixels, caption, mask)
 
 
 def _shuffled(records: int, seed: int) -> Any:
@@ -163,7 +221,12 @@ def _shuffled(records: int, seed: int) -> Any:
 
 
 def _batched(
-    examples: Any, tokenizer: Tokenizer, config: Config, process_index: int, process_count: int
+    examples: Any,
+    tokenizer: Tokenizer,
+    config: Config,
+    process_index: int,
+    process_count: int,
+    clip_tokenizer: ClipCaptions | None,
 ) -> Any:
     """One process's part of every batch, as a grain.MapDataset."""
     batch_examples = config.train.batch_examples
@@ -174,11 +237,18 @@ def _batched(
         )
 
     def collate(part: Sequence[Example]) -> Batch:
-        pixels, captions = zip(*part, strict=True)
-        tokens, mask = tokenizer.encode(captions, config.model.text.length)
-        image = to_float(np.stack(pixels))
+        captions = [example.caption for example in part]
+        tokens, token_mask = tokenizer.encode(captions, config.model.text.length)
+        image = to_float(np.stack([example.pixels for example in part]))
+        batch = {"image": image, "tokens": tokens, "token_mask": token_mask}
+        masks = [example.mask for example in part if example.mask is not None]
+        if masks:
+            batch["mask"] = np.stack(masks).astype(np.float32)
+        if clip_tokenizer is not None:
+            tokens, token_mask = clip_tokenizer(captions)
+            batch |= {"clip_tokens": tokens, "clip_token_mask": token_mask}
         # On the host, so NumPy's; sharding.to_devices makes them the arrays that Batch promises.
-        return cast(Batch, {"image": image, "tokens": tokens, "token_mask": mask})
+        return cast(Batch, batch)
 
     parts = examples.batch(batch_examples // process_count, drop_remainder=True, batch_fn=collate)
     return parts[process_index::process_count]

@@ -1,0 +1,196 @@
+"""Masks: how much they hide, how often, the same at every size, and where they say they are."""
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from glide_jax.config import MaskConfig
+from glide_jax.data.masks import draw_mask, place, with_place
+
+KINDS = ("rectangle", "brush", "half_plane", "whole")
+seeds = st.integers(0, 2**32)
+
+
+def only(kind):
+    return MaskConfig(**{name: float(name == kind) for name in KINDS})
+
+
+def hidden(seed, size_px, config):
+    return ~draw_mask(np.random.default_rng(seed), size_px, config)[:, :, 0]
+
+
+def block(top, bottom, left, right):
+    """A mask, 20 px wide, that hides these rows and columns."""
+    mask = np.ones((20, 20, 1), bool)
+    mask[top:bottom, left:right] = False
+    return mask
+
+
+@given(seeds, st.integers(1, 70), st.sampled_from([*map(only, KINDS), MaskConfig()]))
+def test_something_is_always_hidden(seed, size_px, config):
+    mask = draw_mask(np.random.default_rng(seed), size_px, config)
+    assert mask.shape == (size_px, size_px, 1) and mask.dtype == bool
+    assert not mask.all()
+
+
+def test_areas():
+    areas = {kind: [hidden(i, 128, only(kind)).mean() for i in range(1000)] for kind in KINDS}
+    # Half a pixel either way along every edge: 1/64 of each side's length.
+    assert 0.03 < min(areas["rectangle"]) < 0.08 and 0.55 < max(areas["rectangle"]) < 0.63
+    assert 0.19 < min(areas["half_plane"]) < 0.22 and 0.78 < max(areas["half_plane"]) < 0.81
+    assert min(areas["whole"]) == 1
+    # How often strokes cross is left to chance: nine of ten are within what is aimed at.
+    brush = np.array(areas["brush"])
+    assert brush.min() > 0.03 and brush.max() < 0.65
+    assert ((brush > 0.05) & (brush < 0.5)).mean() > 0.9
+    for kind in ("rectangle", "brush", "half_plane"):  # all areas between come up
+        assert np.std(areas[kind]) > 0.1
+
+
+@given(seeds)
+def test_rectangles_are_rectangles_and_not_too_long(seed):
+    found = hidden(seed, 256, only("rectangle"))
+    h, w = found.any(1).sum(), found.any(0).sum()
+    assert found.sum() == h * w
+    assert 1 / 3 - 0.03 < h / w < 3.2  # a pixel more or less on the short side, at least 33 px
+
+
+def test_rectangles_reach_everywhere():
+    often = np.mean([hidden(i, 32, only("rectangle")) for i in range(2000)], axis=0)
+    assert often.min() > 0  # the corners'
+    # Left and right, top and bottom alike, to five standard errors.
+    for axis in (0, 1):
+        np.testing.assert_allclose(often, np.flip(often, axis), atol=5 * np.sqrt(0.5 / 2000))
+
+
+@given(seeds)
+def test_half_planes_are_bounded_by_a_straight_line(seed):
+    """No hidden pixel lies between known ones, nor the other way round, along any row or column."""
+    found = hidden(seed, 64, only("half_plane"))
+    for lines in (found, found.T):
+        assert (np.diff(lines, axis=1).sum(1) <= 1).all()
+        lengths = lines.sum(1)
+        inside = lengths[(lengths > 0) & (lengths < 64)]
+        # A straight edge's steps differ by at most a pixel.
+        assert len(inside) < 3 or np.ptp(np.diff(inside)) <= 1
+
+
+@given(seeds)
+def test_brush_strokes_are_connected_thick_and_few(seed):
+    found = hidden(seed, 64, only("brush"))
+    assert components(found) <= 4
+    # Thick: hardly a pixel that is in no block of 3 px, which may go on beyond the border, other
+    # than the tips of the round ends. The narrowest brush, 0.08 sides, has 5 px.
+    padded = np.pad(found, 2, mode="edge")
+    offsets = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    eroded = np.all([np.roll(padded, offset, (0, 1)) for offset in offsets], axis=0)
+    opened = np.any([np.roll(eroded, offset, (0, 1)) for offset in offsets], axis=0)
+    assert (found & ~opened[2:-2, 2:-2]).sum() < 0.1 * found.sum()
+
+
+def components(found):
+    """How many regions, pixels that share an edge or corner being connected."""
+    left, count = {tuple(at) for at in np.argwhere(found).tolist()}, 0
+    while left:
+        todo, count = [left.pop()], count + 1
+        while todo:
+            y, x = todo.pop()
+            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            todo += near
+    return count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_mask_at_every_size(kind):
+    """Downsampled, a large mask is the small one but for the pixels that its edges cross."""
+    wrong = 0
+    for seed in range(100):
+        small, large = (hidden(seed, size_px, only(kind)) for size_px in (32, 128))
+        share = large.reshape(32, 4, 32, 4).mean((1, 3))
+        wrong += ((share == 0) & small).sum() + ((share == 1) & ~small).sum()
+        # An edge crosses up to 4 pixels a row, and takes a quarter of each on average.
+        assert np.abs(small - share).mean() < 0.08
+    # Pillow rounds a brush's outline to whole pixels of its canvas, a ninth of the picture's here.
+    assert wrong <= (5 if kind == "brush" else 0)
+
+
+def test_frequencies():
+    config = MaskConfig(rectangle=3.0, brush=0.0, half_plane=0.0, whole=1.0)
+    whole = np.mean([hidden(i, 16, config).all() for i in range(4000)])
+    assert abs(whole - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 4000)  # five standard errors
+
+
+@given(seeds)
+def test_a_seed_is_a_mask(seed):
+    first, again = (hidden(seed, 64, MaskConfig()) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_masks_are_cheap():
+    """Beside decoding a picture, a millisecond or more; the best of five, machines being busy."""
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        for i in range(200):
+            hidden(i, 64, MaskConfig())
+        times.append((time.process_time() - start) / 200)
+    assert min(times) < 1 / 2000
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (block(0, 8, 0, 8), "at the top left"),
+        (block(0, 8, 5, 15), "at the top"),
+        (block(0, 8, 12, 20), "at the top right"),
+        (block(5, 15, 0, 8), "on the left"),
+        (block(5, 15, 5, 15), "in the middle"),
+        (block(0, 20, 10, 20), "on the right"),
+        (block(12, 20, 0, 8), "at the bottom left"),
+        (block(10, 20, 0, 20), "at the bottom"),
+        (block(18, 20, 18, 20), "at the bottom right"),
+        (block(2, 18, 2, 17), "in the middle"),  # 60%
+        (block(4, 16, 0, 20), "in the middle"),  # a band
+        (block(0, 20, 0, 20), ""),
+        (block(0, 20, 0, 13), ""),  # 65%
+        (block(0, 0, 0, 0), ""),
+        (~block(3, 17, 3, 17), ""),  # a frame
+        (block(0, 20, 0, 4) & block(0, 20, 16, 20), ""),  # two sides
+    ],
+)
+def test_places_by_hand(mask, expected):
+    assert place(mask) == expected
+    assert with_place("a red circle", mask) == (
+        f"a red circle, {expected}" if expected else "a red circle"
+    )
+    assert with_place("", mask) == ""
+
+
+@given(seeds)
+def test_places_turn_with_the_mask(seed):
+    mask = draw_mask(np.random.default_rng(seed), 64, MaskConfig())
+    swapped = place(mask).replace("left", "x").replace("right", "left").replace("x", "right")
+    assert place(mask[:, ::-1]) == swapped
+    swapped = place(mask).replace("top", "x").replace("bottom", "top").replace("x", "bottom")
+    assert place(mask[::-1]) == swapped
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.data())
+def test_named_rectangles_are_where_it_says(height, width, data):
+    top, left = data.draw(st.integers(0, 20 - height)), data.draw(st.integers(0, 20 - width))
+    where = place(block(top, top + height, left, left + width))
+    assert bool(where) == (height * width <= 240)
+    y, x = top + height / 2, left + width / 2
+    assume(where and not {x, y} & {8, 12})  # on the line between two names
+    assert ("top" in where, "bottom" in where) == (y < 8, y > 12)
+    assert ("left" in where, "right" in where) == (x < 8, x > 12)
+
+
+def test_all_places_come_up():
+    masks = (draw_mask(np.random.default_rng(i), 32, MaskConfig()) for i in range(2000))
+    assert len(Counter(map(place, masks))) == 10
