@@ -1,42 +1,50 @@
-"""The paper's base model: 3.5 billion parameters, 64 px (section 3.1, arXiv 2112.10741).
+r"""The paper's base model: 3,554,938,374 parameters, 64 px (section 3.1, arXiv 2112.10741).
 
     python train.py --config configs/base64_3b5.py --data.source folder --data.path pictures/
 
-U-Net of width 512 (about 2.3B) and a text transformer of 24 layers of 2048 (about 1.2B); 2.5M
-iterations at batch 2048. Learning rate, betas, EMA and dropout are not published; these are those
-of unCLIP's decoder, a model of the same size (table 3, arXiv 2204.06125).
+The U-Net has about 2.3 billion of them, the text transformer 1.2. What is not published is taken
+from unCLIP's decoder, a model of the same size (table 3, arXiv 2204.06125). Its dropout 0.1, Adam's
+betas 0.9 and 0.999, epsilon 1e-8 and EMA 0.9999 are the smaller model's as well.
+Then the fine-tuning for classifier-free guidance, whose length is not published for this size:
+
+    python train.py --config configs/base64_3b5.py --data.source folder --data.path pictures/ \
+        --train.init-from runs/base64_3b5 --train.run-dir runs/base64_3b5_cfg \
+        --data.caption-drop 0.2 --sample.guidance-scale 3 --train.steps 500000
+
 Hardware: a TPU pod, with parameters sharded by --train.fsdp; not trained by this project.
 """
 
-from glide_jax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    SampleConfig,
-    TextConfig,
-    TrainConfig,
-    UNetConfig,
-)
+import dataclasses
+from pathlib import Path
+
+from glide_jax.command_line import load_config
+from glide_jax.config import Config, TextConfig
 
 
 def get_config() -> Config:
-    return Config(
-        model=ModelConfig(
-            text=TextConfig(vocab_size=50_257, length=128, width=2048, layers=24, heads=32),
-            unet=UNetConfig(
-                resolution_px=64,
-                channels=512,
-                channel_mult=(1, 2, 3, 4),
-                res_blocks=3,
-                attention_px=(32, 16, 8),
-                head_width=64,
-                dropout=0.1,
+    base = load_config(Path(__file__).with_name("base64.py"))
+    model = base.denoiser
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(
+            model,
+            text=TextConfig(
+                length=256,  # not published: unCLIP's decoder's; the released models have 128
+                width=2048,  # paper
+                layers=24,  # paper
+                heads=32,  # not published: unCLIP's decoder's
             ),
-            remat=True,
+            unet=dataclasses.replace(model.unet, channels=512),  # paper
         ),
-        data=DataConfig(source="tfds", name="coco_captions", tokenizer="gpt2", crop="random"),
-        optim=OptimConfig(learning_rate=1.2e-4, ema_decay=0.9999),
-        sample=SampleConfig(sampler="ddpm", steps="150", guidance_scale=3.0),
-        train=TrainConfig(steps=2_500_000, batch_examples=2048, fsdp=4),
+        optim=dataclasses.replace(
+            base.optim,
+            learning_rate=1.2e-4,  # not published: unCLIP's decoder's
+        ),
+        sample=dataclasses.replace(base.sample, steps="150"),  # paper
+        train=dataclasses.replace(
+            base.train,
+            steps=2_500_000,  # paper
+            batch_examples=2048,  # paper
+            fsdp=4,
+        ),
     )

@@ -7,7 +7,6 @@ Hardware: one GPU with 16 GB or more. Not yet trained by this project: no result
 
 from glide_jax.config import (
     Config,
-    DataConfig,
     ModelConfig,
     OptimConfig,
     SampleConfig,
@@ -20,19 +19,13 @@ from glide_jax.config import (
 def get_config() -> Config:
     return Config(
         model=ModelConfig(
-            text=TextConfig(vocab_size=1024, length=48, width=256, layers=6, heads=8),
+            text=TextConfig(vocab_size=1024, length=48, width=256, layers=6),
             unet=UNetConfig(
-                resolution_px=64,
-                channels=128,
-                channel_mult=(1, 2, 3),
-                res_blocks=2,
-                attention_px=(32, 16),
-                head_width=64,
+                channels=128, channel_mult=(1, 2, 3), res_blocks=2, attention_px=(32, 16)
             ),
         ),
-        data=DataConfig(source="scenes"),
-        optim=OptimConfig(learning_rate=3e-4, ema_decay=0.9995),
-        sample=SampleConfig(sampler="ddim", steps="50", guidance_scale=3.0),
+        optim=OptimConfig(ema_decay=0.9995),
+        sample=SampleConfig(sampler="ddim", steps="50"),
         train=TrainConfig(
             steps=50_000,
             batch_examples=128,

@@ -37,7 +37,7 @@ def get_config() -> Config:
             dtype="float32",
         ),
         diffusion=DiffusionConfig(prediction="v", timesteps="rising"),
-        data=DataConfig(source="scenes", name="closeups", caption_drop=0.1),
+        data=DataConfig(name="closeups", caption_drop=0.1),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, decay_steps=1200, ema_decay=0.98),
         sample=SampleConfig(sampler="ddim", steps="50", guidance_scale=2.0),
         train=TrainConfig(

@@ -1,46 +1,38 @@
 """The upsampler that OpenAI released: 64 to 256 px, 398,361,286 parameters.
 
-    python -m glide_jax.models.convert upsample.pt --to runs/released
+    python train.py --config configs/upsample256.py --data.source folder --data.path pictures/
 
 A U-Net as the base model's that also sees the smaller picture, and the caption as well (section
-3.1, arXiv 2112.10741). The paper trained it for 400K iterations. Batch size and optimiser of this
-model are not published: these are those of ADM's 64 to 256 px upsampler (arXiv 2105.05233), which
-has no dropout.
+3.1, arXiv 2112.10741). It learns to undo an average over areas, as ADM's upsampler (arXiv
+2105.05233), of which it also takes what is not published.
 Hardware: made for a TPU pod or several GPUs; not trained by this project.
 """
 
-from glide_jax.config import (
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    ModelConfig,
-    OptimConfig,
-    SampleConfig,
-    TextConfig,
-    TrainConfig,
-    UNetConfig,
-)
+from glide_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, UNetConfig
+from glide_jax.models.released import DRAWING
 
 
 def get_config() -> Config:
+    diffusion, sample = DRAWING["upsample"]
     return Config(
         model=ModelConfig(
-            text=TextConfig(vocab_size=50_257, length=128, width=512, layers=16, heads=8),
-            unet=UNetConfig(
-                resolution_px=256,
-                channels=192,
-                channel_mult=(1, 1, 2, 2, 4, 4),
-                res_blocks=2,
-                attention_px=(32, 16, 8),
-                head_width=64,
-            ),
+            # ADM's 64 to 256 px upsampler (paper), which has no dropout either.
+            unet=UNetConfig(resolution_px=256, channel_mult=(1, 1, 2, 2, 4, 4), res_blocks=2),
             low_res_px=64,
             remat=True,
         ),
-        diffusion=DiffusionConfig(schedule="linear"),
-        data=DataConfig(source="tfds", name="coco_captions", tokenizer="gpt2", crop="random"),
-        optim=OptimConfig(learning_rate=1e-4, ema_decay=0.9999),
-        # The released notebooks': 27 steps, DDIM, no guidance, a little less noise than 1.
-        sample=SampleConfig(sampler="ddim", steps="fast27", guidance_scale=1.0, temperature=0.997),
-        train=TrainConfig(steps=400_000, batch_examples=256),
+        diffusion=diffusion,
+        data=DataConfig(
+            source="tfds",
+            name="coco_captions",
+            tokenizer="gpt2",
+            crop="random",  # not published: a choice
+            caption_drop=0.0,  # paper: only the base model is fine-tuned for guidance
+        ),
+        optim=OptimConfig(learning_rate=1e-4),  # not published: ADM's upsampler's
+        sample=sample,
+        train=TrainConfig(
+            steps=400_000,  # paper
+            batch_examples=256,  # not published for this size: ADM's upsampler's
+        ),
     )

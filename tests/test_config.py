@@ -1,27 +1,49 @@
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
 from glide_jax.command_line import load_config, parse_config
-from glide_jax.config import ClipConfig, Config, ModelConfig, TextConfig, UNetConfig
+from glide_jax.config import (
+    ClipConfig,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    LowResConfig,
+    MaskConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+    UNetConfig,
+)
 from glide_jax.data.sources import SOURCES
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
+from glide_jax.models.released import DRAWING
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 PARAMETERS = {
     "base64": 385_030_726,  # as released
+    "base64_cfg": 385_030_726,
     "base64_inpaint": 385_037_638,
     "upsample256": 398_361_286,
     "upsample256_inpaint": 398_368_198,
     "noised_clip": 86_443_776 + 71_679_488 + 1,  # both towers, and logit_scale
-    "base64_3b5": 3_554_414_086,  # the paper: about 2.3B + 1.2B
+    "noised_clip_vit_l": 440_439_041,  # CLIP's ViT-L/14 has 428M: here are more tokens and times
+    "base64_3b5": 3_554_938_374,  # the paper: about 2.3B + 1.2B
+    "upsample256_1b5": 1_641_964_934,  # the paper: 1.5B, text depth not given
+    "scenes_base32": 4_176_454,
+    "scenes_base32_inpaint": 4_177_606,
     "scenes_base64": 55_925_638,
+    "scenes_clip32": 1_669_505,
+    "scenes_tiny": 2_339_750,
+    "scenes_upsample128": 3_303_526,
+    "scenes_upsample128_inpaint": 3_304_678,
 }
 
 
@@ -34,10 +56,46 @@ def test_every_config_works(file):
     Schedule.create(config.diffusion.schedule, config.diffusion.steps, config.sample.steps)
     is_clip = isinstance(config.model, ClipConfig)
     network = clip_network(config.model) if is_clip else glide_network(config.model)
-    count = network.parameter_count
-    assert count == PARAMETERS.get(file.stem, count)
-    assert count > 1e5
+    assert network.parameter_count == PARAMETERS[file.stem]
     assert load_config(file).to_json() == config.to_json()
+
+
+FINE_TUNES = {
+    "base64_cfg": "base64",
+    "base64_inpaint": "base64",
+    "upsample256_inpaint": "upsample256",
+    "scenes_base32_inpaint": "scenes_base32",
+    "scenes_upsample128_inpaint": "scenes_upsample128",
+}
+
+
+@pytest.mark.parametrize(("name", "start"), FINE_TUNES.items())
+def test_fine_tunes_go_on_from_the_run_of_the_config_they_vary(name, start):
+    config, before = (load_config(CONFIGS / f"{stem}.py") for stem in (name, start))
+    assert config.train.init_from == f"runs/{start}"
+    assert not before.train.init_from
+    assert dataclasses.replace(config.denoiser, inpaint=False) == before.denoiser
+    assert config.diffusion == before.diffusion
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("base64_cfg", "base"),
+        ("base64_inpaint", "base-inpaint"),
+        ("upsample256", "upsample"),
+        ("upsample256_inpaint", "upsample-inpaint"),
+    ],
+)
+def test_configs_of_released_models_draw_as_these(name, role):
+    config = load_config(CONFIGS / f"{name}.py")
+    assert (config.diffusion, config.sample) == DRAWING[role]
+
+
+def test_variants_are_found_from_anywhere(monkeypatch, tmp_path):
+    relative = os.path.relpath(CONFIGS / "base64_3b5.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path(relative)).denoiser.unet.channels == 512
 
 
 @pytest.mark.parametrize("name", ["upsample256_inpaint", "noised_clip"])
@@ -86,6 +144,52 @@ def test_bad_json_is_refused_by_name(text, line):
 def test_sizes_that_cannot_work_are_refused_by_name(cls, changes, line):
     with pytest.raises(UserError, match=line):
         cls(**changes)
+
+
+@pytest.mark.parametrize(
+    ("cls", "changes", "line"),
+    [
+        (ModelConfig, {"low_res_px": 24}, r"model.low_res_px \(24\) must divide"),
+        (ModelConfig, {"low_res_noise": True}, "model.low_res_noise is for upsamplers"),
+        (
+            DiffusionConfig,
+            {"zero_terminal_snr": True},
+            "diffusion.zero_terminal_snr needs diffusion.prediction v",
+        ),
+        (
+            MaskConfig,
+            {"rectangle": 0.0, "brush": 0.0, "half_plane": 0.0, "whole": 0.0},
+            "data.masks needs frequencies",
+        ),
+        (TrainConfig, {"clip_loss_weight": 0.1}, "train.clip_run is needed"),
+        (
+            Config,
+            {"model": ClipConfig(), "train": TrainConfig(batch_examples=1)},
+            "train.batch_examples must be at least 2",
+        ),
+        (
+            Config,
+            {
+                "model": ModelConfig(low_res_px=32),
+                "data": DataConfig(low_res=LowResConfig(noise_steps=100)),
+            },
+            "data.low_res.noise_steps needs model.low_res_noise",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_by_name(cls, changes, line):
+    with pytest.raises(UserError, match=line):
+        cls(**changes)
+
+
+def test_settings_that_fit_together_are_taken():
+    upsampler = ModelConfig(low_res_px=32, low_res_noise=True)
+    Config(model=upsampler, data=DataConfig(low_res=LowResConfig(noise_steps=100)))
+    Config(model=ClipConfig(), train=TrainConfig(batch_examples=2))
+    Config(model=ModelConfig(), train=TrainConfig(batch_examples=1))
+    DiffusionConfig(prediction="v", zero_terminal_snr=True)
+    MaskConfig(rectangle=0.0, brush=0.0, half_plane=0.0)
+    TrainConfig(clip_run="runs/clip", clip_loss_weight=0.1)
 
 
 def test_flags_change_what_the_file_says():

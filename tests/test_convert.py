@@ -37,6 +37,7 @@ from glide_jax.models.original_names import (
 from glide_jax.models.original_sizes import Unseen, clip_sizes, denoiser_sizes, kind_of
 from glide_jax.models.weight_files import read_tensors, write_tensors
 from glide_jax.training.checkpoint import Checkpoints, load_run_config
+from glide_jax.training.denoising import Denoising
 from glide_jax.training.sharding import make_mesh
 from glide_jax.training.step import Trainer
 
@@ -177,7 +178,7 @@ def test_converted_parameters_are_the_originals(released_set, originals):
 
 def test_no_training_goes_on_from_weights_alone(released_set):
     config = load_run_config(released_set / "base")
-    trainer = Trainer(config, glide_network(config.denoiser), make_mesh(config))
+    trainer = Trainer(config, Denoising(config), make_mesh(config))
     with pytest.raises(UserError, match="holds weights alone"):
         checkpoints = Checkpoints(released_set / "base", kept=1)
         checkpoints.restore(trainer.abstract_state, trainer.state_shardings)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from glide_jax.config import ClipConfig, Config, DataConfig, DiffusionConfig, SampleConfig
+from glide_jax.config import ClipConfig, Config, DataConfig
 from glide_jax.data.clip_tokenizer import ClipTokenizer
 from glide_jax.data.tokenizer import Tokenizer, find_tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
@@ -44,28 +44,19 @@ from glide_jax.models.original_sizes import (
     denoiser_sizes,
     kind_of,
 )
+from glide_jax.models.released import DRAWING
 from glide_jax.models.weight_files import FORMATS, Tensors, read_tensors, write_tensors
-from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, load_run_config, open_run_folder
+from glide_jax.training.checkpoint import (
+    TOKENIZER,
+    Checkpoints,
+    load_run_config,
+    load_weights,
+    open_run_folder,
+)
 
 CLIP = "clip"
 LOGIT_SCALE = math.log(100)
 """Of the released CLIP; its files do not hold it."""
-
-_UPSAMPLER_NOISE = DiffusionConfig(schedule="linear")
-DRAWING: dict[str, tuple[DiffusionConfig, SampleConfig]] = {
-    "base": (DiffusionConfig(), SampleConfig()),
-    "base-inpaint": (DiffusionConfig(), SampleConfig(guidance_scale=5.0)),
-    "upsample": (
-        _UPSAMPLER_NOISE,
-        SampleConfig(sampler="ddim", steps="fast27", guidance_scale=1.0, temperature=0.997),
-    ),
-    "upsample-inpaint": (
-        _UPSAMPLER_NOISE,
-        SampleConfig(sampler="ddpm", steps="fast27", guidance_scale=1.0, temperature=0.997),
-    ),
-    CLIP: (DiffusionConfig(), SampleConfig()),
-}
-"""The noise process that each was trained with, and how the released notebooks draw with it."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +206,7 @@ def run_to_files(run_dir: Path, to: Path) -> None:
         if file.exists():
             raise UserError(f"{file} is there already: remove it, or give another --to")
     params = {
-        name: np.asarray(value)
-        for name, value in Checkpoints(run_dir).restore_ema(network.shapes).items()
+        name: np.asarray(value) for name, value in load_weights(run_dir, network.shapes).items()
     }
     for file, (name, rules) in parts.items():
         part = tower(params, name) if name else params

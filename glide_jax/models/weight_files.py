@@ -124,7 +124,7 @@ def _write_npz(path: Path, tensors: Tensors) -> None:
 
 
 def _write_safetensors(path: Path, tensors: Tensors) -> None:
-    safetensors.numpy.save_file(tensors, path)
+    path.write_bytes(safetensors.numpy.save(tensors))  # save_file's are for their owner only
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,48 @@
+"""The shipped demo's base model: 32 px scenes, 4.2M parameters.
+
+    python train.py --config configs/scenes_base32.py
+
+Its own model card (glide_jax/demo/base) says how the shipped one was trained, and how well it
+draws. Differs from the paper as configs/scenes_tiny.py does, and for the same reasons.
+"""
+
+from glide_jax.config import (
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TextConfig,
+    TrainConfig,
+    UNetConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            text=TextConfig(vocab_size=512, length=24, width=128, layers=4, heads=4),
+            unet=UNetConfig(
+                resolution_px=32,
+                channels=32,
+                channel_mult=(1, 2, 4),
+                res_blocks=1,
+                attention_px=(8,),
+                head_width=32,
+            ),
+            dtype="float32",
+        ),
+        diffusion=DiffusionConfig(prediction="v", timesteps="rising"),
+        data=DataConfig(caption_drop=0.1),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, ema_decay=0.998),
+        sample=SampleConfig(sampler="ddim", steps="50"),
+        train=TrainConfig(
+            steps=60_000,
+            batch_examples=32,
+            checkpoint_every_steps=500,
+            sample_every_steps=2000,
+            validate_every_steps=1000,
+            validation_examples=256,
+        ),
+    )

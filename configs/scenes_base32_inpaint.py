@@ -1,0 +1,22 @@
+"""The shipped demo's inpainting model, fine-tuned from scenes_base32 (sec. 3.3 of the paper).
+
+    python train.py --config configs/scenes_base32_inpaint.py
+
+It starts from runs/scenes_base32; --train.init-from names another folder.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from glide_jax.command_line import load_config
+from glide_jax.config import Config
+
+
+def get_config() -> Config:
+    config = load_config(Path(__file__).with_name("scenes_base32.py"))
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, inpaint=True),
+        optim=dataclasses.replace(config.optim, learning_rate=5e-4),
+        train=dataclasses.replace(config.train, init_from="runs/scenes_base32", steps=10_000),
+    )

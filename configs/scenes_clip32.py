@@ -1,0 +1,33 @@
+"""The shipped demo's noised CLIP: tells which caption a 32 px scene belongs to, at any noise.
+
+    python train.py --config configs/scenes_clip32.py
+
+A batch of 128 scenes seldom holds two that one caption fits, which it would count as a mistake.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from glide_jax.command_line import load_config
+from glide_jax.config import (
+    ClipConfig,
+    ClipImageConfig,
+    ClipTextConfig,
+    Config,
+    OptimConfig,
+)
+
+
+def get_config() -> Config:
+    base = load_config(Path(__file__).with_name("scenes_base32.py"))
+    return dataclasses.replace(
+        base,
+        model=ClipConfig(
+            text=ClipTextConfig(vocab_size=800, length=32, width=128, layers=3, heads=4),
+            image=ClipImageConfig(resolution_px=32, patch_px=4, width=128, layers=4, heads=4),
+            embedding_width=128,
+            dtype="float32",
+        ),
+        optim=OptimConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=200, ema_decay=0.998),
+        train=dataclasses.replace(base.train, batch_examples=128, steps=30_000),
+    )
