@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from PIL import Image
 from tyro.conf import UseAppendAction
 
 from glide_jax import Glide, UserError
@@ -29,6 +28,7 @@ from glide_jax.command_line import keep_compiled_programs
 from glide_jax.config import SampleConfig
 from glide_jax.data.editing import Fit, read_alpha, read_mask, read_picture, square_picture
 from glide_jax.errors import exit_on_user_error
+from glide_jax.outputs import Job, is_folder, make_jobs
 from glide_jax.pictures import save_grid, save_png
 from glide_jax.pipeline import one_each
 from glide_jax.stage import MAX_BATCH
@@ -166,15 +166,6 @@ TOLD = ("negative_prompt", "n", "keep", "image", "mask", "strength", "fit")
 """What a picture's metadata tells beside the settings of sampling."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One prompt, what it is drawn from, and where its pictures go."""
-
-    prompt: str
-    files: tuple[Path, ...]
-    low_res: Path | None = None
-
-
 def read_prompts(arguments: Models) -> list[str]:
     """The prompts of the flags and of the file. Raises UserError if there are none."""
     prompts = list(arguments.prompt)
@@ -189,7 +180,7 @@ def read_prompts(arguments: Models) -> list[str]:
     return prompts
 
 
-def make_jobs(arguments: Drawing) -> list[Job]:
+def plan_jobs(arguments: Drawing) -> list[Job]:
     """What is to be drawn. Raises UserError."""
     prompts = read_prompts(arguments)
     each = arguments.pictures_each
@@ -203,20 +194,7 @@ def make_jobs(arguments: Drawing) -> list[Job]:
             raise UserError("nothing to enlarge: give --low-res")
         small = list(arguments.low_res)
         prompts = one_each(prompts, len(small))
-    into_folder = arguments.out.suffix.lower() != ".png"
-    if into_folder and arguments.out.suffix and not arguments.out.is_dir():
-        raise UserError(f"--out {arguments.out}: must end in .png, or be a folder")
-    jobs = []
-    for row, (prompt, low_res) in enumerate(zip(prompts, small, strict=True)):
-        if into_folder:
-            files = [arguments.out / f"{row:05d}-{i}.png" for i in range(each)]
-        elif len(prompts) * each == 1:
-            files = [arguments.out]
-        else:
-            folder = arguments.out.with_suffix("")
-            files = [folder / f"{row * each + i:04d}.png" for i in range(each)]
-        jobs.append(Job(prompt, tuple(files), low_res))
-    return jobs
+    return make_jobs(prompts, small, each, arguments.out)
 
 
 def chosen_settings(arguments: Drawing) -> dict[str, Any]:
@@ -234,27 +212,6 @@ def told(glide: Glide, arguments: Drawing) -> dict[str, str]:
     settings["checkpoint"] = ", ".join(map(str, arguments.checkpoint))
     settings |= {name: getattr(arguments, name, None) for name in TOLD}
     return {name: str(value) for name, value in settings.items() if value not in (None, "")}
-
-
-def told_of_job(job: Job) -> dict[str, str]:
-    """What is true of one prompt's pictures only."""
-    low_res = {} if job.low_res is None else {"low_res": str(job.low_res)}
-    return {"prompt": job.prompt} | low_res
-
-
-def is_done(job: Job, common: dict[str, str]) -> bool:
-    """Whether all pictures of a job are there. Raises UserError if they are of something else."""
-    for file in job.files:
-        if not file.exists():
-            return False
-        text = Image.open(file).info
-        for name, value in (common | told_of_job(job)).items():
-            if text.get(name) != value:
-                raise UserError(
-                    f"{file} was drawn with {name} {text.get(name)!r}, not {value!r}: "
-                    "give another --out, or remove it"
-                )
-    return True
 
 
 def draw(glide: Glide, arguments: Drawing, jobs: list[Job], batch_size: int) -> np.ndarray:
@@ -303,7 +260,7 @@ def draw_and_save(glide: Glide, arguments: Drawing, jobs: list[Job]) -> list[np.
         drawn = draw(glide, arguments, some, batch_size=min(most, at_a_time * n))
         targets = [(job, file) for job in some for file in job.files]
         for (job, file), picture, seed in zip(targets, drawn, glide.last_seeds, strict=True):
-            save_png(file, picture, common | told_of_job(job) | {"seed": str(seed)})
+            save_png(file, picture, common | job.metadata | {"seed": str(seed)})
         pictures += list(drawn)
     return pictures
 
@@ -332,15 +289,15 @@ def main() -> None:
         use_all_cores(1)
         rank(arguments)
         return
-    jobs = make_jobs(arguments)
+    jobs = plan_jobs(arguments)
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"batch size {arguments.batch_size} must be at least 1")
     one_picture = len(jobs) * getattr(arguments, "n", 1) == 1
     use_all_cores(1 if one_picture else MAX_BATCH)
     glide = Glide.load(*arguments.checkpoint, one_at_a_time=arguments.one_at_a_time)
-    if arguments.out.suffix.lower() != ".png":
+    if is_folder(arguments.out):
         common = told(glide, arguments)
-        left = [job for job in jobs if not is_done(job, common)]
+        left = [job for job in jobs if not job.is_done(common)]
         print(f"{arguments.out}: {len(left)} of {len(jobs)} prompts to draw")
         draw_and_save(glide, arguments, left)
         return
