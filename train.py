@@ -11,32 +11,38 @@ from pathlib import Path
 from time import perf_counter
 
 import jax
-import numpy as np
 
+from glide_jax.clip_stage import ClipStage
 from glide_jax.command_line import keep_compiled_programs, parse_config
-from glide_jax.config import Config
+from glide_jax.config import ClipConfig, Config
+from glide_jax.data.clip_tokenizer import ClipTokenizer
 from glide_jax.data.loader import Loader, validation_batches
-from glide_jax.data.records import first_captions
+from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizer import Tokenizer, make_tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.models.glide import glide_network
-from glide_jax.pictures import draw_grid, save_png
-from glide_jax.stage import Stage
+from glide_jax.pictures import save_png
 from glide_jax.training import sharding
-from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, open_run_folder
+from glide_jax.training.checkpoint import (
+    TOKENIZER,
+    Checkpoints,
+    has_checkpoints,
+    open_run_folder,
+    resolve_run,
+)
+from glide_jax.training.contrastive import Contrastive
+from glide_jax.training.denoising import Denoising
+from glide_jax.training.fine_tune import starting_params
 from glide_jax.training.logging import RunLog
-from glide_jax.training.step import Trainer, TrainState
+from glide_jax.training.objective import Objective
+from glide_jax.training.preview import Preview
+from glide_jax.training.step import Trainer
+from glide_jax.training.validation import summary
 
 
 def train(config: Config, run_dir: Path) -> None:
     """Trains until `config.train.steps`, or until asked to stop."""
-    settings, model = config.train, config.denoiser
-    if model.condition_channels:
-        raise UserError(
-            "only base models can be trained so far: model.low_res_px must be 0 and model.inpaint "
-            "False (others are converted, see docs/using-openai-weights.md)"
-        )
+    settings = config.train
     keep_compiled_programs()
     sharding.use_all_cores(settings.batch_examples // settings.micro_batches)
     lead = jax.process_index() == 0
@@ -45,53 +51,71 @@ def train(config: Config, run_dir: Path) -> None:
 
     source = open_source(config.data, config.data.train_split)
     held_out = open_source(config.data, config.data.validation_split)
+    start = resolve_run(settings.init_from) if settings.init_from else None
+    resumes = has_checkpoints(run_dir)
+    initial = starting_params(start, config) if start and not resumes else None
+    tokenizer = tokenizer_of(config, source, run_dir if resumes else start)
+    clip = ClipStage.load(resolve_run(settings.clip_run)) if settings.clip_loss_weight else None
     open_run_folder(run_dir, config)
-    if (run_dir / TOKENIZER).is_dir():
-        tokenizer = Tokenizer.load(run_dir / TOKENIZER)
-    else:
-        tokenizer = make_tokenizer(config.data, model.text.vocab_size, source)
-        tokenizer.save(run_dir / TOKENIZER)
+    tokenizer.save(run_dir / TOKENIZER)
 
     # Model and state -------------------------------------------------------------------------
 
-    network = glide_network(model)
+    is_clip = isinstance(config.model, ClipConfig)
+    if is_clip:
+        objective: Objective = Contrastive(config)
+    elif clip is None:
+        objective = Denoising(config)
+    else:
+        objective = Denoising(config, clip.network, clip.params)
     mesh = sharding.make_mesh(config)
-    trainer = Trainer(config, network, mesh)
+    trainer = Trainer(config, objective, mesh)
     checkpoints = Checkpoints(run_dir, kept=settings.checkpoints_kept)
     if checkpoints.latest_step is None:
-        state = trainer.init()
+        state = trainer.init(initial)
         loader_state, log_state = None, None
     else:
         state, host_state = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
         loader_state, log_state = host_state["loader"], host_state["log"]
     step = int(state.step)
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    share = {
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "clip_tokenizer": clip and clip.tokenize,
+    }
     loader = Loader(source, tokenizer, config, **share, state=loader_state)
     validation = list(validation_batches(held_out, tokenizer, config, **share))
-    prompts = list(settings.sample_prompts) or first_captions(held_out, 8)
+    preview = None if is_clip else Preview(config, tokenizer, held_out)
 
     log = RunLog(run_dir, step, settings.steps, settings.batch_examples)
     if log_state is not None:
         log.restore(log_state)
     log.say(
-        f"{run_dir}: {network.parameter_count / 1e6:.1f}M parameters, {len(source):,} pictures, "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+        f"{run_dir}: {objective.network.parameter_count / 1e6:.1f}M parameters, "
+        f"{len(source):,} pictures, {jax.device_count()} {jax.devices()[0].platform} device(s)"
+        + (f", from {start}" if start else "")
         + (f", resumed at step {step:,}" if step else "")
     )
 
     def save() -> None:
         checkpoints.save(state, {"loader": loader.state(), "log": log.state()})
 
-    def validate(state: TrainState) -> dict[str, float]:
-        losses = [trainer.validate(state.ema, sharding.to_devices(b, mesh)) for b in validation]
-        mean = jax.tree.map(lambda *values: float(np.mean(values)), *losses)
-        return {f"validation_{name}": value for name, value in mean._asdict().items()}
+    def validate() -> dict[str, float]:
+        values = {}
+        for params, suffix in ((state.ema, ""), (state.params, "_raw")):
+            results = [
+                jax.device_get(trainer.validate(params, sharding.to_devices(batch, mesh), k))
+                for k, batch in enumerate(validation)
+            ]
+            for name, value in summary(results, objective.timestep_count).items():
+                values[f"validation_{name}{suffix}"] = value
+        return values
 
-    def draw_samples(state: TrainState) -> None:
-        stage = Stage(config, state.ema, tokenizer)
-        pictures = stage.draw(prompts, [0] * len(prompts), config.sample)
+    def draw_samples() -> None:
+        if preview is None:
+            return
+        grid = preview.draw(state.ema)
         if lead:
-            grid = draw_grid(pictures, prompts, columns=4)
             save_png(run_dir / "samples" / f"{step:07d}.png", grid)
             log.picture(step, "samples", grid)
 
@@ -105,9 +129,9 @@ def train(config: Config, run_dir: Path) -> None:
             waited = perf_counter() - waited
             state, metrics = trainer.step(state, batch)
             step += 1
-            log.step({name: float(value) for name, value in metrics._asdict().items()}, waited)
+            log.step({name: float(value) for name, value in metrics.items()}, waited)
 
-            if metrics.skipped_in_a_row >= settings.max_bad_steps:
+            if metrics["skipped_in_a_row"] >= settings.max_bad_steps:
                 raise UserError(
                     f"step {step}: {settings.max_bad_steps} steps in a row had a loss or gradient "
                     "that is not finite; lower optim.learning_rate and start again: "
@@ -120,10 +144,10 @@ def train(config: Config, run_dir: Path) -> None:
                     bad_records=loader.bad_records,
                 )
             if settings.validate_every_steps and step % settings.validate_every_steps == 0:
-                log.write(step, validate(state))
+                log.write(step, validate())
                 log.restart_clock()
             if settings.sample_every_steps and step % settings.sample_every_steps == 0:
-                draw_samples(state)
+                draw_samples()
                 log.restart_clock()
             if step % settings.checkpoint_every_steps == 0:
                 save()
@@ -138,6 +162,14 @@ def train(config: Config, run_dir: Path) -> None:
         print(f"stopped at step {step:,} of {settings.steps:,}; the same command goes on from here")
     else:
         print(f"done: {step:,} steps in {run_dir}")
+
+
+def tokenizer_of(config: Config, source: Source, run_dir: Path | None) -> Tokenizer:
+    """The tokenizer of the run that goes on or is started from; without one, a new one."""
+    kind = ClipTokenizer if isinstance(config.model, ClipConfig) else Tokenizer
+    if run_dir is not None:
+        return kind.load(run_dir / TOKENIZER)
+    return make_tokenizer(config.data, config.model.text.vocab_size, source, kind)
 
 
 class StopRequest:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from glide_jax.config import Config
 from glide_jax.data.clip_tokenizer import ClipTokenizer
@@ -14,7 +14,7 @@ from glide_jax.data.editing import square_picture
 from glide_jax.data.transforms import to_float
 from glide_jax.models.clip import clip_network
 from glide_jax.shapes import Params
-from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, load_run_config
+from glide_jax.training.checkpoint import TOKENIZER, load_run_config, load_weights, resolve_run
 from glide_jax.training.sharding import local_mesh, replicated
 
 MAX_BATCH = 64
@@ -40,20 +40,26 @@ class ClipStage:
         self._encode_image = jax.jit(lambda params, *image: bind(params).encode_image(*image))
 
     @classmethod
-    def load(cls, run_dir: Path) -> "ClipStage":
-        """Loads a run folder: its newest whole checkpoint's averaged parameters.
+    def load(cls, run_dir: str | Path) -> "ClipStage":
+        """Loads a run folder, see `resolve_run`: its averaged parameters.
 
         Raises:
-            UserError: not a CLIP's run folder, or its checkpoint does not match its config.
+            UserError: not a CLIP's run folder, or its weights do not match its config.
         """
+        run_dir = resolve_run(run_dir)
         config = load_run_config(run_dir)
-        params = Checkpoints(run_dir).restore_ema(clip_network(config.clip).shapes)
+        params = load_weights(run_dir, clip_network(config.clip).shapes)
         return cls(config, params, ClipTokenizer.load(run_dir / TOKENIZER))
+
+    def tokenize(
+        self, captions: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+        """Tokens of captions and their mask, as this CLIP reads them."""
+        return self.tokenizer.encode(list(captions), self.config.text.length)
 
     def encode_text(self, captions: Sequence[str]) -> Float[Array, "b d"]:
         """Embeddings of captions, of length 1."""
-        tokens, mask = self.tokenizer.encode(list(captions), self.config.text.length)
-        return self._encode_text(self.params, tokens, mask)
+        return self._encode_text(self.params, *self.tokenize(captions))
 
     def scores(
         self,

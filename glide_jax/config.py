@@ -142,6 +142,11 @@ class ModelConfig:
         return self.unet.resolution_px
 
     @property
+    def enlargement(self) -> int:
+        """How many times an upsampler's pictures are larger than the smaller ones; 1 for a base."""
+        return self.unet.resolution_px // self.low_res_px if self.low_res_px else 1
+
+    @property
     def condition_channels(self) -> int:
         """Input channels beside x_t: known pixels and mask, then the smaller picture."""
         return 4 * self.inpaint + 3 * bool(self.low_res_px)
@@ -186,7 +191,8 @@ class ClipConfig:
     embedding_width: int = 512
     """Of the space in which captions and pictures are compared."""
     steps: int = 1000
-    """Noise levels that the image tower tells apart, T of the base model's diffusion."""
+    """Noise levels that the image tower tells apart: T of the base model's diffusion; or 1, for a
+    plain CLIP that sees pictures without noise and is for ranking alone."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matrix products; parameters, norms and softmax stay float32."""
 
@@ -218,7 +224,7 @@ class DiffusionConfig:
     timesteps: Literal["uniform", "rising", "loss-second-moment"] = "uniform"
     """How training draws t: uniformly, as GLIDE; with a probability that rises in proportion to
     t, which dwells on the noisy steps, where the caption decides most; or in proportion to the root
-    of the mean square of t's latest losses, each loss weighted back (sec. 3.3, arXiv 2102.09672)."""
+    mean square of t's latest losses, each loss weighted back (sec. 3.3, arXiv 2102.09672)."""
     weighting: Literal["simple", "min-snr"] = "simple"
     """Weight of each t's squared error: the same for all, as GLIDE, or with the signal-to-noise
     ratio clamped at min_snr_gamma (arXiv 2303.09556)."""
@@ -266,6 +272,9 @@ class MaskConfig:
 class LowResConfig:
     """What training does to an upsampler's smaller pictures, which base models draw imperfectly."""
 
+    crop_px: int = 0
+    """Train on squares of this side, cut from anywhere in the larger picture (sec. 2.5, arXiv
+    2205.11487): cheaper by their share of its area. 0: on whole pictures."""
     blur_px: float = 0.0
     """Gaussian blur: its standard deviation is uniform up to this, in pixels of the smaller
     picture. unCLIP blurs with 0.6 (arXiv 2204.06125)."""
@@ -274,6 +283,7 @@ class LowResConfig:
     the model's own schedule, of which the model is told; needs model.low_res_noise."""
 
     def __post_init__(self) -> None:
+        _require(self.crop_px >= 0, "data.low_res.crop_px", "must be at least 0")
         _require(self.blur_px >= 0, "data.low_res.blur_px", "must be at least 0")
         _require(self.noise_steps >= 0, "data.low_res.noise_steps", "must be at least 0")
 
@@ -470,7 +480,29 @@ class Config:
                 "train.batch_examples",
                 "must be at least 2: a CLIP learns by telling captions apart",
             )
+            _require(
+                self.model.steps in (1, self.diffusion.steps),
+                "model.steps",
+                f"({self.model.steps}) must be diffusion.steps ({self.diffusion.steps}), or 1 for "
+                "a CLIP that sees pictures without noise",
+            )
             return
+        crop_px = self.data.low_res.crop_px
+        if crop_px:
+            unet = self.model.unet
+            smallest = math.lcm(self.model.enlargement, 2 ** (len(unet.channel_mult) - 1))
+            _require(self.model.low_res_px > 0, "data.low_res.crop_px", "is for upsamplers")
+            _require(
+                crop_px <= unet.resolution_px and crop_px % smallest == 0,
+                "data.low_res.crop_px",
+                f"({crop_px}) must be at most model.unet.resolution_px ({unet.resolution_px}) and "
+                f"divisible by {smallest}",
+            )
+            _require(
+                not self.train.clip_loss_weight,
+                "train.clip_loss_weight",
+                "must be 0 with data.low_res.crop_px: captions are of whole pictures",
+            )
         _require(
             self.model.low_res_noise or not self.data.low_res.noise_steps,
             "data.low_res.noise_steps",

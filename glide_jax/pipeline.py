@@ -18,7 +18,7 @@ from glide_jax.config import ClipConfig, Config, SampleConfig
 from glide_jax.data.editing import Fit, square_known, square_picture
 from glide_jax.errors import UserError
 from glide_jax.stage import Conditions, Known, Stage, changed_settings
-from glide_jax.training.checkpoint import CONFIG, load_run_config
+from glide_jax.training.checkpoint import CONFIG, load_run_config, resolve_run
 
 ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
 """What a model can be for, and the names of the run folders in a set of models."""
@@ -37,15 +37,19 @@ class Glide:
 
     Args:
         folders: run folders by what they are for, see ROLES.
+        configs: their configurations.
         one_at_a_time: free each model before the next one is loaded, for small memories.
-
-    Raises:
-        UserError: a folder is not a run's.
     """
 
-    def __init__(self, folders: dict[str, Path], *, one_at_a_time: bool = False) -> None:
+    def __init__(
+        self,
+        folders: dict[str, Path],
+        configs: dict[str, Config],
+        *,
+        one_at_a_time: bool = False,
+    ) -> None:
         self.folders = folders
-        self.configs = {role: load_run_config(folder) for role, folder in folders.items()}
+        self.configs = configs
         self.last_seeds: list[int] = []
         """Of the pictures that were drawn last, one each: drawn again, they are the same."""
         self._one_at_a_time = one_at_a_time
@@ -56,25 +60,28 @@ class Glide:
         """Finds the models of these folders, each a run's or one of several runs' folders.
 
         Args:
-            folders: what train.py and glide_jax.models.convert write.
+            folders: what train.py, glide_jax.training.export and glide_jax.models.convert write;
+                "demo" and "demo/base" name models shipped with the package, see `resolve_run`.
             one_at_a_time: free each model before the next one is loaded, for small memories.
 
         Raises:
             UserError: there is no run in a folder, or two runs are for the same purpose.
         """
         found: dict[str, Path] = {}
-        for folder in map(Path, folders):
+        configs: dict[str, Config] = {}
+        for folder in map(resolve_run, folders):
             runs = [folder]
             if folder.is_dir() and not (folder / CONFIG).exists():
                 runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) or [folder]
             for run in runs:
-                role = role_of(load_run_config(run))
+                config = load_run_config(run)
+                role = role_of(config)
                 if role in found:
                     raise UserError(f"{found[role]} and {run} are both {role} models: give one")
-                found[role] = run
+                found[role], configs[role] = run, config
         if not found:
             raise UserError("no models: give at least one run folder")
-        return cls(found, one_at_a_time=one_at_a_time)
+        return cls(found, configs, one_at_a_time=one_at_a_time)
 
     def has(self, role: str) -> bool:
         """Whether there is a model for this, one of ROLES."""

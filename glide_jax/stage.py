@@ -45,13 +45,17 @@ from glide_jax.models.glide import TextFeatures, glide_network
 from glide_jax.models.network import Network
 from glide_jax.pictures import to_uint8
 from glide_jax.shapes import Image, Params, TokenMask, Tokens
-from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, load_run_config
+from glide_jax.training.checkpoint import TOKENIZER, load_run_config, load_weights, resolve_run
 from glide_jax.training.sharding import local_mesh, replicated
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 16
 """Pictures a device that are drawn at a time, unless the caller says how many."""
+
+
+LOW_RES_NOISE = 2**31 - 2
+"""Stands for a step in drawing the noise of the smaller pictures: no sampler takes as many."""
 
 
 class Known(NamedTuple):
@@ -111,7 +115,7 @@ class Stage:
         self.model = config.denoiser
         self.tokenizer = tokenizer
         self._mesh = local_mesh()
-        self.params = jax.device_put(params, replicated(self._mesh))
+        self.use(params)
         self._network = glide_network(self.model)
         self._begin = jax.jit(self._begin_batch, static_argnames=("settings", "rows", "guided"))
         self._advance = jax.jit(
@@ -119,15 +123,20 @@ class Stage:
         )
 
     @classmethod
-    def load(cls, run_dir: Path) -> "Stage":
-        """Loads a run folder: its newest whole checkpoint's averaged parameters.
+    def load(cls, run_dir: str | Path) -> "Stage":
+        """Loads a run folder, see `resolve_run`: its averaged parameters.
 
         Raises:
-            UserError: not a run folder, or its checkpoint does not match its config.
+            UserError: not a run folder, or its weights do not match its config.
         """
+        run_dir = resolve_run(run_dir)
         config = load_run_config(run_dir)
-        params = Checkpoints(run_dir).restore_ema(glide_network(config.denoiser).shapes)
+        params = load_weights(run_dir, glide_network(config.denoiser).shapes)
         return cls(config, params, Tokenizer.load(run_dir / TOKENIZER))
+
+    def use(self, params: Params) -> None:
+        """Draws with these parameters from now on."""
+        self.params = jax.device_put(params, replicated(self._mesh))
 
     def draw(
         self,
@@ -169,6 +178,16 @@ class Stage:
             raise UserError(f"batch size {size} must be at least 1")
         if size > 1:  # shared out evenly; what is too much repeats the last picture
             size = -(-size // self._mesh.size) * self._mesh.size
+        if settings.low_res_noise and not self.model.low_res_noise:
+            raise UserError(
+                "low_res_noise is for upsamplers that are told of it: this model is not "
+                "(model.low_res_noise)"
+            )
+        if not 0 <= settings.low_res_noise < self.config.diffusion.steps:
+            raise UserError(
+                f"low_res_noise ({settings.low_res_noise}) must be a step of the schedule, 0 to "
+                f"{self.config.diffusion.steps - 1}"
+            )
         if not 0 < strength <= 1:
             raise UserError(f"strength {strength} must be above 0 and at most 1")
         if settings.clip_guidance_scale:
@@ -225,9 +244,17 @@ class Stage:
         return np.concatenate(pictures)
 
     def _schedule(self, settings: SampleConfig, rows: int | None = None) -> Schedule:
-        diffusion = self.config.diffusion
-        schedule = Schedule.create(diffusion.schedule, diffusion.steps, settings.steps)
+        schedule = self._whole_schedule(settings.steps)
         return schedule if rows is None else schedule.first(rows)
+
+    def _whole_schedule(self, respacing: str | None = None) -> Schedule:
+        diffusion = self.config.diffusion
+        return Schedule.create(
+            diffusion.schedule,
+            diffusion.steps,
+            respacing,
+            zero_terminal_snr=diffusion.zero_terminal_snr,
+        )
 
     def _require_fitting(self, clip: ClipStage | None) -> None:
         if clip is None:
@@ -286,8 +313,15 @@ class Stage:
         """The first compiled program: all that does not depend on x_t, and what to start from."""
         model = self._network.bind(params)
         tokens, token_mask = inputs.tokens, inputs.token_mask
+        low_res = inputs.low_res if self.model.low_res_px else None
+        low_res_t = None
+        if low_res is not None and self.model.low_res_noise:
+            low_res_t = jnp.full(len(low_res), settings.low_res_noise)
+            _, h, w, c = low_res.shape
+            noise = per_image_noise(inputs.keys, (h, w, c))(jnp.int32(LOW_RES_NOISE))
+            low_res = q_sample(self._whole_schedule(), low_res, low_res_t, noise)
         condition = model.condition(
-            inputs.low_res if self.model.low_res_px else None,
+            low_res,
             inputs.known if self.model.inpaint else None,
             inputs.mask if self.model.inpaint else None,
         )
@@ -298,6 +332,8 @@ class Stage:
             )
             if condition is not None:
                 condition = jnp.concatenate([condition, condition])
+            if low_res_t is not None:
+                low_res_t = jnp.concatenate([low_res_t, low_res_t])
 
         schedule = self._schedule(settings, rows)
         px = self.model.resolution_px
@@ -306,7 +342,7 @@ class Stage:
             last = jnp.full(x_T.shape[0], rows - 1)
             x_T = q_sample(schedule, inputs.start, last, x_T)
         state = begin(schedule, x_T, sampler=settings.sampler, eta=settings.eta)
-        return _Conditioned(model.encode_text(tokens, token_mask), condition), state
+        return _Conditioned(model.encode_text(tokens, token_mask, low_res_t), condition), state
 
     def _advance_batch(
         self,
@@ -327,9 +363,7 @@ class Stage:
         """The second compiled program: some of the denoiser's calls, from the `first` on."""
         denoise = self._network.bind(params).denoiser(*conditioned)
         if self.config.diffusion.prediction == "v":
-            diffusion = self.config.diffusion
-            whole = Schedule.create(diffusion.schedule, diffusion.steps)
-            denoise = denoiser_of_velocity(whole, denoise)
+            denoise = denoiser_of_velocity(self._whole_schedule(), denoise)
         if guided:
             denoise = classifier_free(
                 denoise,

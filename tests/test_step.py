@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec
 
 from glide_jax.config import DiffusionConfig, OptimConfig
 from glide_jax.errors import UserError
-from glide_jax.models.glide import glide_network
 from glide_jax.training import sharding
+from glide_jax.training.denoising import Denoising
 from glide_jax.training.optim import ema_decay, learning_rate
 from glide_jax.training.step import Trainer
 
@@ -47,22 +47,21 @@ def params():
     rng = np.random.default_rng(1)
     return {
         name: value + 0.02 * rng.standard_normal(value.shape).astype(np.float32)
-        for name, value in glide_network(tiny.get_config().model).init(seed=0).items()
+        for name, value in Denoising(tiny.get_config()).network.init(seed=0).items()
     }
 
 
 @pytest.fixture(scope="module")
 def trainer():
     config = with_train()
-    return Trainer(config, glide_network(config.model), one_device_mesh())
+    return Trainer(config, Denoising(config), one_device_mesh())
 
 
 def gradient(config, mesh, params, batch):
-    trainer = Trainer(config, glide_network(config.model), mesh)
-    shardings = trainer.state_shardings.params
-    compiled = jax.jit(trainer.gradient, out_shardings=(shardings, sharding.replicated(mesh)))
-    placed = jax.device_put(params, shardings), sharding.to_devices(batch, mesh)
-    return jax.device_get(compiled(*placed, jnp.int32(3)))
+    trainer = Trainer(config, Denoising(config), mesh)
+    state = dataclasses.replace(trainer.init(params), step=jnp.int32(3))
+    found = jax.jit(trainer.gradient)({}, state, sharding.to_devices(batch, mesh))
+    return jax.device_get((found.grads, found.metrics))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,9 @@ def single(params, batch):
 
 def assert_same(ours, reference):
     (grads, losses), (reference_grads, reference_losses) = ours, reference
-    np.testing.assert_allclose(losses, reference_losses, rtol=1e-5)
+    assert losses.keys() == reference_losses.keys()
+    for name, value in reference_losses.items():
+        np.testing.assert_allclose(losses[name], value, rtol=1e-5, err_msg=name)
     scale = max(np.abs(g).max() for g in reference_grads.values())
     for name, g in reference_grads.items():
         # Float32 sums in another order: rounding relative to the sums' terms, not to the sums.
@@ -98,24 +99,27 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(trainer, bat
     before = jax.device_get(state)
     bad = dict(batch, image=np.full_like(batch["image"], np.nan))
     state, metrics = trainer.step(state, bad)
-    assert not np.isfinite(metrics.loss)
+    assert not np.isfinite(metrics["loss"])
     for name in ("params", "ema", "opt_state"):
         after = jax.device_get(getattr(state, name))
         jax.tree.map(np.testing.assert_array_equal, getattr(before, name), after)
     assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (1, 1, 1)
     state, metrics = trainer.step(state, batch)
-    assert np.isfinite(metrics.loss)
+    assert np.isfinite(metrics["loss"])
     assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (2, 1, 0)
 
 
 def test_training_lowers_the_loss_and_validation_is_repeatable(trainer, batch):
     state = trainer.init()
-    first = jax.device_get(trainer.validate(state.ema, batch))
-    assert first == jax.device_get(trainer.validate(state.ema, batch))
-    np.testing.assert_allclose(first.mse, 1, atol=0.1)  # it predicts zeros for unit noise
+    first, again, other = (trainer.validate(state.ema, batch, k) for k in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first.t != other.t).any()
+    np.testing.assert_array_equal(np.sort(first.t) // 125, np.arange(8))  # one of each eighth
+    mse = first.values["mse"].mean()
+    np.testing.assert_allclose(mse, 1, atol=0.1)  # it predicts zeros for unit noise
     for _ in range(60):
         state, _ = trainer.step(state, batch)
-    assert trainer.validate(state.ema, batch).mse < 0.7 * first.mse
+    assert trainer.validate(state.ema, batch, 0).values["mse"].mean() < 0.7 * mse
 
 
 def test_every_parameter_has_a_rule_and_large_ones_are_split():
@@ -144,7 +148,7 @@ def test_every_parameter_has_a_rule_and_large_ones_are_split():
 def test_optimizer_state_is_sharded_as_its_parameter(monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     config = with_train(fsdp=8)
-    trainer = Trainer(config, glide_network(config.model), sharding.make_mesh(config))
+    trainer = Trainer(config, Denoising(config), sharding.make_mesh(config))
     moments = optax.tree_utils.tree_get(trainer.state_shardings.opt_state, "mu")
     assert moments == trainer.state_shardings.params == trainer.state_shardings.ema
     assert any(s.spec != PartitionSpec() for s in moments.values())

@@ -175,6 +175,7 @@ class Clip(nnx.Module):
 
     def __init__(self, config: ClipConfig, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(config.dtype)
+        self.config = config
         self.text = ClipText(config.text, config.embedding_width, dtype, rngs)
         self.image = ClipImage(config.image, config.embedding_width, config.steps, dtype, rngs)
         self.logit_scale = nnx.Param(np.float32(-math.log(INITIAL_TEMPERATURE)))

@@ -23,7 +23,7 @@ class TextFeatures(NamedTuple):
     """All that the U-Net needs of a caption. It does not depend on x_t or t: compute it once."""
 
     embedding: Float[Array, "b d"]
-    """Joins the time embedding."""
+    """Joins the time embedding; where the model is told of noise in low_res, it is told here."""
     kv: tuple[TextKV | None, ...]
     """Keys and values for each of the U-Net's blocks."""
 
@@ -39,20 +39,37 @@ class GlideModel(nnx.Module):
         self.text_emb = linear(config.text.width, d_emb, dtype, rngs)
         self.time_emb1 = linear(config.unet.channels, d_emb, dtype, rngs)
         self.time_emb2 = linear(d_emb, d_emb, dtype, rngs)
+        if config.low_res_noise:
+            self.low_res_emb1 = linear(config.unet.channels, d_emb, dtype, rngs)
+            self.low_res_emb2 = linear(d_emb, d_emb, dtype, rngs, zero=True)
         self.config = config
         in_channels = 3 + config.condition_channels
         d_text = config.text.width
         self.unet = UNet(config.unet, in_channels, d_emb, d_text, dtype, config.remat, rngs)
 
-    def encode_text(self, tokens: Tokens, mask: TokenMask) -> TextFeatures:
+    def encode_text(
+        self, tokens: Tokens, mask: TokenMask, low_res_t: Timesteps | None = None
+    ) -> TextFeatures:
         """Runs the text transformer.
 
         Args:
             tokens: (b, l) ids, l the configured length.
             mask: (b, l) True where `tokens` is caption; all False is the empty caption.
+            low_res_t: (b,) the step whose noise the smaller pictures hold, for a model that is
+                told of it (noise-conditioning augmentation, arXiv 2106.15282).
+
+        Raises:
+            ValueError: the model must be told of that noise and is not, or the other way round.
         """
+        if self.config.low_res_noise != (low_res_t is not None):
+            verb = "needs" if self.config.low_res_noise else "is not told of"
+            raise ValueError(f"this model {verb} low_res_t")
         text = self.text(tokens, mask)
-        return TextFeatures(self.text_emb(text[:, -1]), self.unet.project_text(text))
+        embedding = self.text_emb(text[:, -1])
+        if low_res_t is not None:
+            noise = self.low_res_emb1(timestep_embedding(low_res_t, self.time_width))
+            embedding += self.low_res_emb2(jax.nn.silu(noise))
+        return TextFeatures(embedding, self.unet.project_text(text))
 
     def condition(
         self,
@@ -85,9 +102,9 @@ class GlideModel(nnx.Module):
         if known is not None and mask is not None:
             channels += [known * mask, mask]
         if low_res is not None:
-            px = self.config.unet.resolution_px
-            shape = (low_res.shape[0], px, px, 3)
-            channels.append(jax.image.resize(low_res, shape, "bilinear"))
+            b, h, w, c = low_res.shape
+            times = self.config.enlargement
+            channels.append(jax.image.resize(low_res, (b, times * h, times * w, c), "bilinear"))
         return jnp.concatenate(channels, -1) if channels else None
 
     def __call__(

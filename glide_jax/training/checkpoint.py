@@ -6,6 +6,13 @@
       checkpoints/STEP/    orbax: params, ema, optimizer, progress (counters), host (loader, log)
       samples/  metrics.jsonl  tensorboard/
 
+Where only the model matters, its weights alone do as well, as glide_jax.training.export writes them
+and as models are shipped with the package:
+
+    demo/base/
+      config.json  tokenizer/
+      weights.safetensors  averaged parameters
+
 Checkpoints are written in the background to a temporary name and renamed when whole, so an
 interrupted write never harms the last good one.
 """
@@ -25,31 +32,90 @@ import orbax.checkpoint as ocp
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
+from glide_jax.models.weight_files import read_tensors
 from glide_jax.shapes import Params
 from glide_jax.training.step import TrainState
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
+WEIGHTS = "weights.safetensors"
+DEMO = Path(__file__).parent.parent / "demo"
+"""The models shipped with the package, a folder each."""
 
 # Orbax tells of every thread and file at the level of warnings; its errors still come through.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def load_run_config(run_dir: Path) -> Config:
-    """The configuration of a run folder.
+def resolve_run(run: str | Path) -> Path:
+    """The folder that is meant, where a run folder is asked for.
+
+    Args:
+        run: a folder; or "demo", the folder of all shipped models, or one of them, as "demo/base".
+            What is there under this name in the current directory comes first.
+
+    Raises:
+        UserError: there is no shipped model of this name.
+    """
+    path = Path(run)
+    if path.exists() or path.parts[:1] != (DEMO.name,):
+        return path
+    shipped = sorted(config.parent.name for config in DEMO.glob(f"*/{CONFIG}"))
+    if not shipped:
+        raise UserError(
+            f"{run}: no models are shipped with this installation, and there is no such folder "
+            "here; give the folder of a run of your own"
+        )
+    if len(path.parts) == 1:
+        return DEMO
+    if str(Path(*path.parts[1:])) not in shipped:
+        names = ", ".join(f"{DEMO.name}/{name}" for name in shipped)
+        raise UserError(f"{run}: no such folder, and no shipped model; those are {names}")
+    return DEMO.joinpath(*path.parts[1:])
+
+
+def load_run_config(run_dir: str | Path) -> Config:
+    """The configuration of a run folder, see `resolve_run`.
 
     Raises:
         UserError: `run_dir` is not a run folder.
     """
+    run_dir = resolve_run(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder")
-    if not (run_dir / CONFIG).is_file() or not (run_dir / CHECKPOINTS).is_dir():
+    has_model = (run_dir / CHECKPOINTS).is_dir() or (run_dir / WEIGHTS).is_file()
+    if not (run_dir / CONFIG).is_file() or not has_model:
         raise UserError(
-            f"{run_dir} is not a run folder: it needs {CONFIG} and {CHECKPOINTS}/ "
-            "(give the folder that train.py wrote)"
+            f"{run_dir} is not a run folder: it needs {CONFIG} and {CHECKPOINTS}/ or {WEIGHTS} "
+            "(give a folder that train.py or glide_jax.training.export wrote)"
         )
     return Config.load(run_dir / CONFIG)
+
+
+def load_weights(run_dir: str | Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    """A run folder's averaged parameters, as float32 on this process's first device.
+
+    Args:
+        run_dir: see `resolve_run`. Its exported weights are read where there are some, else its
+            newest whole checkpoint.
+        shapes: of all parameters, by name.
+
+    Raises:
+        UserError: there are none, they cannot be read, or they have other names or shapes.
+    """
+    run_dir = resolve_run(run_dir)
+    weights = run_dir / WEIGHTS
+    if not weights.exists():
+        with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
+            return checkpoints.restore_ema(shapes)
+    found = read_tensors(weights)
+    require_same_shapes(shapes, found, f"the weights {weights}")
+    return jax.device_put(found, jax.local_devices()[0])
+
+
+def has_checkpoints(run_dir: Path) -> bool:
+    """Whether training has saved anything in this folder that it would go on from."""
+    return any((run_dir / CHECKPOINTS).glob("[0-9]*"))
 
 
 def open_run_folder(run_dir: Path, config: Config) -> None:
@@ -59,9 +125,15 @@ def open_run_folder(run_dir: Path, config: Config) -> None:
     model and noise process are what its parameters mean.
 
     Raises:
-        UserError: the folder is of a run with another model or diffusion, or cannot be written.
+        UserError: the folder is of a run with another model or diffusion, or holds exported weights
+            alone, or cannot be written.
     """
-    if (run_dir / CONFIG).exists():
+    if (run_dir / WEIGHTS).exists() and not (run_dir / CHECKPOINTS).exists():
+        raise UserError(
+            f"{run_dir} holds exported weights, not a training that could go on: give another "
+            f"--train.run-dir, and --train.init-from {run_dir} to start from these weights"
+        )
+    if has_checkpoints(run_dir):
         before = Config.load(run_dir / CONFIG)
         for name in ("model", "diffusion"):
             difference = _first_difference(getattr(before, name), getattr(config, name), name)
@@ -131,11 +203,7 @@ class Checkpoints:
         Raises:
             UserError: this or the previous write failed, for example because the disk is full.
         """
-        progress = {
-            "step": state.step,
-            "skipped": state.skipped,
-            "skipped_in_a_row": state.skipped_in_a_row,
-        }
+        progress = _progress(state)
         self._require_space(
             sum(shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards)
         )
@@ -174,11 +242,7 @@ class Checkpoints:
             abstract,
             shardings,
         )
-        progress = {
-            "step": target.step,
-            "skipped": target.skipped,
-            "skipped_in_a_row": target.skipped_in_a_row,
-        }
+        progress = _progress(target)
         with self._errors_named("read"):
             found = self._manager.restore(
                 step,
@@ -190,8 +254,9 @@ class Checkpoints:
                     host=ocp.args.JsonRestore(),
                 ),
             )
+        progress = {"history": None} | found.progress
         state = TrainState(
-            params=found.params, ema=found.ema, opt_state=found.optimizer, **found.progress
+            params=found.params, ema=found.ema, opt_state=found.optimizer, **progress
         )
         return state, found.host
 
@@ -243,14 +308,7 @@ class Checkpoints:
             raise UserError(f"{self._folder} has no whole checkpoint yet")
         with self._errors_named("read"):
             stored = self._manager.item_metadata(step)["ema"].tree
-        for name in sorted(set(shapes) | set(stored)):
-            ours = tuple(shapes[name].shape) if name in shapes else "absent"
-            theirs = tuple(stored[name].shape) if name in stored else "absent"
-            if ours != theirs:
-                raise UserError(
-                    f"the config does not match the checkpoint {self._folder / str(step)}: "
-                    f"{name} is {theirs} there and {ours} in the config"
-                )
+        require_same_shapes(shapes, stored, f"the checkpoint {self._folder / str(step)}")
         return step
 
     @contextlib.contextmanager
@@ -263,6 +321,25 @@ class Checkpoints:
             raise UserError(
                 f"cannot {verb} checkpoints in {self._folder}: {_cause(error)}"
             ) from error
+
+
+def require_same_shapes(shapes: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> None:
+    """Raises UserError if the arrays `stored` at `where` are not of these names and shapes."""
+    for name in sorted(set(shapes) | set(stored)):
+        ours = tuple(shapes[name].shape) if name in shapes else "absent"
+        theirs = tuple(stored[name].shape) if name in stored else "absent"
+        if ours != theirs:
+            raise UserError(
+                f"the config does not match {where}: {name} is {theirs} there and {ours} in the "
+                "config"
+            )
+
+
+def _progress(state: TrainState) -> dict[str, Any]:
+    """All of the state but parameters, their average and the optimizer's; None is left out."""
+    names = ("step", "skipped", "skipped_in_a_row", "history")
+    values = {name: getattr(state, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _cause(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """AdamW with warm-up and clipping, and the moving average of the parameters."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,12 +20,16 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
     return optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
 
 
-def optimizer(config: OptimConfig) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig, trained: Mapping[str, bool]) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW (arXiv 1711.05101).
 
     Weights decay; biases, norms' scales and everything else with one axis do not.
+
+    Args:
+        config: its settings.
+        trained: which parameters are updated at all; there is no state for the others.
     """
-    return optax.chain(
+    adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config),
@@ -33,6 +39,12 @@ def optimizer(config: OptimConfig) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
         ),
+    )
+    if all(trained.values()):
+        return adamw
+    resting = {name: not is_trained for name, is_trained in trained.items()}
+    return optax.chain(
+        optax.masked(adamw, dict(trained)), optax.masked(optax.set_to_zero(), resting)
     )
 
 

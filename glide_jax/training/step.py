@@ -1,22 +1,22 @@
 """The train state and one step of training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Int
 
 from glide_jax.config import Config
-from glide_jax.diffusion.loss import HybridLoss, hybrid_loss, velocity_weights
-from glide_jax.diffusion.process import denoiser_of_velocity
-from glide_jax.diffusion.schedule import Schedule
-from glide_jax.models.glide import GlideModel
-from glide_jax.models.network import Network
-from glide_jax.shapes import Batch, Denoiser, Params
+from glide_jax.diffusion.timesteps import LossHistory, update
+from glide_jax.shapes import Batch, Params
 from glide_jax.training import sharding
+from glide_jax.training.objective import Gradient, Objective, Validation
 from glide_jax.training.optim import ema_decay, ema_update, optimizer
 
 Leaf = Any
@@ -40,18 +40,8 @@ class TrainState:
     skipped: Leaf
     """Steps whose loss or gradient was not finite and that changed nothing."""
     skipped_in_a_row: Leaf
-
-
-class Metrics(NamedTuple):
-    """Of one step, all scalars."""
-
-    loss: Float[Array, ""]
-    mse: Float[Array, ""]
-    vb: Float[Array, ""]
-    grad_norm: Float[Array, ""]
-    """Global norm of the gradient before clipping."""
-    skipped: Int[Array, ""]
-    skipped_in_a_row: Int[Array, ""]
+    history: Any
+    """`LossHistory` where training draws t by it, else None."""
 
 
 class Trainer:
@@ -59,96 +49,108 @@ class Trainer:
 
     Args:
         config: the run.
-        network: what is trained.
+        objective: what is trained, and for what.
         mesh: from `sharding.make_mesh`.
     """
 
-    def __init__(self, config: Config, network: Network[GlideModel], mesh: Mesh) -> None:
+    def __init__(self, config: Config, objective: Objective, mesh: Mesh) -> None:
         self.config = config
-        self.network = network
-        self.schedule = Schedule.create(config.diffusion.schedule, config.diffusion.steps)
-        self.optimizer = optimizer(config.optim)
+        self.network = objective.network
+        self._objective = objective
+        frozen_text = config.train.trainable == "unet"
+        self._trained = {
+            name: not (frozen_text and name.startswith("text.")) for name in self.network.shapes
+        }
+        self.optimizer = optimizer(config.optim, self._trained)
 
-        self.abstract_state = jax.eval_shape(self._initial_state, network.shapes)
+        self.abstract_state = jax.eval_shape(self._initial_state, self.network.shapes)
         self.state_shardings = sharding.infer(self.abstract_state, mesh)
         batch = sharding.batch_sharding(mesh)
         replicated = sharding.replicated(mesh)
-        self.step = jax.jit(
+        frozen_shardings = sharding.infer(objective.frozen, mesh)
+        frozen = jax.device_put(objective.frozen, frozen_shardings)
+        step = jax.jit(
             self._step,
-            in_shardings=(self.state_shardings, batch),
+            in_shardings=(frozen_shardings, self.state_shardings, batch),
             out_shardings=(self.state_shardings, replicated),
-            donate_argnums=0,
+            donate_argnums=1,
         )
+        self.step = partial(step, frozen)
         """`(state, batch) -> (state, metrics)`; the old state's memory is used for the new one."""
-        self.validate = jax.jit(
-            self._validate, in_shardings=(self.state_shardings.ema, batch), out_shardings=replicated
+        validate = jax.jit(
+            self._validate,
+            in_shardings=(frozen_shardings, self.state_shardings.ema, batch, None),
+            out_shardings=replicated,
         )
-        """`(params, batch) -> mean HybridLoss`, always with the same noise for the same batch."""
+        self.validate = partial(validate, frozen)
+        """`(params, batch, k) -> Validation` of the k-th batch, the same whenever it is asked."""
 
-    def init(self) -> TrainState:
-        """The state before the first step."""
+    def init(self, params: Mapping[str, np.ndarray] | None = None) -> TrainState:
+        """The state before the first step.
+
+        Args:
+            params: where to start, on the host; the network's initial values unless given.
+        """
         shardings = self.state_shardings.params
-        params: Params = {
+        values = self.network.init(self.config.train.seed) if params is None else params
+        placed: Params = {
             name: jax.make_array_from_callback(value.shape, shardings[name], value.__getitem__)
-            for name, value in self.network.init(self.config.train.seed).items()
+            for name, value in values.items()
         }
-        return jax.device_put(self._initial_state(params), self.state_shardings)
+        return jax.device_put(self._initial_state(placed), self.state_shardings)
 
     def _initial_state(self, params: Params) -> TrainState:
-        zeros = (jnp.int32(0) for _ in range(3))
         # A copy: the step gives its state's memory away, and no buffer can be given away twice.
         ema = jax.tree.map(jnp.copy, params)
-        return TrainState(next(zeros), params, ema, self.optimizer.init(params), *zeros)
-
-    def _losses(self, params: Params, batch: Batch, draws: "_Draws") -> HybridLoss:
-        model = self.network.bind(params)
-        text = model.encode_text(batch["tokens"], batch["token_mask"])
-
-        def network(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            return model(x_t, t, text, key=draws.dropout_key)
-
-        denoise: Denoiser = network
-        weights = None
-        if self.config.diffusion.prediction == "v":
-            denoise = denoiser_of_velocity(self.schedule, network)
-            weights = velocity_weights(self.schedule)
-        return hybrid_loss(self.schedule, denoise, batch["image"], draws.t, draws.eps, weights)
-
-    def _draw(self, key: PRNGKeyArray, batch: Batch, dropout: bool) -> "_Draws":
-        t_key, eps_key, dropout_key = jax.random.split(key, 3)
-        image = batch["image"]
-        t = jax.random.randint(t_key, image.shape[:1], 0, self.schedule.steps)
-        if self.config.diffusion.timesteps == "rising":  # the larger of two: P(t) = (2t + 1) / T^2
-            other_key = jax.random.fold_in(t_key, 1)
-            t = jnp.maximum(t, jax.random.randint(other_key, t.shape, 0, self.schedule.steps))
-        eps = jax.random.normal(eps_key, image.shape)
-        return _Draws(t, eps, dropout_key if dropout else None)
-
-    def gradient(
-        self, params: Params, batch: Batch, step: Int[Array, ""]
-    ) -> tuple[Params, HybridLoss]:
-        """Gradient of the mean loss, and the mean losses, with the random draws of this step."""
-        key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
-        draws = self._draw(key, batch, dropout=self.config.denoiser.unet.dropout > 0)
-
-        def loss(params: Params, batch: Batch, draws: _Draws) -> tuple[jax.Array, HybridLoss]:
-            means = HybridLoss(*map(jnp.mean, self._losses(params, batch, draws)))
-            return means.loss, means
-
-        parts = self.config.train.micro_batches
-        return _accumulate(jax.grad(loss, has_aux=True), params, batch, draws, parts)
-
-    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, losses = self.gradient(state.params, batch, state.step)
-        grad_norm = optax.global_norm(grads)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(self.config.optim, state.step)
-        new = replace(
-            state, params=params, opt_state=opt_state, ema=ema_update(state.ema, params, decay)
+        history = None
+        if self.config.diffusion.timesteps == "loss-second-moment":
+            history = LossHistory.empty(self._objective.timestep_count)
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            ema=ema,
+            opt_state=self.optimizer.init(params),
+            skipped=jnp.int32(0),
+            skipped_in_a_row=jnp.int32(0),
+            history=history,
         )
 
-        finite = jnp.isfinite(losses.loss) & jnp.isfinite(grad_norm)
+    def gradient(self, frozen: Params, state: TrainState, batch: Batch) -> Gradient:
+        """The gradient that a step takes, with the random draws of this step."""
+        key = jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
+        found = self._objective.gradient(state.params, frozen, batch, key, state.history)
+        # What nobody reads is not computed: a text transformer at rest costs no backward pass.
+        grads = {
+            name: grad if self._trained[name] else jnp.zeros_like(grad)
+            for name, grad in found.grads.items()
+        }
+        return found._replace(grads=grads)
+
+    def _step(
+        self, frozen: Params, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Returns the new state and metrics: the objective's, and
+
+        grad_norm: global norm of the gradient before clipping;
+        skipped, skipped_in_a_row: see `TrainState`.
+        """
+        found = self.gradient(frozen, state, batch)
+        grad_norm = optax.global_norm(found.grads)
+        updates, opt_state = self.optimizer.update(found.grads, state.opt_state, state.params)
+        params = self._objective.constrain(optax.apply_updates(state.params, updates))
+        decay = ema_decay(self.config.optim, state.step)
+        history = state.history
+        if history is not None:
+            history = update(history, found.t, found.losses)
+        new = replace(
+            state,
+            params=params,
+            opt_state=opt_state,
+            ema=ema_update(state.ema, params, decay),
+            history=history,
+        )
+
+        finite = jnp.isfinite(found.metrics["loss"]) & jnp.isfinite(grad_norm)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         new = replace(
             new,
@@ -156,41 +158,14 @@ class Trainer:
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
-        return new, Metrics(*losses, grad_norm, new.skipped, new.skipped_in_a_row)
+        return new, found.metrics | {
+            "grad_norm": grad_norm,
+            "skipped": new.skipped,
+            "skipped_in_a_row": new.skipped_in_a_row,
+        }
 
-    def _validate(self, params: Params, batch: Batch) -> HybridLoss:
-        draws = self._draw(jax.random.key(0), batch, dropout=False)
-        return HybridLoss(*map(jnp.mean, self._losses(params, batch, draws)))
-
-
-class _Draws(NamedTuple):
-    """What a step draws at random, for the whole batch: micro-batches change nothing about it."""
-
-    t: Int[Array, "b"]
-    eps: Float[Array, "b h w c"]
-    dropout_key: PRNGKeyArray | None
-
-
-def _accumulate(
-    gradient: Any, params: Params, batch: Batch, draws: _Draws, parts: int
-) -> tuple[Params, HybridLoss]:
-    """The mean of a gradient and its losses over equal parts of the batch, one after the other."""
-    if parts == 1:
-        return gradient(params, batch, draws)
-
-    def split(x: jax.Array) -> jax.Array:  # interleaved: every device keeps its own examples
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-
-    def body(total: Any, part: Any) -> tuple[Any, None]:
-        i, batch, t, eps = part
-        key = draws.dropout_key
-        key = None if key is None else jax.random.fold_in(key, i)
-        return jax.tree.map(jnp.add, total, gradient(params, batch, _Draws(t, eps, key))), None
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    total, _ = jax.lax.scan(
-        body,
-        (zeros, HybridLoss(*[jnp.float32(0)] * 3)),
-        (jnp.arange(parts), jax.tree.map(split, batch), split(draws.t), split(draws.eps)),
-    )
-    return jax.tree.map(lambda x: x / parts, total)
+    def _validate(
+        self, frozen: Params, params: Params, batch: Batch, k: Int[Array, ""]
+    ) -> Validation:
+        key = jax.random.fold_in(jax.random.key(0), k)
+        return self._objective.validate(params, frozen, batch, key)

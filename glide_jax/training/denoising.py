@@ -1,0 +1,229 @@
+"""The objective of base models and upsamplers, for inpainting or not: to denoise pictures.
+
+GLIDE's hybrid loss is the default; the other ways to weight it, to draw t and to add to it are
+options of the configuration.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from glide_jax.config import Config
+from glide_jax.diffusion import timesteps
+from glide_jax.diffusion.loss import HybridLoss, hybrid_loss, min_snr_weights, velocity_weights
+from glide_jax.diffusion.process import q_sample, split_output, x_0_from_eps
+from glide_jax.diffusion.schedule import Schedule
+from glide_jax.diffusion.timesteps import LossHistory
+from glide_jax.models.clip import Clip
+from glide_jax.models.glide import GlideModel, glide_network
+from glide_jax.models.low_res import area_average, gaussian_blur
+from glide_jax.models.network import Network
+from glide_jax.shapes import Batch, Image, Params
+from glide_jax.training.objective import (
+    Gradient,
+    Validation,
+    merge,
+    split,
+    spread_timesteps,
+)
+
+
+class _Draws(NamedTuple):
+    """What a step draws at random, for the whole batch: micro-batches change nothing about it."""
+
+    t: Int[Array, "b"]
+    weights: Float[Array, "b"]
+    """1 / (T P(t)) where training draws t by its losses; else 1."""
+    eps: Float[Array, "b h w c"]
+    low_res: "_LowResDraws | None"
+
+
+class _LowResDraws(NamedTuple):
+    """What happens to an upsampler's smaller pictures."""
+
+    blur_px: Float[Array, "b"]
+    t: Int[Array, "b"]
+    eps: Float[Array, "b h2 w2 c"]
+
+
+class _Losses(NamedTuple):
+    """Each example's, (b,)."""
+
+    total: jax.Array
+    hybrid: HybridLoss
+    clip: jax.Array | None
+
+    def named(self) -> dict[str, jax.Array]:
+        named = {"loss": self.total, "mse": self.hybrid.mse, "vb": self.hybrid.vb}
+        return named if self.clip is None else named | {"clip_loss": self.clip}
+
+
+class Denoising:
+    """The objective.
+
+    Args:
+        config: the run.
+        clip: of train.clip_run, where train.clip_loss_weight asks for it; batches then hold
+            `clip_tokens` and `clip_token_mask`.
+        clip_params: its parameters.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clip: Network[Clip] | None = None,
+        clip_params: Params | None = None,
+    ) -> None:
+        self.config = config
+        self.model = config.denoiser
+        self.network: Network[GlideModel] = glide_network(self.model)
+        self.frozen: Params = clip_params or {}
+        self._clip = clip
+        diffusion = config.diffusion
+        self.timestep_count = diffusion.steps
+        self.schedule = Schedule.create(
+            diffusion.schedule, diffusion.steps, zero_terminal_snr=diffusion.zero_terminal_snr
+        )
+        self._weights = None
+        if diffusion.weighting == "min-snr":
+            self._weights = min_snr_weights(self.schedule, diffusion.min_snr_gamma)
+        elif diffusion.prediction == "v":
+            self._weights = velocity_weights(self.schedule)
+
+    def gradient(
+        self,
+        params: Params,
+        frozen: Params,
+        batch: Batch,
+        key: PRNGKeyArray,
+        history: LossHistory | None,
+    ) -> Gradient:
+        """See `objective.Objective`. Micro-batches are computed one after the other."""
+        draw_key, dropout_key = jax.random.split(key)
+        draws = self._draw(draw_key, batch, history)
+        dropout = dropout_key if self.model.unet.dropout > 0 else None
+
+        def mean_loss(
+            params: Params, batch: Batch, draws: _Draws, dropout: PRNGKeyArray | None
+        ) -> tuple[jax.Array, _Losses]:
+            losses = self._losses(params, frozen, batch, draws, dropout)
+            return jnp.mean(draws.weights * losses.total), losses
+
+        gradient = jax.grad(mean_loss, has_aux=True)
+        parts = self.config.train.micro_batches
+        if parts == 1:
+            grads, losses = gradient(params, batch, draws, dropout)
+        else:
+
+            def add(total: Params, part: Any) -> tuple[Params, _Losses]:
+                i, batch, draws = part
+                key = None if dropout is None else jax.random.fold_in(dropout, i)
+                grads, losses = gradient(params, batch, draws, key)
+                return jax.tree.map(jnp.add, total, grads), losses
+
+            pieces = jnp.arange(parts), split(batch, parts), split(draws, parts)
+            total, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), pieces)
+            grads = jax.tree.map(lambda x: x / parts, total)
+            losses = merge(losses)
+        metrics = {name: jnp.mean(value) for name, value in losses.named().items()}
+        metrics["loss"] = jnp.mean(draws.weights * losses.total)
+        return Gradient(grads, metrics, draws.t, losses.total)
+
+    def validate(
+        self, params: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
+    ) -> Validation:
+        """See `objective.Objective`."""
+        t_key, key = jax.random.split(key)
+        draws = self._draw(key, batch, None)
+        t = spread_timesteps(t_key, len(draws.t), self.schedule.steps)
+        return Validation(t, self._losses(params, frozen, batch, draws._replace(t=t), None).named())
+
+    def constrain(self, params: Params) -> Params:
+        """See `objective.Objective`: they may be anywhere."""
+        return params
+
+    def _draw(self, key: PRNGKeyArray, batch: Batch, history: LossHistory | None) -> _Draws:
+        t_key, eps_key, low_res_key = jax.random.split(key, 3)
+        b, T = len(batch["image"]), self.schedule.steps
+        weights = jnp.ones(b)
+        if history is not None:
+            t, weights = timesteps.draw(t_key, b, history)
+        elif self.config.diffusion.timesteps == "rising":
+            t = timesteps.rising(t_key, b, T)
+        else:
+            t = timesteps.uniform(t_key, b, T)
+        eps = jax.random.normal(eps_key, batch["image"].shape)
+        low_res = None
+        if self.model.low_res_px:
+            px = batch["image"].shape[1] // self.model.enlargement
+            settings = self.config.data.low_res
+            blur_key, t_key, eps_key = jax.random.split(low_res_key, 3)
+            low_res = _LowResDraws(
+                blur_px=settings.blur_px * jax.random.uniform(blur_key, (b,)),
+                t=timesteps.uniform(t_key, b, max(settings.noise_steps, 1)),
+                eps=jax.random.normal(eps_key, (b, px, px, 3)),
+            )
+        return _Draws(t, weights, eps, low_res)
+
+    def _losses(
+        self,
+        params: Params,
+        frozen: Params,
+        batch: Batch,
+        draws: _Draws,
+        dropout_key: PRNGKeyArray | None,
+    ) -> _Losses:
+        model, image, inpaint = self.network.bind(params), batch["image"], self.model.inpaint
+        low_res, low_res_t = self._low_res(image, draws.low_res)
+        text = model.encode_text(batch["tokens"], batch["token_mask"], low_res_t)
+        condition = model.condition(
+            low_res, known=image if inpaint else None, mask=batch["mask"] if inpaint else None
+        )
+
+        x_t = q_sample(self.schedule, image, draws.t, draws.eps)
+        out = model(x_t, draws.t, text, condition, dropout_key)
+        prediction = self.config.diffusion.prediction
+        hybrid = hybrid_loss(
+            self.schedule,
+            lambda x_t, t: out,
+            image,
+            draws.t,
+            draws.eps,
+            self._weights,
+            prediction,
+        )
+        if self._clip is None:
+            return _Losses(hybrid.loss, hybrid, None)
+        predicted, _ = split_output(out)
+        if prediction == "eps":
+            x_0 = x_0_from_eps(self.schedule, x_t, draws.t, predicted)
+        else:  # sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v
+            x_0 = q_sample(self.schedule, x_t, draws.t, -predicted)
+        clip_loss = self._clip_loss(self._clip.bind(frozen), x_0, batch)
+        total = hybrid.loss + self.config.train.clip_loss_weight * clip_loss
+        return _Losses(total, hybrid, clip_loss)
+
+    def _clip_loss(self, clip: Clip, x_0: Image, batch: Batch) -> Float[Array, "b"]:
+        """1 - cos(caption, predicted x_0); 0 where the caption was dropped."""
+        px = clip.config.resolution_px
+        x_0 = jnp.clip(x_0, -1, 1)
+        if px != self.model.resolution_px:
+            x_0 = jax.image.resize(x_0, (len(x_0), px, px, 3), "linear")
+        image = clip.encode_image(x_0, jnp.zeros(len(x_0), jnp.int32))
+        text = clip.encode_text(batch["clip_tokens"], batch["clip_token_mask"])
+        return jnp.where(batch["token_mask"].any(-1), 1 - jnp.sum(image * text, -1), 0)
+
+    def _low_res(
+        self, image: Image, draws: _LowResDraws | None
+    ) -> tuple[Float[Array, "b h2 w2 3"] | None, Int[Array, "b"] | None]:
+        """An upsampler's smaller pictures, made worse as configured, and how noisy they are."""
+        if draws is None:
+            return None, None
+        low_res = area_average(image, image.shape[1] // self.model.enlargement)
+        if self.config.data.low_res.blur_px:
+            low_res = gaussian_blur(low_res, draws.blur_px)
+        if not self.model.low_res_noise:
+            return low_res, None
+        return q_sample(self.schedule, low_res, draws.t, draws.eps), draws.t

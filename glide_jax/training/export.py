@@ -1,0 +1,131 @@
+"""Writes a run's averaged weights as a folder to give away.
+
+    python -m glide_jax.training.export runs/base64 --to base64
+    python sample.py --checkpoint base64 --prompt "a red star"
+
+The folder holds config.json, tokenizer/ and weights.safetensors, nothing else: an eighth of a
+checkpoint's size in bfloat16. It does wherever a run folder is read, but no training goes on in it.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tyro
+
+from glide_jax.config import Config
+from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.training.checkpoint import (
+    CHECKPOINTS,
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    Checkpoints,
+    load_run_config,
+)
+from glide_jax.training.fine_tune import network_of
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Writes a run's averaged weights as a folder to give away."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, as train.py or glide_jax.models.convert writes it."""
+    to: Path
+    """Folder to write."""
+    dtype: Dtype = "bfloat16"
+    """Type of the stored numbers: float32 keeps them exactly, the others to 8 or 11 bits."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command. Raises UserError."""
+    arguments = tyro.cli(Arguments, prog="python -m glide_jax.training.export", args=argv)
+    export(arguments.run, arguments.to, arguments.dtype)
+
+
+def export(run_dir: Path, to: Path, dtype: Dtype = "bfloat16") -> None:
+    """Writes the newest whole checkpoint's averaged parameters: the whole folder or nothing.
+
+    Args:
+        run_dir: with checkpoints.
+        to: a folder that is not there yet.
+        dtype: of the stored parameters.
+
+    Raises:
+        UserError: `run_dir` has no checkpoint, `to` is there already or cannot be written, or the
+            parameters are beyond the range of `dtype`.
+    """
+    if to.exists():
+        raise UserError(f"{to} is there already: remove it, or give another --to")
+    config = load_run_config(run_dir)
+    for name in (CHECKPOINTS, TOKENIZER):
+        if not (run_dir / name).is_dir():
+            raise UserError(f"{run_dir} has no {name}/: give the folder that train.py wrote")
+    with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
+        params = checkpoints.restore_ema(network_of(config.model).shapes)
+        step = checkpoints.latest_step
+    weights = _cast(params, dtype)
+
+    unfinished = to.absolute().with_name(f".{to.absolute().name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        shutil.copytree(run_dir / TOKENIZER, unfinished / TOKENIZER)
+        (unfinished / CONFIG).write_text(_portable(config).to_json() + "\n")
+        # save_file would make a file that nobody else may read.
+        metadata = {"step": str(step), "dtype": dtype}
+        (unfinished / WEIGHTS).write_bytes(safetensors.numpy.save(weights, metadata))
+        unfinished.rename(to)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {to}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    count = sum(value.size for value in weights.values())
+    size = sum(value.nbytes for value in weights.values())
+    print(f"{to}: {count:,} parameters of step {step:,}, {size / 1e6:,.1f} MB in {dtype}")
+
+
+def _cast(params: Mapping[str, jax.Array], dtype: Dtype) -> dict[str, np.ndarray]:
+    weights = {}
+    for name, value in params.items():
+        with np.errstate(over="ignore"):
+            weights[name] = np.asarray(value, order="C").astype(jnp.dtype(dtype))
+        if not np.isfinite(weights[name].astype(np.float32)).all():
+            raise UserError(
+                f"{name} has values that {dtype} does not hold: give --dtype bfloat16 or float32"
+            )
+    return weights
+
+
+def _portable(config: Config) -> Config:
+    """Without the places of this machine: of what a setting names, the name stays."""
+    data, train = config.data, config.train
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            data, data_dir="", path=_name(data.path), tokenizer=_name(data.tokenizer)
+        ),
+        train=dataclasses.replace(
+            train, run_dir="", init_from=_name(train.init_from), clip_run=_name(train.clip_run)
+        ),
+    )
+
+
+def _name(place: str) -> str:
+    return Path(place).name if Path(place).is_absolute() else place
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,76 @@
+"""Grids that show what a model in training draws, of the same prompts and seeds every time."""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from glide_jax.config import Config
+from glide_jax.data.loader import Example, validation_examples
+from glide_jax.data.records import Source
+from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.pictures import draw_grid
+from glide_jax.shapes import Params
+from glide_jax.stage import Conditions, Known, Stage
+
+PICTURES = 8
+HIDDEN_GREY = 128
+"""Level shown where a picture is to be painted."""
+
+
+class Preview:
+    """Draws the grids.
+
+    A base model draws train.sample_prompts, or the captions of the first validation pictures. An
+    upsampler or inpainting model is given those pictures, and shown between what it was given and
+    the whole picture.
+
+    Args:
+        config: of the run.
+        tokenizer: the run's own.
+        held_out: the validation split.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, held_out: Source) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._stage: Stage | None = None
+        self._examples: list[Example] = []
+        self._prompts = list(config.train.sample_prompts)
+        if config.denoiser.condition_channels or not self._prompts:
+            self._examples = validation_examples(held_out, config, PICTURES)
+            self._prompts = [example.caption for example in self._examples]
+
+    def draw(self, params: Params) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
+        """The grid of these parameters."""
+        if self._stage is None:
+            self._stage = Stage(self._config, params, self._tokenizer)
+        self._stage.use(params)
+        model, prompts = self._config.denoiser, self._prompts
+        if not model.condition_channels:
+            drawn = self._draw(Conditions())
+            return draw_grid(drawn, prompts, columns=4)
+
+        whole = np.stack([example.pixels for example in self._examples])
+        given, low_res, known = whole, None, None
+        if model.low_res_px:
+            low_res = _resized(whole, model.low_res_px, Image.Resampling.BOX)
+            given = _resized(low_res, model.resolution_px, Image.Resampling.NEAREST)
+        if model.inpaint:
+            mask = np.stack([e.mask for e in self._examples if e.mask is not None])
+            known = Known(whole, mask)
+            given = np.where(mask, whole, given if model.low_res_px else HIDDEN_GREY)
+        drawn = self._draw(Conditions(low_res=low_res, known=known))
+        rows = np.stack([given, drawn, whole], 1).reshape(-1, *whole.shape[1:])
+        captions = [c for p in prompts for c in (f"given: {p}", "drawn", "the whole picture")]
+        return draw_grid(rows.astype(np.uint8), captions, columns=6)
+
+    def _draw(self, conditions: Conditions) -> UInt8[np.ndarray, "b h w 3"]:
+        assert self._stage is not None
+        seeds = [0] * len(self._prompts)
+        return self._stage.draw(self._prompts, seeds, self._config.sample, conditions)
+
+
+def _resized(
+    pictures: UInt8[np.ndarray, "b h w 3"], px: int, how: Image.Resampling
+) -> UInt8[np.ndarray, "b {px} {px} 3"]:
+    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), how)) for p in pictures])

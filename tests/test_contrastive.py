@@ -1,0 +1,108 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import model_set
+import numpy as np
+import pytest
+
+from glide_jax.training import sharding
+from glide_jax.training.contrastive import LARGEST_SCALE, Contrastive
+from glide_jax.training.step import Trainer
+
+B = 8
+
+
+def config_with(**train):
+    config = model_set.clip_config()
+    optim = dataclasses.replace(config.optim, learning_rate=2e-3, warmup_steps=5)
+    changes = {"batch_examples": B} | train
+    return dataclasses.replace(
+        config, optim=optim, train=dataclasses.replace(config.train, **changes)
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Eight different pictures and captions."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.uniform(-1, 1, (B, 8, 8, 3)).astype(np.float32),
+        "tokens": rng.integers(0, 500, (B, 8)).astype(np.int32),
+        "token_mask": np.arange(8)[None] < rng.integers(3, 8, (B, 1)),
+    }
+
+
+def one_device_mesh():
+    return jax.make_mesh(
+        (1, 1), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
+    )
+
+
+def gradient(config, mesh, batch):
+    trainer = Trainer(config, Contrastive(config), mesh)
+    found = jax.jit(trainer.gradient)({}, trainer.init(), sharding.to_devices(batch, mesh))
+    return jax.device_get((found.grads, found.metrics))
+
+
+@pytest.fixture(scope="module")
+def single(batch):
+    return gradient(config_with(), one_device_mesh(), batch)
+
+
+@pytest.mark.parametrize(("fsdp", "micro_batches"), [(1, 1), (4, 1), (None, 4)])
+def test_devices_and_micro_batches_share_one_contrast(
+    batch, single, fsdp, micro_batches, monkeypatch
+):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    config = config_with(fsdp=fsdp or 1, micro_batches=micro_batches)
+    mesh = one_device_mesh() if fsdp is None else sharding.make_mesh(config)
+    (grads, metrics), (expected, expected_metrics) = gradient(config, mesh, batch), single
+    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+    scale = max(np.abs(g).max() for g in expected.values())
+    for name, g in expected.items():
+        tolerance = 2e-4 * np.abs(g).max() + 1e-6 * scale  # float32 sums in another order
+        np.testing.assert_allclose(grads[name], g, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_loss_is_the_symmetric_cross_entropy(batch):
+    objective = Contrastive(config_with())
+    params = jax.tree.map(jnp.asarray, objective.network.init(seed=0))
+    batch = jax.tree.map(jnp.asarray, batch)
+    found = objective.validate(params, {}, batch, jax.random.key(0))
+    clip = objective.network.bind(params)
+    _, eps_key = jax.random.split(jax.random.key(0))
+    x_t = objective._noised(batch["image"], found.t, eps_key)
+    image = np.asarray(clip.encode_image(x_t, found.t), np.float64)
+    text = np.asarray(clip.encode_text(batch["tokens"], batch["token_mask"]), np.float64)
+    logits = image @ text.T / 0.07
+    exp = np.exp(logits)
+    of_captions = -np.log(np.diag(exp) / exp.sum(1))
+    of_pictures = -np.log(np.diag(exp) / exp.sum(0))
+    np.testing.assert_allclose(found.values["loss"], (of_captions + of_pictures) / 2, rtol=1e-4)
+    np.testing.assert_array_equal(found.values["accuracy"], logits.argmax(1) == np.arange(B))
+
+
+def test_it_learns_to_tell_eight_scenes_apart_without_noise(batch):
+    config = config_with()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, steps=1))
+    trainer = Trainer(config, Contrastive(config), one_device_mesh())
+    state = trainer.init()
+    first = trainer.validate(state.params, batch, 0).values["loss"].mean()
+    for _ in range(80):
+        state, metrics = trainer.step(state, batch)
+    found = trainer.validate(state.params, batch, 0)
+    assert found.values["loss"].mean() < 0.2 * first
+    assert found.values["accuracy"].mean() == 1
+    assert 0 < metrics["temperature"] < 0.2
+
+
+def test_noise_depends_on_the_step_and_similarities_are_not_scaled_without_end(batch):
+    objective = Contrastive(config_with())
+    params = jax.tree.map(jnp.asarray, objective.network.init(seed=0))
+    batch = jax.tree.map(jnp.asarray, batch)
+    draws = [objective.gradient(params, {}, batch, jax.random.key(i), None).t for i in (0, 1)]
+    assert (draws[0] != draws[1]).any()
+    held = objective.constrain({"logit_scale": jnp.float32(9), "other": jnp.float32(9)})
+    np.testing.assert_allclose(np.exp(held["logit_scale"]), LARGEST_SCALE, rtol=1e-6)
+    assert held["other"] == 9

@@ -1,0 +1,185 @@
+"""The denoising objective's options; test_step has what all steps share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import model_set
+import numpy as np
+import pytest
+import tiny
+
+from glide_jax.config import ClipImageConfig, LowResConfig
+from glide_jax.models.clip import clip_network
+from glide_jax.training.denoising import Denoising
+from glide_jax.training.step import Trainer
+
+B = 4
+
+
+def with_changes(config, **parts):
+    """`config` with settings of its parts changed: diffusion={...}, train={...}."""
+    changed = {n: dataclasses.replace(getattr(config, n), **c) for n, c in parts.items()}
+    return dataclasses.replace(config, **changed)
+
+
+def a_batch(config, px=None):
+    rng = np.random.default_rng(0)
+    px = px or config.model.resolution_px
+    length = config.model.text.length
+    batch = {
+        "image": rng.uniform(-1, 1, (B, px, px, 3)).astype(np.float32),
+        "tokens": rng.integers(0, 300, (B, length)).astype(np.int32),
+        "token_mask": rng.random((B, length)) < 0.7,
+    }
+    if config.model.inpaint:
+        batch["mask"] = (rng.random((B, px, px, 1)) < 0.5).astype(np.float32)
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def moved(network):
+    """Parameters away from the initial zeros."""
+    rng = np.random.default_rng(1)
+    return {
+        name: jnp.asarray(value + 0.05 * rng.standard_normal(value.shape), jnp.float32)
+        for name, value in network.init(seed=0).items()
+    }
+
+
+def gradient(config, batch, history=None, objective=None):
+    objective = objective or Denoising(config)
+    return objective.gradient(
+        moved(objective.network), objective.frozen, batch, jax.random.key(0), history
+    )
+
+
+def test_an_upsampler_learns_from_its_smaller_picture():
+    config = model_set.upsampler_config(inpaint=False)
+    batch = a_batch(config)
+    plain = gradient(config, batch)
+    low_res_kernel = plain.grads["unet.conv_in.kernel"][:, :, 3:]
+    assert np.abs(low_res_kernel).max() > 1e-4
+    # A crop has the same enlargement.
+    assert np.isfinite(gradient(config, a_batch(config, px=8)).metrics["loss"])
+
+
+def test_an_upsampler_is_told_how_noisy_its_smaller_picture_is():
+    config = model_set.upsampler_config(inpaint=False)
+    model = dataclasses.replace(config.model, low_res_noise=True)
+    data = dataclasses.replace(config.data, low_res=LowResConfig(noise_steps=300, blur_px=0.6))
+    config = dataclasses.replace(config, model=model, data=data)
+    found = gradient(config, a_batch(config))
+    assert np.abs(found.grads["low_res_emb1.kernel"]).max() > 0
+
+    network = Denoising(config).network
+    bound = network.bind(moved(network))
+    batch = a_batch(config)
+    texts = [
+        bound.encode_text(batch["tokens"], batch["token_mask"], jnp.full(B, t)).embedding
+        for t in (0, 200)
+    ]
+    assert np.abs(texts[0] - texts[1]).max() > 1e-3
+    with pytest.raises(ValueError, match="needs low_res_t"):
+        bound.encode_text(batch["tokens"], batch["token_mask"])
+
+
+def test_an_inpainting_model_sees_known_pixels_only():
+    config = model_set.inpaint_config()
+    batch = a_batch(config)
+    objective = Denoising(config)
+    params = moved(objective.network)
+    key = jax.random.key(0)
+
+    def loss(batch, weight_of_known):
+        kernel = params["unet.conv_in.kernel"].at[:, :, 3:6].multiply(weight_of_known)
+        changed = params | {"unet.conv_in.kernel": kernel}
+        return objective.gradient(changed, {}, batch, key, None).metrics["loss"]
+
+    assert loss(batch, 1.0) != loss(batch, 0.0)
+    nothing_known = batch | {"mask": jnp.zeros_like(batch["mask"])}
+    assert loss(nothing_known, 1.0) == loss(nothing_known, 0.0)
+
+
+def test_min_snr_weights_the_error_of_each_step():
+    config = with_changes(
+        tiny.get_config(), diffusion={"weighting": "min-snr", "timesteps": "uniform"}
+    )
+    objective = Denoising(config)
+    batch = a_batch(config)
+    params = moved(objective.network)
+    found = objective.validate(params, {}, batch, jax.random.key(3))
+    alpha_bar = objective.schedule.alpha_bar[np.asarray(found.t)]
+    snr = alpha_bar / (1 - alpha_bar)
+    # In eps: |x_0 error|^2 = |eps error|^2 / SNR.
+    expected = np.minimum(snr, 5) / snr * found.values["mse"] + found.values["vb"]
+    np.testing.assert_allclose(found.values["loss"], expected, rtol=1e-4)
+
+
+def test_losses_by_second_moment_are_weighted_back_and_remembered():
+    config = with_changes(
+        tiny.get_config(),
+        diffusion={"timesteps": "loss-second-moment", "steps": 4},
+        train={"batch_examples": B},
+    )
+    mesh = jax.make_mesh(
+        (1, 1),
+        ("data", "fsdp"),
+        (jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[:1],
+    )
+    trainer = Trainer(config, Denoising(config), mesh)
+    state = trainer.init()
+    batch = a_batch(config)
+    for _ in range(25):
+        state, metrics = trainer.step(state, batch)
+    assert int(state.history.counts.sum()) == 25 * B or int(state.history.counts.min()) >= 10
+    assert np.isfinite(float(metrics["loss"]))
+    filled = np.asarray(state.history.values)
+    assert (filled > 0).all()
+
+
+def test_clip_loss_is_of_the_predicted_picture_and_of_real_captions_only():
+    config = with_changes(
+        tiny.get_config(), train={"clip_run": "somewhere", "clip_loss_weight": 0.5}
+    )
+    clip_config = model_set.clip_config().model
+    image = ClipImageConfig(resolution_px=4, patch_px=2, width=32, layers=1, heads=2)
+    clip = clip_network(dataclasses.replace(clip_config, image=image))
+    objective = Denoising(config, clip, moved(clip))
+    batch = a_batch(config)
+    rng = np.random.default_rng(2)
+    batch["token_mask"] = batch["token_mask"].at[0].set(False)  # a dropped caption
+    batch["clip_tokens"] = jnp.asarray(rng.integers(0, 500, (B, 8)), jnp.int32)
+    batch["clip_token_mask"] = jnp.arange(8)[None] < rng.integers(2, 8, (B, 1))
+    found = objective.validate(moved(objective.network), objective.frozen, batch, jax.random.key(0))
+    clip_loss = np.asarray(found.values["clip_loss"])
+    assert clip_loss[0] == 0 and (clip_loss[1:] > 0).all() and (clip_loss[1:] < 2).all()
+    plain = Denoising(tiny.get_config())
+    without = plain.validate(moved(plain.network), {}, batch, jax.random.key(0)).values["loss"]
+    np.testing.assert_allclose(found.values["loss"], without + 0.5 * clip_loss, rtol=1e-5)
+
+    ours = gradient(config, batch, objective=objective).grads
+    theirs = gradient(tiny.get_config(), batch).grads
+    assert any(np.abs(ours[name] - theirs[name]).max() > 1e-6 for name in theirs)
+
+
+def test_a_text_transformer_at_rest_keeps_its_parameters():
+    config = with_changes(
+        tiny.get_config(),
+        train={"trainable": "unet", "batch_examples": B},
+        optim={"weight_decay": 0.1},
+    )
+    mesh = jax.make_mesh(
+        (1, 1),
+        ("data", "fsdp"),
+        (jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[:1],
+    )
+    trainer = Trainer(config, Denoising(config), mesh)
+    start = jax.device_get(moved(trainer.network))
+    state = trainer.init(start)
+    for _ in range(3):
+        state, _ = trainer.step(state, a_batch(config))
+    for name, value in state.params.items():
+        at_rest = name.startswith("text.")
+        assert np.array_equal(value, start[name]) == at_rest, name

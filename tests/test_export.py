@@ -1,0 +1,261 @@
+"""Exported weights do the same as the run they come from, wherever a run folder is asked for."""
+
+import configparser
+import dataclasses
+import os
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+import tiny
+from conftest import ROOT
+from model_set import CAPTIONS, clip_config, upsampler_config, write_random_run
+
+import sample
+from glide_jax import Glide, UserError
+from glide_jax.clip_stage import ClipStage
+from glide_jax.config import ClipConfig, Config
+from glide_jax.data.clip_tokenizer import ClipTokenizer
+from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.models.clip import clip_network
+from glide_jax.models.glide import glide_network
+from glide_jax.stage import Stage, changed_settings
+from glide_jax.training import checkpoint
+from glide_jax.training.checkpoint import (
+    TOKENIZER,
+    WEIGHTS,
+    Checkpoints,
+    load_run_config,
+    load_weights,
+    open_run_folder,
+    resolve_run,
+)
+from glide_jax.training.export import export, main
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A base model, an upsampler and a CLIP, as training leaves them."""
+    folder = tmp_path_factory.mktemp("runs")
+    tokenizer = Tokenizer.train(CAPTIONS, 300)
+    write_random_run(folder / "base", tiny.get_config(), tokenizer)
+    write_random_run(folder / "upsample", upsampler_config(inpaint=False), tokenizer)
+    write_random_run(folder / "clip", clip_config(), ClipTokenizer.train(CAPTIONS, 600))
+    return folder
+
+
+@pytest.fixture
+def exported(runs, tmp_path):
+    """The base model, exported exactly; each test has its own, to spoil."""
+    export(runs / "base", tmp_path / "exported", "float32")
+    return tmp_path / "exported"
+
+
+def shapes(run):
+    model = load_run_config(run).model
+    network = clip_network(model) if isinstance(model, ClipConfig) else glide_network(model)
+    return network.shapes
+
+
+def rounded(params, dtype):
+    return {name: jnp.asarray(x, dtype).astype(jnp.float32) for name, x in params.items()}
+
+
+def drawn(stage):
+    settings = changed_settings(stage.config.sample, steps=3)
+    return stage.draw(["all red", "all blue"], [1, 2], settings)
+
+
+def test_the_folder_holds_configuration_tokenizer_and_weights_alone(runs, exported, capsys):
+    files = {path.relative_to(exported).as_posix() for path in exported.rglob("*")}
+    tokenizer = {f"tokenizer/{path.name}" for path in (runs / "base" / TOKENIZER).iterdir()}
+    assert files == {"config.json", WEIGHTS, TOKENIZER} | tokenizer
+    assert not list(exported.parent.glob(".*"))
+    assert (exported / WEIGHTS).stat().st_mode == (exported / "config.json").stat().st_mode
+    with safetensors.safe_open(exported / WEIGHTS, "numpy") as file:
+        assert file.metadata() == {"step": "0", "dtype": "float32"}
+        assert set(file.keys()) == set(shapes(runs / "base"))
+    main([str(runs / "clip"), "--to", str(exported.parent / "new" / "clip")])
+    assert "parameters of step 0" in capsys.readouterr().out
+    assert (exported.parent / "new" / "clip" / WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_an_exported_model_draws_what_the_run_draws(runs, tmp_path, dtype):
+    export(runs / "base", tmp_path / "base", dtype)
+    run, loaded = Stage.load(runs / "base"), Stage.load(tmp_path / "base")
+    expected = rounded(run.params, dtype)
+    for name, value in expected.items():
+        assert loaded.params[name].dtype == jnp.float32
+        np.testing.assert_array_equal(loaded.params[name], value)
+    run.use(expected)
+    np.testing.assert_array_equal(drawn(loaded), drawn(run))
+    size = (tmp_path / "base" / WEIGHTS).stat().st_size
+    numbers = sum(value.size for value in expected.values())
+    header = 120 * len(expected)  # name, type, shape and place of each tensor, in JSON
+    assert numbers * jnp.dtype(dtype).itemsize < size < numbers * jnp.dtype(dtype).itemsize + header
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_clip_judges_as_the_run_does(runs, tmp_path, dtype):
+    export(runs / "clip", tmp_path / "clip", dtype)
+    run, loaded = ClipStage.load(runs / "clip"), ClipStage.load(tmp_path / "clip")
+    run.params = jax.device_put(rounded(run.params, dtype), run.params["logit_scale"].sharding)
+    np.testing.assert_array_equal(loaded.scores(PICTURES, CAPTIONS), run.scores(PICTURES, CAPTIONS))
+
+
+def test_numbers_beyond_a_types_range_are_refused(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "run")
+    params = load_weights(tmp_path / "run", shapes(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    open_run_folder(tmp_path / "run", tiny.get_config())
+    checkpoints = Checkpoints(tmp_path / "run", kept=1)
+    checkpoints.save_ema(params | {"unet.conv_in.bias": params["unet.conv_in.bias"] + 1e5})
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"unet\.conv_in\.bias has values that float16 does not"):
+        export(tmp_path / "run", tmp_path / "half", "float16")
+    assert not (tmp_path / "half").exists()
+    export(tmp_path / "run", tmp_path / "brain", "bfloat16")
+
+
+def test_places_of_this_machine_stay_on_it(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "run")
+    config = tiny.get_config()
+    data = dataclasses.replace(
+        config.data, source="folder", path="/home/me/cats", data_dir="/home/me/tfds",
+        tokenizer="/home/me/words",
+    )  # fmt: skip
+    train = dataclasses.replace(
+        config.train, run_dir="/home/me/run", init_from="/home/me/start", clip_run="demo/clip"
+    )
+    config = dataclasses.replace(config, data=data, train=train)
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    export(tmp_path / "run", tmp_path / "exported")
+    found = load_run_config(tmp_path / "exported")
+    assert "/home/me" not in found.to_json()
+    assert (found.data.path, found.data.tokenizer) == ("cats", "words")
+    assert (found.train.init_from, found.train.clip_run) == ("start", "demo/clip")
+    assert (found.model, found.diffusion, found.sample) == (
+        config.model, config.diffusion, config.sample
+    )  # fmt: skip
+
+
+def test_export_says_what_it_cannot_do(runs, exported, tmp_path):
+    (tmp_path / "file").write_text("")
+    shutil.copytree(runs / "base", tmp_path / "no_tokenizer")
+    shutil.rmtree(tmp_path / "no_tokenizer" / TOKENIZER)
+    for message, run, to in (
+        ("is there already", runs / "base", exported),
+        ("is not a folder", tmp_path / "nothing", tmp_path / "x"),
+        ("is not a run folder", tmp_path, tmp_path / "x"),
+        ("has no checkpoints/", exported, tmp_path / "x"),
+        ("has no tokenizer/", tmp_path / "no_tokenizer", tmp_path / "x"),
+        ("cannot write .*file/x", runs / "base", tmp_path / "file" / "x"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(run, to)
+    assert not (tmp_path / "x").exists() and not list(tmp_path.glob(".*"))
+
+
+def spoil(folder, change):
+    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS)
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(exported):
+    bias, (width,) = "unet.conv_in.bias", shapes(exported)["unet.conv_in.bias"].shape
+    for message, change in (
+        (rf"{bias} is absent there and \({width},\)", lambda t: t.pop(bias)),
+        (rf"{bias} is \(3,\) there", lambda t: t.update({bias: np.zeros(3, np.float32)})),
+        (r"conv_in\.more is \(2,\) there and absent in the config",
+         lambda t: t.update({bias: np.zeros(width, np.float32),
+                             "conv_in.more": np.zeros(2, np.float32)})),
+        ("a_count holds int64", lambda t: t.update(a_count=np.arange(3))),
+    ):  # fmt: skip
+        spoil(exported, change)
+        with pytest.raises(UserError, match=message) as refused:
+            Stage.load(exported)
+        assert str(exported / WEIGHTS) in str(refused.value)
+
+
+def test_a_file_that_is_cut_short_is_refused(exported):
+    whole = (exported / WEIGHTS).read_bytes()
+    for length in (0, 5, len(whole) // 2, len(whole) - 1):
+        (exported / WEIGHTS).write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"weights\.safetensors is no whole"):
+            Stage.load(exported)
+    (exported / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"needs config\.json and checkpoints/ or weights"):
+        Stage.load(exported)
+
+
+def test_training_does_not_go_on_in_an_exported_folder(exported):
+    before = (exported / "config.json").read_text()
+    with pytest.raises(UserError, match=r"another --train\.run-dir, and --train\.init-from .*exp"):
+        open_run_folder(exported, Config())
+    assert (exported / "config.json").read_text() == before
+    assert not (exported / "checkpoints").exists()
+
+
+# Models shipped with the package ------------------------------------------------------------------
+
+
+@pytest.fixture
+def demo(runs, tmp_path, monkeypatch):
+    """An installation that has a base model and an upsampler, each with its model card."""
+    folder = tmp_path / "installed" / "demo"
+    monkeypatch.setattr(checkpoint, "DEMO", folder)
+    for role in ("base", "upsample"):
+        export(runs / role, folder / role)
+        (folder / role / "MODEL_CARD.md").write_text("# Where it comes from\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder
+
+
+def test_shipped_models_are_found_by_name(demo, runs, monkeypatch):
+    assert Glide.load("demo").folders == {"base": demo / "base", "upsample": demo / "upsample"}
+    together = Glide.load("demo/base", runs / "clip")
+    assert together.folders == {"base": demo / "base", "clip": runs / "clip"}
+    assert load_run_config("demo/upsample").denoiser.low_res_px == 8
+    assert Stage.load("./demo/base").config == load_run_config(demo / "base")
+    monkeypatch.setattr(
+        sys, "argv", ["sample.py", "--checkpoint", "demo", "--prompt", "all red", "--steps", "2"]
+    )
+    sample.main()
+    assert os.path.exists("out.png")
+    for name in ("demo/clip", "demo/base/tokenizer", "demo/.."):
+        with pytest.raises(UserError, match=r"those are demo/base, demo/upsample"):
+            resolve_run(name)
+
+
+def test_what_is_there_under_a_shipped_models_name_comes_first(demo, runs, tmp_path):
+    shutil.copytree(runs / "clip", tmp_path / "elsewhere" / "demo" / "base")
+    assert set(Glide.load("demo").folders) == {"clip"}
+    assert resolve_run("demo/upsample") == demo / "upsample"
+
+
+def test_an_installation_without_models_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "DEMO", tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "demo/base"):
+        with pytest.raises(UserError, match=f"{name}: no models are shipped with this installa"):
+            Glide.load(name)
+    with pytest.raises(UserError, match="other is not a folder"):
+        Glide.load("other")
+
+
+def test_everything_of_a_shipped_model_is_packaged(demo):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    patterns = setup["options.package_data"]["glide_jax"].split()
+    packaged = {path for pattern in patterns for path in demo.parent.glob(pattern)}
+    assert {path for path in demo.rglob("*") if path.is_file()} <= packaged

@@ -1,0 +1,98 @@
+"""Fine-tuning from another run's parameters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import model_set
+import numpy as np
+import pytest
+import tiny
+
+from glide_jax.errors import UserError
+from glide_jax.training.fine_tune import network_of, starting_params
+
+
+def denoised(config, params, **conditions):
+    """What a model makes of fixed inputs."""
+    rng = np.random.default_rng(0)
+    network = network_of(config.model)
+    model = network.bind(jax.tree.map(jnp.asarray, params))
+    px, length = config.model.resolution_px, config.model.text.length
+    x_t = jnp.asarray(rng.standard_normal((2, px, px, 3)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 300, (2, length)), jnp.int32)
+    low_res_t = jnp.array([3, 90]) if config.model.low_res_noise else None
+    text = model.encode_text(tokens, jnp.ones((2, length), bool), low_res_t)
+    return model(x_t, jnp.array([5, 800]), text, model.condition(**conditions))
+
+
+@pytest.fixture(scope="module")
+def low_res():
+    rng = np.random.default_rng(1)
+    px = model_set.SMALL_PX
+    return jnp.asarray(rng.uniform(-1, 1, (2, px, px, 3)), jnp.float32)
+
+
+def known_and_mask(px):
+    rng = np.random.default_rng(2)
+    return {
+        "known": jnp.asarray(rng.uniform(-1, 1, (2, px, px, 3)), jnp.float32),
+        "mask": jnp.asarray(rng.random((2, px, px, 1)) < 0.5, jnp.float32),
+    }
+
+
+def test_an_inpainting_model_starts_as_its_base(trained_run):
+    before, after = tiny.get_config(), model_set.inpaint_config()
+    params = starting_params(trained_run, after)
+    base = starting_params(trained_run, before)
+    # Sums over more channels, of which the new ones add zeros, round in another order.
+    np.testing.assert_allclose(
+        denoised(after, params, **known_and_mask(8)), denoised(before, base), atol=1e-5
+    )
+
+
+def test_new_channels_stand_between_those_that_were_there(models, low_res):
+    before = model_set.upsampler_config(inpaint=False)
+    after = model_set.upsampler_config(inpaint=True)
+    params = starting_params(models / "upsample", after)
+    original = starting_params(models / "upsample", before)
+    given = known_and_mask(model_set.LARGE_PX)
+    np.testing.assert_allclose(
+        denoised(after, params, low_res=low_res, **given),
+        denoised(before, original, low_res=low_res),
+        atol=1e-5,
+    )
+
+
+def test_an_upsampler_can_learn_to_be_told_of_noise(models, low_res):
+    before = model_set.upsampler_config(inpaint=False)
+    model = dataclasses.replace(before.model, low_res_noise=True)
+    after = dataclasses.replace(before, model=model)
+    np.testing.assert_array_equal(
+        denoised(after, starting_params(models / "upsample", after), low_res=low_res),
+        denoised(before, starting_params(models / "upsample", before), low_res=low_res),
+    )
+
+
+def test_what_does_not_fit_is_refused(models, trained_run, tmp_path):
+    base, inpaint = tiny.get_config(), model_set.inpaint_config()
+    clip = model_set.clip_config()
+    wider = dataclasses.replace(base.model.unet, channels=64)
+    wider = dataclasses.replace(base, model=dataclasses.replace(base.model, unet=wider))
+    eps = dataclasses.replace(base.diffusion, prediction="eps")
+    eps_inpaint = dataclasses.replace(inpaint, diffusion=eps)
+    for run, config, line in (
+        (trained_run, wider, r"text_emb.bias is \(128,\) there and \(256,\) in the config"),
+        (trained_run, clip, "one of the two models is a CLIP"),
+        (models / "base-inpaint", base, "sees known pixels and mask, this one does not"),
+        (models / "upsample", eps_inpaint, "sees low_res, this one does not"),
+        (trained_run, dataclasses.replace(base, diffusion=eps), "diffusion.prediction v"),
+        (tmp_path, base, "is not a run folder"),
+    ):
+        with pytest.raises(UserError, match=line):
+            starting_params(run, config)
+
+
+def test_a_clip_starts_from_a_clip(models):
+    params = starting_params(models / "clip", model_set.clip_config())
+    assert params.keys() == network_of(model_set.clip_config().model).shapes.keys()

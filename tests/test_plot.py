@@ -1,0 +1,270 @@
+"""Curves and film strips of small runs, of which all numbers are known."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from model_set import inpaint_config
+from PIL import Image
+
+from glide_jax.errors import UserError
+from glide_jax.pictures import draw_grid, save_png
+from glide_jax.training.film import film_strip
+from glide_jax.training.plot import COLOURS, bucket_panels, draw_curves, main, read_curves, smoothed
+
+BUCKETS = ("t000-199", "t200-399", "t400-599", "t600-799", "t800-999")
+
+
+def write_metrics(folder, lines):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def denoiser_lines(last_step, scale=1.0):
+    for step in range(10, last_step + 1, 10):
+        loss = scale * (0.05 + np.exp(-step / 50))
+        yield {
+            "step": step, "loss": loss, "mse": loss, "vb": 0.0, "grad_norm": 1 / step,
+            "images_per_s": 100.0, "loader_wait_share": 0.0, "skipped": 0.0,
+        }  # fmt: skip
+        if step % 50 == 0:
+            losses = {"validation_loss": loss, "validation_loss_raw": 1.1 * loss}
+            of_t = {f"validation_mse_{name}": loss / (1 + i) for i, name in enumerate(BUCKETS)}
+            raw = {f"{name}_raw": value for name, value in of_t.items()}
+            yield {"step": step} | losses | of_t | raw
+
+
+def clip_lines(last_step):
+    for step in range(10, last_step + 1, 10):
+        yield {
+            "step": step, "loss": 3.0, "accuracy": 0.5, "temperature": 0.07, "grad_norm": 1.0,
+            "images_per_s": 100.0,
+        }  # fmt: skip
+        if step % 50 == 0:
+            of_t = {f"validation_accuracy_{name}": 0.1 * i for i, name in enumerate(BUCKETS)}
+            yield {"step": step, "validation_loss": 3.1, "validation_accuracy": 0.4} | of_t
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write_metrics(tmp_path / "long", denoiser_lines(400))
+    write_metrics(tmp_path / "short", denoiser_lines(200, scale=0.5))
+    write_metrics(tmp_path / "clip", clip_lines(300))
+    return tmp_path
+
+
+def figure_of(folder, *names):
+    return draw_curves({name: read_curves(folder / name) for name in names})
+
+
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes]
+
+
+def panel(figure, title):
+    return figure.axes[titles(figure).index(title)]
+
+
+def test_one_run_has_a_panel_for_all_that_it_logged_and_for_nothing_else(runs):
+    figure = figure_of(runs, "long")
+    assert titles(figure) == [
+        "Training loss", "Validation loss", "Validation error by timestep", "Gradient", "Speed",
+    ]  # fmt: skip
+    assert all(axes.get_xlabel() == "step" and axes.get_ylabel() for axes in figure.axes)
+    assert panel(figure, "Speed").get_ylabel() == "images / s"
+    assert figure.texts[0].get_text() == "long"
+    by_timestep = panel(figure, "Validation error by timestep")
+    assert len({line.get_color() for line in by_timestep.lines}) == 5
+    assert [text.get_text() for text in by_timestep.get_legend().get_texts()] == [
+        "t 0–199", "t 200–399", "t 400–599", "t 600–799", "t 800–999",
+    ]  # fmt: skip
+    curves = read_curves(runs / "long")
+    for line, name in zip(by_timestep.lines, BUCKETS, strict=True):
+        np.testing.assert_array_equal(
+            line.get_xydata(), np.stack(curves[f"validation_mse_{name}"]).T
+        )
+    # The first windows alone, before anything is validated.
+    write_metrics(runs / "young", list(denoiser_lines(40)))
+    assert titles(figure_of(runs, "young")) == ["Training loss", "Gradient", "Speed"]
+
+
+def test_loss_is_drawn_as_it_is_and_smoothed_on_a_logarithmic_axis(runs):
+    figure = figure_of(runs, "long")
+    axes, curve = panel(figure, "Training loss"), read_curves(runs / "long")["loss"]
+    raw, smooth = axes.lines
+    np.testing.assert_array_equal(raw.get_xydata(), np.stack(curve).T)
+    np.testing.assert_array_equal(smooth.get_ydata(), smoothed(curve.values))
+    assert raw.get_alpha() < 0.5 and smooth.get_alpha() is None
+    assert axes.get_yscale() == panel(figure, "Gradient").get_yscale() == "log"
+    assert panel(figure, "Speed").get_yscale() == "linear"
+    averaged, of_raw = panel(figure, "Validation loss").lines
+    assert (averaged.get_linestyle(), of_raw.get_linestyle()) == ("-", "--")
+    np.testing.assert_allclose(of_raw.get_ydata(), 1.1 * averaged.get_ydata())
+
+
+def test_runs_are_drawn_over_each_other_in_a_colour_each(runs):
+    figure = figure_of(runs, "long", "short")
+    assert titles(figure) == [
+        "Training loss", "Validation loss",
+        *(f"Validation error, t {200 * i}–{200 * i + 199}" for i in range(5)),
+        "Gradient", "Speed",
+    ]  # fmt: skip
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["long", "short"]
+    assert [line.get_color() for line in legend.get_lines()] == list(COLOURS[:2])
+    for axes in figure.axes:
+        for colour, last in zip(COLOURS, (400, 200), strict=False):
+            ends = {line.get_xdata()[-1] for line in axes.lines if line.get_color() == colour}
+            assert ends == {last}
+        assert axes.get_xlim() == (0, 1.02 * 400)
+
+
+def test_a_clips_accuracy_is_told_in_per_cent(runs):
+    figure = figure_of(runs, "clip")
+    assert titles(figure) == [
+        "Training loss", "Validation loss", "Accuracy", "Validation accuracy by timestep",
+        "Temperature", "Gradient", "Speed",
+    ]  # fmt: skip
+    accuracy = panel(figure, "Accuracy")
+    assert "%" in accuracy.get_ylabel()
+    assert {float(line.get_ydata()[0]) for line in accuracy.lines} == {40.0, 50.0}
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [
+        "validation, averaged parameters", "training",
+    ]  # fmt: skip
+    mixed = titles(figure_of(runs, "clip", "long"))
+    assert "Accuracy" in mixed and "Validation error, t 0–199" in mixed
+
+
+def test_buckets_are_in_the_order_of_their_steps():
+    logged = {"validation_mse_t1600-1999", "validation_mse_t400-799", "validation_mse_t000-399"}
+    (error, accuracy) = bucket_panels(logged | {"validation_mse_t000-399_raw"}, together=True)
+    assert [line.label for line in error.lines] == ["t 0–399", "t 400–799", "t 1600–1999"]
+    assert not accuracy.lines
+
+
+def test_smoothing_keeps_straight_lines_and_means():
+    line = np.arange(200.0)
+    # At the end there are fewer points after than before: an average of 3 lies half a step back.
+    np.testing.assert_allclose(smoothed(line)[:-2], line[:-2])
+    noise = np.random.default_rng(0).standard_normal(4000)
+    assert np.std(smoothed(noise)[50:]) < 0.15  # of 101 points: 1 / sqrt(101), about 0.1
+    for count in (1, 2, 3):
+        assert len(smoothed(line[:count])) == count and smoothed(line[:count])[0] == 0
+
+
+def test_values_that_are_not_finite_and_a_line_cut_short_are_passed_over(tmp_path):
+    run = write_metrics(
+        tmp_path / "run", [{"step": s, "loss": v} for s, v in ((1, 0.5), (2, np.nan), (3, np.inf))]
+    )
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    curve = read_curves(run)["loss"]
+    assert curve.steps.tolist() == [1] and curve.values.tolist() == [0.5]
+    draw_curves({"run": {"loss": curve}})
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n[3]\n{"step": 2, "loss": 1}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not one of a training's"):
+        read_curves(run)
+
+
+def test_the_command_writes_curves_and_names_what_it_cannot_use(runs, capsys, monkeypatch):
+    out = runs / "new" / "curves.png"
+    main([str(runs / "long"), str(runs / "short"), "--out", str(out)])
+    assert str(out) in capsys.readouterr().out
+    with Image.open(out) as image:
+        assert image.width > 1500 and len(image.getcolors(2**20)) > 100
+    # Folders of the same name are told apart by where they are.
+    write_metrics(runs / "other" / "long", denoiser_lines(100))
+    main([str(runs / "long"), str(runs / "other" / "long"), "--out", str(runs / "two.svg")])
+    assert (runs / "two.svg").is_file()
+    (runs / "empty").mkdir()
+    for message, arguments in {
+        "at least one run folder": [],
+        "nothing is not the folder of a training": [runs / "nothing"],
+        r"empty is not the folder of a training: it has no metrics\.jsonl": [runs / "empty"],
+        "cannot write .*curves.what": [runs / "long", "--out", runs / "curves.what"],
+        "cannot write .*long/metrics": [runs / "long", "--out", runs / "long/metrics.jsonl/x.png"],
+        "9 runs cannot be told apart": [write_metrics(runs / str(i), denoiser_lines(20))
+                                        for i in range(9)],
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            main(list(map(str, arguments)))
+    (runs / "empty" / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is empty: nothing is logged yet"):
+        main([str(runs / "empty")])
+    with pytest.raises(UserError, match="nothing to draw in run"):
+        draw_curves({"run": {"bad_records": read_curves(runs / "long")["skipped"]}})
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"needs matplotlib: pip install -e '\.\[plot\]'"):
+        main([str(runs / "long")])
+
+
+# Film strips --------------------------------------------------------------------------------------
+
+CAPTIONS = ["a red star", "a blue ring with a long description that takes some lines", "", "moon"]
+
+
+def write_run(folder, config, steps, grid):
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text(config.to_json())
+    for step in steps:
+        save_png(folder / "samples" / f"{step:07d}.png", grid(step))
+    return folder
+
+
+def flat(level):
+    return np.full((8, 8, 3), level, np.uint8)
+
+
+def film_levels(film, rows):
+    """The levels in the middle of each tile, by row, from the first column on."""
+    side, margin = 192, 12
+    middles = range(margin + side // 2, film.shape[1], side + margin)
+    tops = range(margin + 24 + side // 2, film.shape[0], side + margin)
+    return [[int(film[y, x, 0]) for x in middles][1:] for y in tops][:rows]
+
+
+def test_a_film_shows_the_same_prompts_over_time(tmp_path):
+    def grid(step):
+        pictures = np.stack([flat(20 * i + step // 1000) for i in range(8)])
+        return draw_grid(pictures, CAPTIONS * 2, columns=4)
+
+    run = write_run(tmp_path / "run", tiny.get_config(), range(1000, 16000, 1000), grid)
+    # Another run's prompts, before: a grid of another size is no part of the film.
+    save_png(run / "samples" / "0000500.png", draw_grid(flat(9)[None], ["x"], columns=1))
+    film = film_strip([run])
+    # 15 grids: 8 of them evenly spaced, the first and the last among them.
+    shown = [1, 3, 5, 7, 9, 11, 13, 15]
+    assert film_levels(film, 4) == [[20 * i + s for s in shown] for i in range(4)]
+    captions = film[36:, :204, 0]
+    written = [(captions[204 * i : 204 * i + 150] < 100).any() for i in range(4)]
+    assert written == [True, True, False, True]
+    labels = film[:36, 204:, 0]
+    assert all((labels[:, 204 * i : 204 * (i + 1)] < 100).any() for i in range(8))
+    # Two runs: one strip under the other, of the same width or wider.
+    both = film_strip([run, run])
+    assert both.shape[0] > 2 * film.shape[0] and both.shape[1] == film.shape[1]
+
+
+def test_a_film_of_an_inpainting_model_shows_what_it_was_given_once(tmp_path):
+    def grid(step):
+        rows = [x for i in range(4) for x in (flat(50 + i), flat(100 + i + step), flat(200 + i))]
+        captions = [c for i in range(4) for c in (f"given: {CAPTIONS[i]}", "drawn", "whole")]
+        return draw_grid(np.stack(rows), captions, columns=6)
+
+    run = write_run(tmp_path / "run", inpaint_config(), (10, 20), grid)
+    assert film_levels(film_strip([run]), 2) == [[50, 110, 120, 200], [51, 111, 121, 201]]
+
+
+def test_a_run_without_pictures_is_told(tmp_path):
+    run = write_run(tmp_path / "run", tiny.get_config(), (), None)
+    with pytest.raises(UserError, match=r"run has no samples/STEP\.png: nothing is drawn yet"):
+        film_strip([run])
+    (run / "samples").mkdir()
+    (run / "samples" / "0000010.png").write_text("not a picture")
+    with pytest.raises(UserError, match=r"cannot read the grids in .*samples"):
+        film_strip([run])
+    with pytest.raises(UserError, match="is not a run folder"):
+        film_strip([run / "samples"])
