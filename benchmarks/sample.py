@@ -1,13 +1,16 @@
 """Drawing with the released sizes: seconds, FLOP/s and memory of base, upsampler and cascade.
 
     python benchmarks/sample.py [--dtype float32] [--batch 4] [--models base upsample]
+    taskset -c 1 python benchmarks/sample.py --cpu-time [--no-shift]
 
 Weights are random: time does not depend on them. Base: 64 px with classifier-free guidance, so that
 one picture is a batch of two. Upsampler: 256 px, without. What is timed is a call of the denoiser,
 for one picture and for a batch; the fastest of several counts, because machines are noisy. The
 cascade is 100 calls of the one and 27 of the other, the released settings. FLOPs are XLA's own
 count of the compiled program; the peak they are compared with is a large matrix product's, measured
-here in the same type.
+here in the same type. --no-shift leaves wide bfloat16 convolutions to XLA, to see what
+models/cpu.py gains. --cpu-time counts the CPU's seconds instead of the clock's, for a core that
+others use too.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +32,7 @@ from glide_jax.models.cpu import drawing_on
 from glide_jax.models.glide import glide_network
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+Clock = Callable[[], float]
 
 
 class Model(NamedTuple):
@@ -53,27 +58,27 @@ class Measured(NamedTuple):
     """Parameters, inputs, outputs and temporary arrays."""
 
 
-def fastest(call: Callable[[], Any], turns: int) -> float:
+def fastest(call: Callable[[], Any], turns: int, clock: Clock) -> float:
     """Seconds of the fastest of several calls, after one to warm up."""
     jax.block_until_ready(call())
     times = []
     for _ in range(turns):
-        start = time.perf_counter()
+        start = clock()
         jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times)
 
 
-def matrix_peak(dtype: str, turns: int) -> float:
+def matrix_peak(dtype: str, turns: int, clock: Clock) -> float:
     """FLOP/s of a product of two square matrices."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
-    return 2 * size**3 / fastest(lambda: product(a), turns)
+    return 2 * size**3 / fastest(lambda: product(a), turns, clock)
 
 
-def measure(config: ModelConfig, rows: int, turns: int) -> Measured:
-    """One call of a model's denoiser on so many rows."""
+def measure(config: ModelConfig, rows: int, turns: int, clock: Clock, shift: bool) -> Measured:
+    """One call of a model's denoiser on so many rows, wide convolutions shifted or XLA's."""
     network = glide_network(config)
     rng = np.random.default_rng(0)
     params = {
@@ -91,16 +96,16 @@ def measure(config: ModelConfig, rows: int, turns: int) -> Measured:
 
     def call(params, text, x_t):
         model = network.bind(params)
-        with drawing_on(jax.devices()[0].platform):
+        with drawing_on(jax.devices()[0].platform) if shift else nullcontext():
             return model(x_t, t, text, model.condition(low_res=low_res))
 
-    start = time.perf_counter()
+    start = clock()
     compiled = jax.jit(call).lower(params, text, x_t).compile()
-    compiling_s = time.perf_counter() - start
+    compiling_s = clock() - start
     memory = compiled.memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     flops = (compiled.cost_analysis() or {}).get("flops", float("nan"))
-    call_s = fastest(lambda: compiled(params, text, x_t), turns)
+    call_s = fastest(lambda: compiled(params, text, x_t), turns, clock)
     return Measured(compiling_s, call_s, flops, used)
 
 
@@ -111,19 +116,26 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--batch", type=int, default=2, help="pictures, beside one alone")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--no-shift", action="store_true", help="leave all convolutions to XLA, on CPUs too"
+    )
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of the CPU, not the clock")
     arguments = parser.parse_args()
-    peak = matrix_peak(arguments.dtype, arguments.turns)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    peak = matrix_peak(arguments.dtype, arguments.turns, clock)
     print(
         f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {arguments.dtype}, "
         f"matrix products at {peak / 1e9:,.0f} GFLOP/s"
     )
+    sizes = sorted({1, arguments.batch})
     seconds = {}
     for name in arguments.models:
         model = MODELS[name]
         config = load_config(CONFIGS / model.file).denoiser
         config = dataclasses.replace(config, dtype=arguments.dtype)
-        for pictures in (1, arguments.batch):
-            m = measure(config, model.rows * pictures, arguments.turns)
+        for pictures in sizes:
+            rows = model.rows * pictures
+            m = measure(config, rows, arguments.turns, clock, shift=not arguments.no_shift)
             seconds[name, pictures] = model.calls * m.call_s
             print(
                 f"{name:9}{pictures:4} picture(s): a call {m.call_s:6.2f} s, "
@@ -133,7 +145,7 @@ def main() -> None:
                 f"the peak), {m.memory_bytes / 1e9:.1f} GB, compiled in {m.compiling_s:.0f} s"
             )
     if len(arguments.models) == len(MODELS):
-        for pictures in (1, arguments.batch):
+        for pictures in sizes:
             total = sum(seconds[name, pictures] for name in MODELS)
             print(f"cascade  {pictures:4} picture(s): {total:6.1f} s")
 

@@ -30,9 +30,9 @@ from glide_jax.config import (
     UNetConfig,
 )
 from glide_jax.models import text, unet
-from glide_jax.models.glide import glide_network
 from glide_jax.models.layers import EPSILON, GroupNorm
 from glide_jax.training import sharding
+from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
 
 
@@ -93,7 +93,7 @@ def programs(config: Config, devices: int) -> tuple[Callable[[], Any], Callable[
         (jax.sharding.AxisType.Auto,) * 2,
         devices=jax.devices()[:devices],
     )
-    trainer = Trainer(config, glide_network(config.denoiser), mesh)
+    trainer = Trainer(config, Denoising(config), mesh)
     rng = np.random.default_rng(0)
     b, px = config.train.batch_examples, config.model.resolution_px
     length = config.model.text.length
@@ -113,7 +113,7 @@ def programs(config: Config, devices: int) -> tuple[Callable[[], Any], Callable[
         return metrics
 
     def forward() -> Any:
-        return trainer.validate(state.ema, batch)
+        return trainer.validate(state.ema, batch, 0)
 
     jax.block_until_ready((step(), forward()))
     return step, forward
