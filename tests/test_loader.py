@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import model_set
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,9 +15,15 @@ from hypothesis import strategies as st
 from numbered_pictures import numbers, write_pictures
 from tiny import get_config
 
-from glide_jax.config import Config
+from glide_jax.config import Config, LowResConfig, MaskConfig
 from glide_jax.data.folder import FolderSource, open_folder
-from glide_jax.data.loader import FEW_RECORDS, Loader, _shuffled, validation_batches
+from glide_jax.data.loader import (
+    FEW_RECORDS,
+    Loader,
+    _shuffled,
+    validation_batches,
+    validation_examples,
+)
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch
@@ -243,3 +250,42 @@ print(loader.state())
     )
     assert result.stdout == "{'batch': 1}\n"
     assert result.stderr == ""
+
+
+def with_model(base: Config, **changes: Any) -> Config:
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, **changes))
+
+
+def test_inpainting_batches_hold_masks_and_may_tell_their_place(source: FolderSource) -> None:
+    masks = MaskConfig(rectangle=1, brush=0, half_plane=0, whole=0, place_caption=1.0)
+    settings = with_model(config(masks=masks, caption_drop=0.0), inpaint=True)
+    with Loader(source, TOKENIZER, settings) as loader:
+        first, second = (next(loader) for _ in range(2))
+    assert first["mask"].shape == (8, 8, 8, 1) and first["mask"].dtype == np.float32
+    assert set(np.unique(first["mask"])) == {0, 1}
+    assert (first["mask"] != second["mask"]).any()
+    again = [next(validation_batches(source, TOKENIZER, settings))["mask"] for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+
+    long_text = dataclasses.replace(settings.denoiser.text, length=32)
+    with Loader(source, TOKENIZER, with_model(settings, text=long_text)) as loader:
+        texts = captions(next(loader))
+    assert any(", at the" in text or ", on the" in text for text in texts)
+
+
+def test_an_upsampler_is_trained_on_squares_and_shown_whole_pictures(source: FolderSource) -> None:
+    low_res = LowResConfig(crop_px=4)
+    settings = with_model(config(), low_res_px=4)
+    settings = dataclasses.replace(
+        settings, data=dataclasses.replace(settings.data, low_res=low_res)
+    )
+    with Loader(source, TOKENIZER, settings) as loader:
+        assert next(loader)["image"].shape == (8, 4, 4, 3)
+    assert next(validation_batches(source, TOKENIZER, settings))["image"].shape == (8, 4, 4, 3)
+    assert [e.pixels.shape for e in validation_examples(source, settings, 2)] == [(8, 8, 3)] * 2
+
+
+def test_a_clip_always_gets_its_captions(source: FolderSource) -> None:
+    settings = dataclasses.replace(config(caption_drop=1.0), model=model_set.clip_config().model)
+    with Loader(source, TOKENIZER, settings) as loader:
+        assert all(captions(next(loader)))

@@ -51,7 +51,7 @@ class RunLog:
         self._window_wait_s += wait_s
         self._bar.update()
 
-    def write_window(self, step: int, **more: float) -> None:
+    def write_window(self, step: int, **more: float | int) -> None:
         """Logs the means over the steps since the last call, and how fast they were."""
         steps = len(next(iter(self._window.values())))
         elapsed_s = perf_counter() - self._window_start
@@ -68,7 +68,7 @@ class RunLog:
         self._window_start = perf_counter()
         self._window_wait_s = 0.0
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Adds a line to metrics.jsonl, and the values to TensorBoard."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():

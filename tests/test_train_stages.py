@@ -1,0 +1,144 @@
+"""Every stage of GLIDE through train.py: it trains, shows itself, and goes on bit for bit."""
+
+import dataclasses
+import json
+import signal
+
+import model_set
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax import UserError
+from glide_jax.config import DiffusionConfig, LowResConfig
+from glide_jax.training.checkpoint import load_weights
+from glide_jax.training.fine_tune import network_of
+from train import train
+
+
+@pytest.fixture(autouse=True)
+def own_signal_handlers():
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def changed(config, part, **changes):
+    return dataclasses.replace(
+        config, **{part: dataclasses.replace(getattr(config, part), **changes)}
+    )
+
+
+def on_colours(config, folder, **settings):
+    """The configuration on the eight colours, for six steps unless said otherwise."""
+    config = changed(
+        config,
+        "data",
+        source="folder",
+        path=str(folder),
+        train_split="all",
+        validation_split="all",
+        loader_threads=1,
+    )
+    settings = {
+        "steps": 6,
+        "batch_examples": 8,
+        "log_every_steps": 2,
+        "checkpoint_every_steps": 3,
+        "sample_every_steps": 6,
+        "validate_every_steps": 6,
+        "validation_examples": 8,
+    } | settings
+    return changed(config, "train", **settings)
+
+
+def upsampler():
+    config = model_set.upsampler_config(inpaint=False)
+    config = changed(config, "model", low_res_noise=True)
+    low_res = LowResConfig(crop_px=8, blur_px=0.6, noise_steps=5)
+    config = changed(config, "data", low_res=low_res)
+    diffusion = DiffusionConfig(
+        schedule="linear",
+        prediction="v",
+        steps=30,
+        zero_terminal_snr=True,
+        timesteps="loss-second-moment",
+        weighting="min-snr",
+    )
+    return dataclasses.replace(config, diffusion=diffusion)
+
+
+def metrics(run_dir):
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    clock = ("images_per_s", "loader_wait_share")
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
+@pytest.mark.parametrize("stage", ["upsample", "base-inpaint", "clip"])
+def test_a_stage_trains_and_goes_on_bit_for_bit(stage, colour_folder, models, tmp_path):
+    config = {
+        "upsample": upsampler,
+        "base-inpaint": model_set.inpaint_config,
+        "clip": model_set.clip_config,
+    }[stage]()
+    start = {"init_from": str(models / "base")} if stage == "base-inpaint" else {}
+    config = on_colours(config, colour_folder, **start)
+    train(config, tmp_path / "whole")
+    train(changed(config, "train", steps=3), tmp_path / "parts")
+    train(config, tmp_path / "parts")
+
+    shapes = network_of(config.model).shapes
+    whole, parts = (load_weights(tmp_path / run, shapes) for run in ("whole", "parts"))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(parts[name], value, err_msg=name)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+    validated = [line for line in metrics(tmp_path / "whole") if "validation_loss" in line]
+    assert [line["step"] for line in validated] == [6]
+    assert {"validation_loss", "validation_loss_raw"} <= validated[0].keys()
+    shown = "accuracy" if stage == "clip" else "mse"
+    buckets = [name for name in validated[0] if name.startswith(f"validation_{shown}_t")]
+    assert len(buckets) >= 5
+    grid = tmp_path / "whole" / "samples" / "0000006.png"
+    if stage == "clip":
+        assert not grid.exists()
+    else:
+        assert Image.open(grid).size[0] > 6 * 192  # given, drawn, whole; twice in a row
+
+
+def test_a_fine_tune_that_cannot_be_leaves_nothing_behind(colour_folder, models, tmp_path):
+    run = tmp_path / "run"
+    config = on_colours(model_set.clip_config(), colour_folder, init_from=str(models / "base"))
+    with pytest.raises(UserError, match="one of the two models is a CLIP"):
+        train(config, run)
+    assert not run.exists()
+    nowhere = changed(config, "train", init_from="demo/nothing")
+    with pytest.raises(UserError, match="demo/nothing"):
+        train(nowhere, run)
+    assert not run.exists()
+
+
+def test_captions_that_are_all_empty_are_refused(colour_folder, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("red", "green"):
+        (folder / f"{name}.png").write_bytes((colour_folder / f"{name}.png").read_bytes())
+        (folder / f"{name}.txt").write_text(" \n")
+    with pytest.raises(UserError, match="caption"):
+        train(on_colours(model_set.clip_config(), folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_auxiliary_clip_is_read_from_its_run(colour_folder, models, tmp_path):
+    config = on_colours(
+        model_set.inpaint_config(),
+        colour_folder,
+        steps=2,
+        sample_every_steps=0,
+        clip_run=str(models / "clip"),
+        clip_loss_weight=0.1,
+    )
+    train(config, tmp_path / "run")
+    (line,) = (line for line in metrics(tmp_path / "run") if "clip_loss" in line)
+    assert 0 < line["clip_loss"] < 2
