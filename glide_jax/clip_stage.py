@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
@@ -61,6 +60,23 @@ class ClipStage:
         """Embeddings of captions, of length 1."""
         return self._encode_text(self.params, *self.tokenize(captions))
 
+    def encode_images(
+        self, images: Float[np.ndarray, "b h w 3"], t: int
+    ) -> Float[np.ndarray, "b d"]:
+        """Embeddings of pictures, of length 1.
+
+        Args:
+            images: in [-1, 1] but for their noise, of this CLIP's resolution.
+            t: step whose noise they hold; 0 for none.
+        """
+        parts = (images[start : start + MAX_BATCH] for start in range(0, len(images), MAX_BATCH))
+        return np.concatenate(
+            [
+                self._encode_image(self.params, part, np.full(len(part), t, np.int32))
+                for part in parts
+            ]
+        )
+
     def scores(
         self,
         pictures: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "b h w 3"],
@@ -76,9 +92,4 @@ class ClipStage:
         text = self.encode_text(different.tolist())[which]
         px = self.config.resolution_px
         small = to_float(np.stack([square_picture(picture, px, "crop") for picture in pictures]))
-        parts = []
-        for start in range(0, len(small), MAX_BATCH):
-            part = small[start : start + MAX_BATCH]
-            image = self._encode_image(self.params, part, jnp.zeros(len(part), jnp.int32))
-            parts.append(jnp.sum(text[start : start + MAX_BATCH] * image, -1))
-        return np.concatenate(parts)
+        return np.sum(np.asarray(text) * self.encode_images(small, 0), -1)

@@ -1,0 +1,113 @@
+"""Does a CLIP find a picture's caption among others, and through how much noise?
+
+python -m glide_jax.evaluation.retrieval --checkpoint runs/scenes_clip32 --out retrieval.png
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from jaxtyping import Float
+
+from glide_jax.clip_stage import ClipStage
+from glide_jax.command_line import keep_compiled_programs
+from glide_jax.data.sources import open_source
+from glide_jax.data.transforms import load_pixels, to_float
+from glide_jax.diffusion.schedule import Schedule
+from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.training.checkpoint import load_run_config
+
+
+def top_1(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], among: int) -> float:
+    """The share of pictures whose own caption is nearest, in groups of `among`.
+
+    Args:
+        image, text: embeddings of length 1; row i of both belong together. Rows that do not fill
+            a group are left out.
+        among: captions to choose from.
+    """
+    groups = len(image) // among
+    image, text = (x[: groups * among].reshape(groups, among, -1) for x in (image, text))
+    nearest = np.einsum("gid,gjd->gij", image, text).argmax(-1)
+    return float((nearest == np.arange(among)).mean())
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Lets a CLIP choose each held-out picture's caption among those of other pictures.
+
+    Prints how often it is right at each noise level.
+    """
+
+    checkpoint: Path
+    """Run folder of a CLIP."""
+    n: int = 512
+    """Pictures: the first of the split, in groups of `among`."""
+    among: int = 64
+    """Captions to choose from."""
+    split: str = ""
+    """Of the model's own data set; its validation split unless given."""
+    caption_index: int = 1
+    """Which of a record's captions; of scenes, 1 says everything."""
+    t: tuple[int, ...] = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)
+    """Steps whose noise the pictures are given; 0 is none."""
+    seed: int = 0
+    """Of the noise."""
+    out: Path | None = None
+    """PNG file for the curve."""
+
+
+def main(arguments: Arguments) -> None:
+    """The command. Raises UserError."""
+    if not 2 <= arguments.among <= arguments.n:
+        raise UserError(f"--among {arguments.among}: must be from 2 to --n ({arguments.n})")
+    keep_compiled_programs()
+    config = load_run_config(arguments.checkpoint)
+    clip = ClipStage.load(arguments.checkpoint)
+    levels = [t for t in arguments.t if t < clip.config.steps]
+    source = open_source(config.data, arguments.split or config.data.validation_split)
+    records = [source[i] for i in range(min(arguments.n, len(source)))]
+    px = clip.config.resolution_px
+    x_0 = to_float(np.stack([load_pixels(r.image, px, name=r.name) for r in records]))
+    captions = [r.captions[min(arguments.caption_index, len(r.captions) - 1)] for r in records]
+    text = np.asarray(clip.encode_text(captions))
+    rng = np.random.default_rng(arguments.seed)
+    eps = rng.standard_normal(x_0.shape, np.float32)
+    alpha_bar = Schedule.create(config.diffusion.schedule, config.diffusion.steps).alpha_bar
+
+    shares = []
+    for t in levels:
+        x_t = x_0 if t == 0 else np.sqrt(alpha_bar[t]) * x_0 + np.sqrt(1 - alpha_bar[t]) * eps
+        shares.append(top_1(clip.encode_images(x_t.astype(np.float32), t), text, arguments.among))
+        print(f"t = {t:3d}: {shares[-1]:.1%} right among {arguments.among}", flush=True)
+    if arguments.out is not None:
+        _plot(levels, shares, arguments)
+        print(arguments.out)
+
+
+def _plot(levels: list[int], shares: list[float], arguments: Arguments) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--out needs matplotlib: pip install 'glide_jax[plot]'") from None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(levels, [100 * share for share in shares], marker="o")
+    axes.axhline(100 / arguments.among, color="grey", linestyle=":", label="chance")
+    axes.set(
+        xlabel="noise level t",
+        ylabel=f"right caption among {arguments.among} (%)",
+        ylim=(0, 102),
+        title="Caption retrieval by noised CLIP",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    assert arguments.out is not None
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.out, dpi=120)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(tyro.cli(Arguments, prog="python -m glide_jax.evaluation.retrieval"))
