@@ -138,6 +138,9 @@ class Upsample(Drawing):
 
     low_res: UseAppendAction[tuple[Path, ...]] = ()
     """A picture; repeat the flag for more. Made as small as the upsampler expects."""
+    low_res_noise: int | None = None
+    """Noise added to the small pictures, as at this step: hides their faults. For upsamplers that
+    are told of it."""
     fit: Fit = "crop"
     """crop: the largest square from the middle; pad: with grey; stretch."""
 

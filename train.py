@@ -84,8 +84,11 @@ def train(config: Config, run_dir: Path) -> None:
         "clip_tokenizer": clip and clip.tokenize,
     }
     loader = Loader(source, tokenizer, config, **share, state=loader_state)
-    validation = list(validation_batches(held_out, tokenizer, config, **share))
-    preview = None if is_clip else Preview(config, tokenizer, held_out)
+    validation, preview = [], None
+    if settings.validate_every_steps:
+        validation = list(validation_batches(held_out, tokenizer, config, **share))
+    if settings.sample_every_steps and not is_clip:
+        preview = Preview(config, tokenizer, held_out)
 
     log = RunLog(run_dir, step, settings.steps, settings.batch_examples)
     if log_state is not None:
@@ -98,6 +101,7 @@ def train(config: Config, run_dir: Path) -> None:
     )
 
     def save() -> None:
+        settle()
         checkpoints.save(state, {"loader": loader.state(), "log": log.state()})
 
     def validate() -> dict[str, float]:
@@ -121,6 +125,21 @@ def train(config: Config, run_dir: Path) -> None:
 
     # Loop ------------------------------------------------------------------------------------
 
+    unsettled: list[tuple[dict[str, jax.Array], float]] = []
+
+    def settle() -> None:
+        """Waits for the step that the device is at, and logs it."""
+        for metrics, waited in unsettled:
+            values = {name: float(value) for name, value in metrics.items()}
+            log.step(values, waited)
+            if values["skipped_in_a_row"] >= settings.max_bad_steps:
+                raise UserError(
+                    f"step {step}: {settings.max_bad_steps} steps in a row had a loss or gradient "
+                    "that is not finite; lower optim.learning_rate and start again: "
+                    f"{run_dir} keeps its last checkpoint (step {checkpoints.latest_step})"
+                )
+        unsettled.clear()
+
     stop = StopRequest()
     try:
         while step < settings.steps and not stop.requested:
@@ -128,29 +147,25 @@ def train(config: Config, run_dir: Path) -> None:
             batch = sharding.to_devices(next(loader), mesh)
             waited = perf_counter() - waited
             state, metrics = trainer.step(state, batch)
+            settle()  # the step before, while the device is at this one
             step += 1
-            log.step({name: float(value) for name, value in metrics.items()}, waited)
+            unsettled.append((metrics, waited))
 
-            if metrics["skipped_in_a_row"] >= settings.max_bad_steps:
-                raise UserError(
-                    f"step {step}: {settings.max_bad_steps} steps in a row had a loss or gradient "
-                    "that is not finite; lower optim.learning_rate and start again: "
-                    f"{run_dir} keeps its last checkpoint (step {checkpoints.latest_step})"
-                )
             if step % settings.log_every_steps == 0:
+                settle()
                 log.write_window(
                     step,
                     truncated_captions=tokenizer.truncated,
                     bad_records=loader.bad_records,
                 )
+            if step % settings.checkpoint_every_steps == 0:
+                save()
             if settings.validate_every_steps and step % settings.validate_every_steps == 0:
                 log.write(step, validate())
                 log.restart_clock()
             if settings.sample_every_steps and step % settings.sample_every_steps == 0:
                 draw_samples()
                 log.restart_clock()
-            if step % settings.checkpoint_every_steps == 0:
-                save()
 
         if checkpoints.latest_step != step:
             save()

@@ -14,6 +14,7 @@ from glide_jax.config import (
     ClipImageConfig,
     ClipTextConfig,
     Config,
+    DiffusionConfig,
     OptimConfig,
 )
 
@@ -28,6 +29,7 @@ def get_config() -> Config:
             embedding_width=128,
             dtype="float32",
         ),
+        diffusion=DiffusionConfig(),
         optim=OptimConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=200, ema_decay=0.998),
         train=dataclasses.replace(base.train, batch_examples=128, steps=30_000),
     )

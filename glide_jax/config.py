@@ -414,7 +414,8 @@ class TrainConfig:
     clip_run: str = ""
     """Run folder of a CLIP for the auxiliary loss of `clip_loss_weight`."""
     clip_loss_weight: float = 0.0
-    """Of 1 - cos(caption, predicted x_0) by that CLIP, added to the loss. 0, as GLIDE: none."""
+    """Of alpha_bar_t (1 - cos(caption, predicted x_0)) by that CLIP, added to the loss; noisy steps
+    count less, as their x_0 is a blur that no CLIP has seen. 0, as GLIDE: none."""
     seed: int = 0
     steps: int = 1_000_000
     batch_examples: int = 2048
@@ -448,6 +449,11 @@ class TrainConfig:
             "checkpoints_kept",
         ):
             _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
+        _require(
+            self.validation_examples >= 1 or not self.validate_every_steps,
+            "train.validation_examples",
+            "must be at least 1; train.validate_every_steps=0 switches validation off",
+        )
         _require(
             self.batch_examples % self.micro_batches == 0,
             "train.batch_examples",
@@ -486,6 +492,18 @@ class Config:
                 f"({self.model.steps}) must be diffusion.steps ({self.diffusion.steps}), or 1 for "
                 "a CLIP that sees pictures without noise",
             )
+            _require(not self.data.low_res.crop_px, "data.low_res.crop_px", "must be 0 for a CLIP")
+            _require(
+                self.train.trainable == "all" and not self.train.clip_loss_weight,
+                "train",
+                "of a CLIP has trainable all and clip_loss_weight 0",
+            )
+            for name, default in (("timesteps", "uniform"), ("weighting", "simple")):
+                _require(
+                    getattr(self.diffusion, name) == default,
+                    f"diffusion.{name}",
+                    f"must be {default} for a CLIP",
+                )
             return
         crop_px = self.data.low_res.crop_px
         if crop_px:
@@ -507,6 +525,23 @@ class Config:
             self.model.low_res_noise or not self.data.low_res.noise_steps,
             "data.low_res.noise_steps",
             "needs model.low_res_noise: the model must be told of the noise",
+        )
+        _require(
+            self.data.low_res.noise_steps <= self.diffusion.steps,
+            "data.low_res.noise_steps",
+            f"({self.data.low_res.noise_steps}) must be at most diffusion.steps "
+            f"({self.diffusion.steps})",
+        )
+        _require(
+            self.model.low_res_noise or not self.sample.low_res_noise,
+            "sample.low_res_noise",
+            "needs model.low_res_noise: the model must be told of the noise",
+        )
+        _require(
+            0 <= self.sample.low_res_noise < self.diffusion.steps,
+            "sample.low_res_noise",
+            f"({self.sample.low_res_noise}) must be a step below diffusion.steps "
+            f"({self.diffusion.steps})",
         )
 
     @property

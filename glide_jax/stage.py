@@ -178,16 +178,7 @@ class Stage:
             raise UserError(f"batch size {size} must be at least 1")
         if size > 1:  # shared out evenly; what is too much repeats the last picture
             size = -(-size // self._mesh.size) * self._mesh.size
-        if settings.low_res_noise and not self.model.low_res_noise:
-            raise UserError(
-                "low_res_noise is for upsamplers that are told of it: this model is not "
-                "(model.low_res_noise)"
-            )
-        if not 0 <= settings.low_res_noise < self.config.diffusion.steps:
-            raise UserError(
-                f"low_res_noise ({settings.low_res_noise}) must be a step of the schedule, 0 to "
-                f"{self.config.diffusion.steps - 1}"
-            )
+        require_usable(self.config, settings)
         if not 0 < strength <= 1:
             raise UserError(f"strength {strength} must be above 0 and at most 1")
         if settings.clip_guidance_scale:
@@ -244,17 +235,8 @@ class Stage:
         return np.concatenate(pictures)
 
     def _schedule(self, settings: SampleConfig, rows: int | None = None) -> Schedule:
-        schedule = self._whole_schedule(settings.steps)
+        schedule = _schedule(self.config, settings.steps)
         return schedule if rows is None else schedule.first(rows)
-
-    def _whole_schedule(self, respacing: str | None = None) -> Schedule:
-        diffusion = self.config.diffusion
-        return Schedule.create(
-            diffusion.schedule,
-            diffusion.steps,
-            respacing,
-            zero_terminal_snr=diffusion.zero_terminal_snr,
-        )
 
     def _require_fitting(self, clip: ClipStage | None) -> None:
         if clip is None:
@@ -319,7 +301,7 @@ class Stage:
             low_res_t = jnp.full(len(low_res), settings.low_res_noise)
             _, h, w, c = low_res.shape
             noise = per_image_noise(inputs.keys, (h, w, c))(jnp.int32(LOW_RES_NOISE))
-            low_res = q_sample(self._whole_schedule(), low_res, low_res_t, noise)
+            low_res = q_sample(_schedule(self.config), low_res, low_res_t, noise)
         condition = model.condition(
             low_res,
             inputs.known if self.model.inpaint else None,
@@ -363,7 +345,7 @@ class Stage:
         """The second compiled program: some of the denoiser's calls, from the `first` on."""
         denoise = self._network.bind(params).denoiser(*conditioned)
         if self.config.diffusion.prediction == "v":
-            denoise = denoiser_of_velocity(self._whole_schedule(), denoise)
+            denoise = denoiser_of_velocity(_schedule(self.config), denoise)
         if guided:
             denoise = classifier_free(
                 denoise,
@@ -407,6 +389,32 @@ class Stage:
         divides = size % self._mesh.size == 0
         spec = PartitionSpec("data") if divides else PartitionSpec()
         return jax.device_put(batch, NamedSharding(self._mesh, spec))
+
+
+def _schedule(config: Config, respacing: str | None = None) -> Schedule:
+    diffusion = config.diffusion
+    return Schedule.create(
+        diffusion.schedule,
+        diffusion.steps,
+        respacing,
+        zero_terminal_snr=diffusion.zero_terminal_snr,
+    )
+
+
+def require_usable(config: Config, settings: SampleConfig) -> None:
+    """Raises UserError if a run's model cannot be drawn from with these settings."""
+    schedule = _schedule(config, settings.steps)
+    denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
+    if settings.low_res_noise and not config.denoiser.low_res_noise:
+        raise UserError(
+            "low_res_noise is for upsamplers that are told of it: this model is not "
+            "(model.low_res_noise)"
+        )
+    if not 0 <= settings.low_res_noise < config.diffusion.steps:
+        raise UserError(
+            f"low_res_noise ({settings.low_res_noise}) must be a step of the schedule, 0 to "
+            f"{config.diffusion.steps - 1}"
+        )
 
 
 def changed_settings(settings: SampleConfig, **changes: Any) -> SampleConfig:

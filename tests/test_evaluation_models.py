@@ -51,10 +51,14 @@ def test_upsampling_is_compared_with_bicubic(on_colours, tmp_path, capsys):
 def test_retrieval_prints_a_share_for_each_noise_level(on_colours, tmp_path, capsys):
     out = tmp_path / "curve.png"
     clip = on_colours / "clip"
-    retrieval.main(retrieval.Arguments(clip, n=8, among=4, t=(0, 500), out=out))
+    retrieval.main(retrieval.Arguments(clip, n=8, among=4, caption_index=0, t=(0, 500), out=out))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["t =   0", "t = 500"]
     assert Image.open(out).size[0] > 500
+    with pytest.raises(UserError, match="--caption-index 1: some records have 1 captions"):
+        retrieval.main(retrieval.Arguments(clip, n=8, among=4))
+    with pytest.raises(UserError, match="there are 8 records"):
+        retrieval.main(retrieval.Arguments(clip, n=9, among=9))
     with pytest.raises(UserError, match="--among 9"):
         retrieval.main(retrieval.Arguments(clip, n=8, among=9))
     with pytest.raises(UserError, match="a CLIP is needed"):

@@ -170,6 +170,8 @@ def test_learning_rate_warms_up_and_decays():
     )
     constant = learning_rate(OptimConfig(learning_rate=1.0, warmup_steps=10))
     np.testing.assert_allclose([constant(5), constant(10), constant(10**6)], [0.5, 1, 1])
+    at_once = learning_rate(OptimConfig(learning_rate=1.0, warmup_steps=0))
+    np.testing.assert_allclose([at_once(0), at_once(10**6)], [1, 1])
 
 
 def test_ema_decay_rises_to_its_limit():

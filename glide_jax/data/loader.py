@@ -125,7 +125,7 @@ class Loader(Iterator[Batch]):
             horizontal_flip=data.horizontal_flip,
             name=record.name,
         )
-        return _cut(_masked(pixels, caption, self._config, rng), self._config, rng)
+        return _masked(_cut(pixels, self._config, rng), caption, self._config, rng)
 
 
 def validation_batches(
@@ -153,7 +153,7 @@ def validation_batches(
     examples = (
         grain.MapDataset.range(count)
         .repeat()
-        .map(lambda index: reader.read(index, partial(_prepare_part_for_validation, config, index)))
+        .map(lambda index: reader.read(index, partial(_prepare_for_validation, config, index)))
     )
     batches = _batched(examples, tokenizer, config, process_index, process_count, clip_tokenizer)
     iterator = _prefetched(batches[: -(-count // config.train.batch_examples)], config)
@@ -167,30 +167,30 @@ def validation_examples(source: Source, config: Config, count: int) -> list[Exam
     """The first examples of `validation_batches`, of whole pictures."""
     reader = RecordReader(source, config.data.max_bad_share)
     return [
-        reader.read(index, partial(_prepare_for_validation, config, index))
+        reader.read(index, partial(_prepare_for_validation, config, index, whole=True))
         for index in range(min(count, len(source)))
     ]
 
 
-def _prepare_for_validation(config: Config, index: int, record: Record) -> Example:
+def _prepare_for_validation(
+    config: Config, index: int, record: Record, *, whole: bool = False
+) -> Example:
     pixels = load_pixels(record.image, config.model.resolution_px, name=record.name)
-    return _masked(pixels, record.captions[0], config, np.random.default_rng(index))
+    rng = np.random.default_rng(index)
+    if not whole:
+        pixels = _cut(pixels, config, rng)
+    return _masked(pixels, record.captions[0], config, rng)
 
 
-def _prepare_part_for_validation(config: Config, index: int, record: Record) -> Example:
-    whole = _prepare_for_validation(config, index, record)
-    return _cut(whole, config, np.random.default_rng(index))
-
-
-def _cut(example: Example, config: Config, rng: np.random.Generator) -> Example:
+def _cut(
+    pixels: UInt8[np.ndarray, "h w 3"], config: Config, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h2 w2 3"]:
     """A square of data.low_res.crop_px from anywhere in the picture, if that is asked for."""
     px = config.data.low_res.crop_px
     if not px:
-        return example
-    y, x = rng.integers(0, len(example.pixels) - px + 1, 2)
-    rows, columns = slice(y, y + px), slice(x, x + px)
-    mask = None if example.mask is None else example.mask[rows, columns]
-    return Example(example.pixels[rows, columns], example.caption, mask)
+        return pixels
+    y, x = rng.integers(0, len(pixels) - px + 1, 2)
+    return pixels[y : y + px, x : x + px]
 
 
 def _masked(

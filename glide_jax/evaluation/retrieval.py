@@ -49,7 +49,7 @@ class Arguments:
     split: str = ""
     """Of the model's own data set; its validation split unless given."""
     caption_index: int = 1
-    """Which of a record's captions; of scenes, 1 says everything."""
+    """Which of a record's captions, from 0; of scenes, 1 says everything."""
     t: tuple[int, ...] = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)
     """Steps whose noise the pictures are given; 0 is none."""
     seed: int = 0
@@ -68,9 +68,19 @@ def main(arguments: Arguments) -> None:
     levels = [t for t in arguments.t if t < clip.config.steps]
     source = open_source(config.data, arguments.split or config.data.validation_split)
     records = [source[i] for i in range(min(arguments.n, len(source)))]
+    if len(records) < arguments.among:
+        raise UserError(
+            f"there are {len(records)} records, too few to choose among {arguments.among}: give a "
+            "smaller --among"
+        )
+    fewest = min(len(r.captions) for r in records)
+    if not 0 <= arguments.caption_index < fewest:
+        raise UserError(
+            f"--caption-index {arguments.caption_index}: some records have {fewest} captions"
+        )
     px = clip.config.resolution_px
     x_0 = to_float(np.stack([load_pixels(r.image, px, name=r.name) for r in records]))
-    captions = [r.captions[min(arguments.caption_index, len(r.captions) - 1)] for r in records]
+    captions = [r.captions[arguments.caption_index] for r in records]
     text = np.asarray(clip.encode_text(captions))
     rng = np.random.default_rng(arguments.seed)
     eps = rng.standard_normal(x_0.shape, np.float32)

@@ -27,7 +27,6 @@ from glide_jax.evaluation.scene_reader import Found, Reading, read_scenes
 from glide_jax.pictures import save_grid
 from glide_jax.pipeline import Glide
 from glide_jax.stage import MAX_BATCH
-from glide_jax.training.checkpoint import load_run_config
 from glide_jax.training.sharding import use_all_cores
 
 ATTRIBUTES = ("shape", "colour", "size", "texture")
@@ -164,7 +163,7 @@ class Arguments:
     steps: str | None = None
     """A number of steps, or a respacing such as 10,10,3,2,2."""
     sampler: str | None = None
-    """ddpm or ddim."""
+    """A key of glide_jax.diffusion.samplers.SAMPLERS."""
     seed: int = 0
     """Of the first picture; the next has seed + 1, and so on."""
     out: Path | None = None
@@ -181,17 +180,20 @@ def main(arguments: Arguments) -> None:
         raise UserError("give --checkpoint RUN to judge a model, or --real: one of the two")
     if arguments.caption_index not in range(4):
         raise UserError(f"--caption-index {arguments.caption_index}: must be 0, 1, 2 or 3")
+    keep_compiled_programs()
+    use_all_cores(min(arguments.n, MAX_BATCH))
+    glide = None if arguments.checkpoint is None else Glide.load(arguments.checkpoint)
     closeup = bool(arguments.closeups)
-    if arguments.checkpoint is not None and arguments.closeups is None:
-        closeup = load_run_config(arguments.checkpoint).data.name == "closeups"
+    if glide is not None and arguments.closeups is None:
+        closeup = glide.config("base").data.name == "closeups"
     indices = range(arguments.n)
     each = (make(arguments.split, index, closeup=closeup)[1] for index in indices)
     captions = [captions[arguments.caption_index] for captions in each]
-    if arguments.real:
+    if glide is None:
         files = (encoded_scene(arguments.split, i, closeup=closeup).image for i in indices)
         pictures = np.stack([load_pixels(file, arguments.size_px) for file in files])
     else:
-        pictures = _generated(arguments, captions)
+        pictures = _generated(glide, arguments, captions)
     verdicts = judge(pictures, captions)
     wrong = {i: ", ".join(verdicts.wrong(i)) for i in indices if not verdicts.all_right[i]}
     for index in list(wrong)[:MOST_LISTED]:
@@ -205,12 +207,12 @@ def main(arguments: Arguments) -> None:
         print(arguments.out)
 
 
-def _generated(arguments: Arguments, captions: list[str]) -> UInt8[np.ndarray, "n h w 3"]:
-    assert arguments.checkpoint is not None
-    keep_compiled_programs()
-    use_all_cores(min(arguments.n, MAX_BATCH))
-    return Glide.load(arguments.checkpoint).generate(
+def _generated(
+    glide: Glide, arguments: Arguments, captions: list[str]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    return glide.generate(
         captions,
+        upsample=False,
         guidance_scale=arguments.guidance_scale,
         steps=arguments.steps,
         sampler=arguments.sampler,

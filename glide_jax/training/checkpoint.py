@@ -20,6 +20,7 @@ interrupted write never harms the last good one.
 import contextlib
 import dataclasses
 import logging
+import operator
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,15 @@ CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
 DEMO = Path(__file__).parent.parent / "demo"
 """The models shipped with the package, a folder each."""
+
+CHANGEABLE = {
+    "model.dtype",
+    "model.remat",
+    "model.unet.dropout",
+    "diffusion.weighting",
+    "diffusion.min_snr_gamma",
+}
+"""Settings of model and noise that may change between two starts: no parameter depends on them."""
 
 # Orbax tells of every thread and file at the level of warnings; its errors still come through.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -114,29 +124,42 @@ def load_weights(run_dir: str | Path, shapes: Mapping[str, jax.ShapeDtypeStruct]
 
 
 def has_checkpoints(run_dir: Path) -> bool:
-    """Whether training has saved anything in this folder that it would go on from."""
-    return any((run_dir / CHECKPOINTS).glob("[0-9]*"))
+    """Whether there is anything saved in this folder."""
+    return bool(_whole_checkpoints(run_dir))
+
+
+def _whole_checkpoints(run_dir: Path) -> list[Path]:
+    """Of every step, in any order; what an interrupted write leaves behind has other names."""
+    return [path for path in (run_dir / CHECKPOINTS).glob("*") if path.name.isdigit()]
 
 
 def open_run_folder(run_dir: Path, config: Config) -> None:
     """Makes a run folder, or checks that an existing one fits and notes the new configuration.
 
     A run may go on with other settings of the loop, the optimiser, the data or sampling, but its
-    model and noise process are what its parameters mean.
+    model and noise process are what its parameters mean, and train.trainable what its optimiser
+    holds.
 
     Raises:
-        UserError: the folder is of a run with another model or diffusion, or holds exported weights
-            alone, or cannot be written.
+        UserError: the folder is of a run with other such settings, or holds weights alone, or
+            cannot be written.
     """
     if (run_dir / WEIGHTS).exists() and not (run_dir / CHECKPOINTS).exists():
         raise UserError(
             f"{run_dir} holds exported weights, not a training that could go on: give another "
             f"--train.run-dir, and --train.init-from {run_dir} to start from these weights"
         )
-    if has_checkpoints(run_dir):
+    saved = _whole_checkpoints(run_dir)
+    if saved and not any((path / "optimizer").exists() for path in saved):
+        raise UserError(
+            f"{run_dir} holds weights alone, without the state of a training that could go on: "
+            f"give another --train.run-dir, and --train.init-from {run_dir} to start from them"
+        )
+    if saved:
         before = Config.load(run_dir / CONFIG)
-        for name in ("model", "diffusion"):
-            difference = _first_difference(getattr(before, name), getattr(config, name), name)
+        for part in ("model", "diffusion", "train.trainable"):
+            old, new = (operator.attrgetter(part)(c) for c in (before, config))
+            difference = _first_difference(old, new, part)
             if difference is not None:
                 setting, old, new = difference
                 raise UserError(
@@ -151,6 +174,8 @@ def open_run_folder(run_dir: Path, config: Config) -> None:
 
 
 def _first_difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | None:
+    if name in CHANGEABLE:
+        return None
     if not dataclasses.is_dataclass(old):
         return None if old == new else (name, old, new)
     for field in dataclasses.fields(old):
@@ -205,7 +230,12 @@ class Checkpoints:
         """
         progress = _progress(state)
         self._require_space(
-            sum(shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards)
+            sum(
+                shard.data.nbytes
+                for x in jax.tree.leaves(state)
+                for shard in x.addressable_shards
+                if shard.replica_id == 0  # copies on other devices are not written
+            )
         )
         with self._errors_named("save"):
             self._manager.save(

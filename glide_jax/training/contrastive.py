@@ -6,7 +6,7 @@ a single noise level sees them as they are, and is for ranking.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from glide_jax.config import Config
 from glide_jax.diffusion import timesteps
@@ -40,7 +40,10 @@ class Contrastive:
         self.network: Network[Clip] = clip_network(config.clip)
         self.frozen: Params = {}
         self.timestep_count = config.clip.steps
-        self._schedule = Schedule.create(config.diffusion.schedule, config.diffusion.steps)
+        diffusion = config.diffusion
+        self._schedule = Schedule.create(
+            diffusion.schedule, diffusion.steps, zero_terminal_snr=diffusion.zero_terminal_snr
+        )
 
     def gradient(
         self,
@@ -59,23 +62,11 @@ class Contrastive:
         b = len(batch["image"])
         t = timesteps.uniform(t_key, b, self.timestep_count)
         x_t = self._noised(batch["image"], t, eps_key)
-        parts = self.config.train.micro_batches
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             clip = self.network.bind(params)
-
-            def embed(
-                part: tuple[Image, Int[Array, "b"], Tokens, TokenMask],
-            ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-                x_t, t, tokens, mask = part
-                return clip.encode_image(x_t, t), clip.encode_text(tokens, mask)
-
-            inputs = x_t, t, batch["tokens"], batch["token_mask"]
-            if parts == 1:
-                image, text = embed(inputs)
-            else:
-                image, text = merge(jax.lax.map(jax.checkpoint(embed), split(inputs, parts)))
-            values = _compared(image, text, clip.logit_scale[...])
+            image, text = self._embedded(clip, x_t, t, batch)
+            values = _compared(image, text, clip.logit_scale[...], batch["tokens"])
             return jnp.mean(values["loss"]), values
 
         grads, values = jax.grad(loss, has_aux=True)(params)
@@ -90,9 +81,25 @@ class Contrastive:
         t_key, eps_key = jax.random.split(key)
         t = spread_timesteps(t_key, len(batch["image"]), self.timestep_count)
         clip = self.network.bind(params)
-        image = clip.encode_image(self._noised(batch["image"], t, eps_key), t)
-        text = clip.encode_text(batch["tokens"], batch["token_mask"])
-        return Validation(t, _compared(image, text, clip.logit_scale[...]))
+        image, text = self._embedded(clip, self._noised(batch["image"], t, eps_key), t, batch)
+        return Validation(t, _compared(image, text, clip.logit_scale[...], batch["tokens"]))
+
+    def _embedded(
+        self, clip: Clip, x_t: Image, t: Int[Array, "b"], batch: Batch
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+        """Embeddings of pictures and captions, one micro-batch after the other."""
+
+        def embed(
+            part: tuple[Image, Int[Array, "b"], Tokens, TokenMask],
+        ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+            x_t, t, tokens, mask = part
+            return clip.encode_image(x_t, t), clip.encode_text(tokens, mask)
+
+        inputs = x_t, t, batch["tokens"], batch["token_mask"]
+        parts = self.config.train.micro_batches
+        if parts == 1:
+            return embed(inputs)
+        return merge(jax.lax.map(jax.checkpoint(embed), split(inputs, parts)))
 
     def constrain(self, params: Params) -> Params:
         """See `objective.Objective`: similarities are scaled by LARGEST_SCALE at most."""
@@ -106,17 +113,31 @@ class Contrastive:
 
 
 def _compared(
-    image: Float[Array, "b d"], text: Float[Array, "b d"], logit_scale: Float[Array, ""]
+    image: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    logit_scale: Float[Array, ""],
+    tokens: Tokens,
 ) -> dict[str, Float[Array, "b"]]:
     """Symmetric cross-entropy over the batch, fig. 3 of arXiv 2103.00020.
+
+    Pairs that have the same caption are left out of each other's comparison: neither is wrong.
 
     Returns:
         loss: each pair's, the mean of picking its caption and picking its picture, in nats.
         accuracy: 1 where the picture's own caption is nearest.
     """
     logits = jnp.exp(logit_scale) * image @ text.T  # pictures in rows, captions in columns
+    caption = _hashed(tokens)
+    repeated = (caption[:, None] == caption) & ~jnp.eye(len(caption), dtype=bool)
+    logits = jnp.where(repeated, -jnp.inf, logits)
     right = jnp.diagonal(logits)
     of_captions = jax.nn.logsumexp(logits, 1) - right
     of_pictures = jax.nn.logsumexp(logits, 0) - right
     accuracy = (jnp.argmax(logits, 1) == jnp.arange(len(logits))).astype(jnp.float32)
     return {"loss": (of_captions + of_pictures) / 2, "accuracy": accuracy}
+
+
+def _hashed(tokens: Tokens) -> UInt32[Array, "b"]:
+    """A number for each caption, the same for the same tokens."""
+    powers = jnp.cumprod(jnp.full(tokens.shape[1], 0x9E3779B1, jnp.uint32))
+    return jnp.sum((tokens.astype(jnp.uint32) + 1) * powers, axis=1, dtype=jnp.uint32)

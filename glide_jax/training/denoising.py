@@ -137,8 +137,15 @@ class Denoising:
         """See `objective.Objective`."""
         t_key, key = jax.random.split(key)
         draws = self._draw(key, batch, None)
-        t = spread_timesteps(t_key, len(draws.t), self.schedule.steps)
-        return Validation(t, self._losses(params, frozen, batch, draws._replace(t=t), None).named())
+        draws = draws._replace(t=spread_timesteps(t_key, len(draws.t), self.schedule.steps))
+        parts = self.config.train.micro_batches
+
+        def losses(part: tuple[Batch, _Draws]) -> _Losses:
+            batch, draws = part
+            return self._losses(params, frozen, batch, draws, None)
+
+        found = jax.lax.map(losses, split((batch, draws), parts))
+        return Validation(draws.t, merge(found).named())
 
     def constrain(self, params: Params) -> Params:
         """See `objective.Objective`: they may be anywhere."""
@@ -202,7 +209,8 @@ class Denoising:
         else:  # sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v
             x_0 = q_sample(self.schedule, x_t, draws.t, -predicted)
         clip_loss = self._clip_loss(self._clip.bind(frozen), x_0, batch)
-        total = hybrid.loss + self.config.train.clip_loss_weight * clip_loss
+        alpha_bar = jnp.asarray(self.schedule.alpha_bar, jnp.float32)[draws.t]
+        total = hybrid.loss + self.config.train.clip_loss_weight * alpha_bar * clip_loss
         return _Losses(total, hybrid, clip_loss)
 
     def _clip_loss(self, clip: Clip, x_0: Image, batch: Batch) -> Float[Array, "b"]:

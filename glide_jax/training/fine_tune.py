@@ -42,8 +42,9 @@ def starting_params(run_dir: str | Path, config: Config) -> dict[str, np.ndarray
     where = f"train.init_from {run_dir}"
     if isinstance(before.model, ClipConfig) != isinstance(config.model, ClipConfig):
         raise UserError(f"{where}: one of the two models is a CLIP, the other draws")
-    if isinstance(config.model, ModelConfig):
-        for name in ("prediction", "steps"):
+    is_clip = isinstance(config.model, ClipConfig)
+    if not (is_clip and config.clip.steps == 1):  # a plain CLIP knows no noise
+        for name in ("steps", "schedule") if is_clip else ("prediction", "steps", "schedule"):
             theirs, ours = getattr(before.diffusion, name), getattr(config.diffusion, name)
             if theirs != ours:
                 raise UserError(

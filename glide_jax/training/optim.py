@@ -17,6 +17,8 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(
             0.0, config.learning_rate, config.warmup_steps, config.decay_steps
         )
+    if config.warmup_steps == 0:  # optax's linear_schedule would stay at its first value
+        return optax.constant_schedule(config.learning_rate)
     return optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
 
 

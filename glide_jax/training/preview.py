@@ -1,5 +1,7 @@
 """Grids that show what a model in training draws, of the same prompts and seeds every time."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -10,7 +12,7 @@ from glide_jax.data.records import Source
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.pictures import draw_grid
 from glide_jax.shapes import Params
-from glide_jax.stage import Conditions, Known, Stage
+from glide_jax.stage import Conditions, Known, Stage, require_usable
 
 PICTURES = 8
 HIDDEN_GREY = 128
@@ -28,10 +30,16 @@ class Preview:
         config: of the run.
         tokenizer: the run's own.
         held_out: the validation split.
+
+    Raises:
+        UserError: config.sample cannot work.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, held_out: Source) -> None:
         self._config = config
+        # Guidance by CLIP would need one; nobody wants to wait for it while training.
+        self._settings = dataclasses.replace(config.sample, clip_guidance_scale=0.0)
+        require_usable(config, self._settings)
         self._tokenizer = tokenizer
         self._stage: Stage | None = None
         self._examples: list[Example] = []
@@ -67,7 +75,9 @@ class Preview:
     def _draw(self, conditions: Conditions) -> UInt8[np.ndarray, "b h w 3"]:
         assert self._stage is not None
         seeds = [0] * len(self._prompts)
-        return self._stage.draw(self._prompts, seeds, self._config.sample, conditions)
+        drawn = self._stage.draw(self._prompts, seeds, self._settings, conditions)
+        self._stage.use({})  # until the next time the memory is training's
+        return drawn
 
 
 def _resized(
