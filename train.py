@@ -77,6 +77,7 @@ def train(config: Config, run_dir: Path) -> None:
     else:
         state, host_state = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
         loader_state, log_state = host_state["loader"], host_state["log"]
+    del initial  # as large as the model
     step = int(state.step)
     share = {
         "process_index": jax.process_index(),

@@ -7,7 +7,10 @@ import pytest
 from PIL import Image
 
 from glide_jax import UserError
-from glide_jax.evaluation import retrieval, upsampling
+from glide_jax.data.drawing import draw
+from glide_jax.data.scene_graph import make
+from glide_jax.evaluation import guidance, inpainting, retrieval, upsampling
+from glide_jax.evaluation.scene_reader import read_scenes
 
 
 def test_psnr_is_in_decibels():
@@ -63,3 +66,53 @@ def test_retrieval_prints_a_share_for_each_noise_level(on_colours, tmp_path, cap
         retrieval.main(retrieval.Arguments(clip, n=8, among=9))
     with pytest.raises(UserError, match="a CLIP is needed"):
         retrieval.main(retrieval.Arguments(on_colours / "base", n=8, among=4))
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_a_case_hides_one_object_and_asks_for_another(index):
+    case = inpainting.make_case("validation", index, 64)
+    scene, _ = make("validation", index)
+    whole = draw(scene, 64)
+    np.testing.assert_array_equal(case.picture, whole)
+    assert case.asked.colour in case.caption and case.asked.shape in case.caption
+    (thing,) = (t for t in scene.things if (t.x, t.y) == (case.asked.x, case.asked.y))
+    assert (thing.shape, thing.colour) != (case.asked.shape, case.asked.colour)
+
+    def painted(thing):
+        things = tuple(thing if t.x == case.asked.x else t for t in scene.things)
+        return np.where(case.known, whole, draw(replace(scene, things=things), 64))
+
+    # The hole is large enough for what is asked for, and does not show what it hides.
+    as_asked, as_before = read_scenes(np.stack([painted(case.asked), whole]))
+    assert inpainting.is_right(as_asked, case.asked)
+    assert not inpainting.is_right(as_before, case.asked)
+
+
+def test_inpainting_is_judged(models, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    inpainting.main(inpainting.Arguments(models, n=3, steps="2", out=out))
+    assert "painted as asked 0 of 3 (0.0%)" in capsys.readouterr().out
+    assert Image.open(out).size[0] > 6 * 192
+    with pytest.raises(UserError, match="--split test"):
+        inpainting.main(inpainting.Arguments(models, split="test"))
+
+
+def test_diversity_is_a_difference_in_levels():
+    same = np.full((3, 2, 4, 4, 3), 7, np.uint8)
+    assert guidance.diversity(same) == 0
+    differing = same.copy()
+    differing[:, 1] += 10
+    np.testing.assert_allclose(guidance.diversity(differing), 10 / np.sqrt(2))
+
+
+def test_guidance_is_swept(models, tmp_path, capsys):
+    out = tmp_path / "sweep.png"
+    arguments = guidance.Arguments(
+        models, n=2, scales=(1.0, 2.0), clip_scales=(1.0,), steps="2", out=out
+    )
+    guidance.main(arguments)
+    said = capsys.readouterr().out
+    assert said.count("0.0%") == 3 and "CLIP guidance" in said
+    assert Image.open(out).size[0] > 500
+    with pytest.raises(UserError, match="--caption-index 4"):
+        guidance.main(guidance.Arguments(models, caption_index=4))

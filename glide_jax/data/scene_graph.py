@@ -120,7 +120,7 @@ def make(split: str, index: int, *, closeup: bool = False) -> tuple[Scene, tuple
     """
     rng = random.Random(f"{'closeup/' if closeup else ''}{split}/{index}")
     scene = _scene(rng, HELD_OUT if split == "novel" else SEEN, closeup)
-    return scene, _captions(rng, scene)
+    return scene, captions_of(scene, rng)
 
 
 def _scene(rng: random.Random, pairs: tuple[tuple[str, str], ...], closeup: bool) -> Scene:
@@ -187,7 +187,8 @@ GROUNDED = (
 )
 
 
-def _captions(rng: random.Random, scene: Scene) -> tuple[str, ...]:
+def captions_of(scene: Scene, rng: random.Random) -> tuple[str, str, str, str]:
+    """Four captions of a scene, which differ as `make` says."""
     things = scene.things
     related = RELATED.get(scene.relation, ALONE)
     unrelated = TOGETHER if scene.relation else ALONE
