@@ -7,6 +7,7 @@ Started again, it resumes from the run folder's newest checkpoint. Ctrl-C and SI
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -62,6 +63,11 @@ def train(config: Config, run_dir: Path) -> None:
     # Model and state -------------------------------------------------------------------------
 
     is_clip = isinstance(config.model, ClipConfig)
+    if is_clip and len(source) < settings.batch_examples:
+        raise UserError(
+            f"train.batch_examples ({settings.batch_examples}) must be at most the number of "
+            f"pictures ({len(source)}): a CLIP cannot tell a picture from itself"
+        )
     if is_clip:
         objective: Objective = Contrastive(config)
     elif clip is None:
@@ -87,7 +93,8 @@ def train(config: Config, run_dir: Path) -> None:
     loader = Loader(source, tokenizer, config, **share, state=loader_state)
     validation, preview = [], None
     if settings.validate_every_steps:
-        validation = list(validation_batches(held_out, tokenizer, config, **share))
+        batched = for_validation(config, len(held_out)) if is_clip else config
+        validation = list(validation_batches(held_out, tokenizer, batched, **share))
     if settings.sample_every_steps and not is_clip:
         preview = Preview(config, tokenizer, held_out)
 
@@ -102,7 +109,6 @@ def train(config: Config, run_dir: Path) -> None:
     )
 
     def save() -> None:
-        settle()
         checkpoints.save(state, {"loader": loader.state(), "log": log.state()})
 
     def validate() -> dict[str, float]:
@@ -126,21 +132,6 @@ def train(config: Config, run_dir: Path) -> None:
 
     # Loop ------------------------------------------------------------------------------------
 
-    unsettled: list[tuple[dict[str, jax.Array], float]] = []
-
-    def settle() -> None:
-        """Waits for the step that the device is at, and logs it."""
-        for metrics, waited in unsettled:
-            values = {name: float(value) for name, value in metrics.items()}
-            log.step(values, waited)
-            if values["skipped_in_a_row"] >= settings.max_bad_steps:
-                raise UserError(
-                    f"step {step}: {settings.max_bad_steps} steps in a row had a loss or gradient "
-                    "that is not finite; lower optim.learning_rate and start again: "
-                    f"{run_dir} keeps its last checkpoint (step {checkpoints.latest_step})"
-                )
-        unsettled.clear()
-
     stop = StopRequest()
     try:
         while step < settings.steps and not stop.requested:
@@ -148,12 +139,18 @@ def train(config: Config, run_dir: Path) -> None:
             batch = sharding.to_devices(next(loader), mesh)
             waited = perf_counter() - waited
             state, metrics = trainer.step(state, batch)
-            settle()  # the step before, while the device is at this one
             step += 1
-            unsettled.append((metrics, waited))
+            # Waits for the step. Two at once, with collectives between CPU devices, can deadlock.
+            values = {name: float(value) for name, value in metrics.items()}
+            log.step(values, waited)
 
+            if values["skipped_in_a_row"] >= settings.max_bad_steps:
+                raise UserError(
+                    f"step {step}: {settings.max_bad_steps} steps in a row had a loss or gradient "
+                    "that is not finite; lower optim.learning_rate and start again: "
+                    f"{run_dir} keeps its last checkpoint (step {checkpoints.latest_step})"
+                )
             if step % settings.log_every_steps == 0:
-                settle()
                 log.write_window(
                     step,
                     truncated_captions=tokenizer.truncated,
@@ -186,6 +183,24 @@ def tokenizer_of(config: Config, source: Source, run_dir: Path | None) -> Tokeni
     if run_dir is not None:
         return kind.load(run_dir / TOKENIZER)
     return make_tokenizer(config.data, config.model.text.vocab_size, source, kind)
+
+
+def for_validation(config: Config, held_out: int) -> Config:
+    """The run with a batch in which no held-out picture comes twice: a CLIP could not tell which.
+
+    Raises:
+        UserError: there are too few pictures for it, or for the batch that it is trained on.
+    """
+    settings = config.train
+    least = jax.device_count() * settings.micro_batches
+    whole = min(settings.validation_examples, held_out) // least * least
+    if not whole:
+        raise UserError(
+            f"a CLIP is validated by telling pictures apart, and {least} are needed for that: give "
+            "more, or --train.validate-every-steps 0"
+        )
+    batch = min(settings.batch_examples, whole)
+    return replace(config, train=replace(settings, batch_examples=batch))
 
 
 class StopRequest:

@@ -450,7 +450,7 @@ class TrainConfig:
         ):
             _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
         _require(
-            self.validation_examples >= 1 or not self.validate_every_steps,
+            self.validation_examples >= 1,
             "train.validation_examples",
             "must be at least 1; train.validate_every_steps=0 switches validation off",
         )

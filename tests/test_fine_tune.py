@@ -80,12 +80,14 @@ def test_what_does_not_fit_is_refused(models, trained_run, tmp_path):
     wider = dataclasses.replace(base.model.unet, channels=64)
     wider = dataclasses.replace(base, model=dataclasses.replace(base.model, unet=wider))
     eps = dataclasses.replace(base.diffusion, prediction="eps")
-    eps_inpaint = dataclasses.replace(inpaint, diffusion=eps)
+    as_upsampler = dataclasses.replace(
+        inpaint, diffusion=model_set.upsampler_config(False).diffusion
+    )
     for run, config, line in (
         (trained_run, wider, r"text_emb.bias is \(128,\) there and \(256,\) in the config"),
         (trained_run, clip, "one of the two models is a CLIP"),
         (models / "base-inpaint", base, "sees known pixels and mask, this one does not"),
-        (models / "upsample", eps_inpaint, "sees low_res, this one does not"),
+        (models / "upsample", as_upsampler, "sees low_res, this one does not"),
         (trained_run, dataclasses.replace(base, diffusion=eps), "diffusion.prediction v"),
         (tmp_path, base, "is not a run folder"),
     ):

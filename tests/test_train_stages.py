@@ -13,7 +13,7 @@ from glide_jax import UserError
 from glide_jax.config import DiffusionConfig, LowResConfig
 from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.fine_tune import network_of
-from train import train
+from train import for_validation, train
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +70,10 @@ def upsampler():
 
 
 def metrics(run_dir):
+    """metrics.jsonl without what depends on the clock, or counts from a process's start."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    clock = ("images_per_s", "loader_wait_share")
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    other = ("images_per_s", "loader_wait_share", "truncated_captions")
+    return [{k: v for k, v in line.items() if k not in other} for line in lines]
 
 
 @pytest.mark.parametrize("stage", ["upsample", "base-inpaint", "clip"])
@@ -142,3 +143,19 @@ def test_an_auxiliary_clip_is_read_from_its_run(colour_folder, models, tmp_path)
     train(config, tmp_path / "run")
     (line,) = (line for line in metrics(tmp_path / "run") if "clip_loss" in line)
     assert 0 < line["clip_loss"] < 2
+
+
+def test_a_clip_never_has_to_tell_a_picture_from_itself(colour_folder, tmp_path):
+    config = on_colours(model_set.clip_config(), colour_folder, batch_examples=16)
+    with pytest.raises(UserError, match=r"train.batch_examples \(16\) must be at most"):
+        train(config, tmp_path / "run")
+    few = changed(config, "train", validation_examples=7, batch_examples=8)
+    with pytest.raises(UserError, match="telling pictures apart, and 8 are needed"):
+        for_validation(few, 100)
+    with pytest.raises(UserError, match="telling pictures apart"):
+        for_validation(changed(few, "train", validation_examples=100), 7)
+    assert for_validation(changed(few, "train", validation_examples=100), 50) == changed(
+        few, "train", validation_examples=100
+    )
+    large = changed(few, "train", validation_examples=100, batch_examples=64)
+    assert for_validation(large, 50).train.batch_examples == 48

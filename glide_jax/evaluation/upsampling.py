@@ -33,7 +33,9 @@ def psnr(pictures: Pictures, reference: Pictures) -> Float[np.ndarray, "n"]:
         return 10 * np.log10(255**2 / error)
 
 
-def resized(pictures: Pictures, px: int, how: Image.Resampling) -> Pictures:
+def resized(
+    pictures: Pictures, px: int, how: Image.Resampling
+) -> UInt8[np.ndarray, "n {px} {px} 3"]:
     """Pictures made `px` square by one of Pillow's filters."""
     return np.stack([np.asarray(Image.fromarray(p).resize((px, px), how)) for p in pictures])
 

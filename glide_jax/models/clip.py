@@ -126,8 +126,9 @@ class ClipText(_Tower):
     def __call__(self, tokens: Tokens, mask: TokenMask) -> Float[Array, "b d"]:
         """See `Clip.encode_text`."""
         x = self._run(self.token_embedding[...][tokens] + self.position_embedding[...])
-        end = jnp.sum(mask, -1) - 1
-        return self._embed(x[jnp.arange(len(x)), end])
+        # A product with zeros and a one: reading rows by index would gather a sharded batch.
+        is_end = jax.nn.one_hot(jnp.sum(mask, -1) - 1, x.shape[1], dtype=x.dtype)
+        return self._embed(jnp.einsum("bld,bl->bd", x, is_end))
 
 
 class ClipImage(_Tower):

@@ -80,7 +80,7 @@ class Trainer:
         validate = jax.jit(
             self._validate,
             in_shardings=(frozen_shardings, self.state_shardings.ema, batch, None),
-            out_shardings=replicated,
+            out_shardings=batch,
         )
         self.validate = partial(validate, frozen)
         """`(params, batch, k) -> Validation` of the k-th batch, the same whenever it is asked."""
