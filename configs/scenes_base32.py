@@ -2,8 +2,8 @@
 
     python train.py --config configs/scenes_base32.py
 
-Its own model card (glide_jax/demo/base) says how the shipped one was trained, and how well it
-draws. Differs from the paper as configs/scenes_tiny.py does, and for the same reasons.
+glide_jax/demo/base/MODEL_CARD.md says how the shipped one was trained, and how well it draws.
+Differs from the paper as configs/scenes_tiny.py does, and for the same reasons.
 """
 
 from glide_jax.config import (
