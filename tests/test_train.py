@@ -1,6 +1,8 @@
 """train.py as a user runs it: it learns, and nothing that stops it loses anything."""
 
+import errno
 import json
+import os
 import resource
 import signal
 import time
@@ -14,7 +16,7 @@ from conftest import COLOURS
 from PIL import Image
 
 from glide_jax import Glide, UserError
-from glide_jax.training.checkpoint import Checkpoints, load_run_config
+from glide_jax.training.checkpoint import Checkpoints, _cause, load_run_config
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
 from train import StopRequest
@@ -136,6 +138,11 @@ def test_write_that_fails_ends_in_one_clear_line(train, tmp_path):
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     assert line.startswith(f"error: cannot save checkpoints in {tmp_path / 'checkpoints'}")
     assert "File too large" in line
+
+
+def test_a_failed_write_is_named_in_the_systems_words_wherever_they_stand():
+    said = f'Error writing {"x" * 400}: Failed writing: "/a/b": {os.strerror(errno.ENOSPC)} [more]'
+    assert _cause(OSError(said)) == os.strerror(errno.ENOSPC)
 
 
 def test_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatch, tmp_path):

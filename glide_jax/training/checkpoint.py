@@ -19,8 +19,10 @@ interrupted write never harms the last good one.
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import operator
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -378,4 +380,7 @@ def _cause(error: Exception) -> str:
     system = re.search(r"([^:\"]+: [^:\"]+) \[os_error_code", text)
     if system is not None:
         return system[1].strip()
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:  # far into it, behind paths
+            return os.strerror(number)
     return next(iter(text.strip().splitlines()), type(error).__name__)[:300]
