@@ -4,6 +4,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -59,6 +60,28 @@ def save_grid(
         UserError: the file cannot be written.
     """
     save_png(path, draw_grid(pictures, captions, columns), metadata)
+
+
+def new_figure(width_in: float, height_in: float) -> Any:
+    """A matplotlib figure whose parts make room for each other; sizes in inches.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # late: only commands that plot need it
+    except ImportError:
+        raise UserError("drawing curves needs matplotlib: pip install -e '.[plot]'") from None
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Writes a figure in the format of the path's suffix. Raises UserError if it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
 
 
 def draw_grid(

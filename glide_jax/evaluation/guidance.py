@@ -15,6 +15,7 @@ from glide_jax.command_line import keep_compiled_programs
 from glide_jax.data.scene_graph import SPLITS, make
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.scenes import judge
+from glide_jax.pictures import new_figure, save_figure
 from glide_jax.pipeline import Glide
 from glide_jax.stage import MAX_BATCH
 from glide_jax.training.sharding import use_all_cores
@@ -111,11 +112,7 @@ def main(arguments: Arguments) -> None:
 
 
 def _plot(curves: dict[str, list[Row]], out: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--out needs matplotlib: pip install 'glide_jax[plot]'") from None
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    figure = new_figure(6.5, 4.5)
     axes = figure.add_subplot()
     for name, rows in curves.items():
         scales, shares, spread = np.array(rows).T
@@ -130,8 +127,7 @@ def _plot(curves: dict[str, list[Row]], out: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    save_figure(out, figure)
 
 
 if __name__ == "__main__":

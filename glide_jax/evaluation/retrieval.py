@@ -16,6 +16,7 @@ from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.pictures import new_figure, save_figure
 from glide_jax.training.checkpoint import load_run_config
 
 
@@ -97,11 +98,7 @@ def main(arguments: Arguments) -> None:
 
 
 def _plot(levels: list[int], shares: list[float], arguments: Arguments) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--out needs matplotlib: pip install 'glide_jax[plot]'") from None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6.0, 4.0)
     axes = figure.add_subplot()
     axes.plot(levels, [100 * share for share in shares], marker="o")
     axes.axhline(100 / arguments.among, color="grey", linestyle=":", label="chance")
@@ -114,8 +111,7 @@ def _plot(levels: list[int], shares: list[float], arguments: Arguments) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     assert arguments.out is not None
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=120)
+    save_figure(arguments.out, figure)
 
 
 if __name__ == "__main__":
