@@ -69,12 +69,17 @@ def test_loss_is_the_symmetric_cross_entropy(batch):
     objective = Contrastive(config_with())
     params = jax.tree.map(jnp.asarray, objective.network.init(seed=0))
     batch = jax.tree.map(jnp.asarray, batch)
-    found = objective.validate(params, {}, batch, jax.random.key(0))
-    clip = objective.network.bind(params)
+    found = jax.jit(objective.validate)(params, {}, batch, jax.random.key(0))
     _, eps_key = jax.random.split(jax.random.key(0))
     x_t = objective._noised(batch["image"], found.t, eps_key)
-    image = np.asarray(clip.encode_image(x_t, found.t), np.float64)
-    text = np.asarray(clip.encode_text(batch["tokens"], batch["token_mask"]), np.float64)
+
+    @jax.jit
+    def embeddings(params):
+        clip = objective.network.bind(params)
+        text = clip.encode_text(batch["tokens"], batch["token_mask"])
+        return clip.encode_image(x_t, found.t), text
+
+    image, text = (np.asarray(e, np.float64) for e in embeddings(params))
     logits = image @ text.T / 0.07
     exp = np.exp(logits)
     of_captions = -np.log(np.diag(exp) / exp.sum(1))
@@ -101,7 +106,8 @@ def test_noise_depends_on_the_step_and_similarities_are_not_scaled_without_end(b
     objective = Contrastive(config_with())
     params = jax.tree.map(jnp.asarray, objective.network.init(seed=0))
     batch = jax.tree.map(jnp.asarray, batch)
-    draws = [objective.gradient(params, {}, batch, jax.random.key(i), None).t for i in (0, 1)]
+    gradient = jax.jit(objective.gradient)
+    draws = [gradient(params, {}, batch, jax.random.key(i), None).t for i in (0, 1)]
     assert (draws[0] != draws[1]).any()
     held = objective.constrain({"logit_scale": jnp.float32(9), "other": jnp.float32(9)})
     np.testing.assert_allclose(np.exp(held["logit_scale"]), LARGEST_SCALE, rtol=1e-6)

@@ -49,7 +49,7 @@ def moved(network):
 
 def gradient(config, batch, history=None, objective=None):
     objective = objective or Denoising(config)
-    return objective.gradient(
+    return jax.jit(objective.gradient)(
         moved(objective.network), objective.frozen, batch, jax.random.key(0), history
     )
 
@@ -90,11 +90,12 @@ def test_an_inpainting_model_sees_known_pixels_only():
     objective = Denoising(config)
     params = moved(objective.network)
     key = jax.random.key(0)
+    gradient = jax.jit(objective.gradient)
 
     def loss(batch, weight_of_known):
         kernel = params["unet.conv_in.kernel"].at[:, :, 3:6].multiply(weight_of_known)
         changed = params | {"unet.conv_in.kernel": kernel}
-        return objective.gradient(changed, {}, batch, key, None).metrics["loss"]
+        return gradient(changed, {}, batch, key, None).metrics["loss"]
 
     assert loss(batch, 1.0) != loss(batch, 0.0)
     nothing_known = batch | {"mask": jnp.zeros_like(batch["mask"])}
@@ -108,7 +109,7 @@ def test_min_snr_weights_the_error_of_each_step():
     objective = Denoising(config)
     batch = a_batch(config)
     params = moved(objective.network)
-    found = objective.validate(params, {}, batch, jax.random.key(3))
+    found = jax.jit(objective.validate)(params, {}, batch, jax.random.key(3))
     alpha_bar = objective.schedule.alpha_bar[np.asarray(found.t)]
     snr = alpha_bar / (1 - alpha_bar)
     # In eps: |x_0 error|^2 = |eps error|^2 / SNR.
@@ -135,7 +136,7 @@ def test_losses_by_second_moment_are_weighted_back_and_remembered():
         state, _ = trainer.step(state, batch)
     assert int(state.history.counts.sum()) == 25 * B
     assert (np.asarray(state.history.values) > 0).all()
-    found = trainer.gradient({}, state, batch)
+    found = jax.jit(trainer.gradient)({}, state, batch)
     shares = timesteps.probabilities(state.history)
     assert np.ptp(shares) > 0.01  # each t has its ten losses, and they differ
     weights = 1 / (4 * np.asarray(shares)[np.asarray(found.t)])
@@ -157,11 +158,12 @@ def test_clip_loss_is_of_the_predicted_picture_and_of_real_captions_only():
     batch["token_mask"] = batch["token_mask"].at[0].set(False)  # a dropped caption
     batch["clip_tokens"] = jnp.asarray(rng.integers(0, 500, (B, 8)), jnp.int32)
     batch["clip_token_mask"] = jnp.arange(8)[None] < rng.integers(2, 8, (B, 1))
-    found = objective.validate(moved(objective.network), objective.frozen, batch, jax.random.key(0))
+    params, key = moved(objective.network), jax.random.key(0)
+    found = jax.jit(objective.validate)(params, objective.frozen, batch, key)
     clip_loss = np.asarray(found.values["clip_loss"])
     assert clip_loss[0] == 0 and (clip_loss[1:] > 0).all() and (clip_loss[1:] < 2).all()
     plain = Denoising(tiny.get_config())
-    without = plain.validate(moved(plain.network), {}, batch, jax.random.key(0)).values["loss"]
+    without = jax.jit(plain.validate)(moved(plain.network), {}, batch, key).values["loss"]
     alpha_bar = objective.schedule.alpha_bar[np.asarray(found.t)]
     np.testing.assert_allclose(
         found.values["loss"], without + 0.5 * alpha_bar * clip_loss, rtol=1e-5

@@ -17,13 +17,18 @@ def denoised(config, params, **conditions):
     """What a model makes of fixed inputs."""
     rng = np.random.default_rng(0)
     network = network_of(config.model)
-    model = network.bind(jax.tree.map(jnp.asarray, params))
     px, length = config.model.resolution_px, config.model.text.length
     x_t = jnp.asarray(rng.standard_normal((2, px, px, 3)), jnp.float32)
     tokens = jnp.asarray(rng.integers(0, 300, (2, length)), jnp.int32)
     low_res_t = jnp.array([3, 90]) if config.model.low_res_noise else None
-    text = model.encode_text(tokens, jnp.ones((2, length), bool), low_res_t)
-    return model(x_t, jnp.array([5, 800]), text, model.condition(**conditions))
+
+    @jax.jit
+    def output(params):
+        model = network.bind(params)
+        text = model.encode_text(tokens, jnp.ones((2, length), bool), low_res_t)
+        return model(x_t, jnp.array([5, 800]), text, model.condition(**conditions))
+
+    return output(dict(params))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import model_set
@@ -86,7 +87,9 @@ def test_a_stage_trains_and_goes_on_bit_for_bit(stage, colour_folder, models, tm
     start = {"init_from": str(models / "base")} if stage == "base-inpaint" else {}
     config = on_colours(config, colour_folder, **start)
     train(config, tmp_path / "whole")
-    train(changed(config, "train", steps=3), tmp_path / "parts")
+    # As if it had been killed after its checkpoint at step 3.
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
     train(config, tmp_path / "parts")
 
     shapes = network_of(config.model).shapes
@@ -137,6 +140,7 @@ def test_an_auxiliary_clip_is_read_from_its_run(colour_folder, models, tmp_path)
         colour_folder,
         steps=2,
         sample_every_steps=0,
+        validate_every_steps=0,
         clip_run=str(models / "clip"),
         clip_loss_weight=0.1,
     )
