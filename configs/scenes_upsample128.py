@@ -4,7 +4,9 @@
 
 Trained on squares of 64 px cut from the pictures: a quarter of the time, for a network that looks
 at places alike. The smaller pictures are blurred and noised a little, since a base model's are
-never quite right; the model is told of the noise.
+never quite right; the model is told of the noise. It corrects them instead of drawing from nothing
+(--diffusion.low-res-deviation 0 does as GLIDE, and learns far more slowly): scenes differ from
+their smaller pictures enlarged by 0.07, root mean square.
 """
 
 import dataclasses
@@ -41,10 +43,10 @@ def get_config() -> Config:
             low_res_noise=True,
             dtype="float32",
         ),
-        diffusion=DiffusionConfig(schedule="linear", prediction="v"),
+        diffusion=DiffusionConfig(schedule="linear", prediction="v", low_res_deviation=0.07),
         data=DataConfig(
-            caption_drop=0.1, low_res=LowResConfig(crop_px=64, blur_px=0.6, noise_steps=200)
+            caption_drop=0.1, low_res=LowResConfig(crop_px=64, blur_px=0.6, noise_steps=40)
         ),
-        sample=SampleConfig(sampler="ddim", steps="27", guidance_scale=1.0, low_res_noise=50),
+        sample=SampleConfig(sampler="ddim", steps="27", guidance_scale=1.0, low_res_noise=10),
         train=dataclasses.replace(base.train, batch_examples=16),
     )

@@ -221,6 +221,10 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     """Rescale the schedule so that nothing of the picture is left in the last step, as sampling
     takes for granted (arXiv 2305.08891); needs prediction=v."""
+    low_res_deviation: float = 0.0
+    """For upsamplers, where pictures are in [-1, 1]: their root mean square difference from the
+    smaller ones enlarged. Above 0, the network corrects the smaller picture instead of drawing the
+    larger one from nothing (`velocity_around`); needs prediction=v. 0: as GLIDE."""
     timesteps: Literal["uniform", "rising", "loss-second-moment"] = "uniform"
     """How training draws t: uniformly, as GLIDE; with a probability that rises in proportion to
     t, which dwells on the noisy steps, where the caption decides most; or in proportion to the root
@@ -238,6 +242,12 @@ class DiffusionConfig:
             "needs diffusion.prediction v: where no picture is left, its noise says nothing of it",
         )
         _require(self.min_snr_gamma > 0, "diffusion.min_snr_gamma", "must be above 0")
+        _require(self.low_res_deviation >= 0, "diffusion.low_res_deviation", "must be at least 0")
+        _require(
+            self.prediction == "v" or not self.low_res_deviation,
+            "diffusion.low_res_deviation",
+            "needs diffusion.prediction v",
+        )
 
 
 @dataclass(frozen=True)
@@ -480,6 +490,12 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            not self.diffusion.low_res_deviation
+            or (isinstance(self.model, ModelConfig) and self.model.low_res_px > 0),
+            "diffusion.low_res_deviation",
+            "is for upsamplers",
+        )
         if isinstance(self.model, ClipConfig):
             _require(
                 self.train.batch_examples >= 2,

@@ -25,7 +25,7 @@ from glide_jax.config import Config, SampleConfig
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.data.transforms import to_float
 from glide_jax.diffusion.guidance import classifier_free
-from glide_jax.diffusion.process import denoiser_of_velocity, q_sample
+from glide_jax.diffusion.process import denoiser_of_velocity, q_sample, velocity_around
 from glide_jax.diffusion.samplers import (
     OnX0,
     State,
@@ -343,7 +343,12 @@ class Stage:
         calls: int,
     ) -> State:
         """The second compiled program: some of the denoiser's calls, from the `first` on."""
-        denoise = self._network.bind(params).denoiser(*conditioned)
+        model = self._network.bind(params)
+        denoise = model.denoiser(*conditioned)
+        deviation = self.config.diffusion.low_res_deviation
+        if deviation:
+            guess = model.enlarged(conditioned.condition)
+            denoise = velocity_around(_schedule(self.config), denoise, guess, deviation)
         if self.config.diffusion.prediction == "v":
             denoise = denoiser_of_velocity(_schedule(self.config), denoise)
         if guided:

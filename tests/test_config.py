@@ -157,6 +157,16 @@ def test_sizes_that_cannot_work_are_refused_by_name(cls, changes, line):
             "diffusion.zero_terminal_snr needs diffusion.prediction v",
         ),
         (
+            DiffusionConfig,
+            {"low_res_deviation": 0.1},
+            "diffusion.low_res_deviation needs diffusion.prediction v",
+        ),
+        (
+            Config,
+            {"diffusion": DiffusionConfig(prediction="v", low_res_deviation=0.1)},
+            "diffusion.low_res_deviation is for upsamplers",
+        ),
+        (
             MaskConfig,
             {"rectangle": 0.0, "brush": 0.0, "half_plane": 0.0, "whole": 0.0},
             "data.masks needs frequencies",

@@ -64,6 +64,25 @@ def test_an_upsampler_learns_from_its_smaller_picture():
     assert np.isfinite(gradient(config, a_batch(config, px=8)).metrics["loss"])
 
 
+def test_an_upsampler_that_corrects_begins_with_the_smaller_picture():
+    config = with_changes(
+        model_set.upsampler_config(inpaint=False),
+        diffusion={"prediction": "v", "low_res_deviation": 0.3},
+    )
+    objective = Denoising(config)
+    batch = a_batch(config)
+    px = config.model.resolution_px
+    small = jax.image.resize(batch["image"], (B, px // 2, px // 2, 3), "linear")
+    smooth = batch | {"image": jax.image.resize(small, (B, px, px, 3), "bilinear")}
+    params = jax.tree.map(jnp.asarray, objective.network.init(seed=0))
+    validate = jax.jit(objective.validate)
+    rough, smooth = (validate(params, {}, b, jax.random.key(0)) for b in (batch, smooth))
+    # Its first correction is 0, and so its squared error the correction's: 1 where the picture is
+    # as far from the guess as was said, whatever t.
+    assert (smooth.values["loss"] < rough.values["loss"]).all()
+    assert 0.1 < float(smooth.values["loss"].mean()) < 1 < float(rough.values["loss"].mean())
+
+
 def test_an_upsampler_is_told_how_noisy_its_smaller_picture_is():
     config = model_set.upsampler_config(inpaint=False)
     model = dataclasses.replace(config.model, low_res_noise=True)

@@ -14,6 +14,7 @@ from glide_jax.diffusion.process import (
     q_posterior,
     q_sample,
     split_output,
+    velocity_around,
     x_0_from_eps,
 )
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
@@ -146,3 +147,34 @@ def test_a_network_that_knows_the_velocity_is_a_denoiser_that_knows_the_noise():
     out = denoiser_of_velocity(schedule, lambda x_t, t: out_v)(x_t, t)
     np.testing.assert_allclose(out[..., :3], eps, rtol=0, atol=1e-5)  # terms as large as 4
     np.testing.assert_allclose(out[..., 3:], 0.3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("deviation", [0.07, 0.5])
+def test_a_network_around_a_guess_predicts_the_velocity(deviation):
+    schedule = SCHEDULE["linear"]
+    t = jnp.array([0, 17, 500, 999])
+    guess, rho, eps = (normal(seed, (4, 5, 5, 3)) for seed in range(3))
+    x_0 = guess + deviation * rho
+    x_t = q_sample(schedule, x_0, t, eps)
+    alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None]
+    a, s = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    total = np.sqrt(a**2 * deviation**2 + s**2)
+    seen = {}
+
+    def network(z, t):
+        seen["z"] = z
+        return jnp.concatenate([jnp.float32(correction), 0.3 + 0 * z], -1)
+
+    # rho and eps make z, and its velocity is what is left to predict.
+    correction = (a * deviation * eps - s * rho) / total
+    out = velocity_around(schedule, network, guess, deviation)(x_t, t)
+    np.testing.assert_allclose(seen["z"], (a * deviation * rho + s * eps) / total, atol=1e-4)
+    np.testing.assert_allclose(out[..., :3], a * eps - s * x_0, atol=1e-4)
+    np.testing.assert_allclose(out[..., 3:], 0.3, rtol=1e-6)
+
+    # Without a correction: the mean of x_0 given x_t, for normal rho.
+    correction = 0 * correction
+    v = velocity_around(schedule, network, guess, deviation)(x_t, t)[..., :3]
+    gain = a * deviation**2 / total**2
+    expected = guess + gain * (np.asarray(x_t) - a * np.asarray(guess))
+    np.testing.assert_allclose(a * np.asarray(x_t) - s * np.asarray(v), expected, atol=1e-4)

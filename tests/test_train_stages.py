@@ -64,8 +64,8 @@ def upsampler():
         prediction="v",
         steps=30,
         zero_terminal_snr=True,
+        low_res_deviation=0.2,
         timesteps="loss-second-moment",
-        weighting="min-snr",
     )
     return dataclasses.replace(config, diffusion=diffusion)
 

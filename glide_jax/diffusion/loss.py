@@ -82,6 +82,17 @@ def velocity_weights(schedule: Schedule) -> Table:
     return 1 / schedule.alpha_bar
 
 
+def correction_weights(schedule: Schedule, deviation: float) -> Table:
+    """Weights that make eps's squared error that of a network's correction. See `velocity_around`.
+
+    An error of 1 in the correction is one of deviation / total in v, and of sqrt(alpha_bar_t) times
+    that in eps: every step counts the same, as in sec. 5, arXiv 2206.00364.
+    """
+    return (schedule.alpha_bar * deviation**2 + 1 - schedule.alpha_bar) / (
+        schedule.alpha_bar * deviation**2
+    )
+
+
 def min_snr_weights(schedule: Schedule, gamma: float = 5.0) -> Table:
     """Weights that make eps's squared error min(SNR, gamma) times that of x_0. arXiv 2303.09556.
 

@@ -116,6 +116,41 @@ def denoiser_of_velocity(schedule: Schedule, network: Denoiser) -> Denoiser:
     return denoise
 
 
+def velocity_around(
+    schedule: Schedule, network: Denoiser, guess: Float[Array, "b h w c"], deviation: float
+) -> Denoiser:
+    """What predicts velocity, made of a network that only corrects a guess of the picture.
+
+    Pictures are taken to be `guess + deviation * rho`, with rho of mean 0 and variance 1. Then
+    z = (x_t - sqrt(alpha_bar_t) guess) / total has variance 1, where total^2 = alpha_bar_t
+    deviation^2 + 1 - alpha_bar_t, and if rho is normal, the expected v given x_t is
+
+        v_guess = -sqrt(1 - alpha_bar_t) guess
+                  + sqrt(alpha_bar_t (1 - alpha_bar_t)) (1 - deviation^2) z / total.
+
+    The network sees z in the place of x_t, and v = v_guess + deviation / total network(z, t). So it
+    never has to copy the guess, and its input and what it has to predict, rho's own velocity, are
+    of variance 1 at every t: the preconditioning of sec. 5, arXiv 2206.00364, about a guess.
+
+    Args:
+        schedule: the whole one, T rows: t is the original step index.
+        network: `(z, t) -> [correction | variance fraction]`.
+        guess: of each picture, such as an upsampler's smaller one enlarged.
+        deviation: of pictures from their guesses, root mean square, above 0.
+    """
+    picture, noise = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
+    total = np.sqrt(schedule.alpha_bar * deviation**2 + 1 - schedule.alpha_bar)
+
+    def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        z = (x_t - _at(picture, t) * guess) / _at(total, t)
+        correction, variance_fraction = split_output(network(z, t))
+        v = _at(picture * noise * (1 - deviation**2) / total, t) * z - _at(noise, t) * guess
+        v = v + _at(deviation / total, t) * correction
+        return jnp.concatenate([v, variance_fraction], axis=-1)
+
+    return denoise
+
+
 def q_posterior(
     schedule: Schedule,
     x_0: Float[Array, "b h w c"],

@@ -107,6 +107,11 @@ class GlideModel(nnx.Module):
             channels.append(jax.image.resize(low_res, (b, times * h, times * w, c), "bilinear"))
         return jnp.concatenate(channels, -1) if channels else None
 
+    def enlarged(self, condition: Float[Array, "b h w c"] | None) -> Image:
+        """An upsampler's smaller pictures as it sees them: resized. `condition` made the rest."""
+        assert condition is not None and self.config.low_res_px
+        return condition[..., -3:]
+
     def __call__(
         self,
         x_t: Image,

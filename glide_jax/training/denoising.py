@@ -4,6 +4,7 @@ GLIDE's hybrid loss is the default; the other ways to weight it, to draw t and t
 options of the configuration.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +13,21 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.config import Config
 from glide_jax.diffusion import timesteps
-from glide_jax.diffusion.loss import HybridLoss, hybrid_loss, min_snr_weights, velocity_weights
-from glide_jax.diffusion.process import q_sample, split_output, x_0_from_eps
+from glide_jax.diffusion.loss import (
+    HybridLoss,
+    correction_weights,
+    hybrid_loss,
+    min_snr_weights,
+    velocity_weights,
+)
+from glide_jax.diffusion.process import q_sample, split_output, velocity_around, x_0_from_eps
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.diffusion.timesteps import LossHistory
 from glide_jax.models.clip import Clip
 from glide_jax.models.glide import GlideModel, glide_network
 from glide_jax.models.low_res import area_average, gaussian_blur
 from glide_jax.models.network import Network
-from glide_jax.shapes import Batch, Image, Params
+from glide_jax.shapes import Batch, Denoiser, Image, Params
 from glide_jax.training.objective import (
     Gradient,
     Validation,
@@ -89,6 +96,8 @@ class Denoising:
         self._weights = None
         if diffusion.weighting == "min-snr":
             self._weights = min_snr_weights(self.schedule, diffusion.min_snr_gamma)
+        elif diffusion.low_res_deviation:
+            self._weights = correction_weights(self.schedule, diffusion.low_res_deviation)
         elif diffusion.prediction == "v":
             self._weights = velocity_weights(self.schedule)
 
@@ -189,8 +198,13 @@ class Denoising:
             low_res, known=image if inpaint else None, mask=batch["mask"] if inpaint else None
         )
 
+        denoise: Denoiser = partial(model, text=text, condition=condition, key=dropout_key)
+        deviation = self.config.diffusion.low_res_deviation
+        if deviation:
+            guess = model.enlarged(condition)
+            denoise = velocity_around(self.schedule, denoise, guess, deviation)
         x_t = q_sample(self.schedule, image, draws.t, draws.eps)
-        out = model(x_t, draws.t, text, condition, dropout_key)
+        out = denoise(x_t, draws.t)
         prediction = self.config.diffusion.prediction
         hybrid = hybrid_loss(
             self.schedule,

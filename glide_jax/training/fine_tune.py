@@ -44,7 +44,8 @@ def starting_params(run_dir: str | Path, config: Config) -> dict[str, np.ndarray
         raise UserError(f"{where}: one of the two models is a CLIP, the other draws")
     is_clip = isinstance(config.model, ClipConfig)
     if not (is_clip and config.clip.steps == 1):  # a plain CLIP knows no noise
-        for name in ("steps", "schedule") if is_clip else ("prediction", "steps", "schedule"):
+        meaning = ("prediction", "low_res_deviation", "steps", "schedule")
+        for name in meaning[-2:] if is_clip else meaning:
             theirs, ours = getattr(before.diffusion, name), getattr(config.diffusion, name)
             if theirs != ours:
                 raise UserError(
