@@ -5,7 +5,7 @@
 Writes out/demo.png, out/demo_enlarged.png and out/demo_inpainted.png.
 """
 
-# %% Models: a base model and an upsampler, both for inpainting as well
+# %% Models: a base model and an upsampler, each with one for inpainting
 import sys
 from pathlib import Path
 

@@ -24,6 +24,7 @@ from glide_jax.data.clip_tokenizer import ClipTokenizer
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
+from glide_jax.pipeline import ROLES
 from glide_jax.stage import Stage, changed_settings
 from glide_jax.training import checkpoint
 from glide_jax.training.checkpoint import (
@@ -36,6 +37,7 @@ from glide_jax.training.checkpoint import (
     resolve_run,
 )
 from glide_jax.training.export import export, main
+from glide_jax.training.fine_tune import network_of
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
 
@@ -259,3 +261,15 @@ def test_everything_of_a_shipped_model_is_packaged(demo):
     patterns = setup["options.package_data"]["glide_jax"].split()
     packaged = {path for pattern in patterns for path in demo.parent.glob(pattern)}
     assert {path for path in demo.rglob("*") if path.is_file()} <= packaged
+
+
+def test_the_shipped_models_are_whole_and_small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    glide = Glide.load("demo")
+    assert set(glide.folders) == set(ROLES)
+    for role, folder in glide.folders.items():
+        shapes = network_of(glide.config(role).model).shapes
+        assert load_weights(folder, shapes).keys() == shapes.keys()
+        assert (folder / "MODEL_CARD.md").read_text().startswith("# ")
+    sizes = [path.stat().st_size for path in checkpoint.DEMO.rglob("*") if path.is_file()]
+    assert sum(sizes) < 40e6
