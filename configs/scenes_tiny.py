@@ -1,4 +1,4 @@
-"""The demo: 24 px close-ups of the built-in scenes, in minutes on a laptop's CPU.
+"""A model from nothing: 24 px close-ups of the built-in scenes, in minutes on a laptop's CPU.
 
     python train.py --config configs/scenes_tiny.py
 
