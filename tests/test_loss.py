@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glide_jax.diffusion.loss import (
+    correction_weights,
     discretized_log_likelihood,
     hybrid_loss,
     kl_divergence,
@@ -25,6 +26,7 @@ from glide_jax.diffusion.process import (
     q_posterior,
     q_sample,
     split_output,
+    velocity_around,
 )
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 
@@ -296,3 +298,28 @@ def test_bound_is_kl_of_the_posterior_where_the_mean_is_off():
     nats = np.mean(np.square(off), (1, 2, 3)) / (2 * schedule.posterior_variance[np.asarray(t)])
     vb = variational_bound(schedule, x_0, x_t, t, frozen)
     np.testing.assert_allclose(vb, nats / np.log(2), rtol=1e-2)
+
+
+@pytest.mark.parametrize("deviation", [0.07, 0.5])
+def test_correction_weights_measure_the_error_of_the_correction(deviation):
+    schedule = Schedule.create("linear")
+    t = jnp.array([0, 17, 500, 999])
+    rng = np.random.default_rng(0)
+    guess, rho, eps = (jnp.asarray(rng.normal(size=(4, 5, 5, 3)), jnp.float32) for _ in range(3))
+    alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None]
+    a, s = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    right = (a * deviation * eps - s * rho) / np.sqrt(a**2 * deviation**2 + s**2)
+
+    def network(z, t):
+        return jnp.concatenate([jnp.float32(right + 0.5), 0 * z], -1)  # off by a half
+
+    found = hybrid_loss(
+        schedule,
+        velocity_around(schedule, network, guess, deviation),
+        guess + deviation * rho,
+        t,
+        eps,
+        correction_weights(schedule, deviation),
+        "v",
+    )
+    np.testing.assert_allclose(found.loss - schedule.steps / 1000 * found.vb, 0.25, rtol=1e-3)
