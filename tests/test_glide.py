@@ -63,6 +63,15 @@ def test_text_features_agree_with_the_original(golden):
     close(model.text_emb(text[:, -1]), g["text_proj"])
 
 
+def test_new_text_features_tell_positions_apart(golden):
+    config, _, g = golden
+    network = glide_network(config)
+    params = jax.device_put(network.init(seed=0))
+    text = jax.jit(lambda p: network.bind(p).text(g["tokens"], g["mask"]))(params)
+    # 0.1 with embeddings as small as CLIP's: hardly more than a bag of words.
+    assert jnp.std(text - text.mean(1, keepdims=True)) > 0.8 * jnp.std(text)
+
+
 def test_bfloat16_stays_near_float32(golden):
     config, params, g = golden
     config = dataclasses.replace(config, dtype="bfloat16")

@@ -49,19 +49,21 @@ class TextTransformer(nnx.Module):
     A padding position carries a learned embedding of its own in place of token and position, so
     tokens under the padding mask change nothing, and the empty caption is a learned input.
 
-    The released code leaves the initial embeddings undefined (it only loads them); here they are
-    normal with deviation 0.02 (tokens) and 0.01 (positions), as in CLIP (arXiv 2103.00020).
+    Embeddings start as N(0, 1): PyTorch's default, which the released code has for tokens; the
+    others it leaves undefined. They must not be small, as CLIP's are: attention's first output, the
+    same at every position, would drown them, and the model learn which words a caption holds but
+    hardly ever how they belong together.
     """
 
     def __init__(self, config: TextConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.dtype = dtype
 
-        def embedding(rows: int, deviation: float) -> nnx.Param:
-            return nnx.Param(normal(rngs.params(), (rows, config.width), deviation))
+        def embedding(rows: int) -> nnx.Param:
+            return nnx.Param(normal(rngs.params(), (rows, config.width), 1.0))
 
-        self.token_embedding = embedding(config.vocab_size, 0.02)
-        self.position_embedding = embedding(config.length, 0.01)
-        self.padding_embedding = embedding(config.length, 0.01)
+        self.token_embedding = embedding(config.vocab_size)
+        self.position_embedding = embedding(config.length)
+        self.padding_embedding = embedding(config.length)
         self.blocks = nnx.List(
             [
                 TransformerBlock(config.width, config.heads, dtype, rngs)
