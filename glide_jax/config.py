@@ -7,6 +7,7 @@ command line; the resolved config is saved in the run folder as config.json.
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -318,6 +319,9 @@ class DataConfig:
     """source=tfds: the image feature."""
     caption_key: str = "captions"
     """source=tfds: the caption feature, a text or a list of texts; parts separated by '/'."""
+    caption_pattern: str = ""
+    """Only captions in which this regular expression is found, and pictures that have such a one:
+    for lessons that begin with what is easy. Empty: all."""
     crop: Literal["center", "random"] = "center"
     """Square crop after resizing the shorter side to the model's resolution."""
     horizontal_flip: bool = False
@@ -335,6 +339,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.caption_drop <= 1, "data.caption_drop", "must be in [0, 1]")
+        try:
+            re.compile(self.caption_pattern)
+        except re.error as error:
+            raise UserError(
+                f"config: data.caption_pattern is no regular expression: {error}"
+            ) from None
         _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", "must be in [0, 1]")
         _require(self.loader_threads >= 1, "data.loader_threads", "must be at least 1")
         _require(self.source != "tfds" or bool(self.name), "data.name", "is needed by source=tfds")

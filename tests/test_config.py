@@ -151,6 +151,7 @@ def test_sizes_that_cannot_work_are_refused_by_name(cls, changes, line):
     [
         (ModelConfig, {"low_res_px": 24}, r"model.low_res_px \(24\) must divide"),
         (ModelConfig, {"low_res_noise": True}, "model.low_res_noise is for upsamplers"),
+        (DataConfig, {"caption_pattern": "(a"}, "data.caption_pattern is no regular expression"),
         (
             DiffusionConfig,
             {"zero_terminal_snr": True},

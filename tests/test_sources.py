@@ -103,6 +103,18 @@ def test_captions_by_path(data_dir: str, caption_key: str, captions: tuple[str, 
     assert source[5].captions == source.captions(5) == captions
 
 
+def test_a_pattern_picks_captions_and_the_pictures_that_have_one(data_dir: str) -> None:
+    source = open_tfds(data_dir, caption_key="several", caption_pattern="^two .$")
+    # number 3 k has no caption, and is reported when read; 3 k + 1 has "one", 3 k + 2 "two" too.
+    assert len(source) == 7
+    assert source[1].captions == source.captions(1) == ("two 2",)
+    assert numbers(to_float(load_pixels(source[1].image, 8))[None]) == [2]
+    with pytest.raises(BadRecordError, match="record 0: the caption is empty"):
+        source[0]
+    with pytest.raises(UserError, match="pattern 'seven' is in no caption"):
+        open_tfds(data_dir, "test", caption_pattern="seven")
+
+
 def test_a_record_without_a_caption_is_bad(data_dir: str) -> None:
     source = open_tfds(data_dir, caption_key="several")
     for read in (source.__getitem__, source.captions):

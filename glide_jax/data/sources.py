@@ -6,7 +6,9 @@ that follows, cropping, captions, batches, is the loader's and the same for ever
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,15 @@ def open_source(config: DataConfig, split: str) -> Source:
             f"data.source {config.source!r} is not a data set: choose {', '.join(SOURCES)}"
         )
     source = SOURCES[config.source](config, split)
+    where = f"split {split!r} of {config.source} {config.name or config.path}"
     if len(source) == 0:
-        raise UserError(f"split {split!r} of {config.source} {config.name or config.path} is empty")
+        raise UserError(f"{where} is empty")
+    if config.caption_pattern:
+        source = MatchingSource(source, config.caption_pattern)
+    if len(source) == 0:
+        raise UserError(
+            f"{where}: data.caption_pattern {config.caption_pattern!r} is in no caption"
+        )
     return source
 
 
@@ -62,6 +71,39 @@ SOURCES: dict[str, Callable[[DataConfig, str], Source]] = {
     "tfds": _tfds,
     "folder": _folder,
 }
+
+
+class MatchingSource:
+    """The captions of a source in which a pattern is found, and their pictures.
+
+    Broken records stay: reading them is when they are reported.
+
+    Args:
+        source: whose captions are all read at once, which takes some seconds for 100,000 records.
+        pattern: a regular expression.
+    """
+
+    def __init__(self, source: Source, pattern: str) -> None:
+        self._source = source
+        self._found = re.compile(pattern).search
+        self._indices = np.array([i for i in range(len(source)) if self._keeps(i)], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[int(self._indices[index])]
+        return replace(record, captions=tuple(filter(self._found, record.captions)))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions at `index`. Raises BadRecordError."""
+        return tuple(filter(self._found, self._source.captions(int(self._indices[index]))))
+
+    def _keeps(self, index: int) -> bool:
+        try:
+            return any(map(self._found, self._source.captions(index)))
+        except BadRecordError:
+            return True
 
 
 class TfdsSource:
