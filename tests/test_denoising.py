@@ -136,6 +136,7 @@ def test_min_snr_weights_the_error_of_each_step():
     np.testing.assert_allclose(found.values["loss"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_losses_by_second_moment_are_weighted_back_and_remembered():
     config = with_changes(
         tiny.get_config(),
@@ -164,6 +165,7 @@ def test_losses_by_second_moment_are_weighted_back_and_remembered():
     )
 
 
+@pytest.mark.slow
 def test_clip_loss_is_of_the_predicted_picture_and_of_real_captions_only():
     config = with_changes(
         tiny.get_config(), train={"clip_run": "somewhere", "clip_loss_weight": 0.5}
@@ -193,6 +195,7 @@ def test_clip_loss_is_of_the_predicted_picture_and_of_real_captions_only():
     assert any(np.abs(ours[name] - theirs[name]).max() > 1e-6 for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_text_transformer_at_rest_keeps_its_parameters():
     config = with_changes(
         tiny.get_config(),

@@ -133,6 +133,7 @@ def test_inpaint_by_alpha_and_by_mask_are_the_same(monkeypatch, models, photo):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_edit_upsample_and_rank(monkeypatch, capsys, models, photo):
     both = ("--checkpoint", models / "base", "--checkpoint", models / "upsample")
     run(

@@ -84,6 +84,7 @@ def short_run(train, tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
 def test_whatever_stops_a_run_it_goes_on_bit_for_bit(train, short_run, tmp_path):
     # Asked to stop, it saves first.
     process = train(tmp_path, *SHORT)
@@ -121,6 +122,7 @@ def test_a_first_request_to_stop_is_remembered_and_a_second_one_obeyed(number):
             signal.signal(number, handler)
 
 
+@pytest.mark.slow
 def test_too_many_steps_that_are_not_finite_stop_the_run(train, tmp_path):
     flags = ("--optim.learning-rate", "1e30", "--train.max-bad-steps", "3")
     said = finish(train(tmp_path, *flags), status=2)

@@ -77,6 +77,7 @@ def metrics(run_dir):
     return [{k: v for k, v in line.items() if k not in other} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["upsample", "base-inpaint", "clip"])
 def test_a_stage_trains_and_goes_on_bit_for_bit(stage, colour_folder, models, tmp_path):
     config = {
@@ -134,6 +135,7 @@ def test_captions_that_are_all_empty_are_refused(colour_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_auxiliary_clip_is_read_from_its_run(colour_folder, models, tmp_path):
     config = on_colours(
         model_set.inpaint_config(),
