@@ -9,7 +9,8 @@ from PIL import Image
 from glide_jax import UserError
 from glide_jax.data.drawing import draw
 from glide_jax.data.scene_graph import make
-from glide_jax.evaluation import guidance, inpainting, retrieval, upsampling
+from glide_jax.evaluation import guidance, inpainting, retrieval, upsampling, word_order
+from glide_jax.evaluation.captions import Asked, parse_caption
 from glide_jax.evaluation.scene_reader import read_scenes
 
 
@@ -116,3 +117,31 @@ def test_guidance_is_swept(models, tmp_path, capsys):
     assert Image.open(out).size[0] > 500
     with pytest.raises(UserError, match="--caption-index 4"):
         guidance.main(guidance.Arguments(models, caption_index=4))
+
+
+def test_wrong_captions_have_the_same_words_in_another_order():
+    scene = next(s for s in (make("validation", i)[0] for i in range(20)) if s.relation)
+    a, b = parse_caption(word_order.caption(scene)).objects
+    relation = parse_caption(word_order.caption(scene)).relation
+    asked = {
+        name: parse_caption(say(scene)) for name, say in word_order.WRONG.items() if say(scene)
+    }
+    assert asked["objects exchanged"] == Asked((b, a), relation)
+    assert asked["colours exchanged"].objects == (
+        replace(a, colour=b.colour),
+        replace(b, colour=a.colour),
+    )
+    assert asked["shapes exchanged"].objects == (
+        replace(a, shape=b.shape),
+        replace(b, shape=a.shape),
+    )
+    assert asked["another relation"] == Asked((a, b), word_order.TURNED[relation])
+
+
+def test_word_order_compares_losses_at_the_same_noise(models, capsys):
+    word_order.main(word_order.Arguments(models / "base", n=5))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:18].strip() for line in lines[1:-1]] == list(word_order.WRONG)
+    assert "5 scenes" in lines[-1] and "%" in lines[1]
+    with pytest.raises(UserError, match="is for clip"):
+        word_order.main(word_order.Arguments(models / "clip"))

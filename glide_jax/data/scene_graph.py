@@ -209,7 +209,7 @@ def _say(
 ) -> str:
     """A sentence that mentions each attribute of each object with the given probability."""
     phrases = (
-        _phrase(thing, *(name for name, chance in chances.items() if rng.random() < chance))
+        phrase(thing, *(name for name, chance in chances.items() if rng.random() < chance))
         for thing in things
     )
     return rng.choice(sentences).format(**dict(zip("ab", phrases, strict=False)))
@@ -219,8 +219,13 @@ def _ground(rng: random.Random, sentence: str, scene: Scene) -> str:
     return rng.choice(GROUNDED).format(sentence=sentence, background=scene.background)
 
 
-def _phrase(thing: Thing, *attributes: str) -> str:
-    """The object with these attributes, as "an orange heart"; a plain texture goes unsaid."""
+def phrase(thing: Thing, *attributes: str) -> str:
+    """The object with these attributes, as "an orange heart"; a plain texture goes unsaid.
+
+    Args:
+        thing: the object.
+        attributes: names of its fields, in the order in which they are said.
+    """
     words = [getattr(thing, attribute) for attribute in attributes]
     words = [word for word in words if word not in ("", "plain")] + [thing.shape]
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
