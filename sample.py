@@ -98,7 +98,7 @@ class Generate(Drawing):
     negative_prompt: str = ""
     """What guidance leads away from."""
     clip_guidance_scale: float | None = None
-    """Guidance by CLIP; needs a CLIP among the checkpoints."""
+    """Guidance by CLIP; needs a CLIP among the checkpoints, and --sampler ddpm."""
     upsample: bool = True
     """Enlarge, if there is an upsampler among the checkpoints."""
 

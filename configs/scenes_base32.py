@@ -2,7 +2,8 @@
 
     python train.py --config configs/scenes_base32.py
 
-glide_jax/demo/base/MODEL_CARD.md says how the shipped one was trained, and how well it draws.
+The shipped one learnt in lessons, which docs/training.md has as commands; its card,
+glide_jax/demo/base/MODEL_CARD.md, says how well it draws.
 Differs from the paper as configs/scenes_tiny.py does, and for the same reasons.
 """
 

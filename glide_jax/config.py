@@ -320,8 +320,8 @@ class DataConfig:
     caption_key: str = "captions"
     """source=tfds: the caption feature, a text or a list of texts; parts separated by '/'."""
     caption_pattern: str = ""
-    """Only captions in which this regular expression is found, and pictures that have such a one:
-    for lessons that begin with what is easy. Empty: all."""
+    """Only captions in which this regular expression is found (case counts), and pictures that have
+    one: for a part of a data set, or lessons. Held-out pictures go by it too. Empty: all."""
     crop: Literal["center", "random"] = "center"
     """Square crop after resizing the shorter side to the model's resolution."""
     horizontal_flip: bool = False
@@ -403,7 +403,7 @@ class SampleConfig:
     """How far a guided prediction is given back the contrast it would have without, 0..1
     (arXiv 2305.08891)."""
     clip_guidance_scale: float = 0.0
-    """Guidance by a noised CLIP; 0 is none."""
+    """Guidance by a noised CLIP; 0 is none. Use sampler ddpm: docs/samplers.md says why."""
     dynamic_threshold: float = 0.0
     """Percentile, such as 0.995, of a predicted x_0's values that is scaled to fit (arXiv
     2205.11487, sec. 2.3); 0 clips to [-1, 1]."""

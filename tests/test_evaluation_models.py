@@ -117,10 +117,14 @@ def test_guidance_is_swept(models, tmp_path, capsys):
     assert Image.open(out).size[0] > 500
     with pytest.raises(UserError, match="--caption-index 4"):
         guidance.main(guidance.Arguments(models, caption_index=4))
+    with pytest.raises(UserError, match="--clip-sampler euler"):
+        guidance.main(guidance.Arguments(models, clip_sampler="euler"))
 
 
 def test_wrong_captions_have_the_same_words_in_another_order():
-    scene = next(s for s in (make("validation", i)[0] for i in range(20)) if s.relation)
+    scene = next(
+        s for s in (make("validation", i)[0] for i in range(20)) if word_order.all_differs(s)
+    )
     a, b = parse_caption(word_order.caption(scene)).objects
     relation = parse_caption(word_order.caption(scene)).relation
     asked = {
@@ -138,10 +142,14 @@ def test_wrong_captions_have_the_same_words_in_another_order():
     assert asked["another relation"] == Asked((a, b), word_order.TURNED[relation])
 
 
-def test_word_order_compares_losses_at_the_same_noise(models, capsys):
+def test_word_order_compares_losses_at_the_same_noise(models, capsys, monkeypatch):
     word_order.main(word_order.Arguments(models / "base", n=5))
     lines = capsys.readouterr().out.splitlines()
     assert [line[:18].strip() for line in lines[1:-1]] == list(word_order.WRONG)
     assert "5 scenes" in lines[-1] and "%" in lines[1]
     with pytest.raises(UserError, match="is for clip"):
         word_order.main(word_order.Arguments(models / "clip"))
+    monkeypatch.setattr(word_order, "WRONG", {"same": word_order.caption, "none": lambda scene: ""})
+    _, losses, _ = word_order.measure(word_order.Arguments(models / "base", n=5))
+    np.testing.assert_array_equal(losses["same"], losses["right"])
+    assert (losses["none"] != losses["right"]).all()

@@ -6,6 +6,7 @@ that follows, cropping, captions, batches, is the loader's and the same for ever
 
 import difflib
 import importlib.util
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,8 +17,17 @@ import numpy as np
 
 from glide_jax.config import DataConfig
 from glide_jax.data.folder import open_folder
-from glide_jax.data.records import BadRecordError, Record, Source, clean_captions
+from glide_jax.data.records import (
+    BadRecordError,
+    Record,
+    Source,
+    clean_captions,
+    listed,
+    refuse_if_too_many,
+)
 from glide_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def open_source(config: DataConfig, split: str) -> Source:
@@ -42,7 +52,7 @@ def open_source(config: DataConfig, split: str) -> Source:
     if len(source) == 0:
         raise UserError(f"{where} is empty")
     if config.caption_pattern:
-        source = MatchingSource(source, config.caption_pattern)
+        source = MatchingSource(source, config.caption_pattern, config.max_bad_share)
     if len(source) == 0:
         raise UserError(
             f"{where}: data.caption_pattern {config.caption_pattern!r} is in no caption"
@@ -76,17 +86,31 @@ SOURCES: dict[str, Callable[[DataConfig, str], Source]] = {
 class MatchingSource:
     """The captions of a source in which a pattern is found, and their pictures.
 
-    Broken records stay: reading them is when they are reported.
+    Every record is read once to begin with; those whose captions are broken are left out.
 
     Args:
-        source: whose captions are all read at once, which takes some seconds for 100,000 records.
-        pattern: a regular expression.
+        source: all captions.
+        pattern: a regular expression; case counts.
+        max_bad_share: the share of broken records past which this is refused, in [0, 1].
+
+    Raises:
+        UserError: too many records are broken.
     """
 
-    def __init__(self, source: Source, pattern: str) -> None:
+    def __init__(self, source: Source, pattern: str, max_bad_share: float) -> None:
         self._source = source
         self._found = re.compile(pattern).search
-        self._indices = np.array([i for i in range(len(source)) if self._keeps(i)], np.int64)
+        indices, problems = [], []
+        for index in range(len(source)):
+            try:
+                if any(map(self._found, source.captions(index))):
+                    indices.append(index)
+            except BadRecordError as error:
+                problems.append(str(error))
+        if problems:
+            logger.warning("skipped %d records: %s", len(problems), listed(problems))
+            refuse_if_too_many(problems, len(source), max_bad_share)
+        self._indices = np.array(indices, np.int64)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -98,12 +122,6 @@ class MatchingSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions at `index`. Raises BadRecordError."""
         return tuple(filter(self._found, self._source.captions(int(self._indices[index]))))
-
-    def _keeps(self, index: int) -> bool:
-        try:
-            return any(map(self._found, self._source.captions(index)))
-        except BadRecordError:
-            return True
 
 
 class TfdsSource:

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from glide_jax.command_line import keep_compiled_programs
 from glide_jax.data.scene_graph import SPLITS, make
+from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.scenes import judge
 from glide_jax.pictures import new_figure, save_figure
@@ -51,8 +52,10 @@ class Arguments:
     """Which of a record's four captions."""
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     """Of classifier-free guidance; 1 is none."""
-    clip_scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    """Of CLIP guidance, if there is a CLIP."""
+    clip_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    """Of CLIP guidance, if there is a CLIP; 0 is none."""
+    clip_sampler: str = "ddpm"
+    """For these; docs/samplers.md says why ddpm."""
     steps: str | None = None
     """A number of steps, or another respacing; defaults to the run's own."""
     seed: int = 0
@@ -73,6 +76,10 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--split {arguments.split}: must be one of {', '.join(SPLITS)}")
     if arguments.caption_index not in range(4):
         raise UserError(f"--caption-index {arguments.caption_index}: must be 0, 1, 2 or 3")
+    if arguments.clip_sampler not in SAMPLERS:
+        raise UserError(
+            f"--clip-sampler {arguments.clip_sampler}: must be one of {', '.join(SAMPLERS)}"
+        )
     keep_compiled_programs()
     use_all_cores(MAX_BATCH)
     glide = Glide.load(arguments.checkpoint)
@@ -104,7 +111,8 @@ def main(arguments: Arguments) -> None:
     if glide.has("clip"):
         print("CLIP guidance\n   scale  all right  diversity")
         curves["CLIP"] = [
-            measured(s, guidance_scale=1.0, clip_guidance_scale=s) for s in arguments.clip_scales
+            measured(s, guidance_scale=1.0, clip_guidance_scale=s, sampler=arguments.clip_sampler)
+            for s in arguments.clip_scales
         ]
     if arguments.out is not None:
         _plot(curves, arguments.out)

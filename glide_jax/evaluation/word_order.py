@@ -2,8 +2,8 @@
 
     python -m glide_jax.evaluation.word_order --checkpoint runs/scenes_base32
 
-Scenes of two objects are noised and denoised with their own captions, and with captions of the same
-words in another order. A model that only knows which words a caption has loses nothing by it.
+Scenes of two objects are noised and denoised with right captions, and with the same words in
+another order. A model that only knows which words a caption has loses nothing by it.
 """
 
 from collections.abc import Callable
@@ -59,9 +59,17 @@ WRONG: dict[str, Callable[[Scene], str]] = {
 """Captions that are not a scene's, by what is wrong."""
 
 
+def all_differs(scene: Scene) -> bool:
+    """Whether there are two objects, in neither shape nor colour alike: every exchange is wrong."""
+    if not scene.relation:
+        return False
+    a, b = scene.things
+    return a.shape != b.shape and a.colour != b.colour
+
+
 @dataclass(frozen=True)
 class Arguments:
-    """Compares a model's loss with right captions and with wrong ones of the same words.
+    """Compares a model's loss with right captions and with wrong ones.
 
     Prints by how much each kind of wrong caption raises it, in all and in each fifth of the steps.
     """
@@ -69,7 +77,7 @@ class Arguments:
     checkpoint: Path
     """Run folder of a base model trained on scenes."""
     n: int = 256
-    """Scenes: the first of the split that have two objects."""
+    """Scenes: the first of the split with two objects of different shapes and colours."""
     split: str = "validation"
     """train, validation or novel."""
     seed: int = 0
@@ -107,16 +115,14 @@ def measure(
     run_dir = resolve_run(arguments.checkpoint)
     config = load_run_config(run_dir)
     if role_of(config) != "base":
-        raise UserError(
-            f"{run_dir} is for {role_of(config)}; captions are all that a base model has"
-        )
+        raise UserError(f"{run_dir} is for {role_of(config)}: give a base model")
     whole = replace(config.train, micro_batches=1)
     objective = Denoising(replace(config, train=whole))
     params = jax.device_put(load_weights(run_dir, objective.network.shapes))
     tokenizer = Tokenizer.load(run_dir / TOKENIZER)
     validate = jax.jit(objective.validate)
 
-    indices = (i for i in count() if make(arguments.split, i)[0].relation)
+    indices = (i for i in count() if all_differs(make(arguments.split, i)[0]))
     chosen = list(islice(indices, arguments.n))
     batches = []
     for number, first in enumerate(range(0, len(chosen), BATCH)):
