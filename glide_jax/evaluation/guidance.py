@@ -107,10 +107,13 @@ def main(arguments: Arguments) -> None:
 
     curves = {}
     print("classifier-free guidance\n   scale  all right  diversity")
-    curves["classifier-free"] = [measured(s, guidance_scale=s) for s in arguments.scales]
+    sampler = glide.settings("base").sampler
+    curves[f"classifier-free guidance, {sampler}"] = [
+        measured(scale, guidance_scale=scale) for scale in arguments.scales
+    ]
     if glide.has("clip"):
         print("CLIP guidance\n   scale  all right  diversity")
-        curves["CLIP"] = [
+        curves[f"CLIP guidance, {arguments.clip_sampler}"] = [
             measured(s, guidance_scale=1.0, clip_guidance_scale=s, sampler=arguments.clip_sampler)
             for s in arguments.clip_scales
         ]
@@ -124,7 +127,7 @@ def _plot(curves: dict[str, list[Row]], out: Path) -> None:
     axes = figure.add_subplot()
     for name, rows in curves.items():
         scales, shares, spread = np.array(rows).T
-        axes.plot(spread, 100 * shares, marker="o", label=f"{name} guidance")
+        axes.plot(spread, 100 * shares, marker="o", label=name)
         for scale, x, y in zip(scales, spread, 100 * shares, strict=True):
             axes.annotate(f"{scale:g}", (x, y), textcoords="offset points", xytext=(5, 4))
     axes.set(
