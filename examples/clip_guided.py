@@ -17,7 +17,9 @@ out = Path("out")
 prompt = "an oil painting of a corgi"
 
 # %% By CLIP alone
-pictures = glide.generate([prompt], n=4, guidance_scale=1.0, clip_guidance_scale=3.0, steps=20)
+pictures = glide.generate(
+    [prompt], n=4, guidance_scale=1.0, clip_guidance_scale=3.0, sampler="ddpm", steps=20
+)
 save_grid(out / "clip_guided.png", pictures, [prompt] * 4, columns=4)
 
 # %% The best two of four, ranked while they are small

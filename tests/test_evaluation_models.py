@@ -1,6 +1,7 @@
 """The measures of upsamplers and CLIPs, and their commands on small random models."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,3 +154,11 @@ def test_word_order_compares_losses_at_the_same_noise(models, capsys, monkeypatc
     _, losses, _ = word_order.measure(word_order.Arguments(models / "base", n=5))
     np.testing.assert_array_equal(losses["same"], losses["right"])
     assert (losses["none"] != losses["right"]).all()
+
+
+@pytest.mark.slow
+def test_the_shipped_base_reads_captions():
+    _, losses, _ = word_order.measure(word_order.Arguments(Path("demo/base"), n=64))
+    for name in ("objects exchanged", "colours exchanged", "shapes exchanged"):
+        # By 0.1% at most as long as it only knew which words there are.
+        assert losses[name].mean() > 1.1 * losses["right"].mean(), name
