@@ -65,12 +65,12 @@ def test_run_folder_holds_everything(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     assert {"config.json", "tokenizer", "checkpoints", "samples", "metrics.jsonl"} <= names
     assert list((trained_run / "tensorboard").glob("events*"))
-    assert sorted(p.name for p in (trained_run / "checkpoints").iterdir()) == ["120", "180", "60"]
-    assert Image.open(trained_run / "samples" / "0000180.png").size[0] > 400
+    assert sorted(p.name for p in (trained_run / "checkpoints").iterdir()) == ["160", "240", "80"]
+    assert Image.open(trained_run / "samples" / "0000240.png").size[0] > 400
     steps = [line["step"] for line in metrics(trained_run) if "loss" in line]
-    assert steps == list(range(10, 181, 10))
+    assert steps == list(range(10, 241, 10))
     validated = [line["step"] for line in metrics(trained_run) if "validation_loss" in line]
-    assert validated == [90, 180]
+    assert validated == [120, 240]
 
 
 SHORT = ("--train.steps", "50", "--train.checkpoint-every-steps", "15")

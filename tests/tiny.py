@@ -32,12 +32,12 @@ def get_config() -> Config:
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=10, ema_decay=0.95),
         sample=SampleConfig(sampler="ddim", steps="10", guidance_scale=2.0),
         train=TrainConfig(
-            steps=180,
+            steps=240,
             batch_examples=8,
             log_every_steps=10,
-            checkpoint_every_steps=60,
-            sample_every_steps=180,
-            validate_every_steps=90,
+            checkpoint_every_steps=80,
+            sample_every_steps=240,
+            validate_every_steps=120,
             validation_examples=8,
         ),
     )
