@@ -12,10 +12,10 @@ import tyro
 from jaxtyping import UInt8
 
 from glide_jax.command_line import keep_compiled_programs
-from glide_jax.data.scene_graph import SPLITS, make
+from glide_jax.data.scene_graph import make
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.scenes import judge
+from glide_jax.evaluation.scenes import judge, require_scenes
 from glide_jax.pictures import new_figure, save_figure
 from glide_jax.pipeline import Glide
 from glide_jax.stage import MAX_BATCH
@@ -70,10 +70,7 @@ Row = tuple[float, float, float]
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    if arguments.n < 1:
-        raise UserError(f"--n {arguments.n}: must be at least 1")
-    if arguments.split not in SPLITS:
-        raise UserError(f"--split {arguments.split}: must be one of {', '.join(SPLITS)}")
+    require_scenes(arguments.n, arguments.split)
     if arguments.caption_index not in range(4):
         raise UserError(f"--caption-index {arguments.caption_index}: must be 0, 1, 2 or 3")
     if arguments.clip_sampler not in SAMPLERS:

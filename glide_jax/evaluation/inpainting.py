@@ -17,9 +17,10 @@ from jaxtyping import Bool, UInt8
 
 from glide_jax.command_line import keep_compiled_programs
 from glide_jax.data.drawing import draw
-from glide_jax.data.scene_graph import HELD_OUT, SEEN, SPLITS, Thing, captions_of, make
-from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.data.scene_graph import HELD_OUT, SEEN, Thing, captions_of, make
+from glide_jax.errors import exit_on_user_error
 from glide_jax.evaluation.scene_reader import Reading, read_scenes
+from glide_jax.evaluation.scenes import require_scenes
 from glide_jax.pictures import save_grid
 from glide_jax.pipeline import Glide
 from glide_jax.stage import MAX_BATCH, Conditions, Known
@@ -101,10 +102,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    if arguments.n < 1:
-        raise UserError(f"--n {arguments.n}: must be at least 1")
-    if arguments.split not in SPLITS:
-        raise UserError(f"--split {arguments.split}: must be one of {', '.join(SPLITS)}")
+    require_scenes(arguments.n, arguments.split)
     keep_compiled_programs()
     use_all_cores(min(arguments.n, MAX_BATCH))
     glide = Glide.load(arguments.checkpoint)

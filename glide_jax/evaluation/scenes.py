@@ -170,12 +170,17 @@ class Arguments:
     """PNG file for a grid of the pictures, eight in a row."""
 
 
+def require_scenes(n: int, split: str) -> None:
+    """Raises UserError unless `--n` and `--split` name records of the data set."""
+    if n < 1:
+        raise UserError(f"--n {n}: must be at least 1")
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: must be one of {', '.join(SPLITS)}")
+
+
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    if arguments.n < 1:
-        raise UserError(f"--n {arguments.n}: must be at least 1")
-    if arguments.split not in SPLITS:
-        raise UserError(f"--split {arguments.split}: must be one of {', '.join(SPLITS)}")
+    require_scenes(arguments.n, arguments.split)
     if arguments.real == (arguments.checkpoint is not None):
         raise UserError("give --checkpoint RUN to judge a model, or --real: one of the two")
     if arguments.caption_index not in range(4):

@@ -18,11 +18,12 @@ import tyro
 from jaxtyping import Float, Int
 
 from glide_jax.command_line import keep_compiled_programs
-from glide_jax.data.scene_graph import RELATED, SPLITS, Scene, make, phrase
+from glide_jax.data.scene_graph import RELATED, Scene, make, phrase
 from glide_jax.data.scene_workers import encoded_scene
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.evaluation.scenes import require_scenes
 from glide_jax.pipeline import role_of
 from glide_jax.training.checkpoint import TOKENIZER, load_run_config, load_weights, resolve_run
 from glide_jax.training.denoising import Denoising
@@ -86,10 +87,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    if arguments.n < 1:
-        raise UserError(f"--n {arguments.n}: must be at least 1")
-    if arguments.split not in SPLITS:
-        raise UserError(f"--split {arguments.split}: must be one of {', '.join(SPLITS)}")
+    require_scenes(arguments.n, arguments.split)
     keep_compiled_programs()
     t, losses, T = measure(arguments)
     right = losses.pop("right")
