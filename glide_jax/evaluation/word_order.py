@@ -8,7 +8,7 @@ another order. A model that only knows which words a caption has loses nothing b
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import count, islice, pairwise
+from itertools import count, islice
 from pathlib import Path
 
 import jax
@@ -27,7 +27,7 @@ from glide_jax.evaluation.scenes import require_scenes
 from glide_jax.pipeline import role_of
 from glide_jax.training.checkpoint import TOKENIZER, load_run_config, load_weights, resolve_run
 from glide_jax.training.denoising import Denoising
-from glide_jax.training.validation import BUCKETS
+from glide_jax.training.validation import buckets
 
 BATCH = 64
 TURNED = {"left of": "above", "above": "left of", "right of": "below", "below": "right of"}
@@ -91,10 +91,9 @@ def main(arguments: Arguments) -> None:
     keep_compiled_programs()
     t, losses, T = measure(arguments)
     right = losses.pop("right")
-    fifths = np.arange(BUCKETS + 1) * T // BUCKETS
-    heads = ["all steps", *(f"t {low}-{high - 1}" for low, high in pairwise(fifths))]
+    heads = ["all steps", *(f"t {low}-{high - 1}" for low, high in buckets(T))]
     print(" " * 18 + "".join(f"{head:>12}" for head in heads))
-    parts = [t >= 0, *((t >= low) & (t < high) for low, high in pairwise(fifths))]
+    parts = [t >= 0, *((t >= low) & (t < high) for low, high in buckets(T))]
     for name, wrong in losses.items():
         rises = (
             100 * (wrong[p].mean() / right[p].mean() - 1) if p.any() else np.nan for p in parts

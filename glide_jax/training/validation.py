@@ -11,6 +11,11 @@ BUCKETS = 5
 """Parts of [0, T) that are told apart: with less noise, what a model must know changes."""
 
 
+def buckets(timestep_count: int) -> list[tuple[int, int]]:
+    """The parts: the first step of each, and the first of the next."""
+    return list(pairwise(i * timestep_count // BUCKETS for i in range(BUCKETS + 1)))
+
+
 def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, float]:
     """Means over all examples, by name, and `mse` or `accuracy` of each bucket.
 
@@ -30,8 +35,7 @@ def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, flo
     if timestep_count < BUCKETS:
         return means
     shown = "mse" if "mse" in values else "accuracy"
-    edges = np.arange(BUCKETS + 1) * timestep_count // BUCKETS
-    for low, high in pairwise(edges):
+    for low, high in buckets(timestep_count):
         inside = (t >= low) & (t < high)
         if inside.any():
             name = f"{shown}_t{low:03}-{high - 1:03}"
