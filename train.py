@@ -18,6 +18,7 @@ from glide_jax.command_line import keep_compiled_programs, parse_config
 from glide_jax.config import ClipConfig, Config
 from glide_jax.data.clip_tokenizer import ClipTokenizer
 from glide_jax.data.loader import Loader, validation_batches
+from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizer import Tokenizer, make_tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
@@ -54,7 +55,7 @@ def train(config: Config, run_dir: Path) -> None:
     start = resolve_run(settings.init_from) if settings.init_from else None
     resumes = has_checkpoints(run_dir)
     initial = starting_params(start, config) if start and not resumes else None
-    tokenizer = tokenizer_of(config, run_dir if resumes else start)
+    tokenizer = tokenizer_of(config, source, run_dir if resumes else start)
     clip = ClipStage.load(resolve_run(settings.clip_run)) if settings.clip_loss_weight else None
     open_run_folder(run_dir, config)
     tokenizer.save(run_dir / TOKENIZER)
@@ -176,7 +177,7 @@ def train(config: Config, run_dir: Path) -> None:
         print(f"done: {step:,} steps in {run_dir}")
 
 
-def tokenizer_of(config: Config, run_dir: Path | None) -> Tokenizer:
+def tokenizer_of(config: Config, source: Source, run_dir: Path | None) -> Tokenizer:
     """The tokenizer of the run that goes on or is started from; without one, a new one.
 
     It learns from all captions: other runs may go on from this one with those left out here.
@@ -184,7 +185,8 @@ def tokenizer_of(config: Config, run_dir: Path | None) -> Tokenizer:
     kind = ClipTokenizer if isinstance(config.model, ClipConfig) else Tokenizer
     if run_dir is not None:
         return kind.load(run_dir / TOKENIZER)
-    source = open_source(replace(config.data, caption_pattern=""), config.data.train_split)
+    if config.data.caption_pattern:
+        source = open_source(replace(config.data, caption_pattern=""), config.data.train_split)
     return make_tokenizer(config.data, config.model.text.vocab_size, source, kind)
 
 
