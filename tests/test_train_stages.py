@@ -12,9 +12,10 @@ from PIL import Image
 
 from glide_jax import UserError
 from glide_jax.config import DiffusionConfig, LowResConfig
+from glide_jax.data.sources import open_source
 from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.fine_tune import network_of
-from train import for_validation, train
+from train import for_validation, tokenizer_of, train
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +166,19 @@ def test_a_clip_never_has_to_tell_a_picture_from_itself(colour_folder, tmp_path)
     )
     large = changed(few, "train", validation_examples=100, batch_examples=64)
     assert for_validation(large, 50).train.batch_examples == 48
+
+
+def test_a_tokenizer_learns_from_captions_that_a_pattern_leaves_out(colour_folder):
+    config = on_colours(model_set.inpaint_config(), colour_folder)
+    lesson = changed(config, "data", caption_pattern="red")
+    whole, part = (open_source(c.data, "all") for c in (config, lesson))
+    assert (len(whole), len(part)) == (8, 1)
+    known, learnt = (tokenizer_of(c, s, None) for c, s in ((config, whole), (lesson, part)))
+    for ours, theirs in zip(
+        learnt.encode(["all yellow"], 8), known.encode(["all yellow"], 8), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    alone = tokenizer_of(config, part, None)
+    assert not np.array_equal(
+        alone.encode(["all yellow"], 8)[1], known.encode(["all yellow"], 8)[1]
+    )
