@@ -31,11 +31,9 @@ from glide_jax.training.checkpoint import (
     open_run_folder,
     resolve_run,
 )
-from glide_jax.training.contrastive import Contrastive
-from glide_jax.training.denoising import Denoising
 from glide_jax.training.fine_tune import starting_params
 from glide_jax.training.logging import RunLog
-from glide_jax.training.objective import Objective
+from glide_jax.training.objectives import make_objective
 from glide_jax.training.preview import Preview
 from glide_jax.training.step import Trainer
 from glide_jax.training.validation import summary
@@ -68,12 +66,7 @@ def train(config: Config, run_dir: Path) -> None:
             f"train.batch_examples ({settings.batch_examples}) must be at most the number of "
             f"pictures ({len(source)}): a CLIP cannot tell a picture from itself"
         )
-    if is_clip:
-        objective: Objective = Contrastive(config)
-    elif clip is None:
-        objective = Denoising(config)
-    else:
-        objective = Denoising(config, clip.network, clip.params)
+    objective = make_objective(config, clip)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
     checkpoints = Checkpoints(run_dir, kept=settings.checkpoints_kept)

@@ -17,7 +17,7 @@ def get_config() -> Config:
         # The sizes of text transformer and U-Net are the defaults.
         model=ModelConfig(
             unet=UNetConfig(dropout=0.1),  # not published: ADM's at 64 px (arXiv 2105.05233)
-            remat=True,
+            remat="blocks",
         ),
         data=DataConfig(
             source="tfds",

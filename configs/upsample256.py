@@ -19,7 +19,7 @@ def get_config() -> Config:
             # ADM's 64 to 256 px upsampler (paper), which has no dropout either.
             unet=UNetConfig(resolution_px=256, channel_mult=(1, 1, 2, 2, 4, 4), res_blocks=2),
             low_res_px=64,
-            remat=True,
+            remat="blocks",
         ),
         diffusion=diffusion,
         data=DataConfig(

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from glide_jax.errors import UserError
 
+Remat = Literal["none", "products", "blocks", "everything", "offload"]
+
 GROUPS = 32
 """Groups of every GroupNorm; channel counts are multiples of it."""
 
@@ -116,8 +118,9 @@ class ModelConfig:
     """Whether it sees known pixels and their mask beside x_t."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matrix products; parameters, norms and softmax stay float32."""
-    remat: bool = False
-    """Recompute each block's activations in the backward pass: less memory, slower."""
+    remat: Remat = "none"
+    """What the backward pass recomputes instead of keeping, from nothing, the quickest, to what
+    takes the least memory: glide_jax.models.remat."""
 
     def __post_init__(self) -> None:
         _require(
@@ -196,6 +199,8 @@ class ClipConfig:
     plain CLIP that sees pictures without noise and is for ranking alone."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matrix products; parameters, norms and softmax stay float32."""
+    remat: Remat = "none"
+    """As ModelConfig's."""
 
     def __post_init__(self) -> None:
         for name, tower in (("text", self.text), ("image", self.image)):

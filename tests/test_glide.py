@@ -130,7 +130,8 @@ def test_starts_by_predicting_zero_with_float32_parameters(golden):
     np.testing.assert_array_equal(jax.jit(lambda params: run(config, params, g))(params), 0)
 
 
-def test_rematerialisation_changes_nothing_and_dropout_follows_its_key(golden):
+@pytest.mark.parametrize("policy", ["products", "blocks", "everything", "offload"])
+def test_rematerialisation_changes_nothing_and_dropout_follows_its_key(golden, policy):
     config, params, g = golden
     config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, dropout=0.5))
 
@@ -139,7 +140,7 @@ def test_rematerialisation_changes_nothing_and_dropout_follows_its_key(golden):
 
     gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     key = jax.random.key(3)
-    plain, remat = gradient(params, False, key), gradient(params, True, key)
+    plain, remat = gradient(params, "none", key), gradient(params, policy, key)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-3))
-    assert gradient(params, False, jax.random.key(4))[0] != plain[0]
+    assert gradient(params, "none", jax.random.key(4))[0] != plain[0]

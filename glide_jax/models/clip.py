@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig
+from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Remat
 from glide_jax.models.layers import attend, layer_norm, normal
 from glide_jax.models.network import Network
+from glide_jax.models.remat import run_equal_blocks
 from glide_jax.shapes import Image, Timesteps, TokenMask, Tokens
 
 MEAN = (122.77093945, 116.74601272, 104.09373519)
@@ -91,9 +92,11 @@ class _Tower(nnx.Module):
         d_embedding: int,
         causal: bool,
         dtype: jnp.dtype,
+        remat: Remat,
         rngs: nnx.Rngs,
     ) -> None:
         self.dtype = dtype
+        self.remat = remat
         width, layers = config.width, config.layers
         self.blocks = nnx.List(
             [ClipBlock(width, config.heads, layers, causal, dtype, rngs) for _ in range(layers)]
@@ -104,9 +107,7 @@ class _Tower(nnx.Module):
 
     def _run(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         x = x.astype(self.dtype)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return run_equal_blocks(self.blocks, x, self.remat)
 
     def _embed(self, feature: Float[Array, "b d"]) -> Float[Array, "b d2"]:
         z = self.projection(self.final_norm(feature))
@@ -117,9 +118,14 @@ class ClipText(_Tower):
     """Captions to embeddings: a causal transformer, read at the end token."""
 
     def __init__(
-        self, config: ClipTextConfig, d_embedding: int, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: ClipTextConfig,
+        d_embedding: int,
+        dtype: jnp.dtype,
+        remat: Remat,
+        rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(config, d_embedding, True, dtype, rngs)
+        super().__init__(config, d_embedding, True, dtype, remat, rngs)
         self.token_embedding = _embedding(config.vocab_size, config.width, 0.02, rngs)
         self.position_embedding = _embedding(config.length, config.width, 0.01, rngs)
 
@@ -140,9 +146,10 @@ class ClipImage(_Tower):
         d_embedding: int,
         steps: int,
         dtype: jnp.dtype,
+        remat: Remat,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(config, d_embedding, False, dtype, rngs)
+        super().__init__(config, d_embedding, False, dtype, remat, rngs)
         width, patch = config.width, config.patch_px
         deviation = width**-0.5
         self.patches = nnx.Conv(
@@ -175,10 +182,10 @@ class Clip(nnx.Module):
     """Both towers and the scale of their similarities."""
 
     def __init__(self, config: ClipConfig, rngs: nnx.Rngs) -> None:
-        dtype = jnp.dtype(config.dtype)
+        dtype, width = jnp.dtype(config.dtype), config.embedding_width
         self.config = config
-        self.text = ClipText(config.text, config.embedding_width, dtype, rngs)
-        self.image = ClipImage(config.image, config.embedding_width, config.steps, dtype, rngs)
+        self.text = ClipText(config.text, width, dtype, config.remat, rngs)
+        self.image = ClipImage(config.image, width, config.steps, dtype, config.remat, rngs)
         self.logit_scale = nnx.Param(np.float32(-math.log(INITIAL_TEMPERATURE)))
 
     def encode_text(self, tokens: Tokens, mask: TokenMask) -> Float[Array, "b d"]:

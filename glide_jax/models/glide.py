@@ -35,7 +35,7 @@ class GlideModel(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         d_emb = 4 * config.unet.channels
         self.time_width = config.unet.channels
-        self.text = TextTransformer(config.text, dtype, rngs)
+        self.text = TextTransformer(config.text, dtype, config.remat, rngs)
         self.text_emb = linear(config.text.width, d_emb, dtype, rngs)
         self.time_emb1 = linear(config.unet.channels, d_emb, dtype, rngs)
         self.time_emb2 = linear(d_emb, d_emb, dtype, rngs)

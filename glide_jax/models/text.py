@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from glide_jax.config import TextConfig
+from glide_jax.config import Remat, TextConfig
 from glide_jax.models.layers import attend, layer_norm, linear, normal
+from glide_jax.models.remat import run_equal_blocks
 from glide_jax.shapes import TokenMask, Tokens
 
 
@@ -55,8 +56,9 @@ class TextTransformer(nnx.Module):
     hardly ever how they belong together.
     """
 
-    def __init__(self, config: TextConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, dtype: jnp.dtype, remat: Remat, rngs: nnx.Rngs) -> None:
         self.dtype = dtype
+        self.remat = remat
 
         def embedding(rows: int) -> nnx.Param:
             return nnx.Param(normal(rngs.params(), (rows, config.width), 1.0))
@@ -82,6 +84,4 @@ class TextTransformer(nnx.Module):
         embedded = self.token_embedding[...][tokens] + self.position_embedding[...]
         x = jnp.where(mask[..., None], embedded, self.padding_embedding[...])
         x = x.astype(self.dtype)
-        for block in self.blocks:
-            x = block(x)
-        return self.final_norm(x)
+        return self.final_norm(run_equal_blocks(self.blocks, x, self.remat))

@@ -5,6 +5,7 @@ block on the way up takes one off. The names follow the drawing: `down`, `middle
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from glide_jax.config import UNetConfig
+from glide_jax.config import Remat, UNetConfig
 from glide_jax.models.layers import GroupNorm, attend, conv, linear
+from glide_jax.models.remat import block_input, offloading, recomputed, recomputed_part
 
 OUT_CHANNELS = 6
 """eps and variance fraction, three each."""
@@ -116,8 +118,13 @@ class Block(nnx.Module):
     """One step on the way down or up: residual block, attention where asked for, resampling up."""
 
     def __init__(
-        self, res: ResBlock, attention: AttentionBlock | None = None, up: ResBlock | None = None
+        self,
+        remat: Remat,
+        res: ResBlock,
+        attention: AttentionBlock | None = None,
+        up: ResBlock | None = None,
     ) -> None:
+        self.remat = remat
         self.res = res
         self.attention = attention
         self.up = up
@@ -125,15 +132,20 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
+        skip: Float[Array, "b h w c3"] | None,
         emb: Float[Array, "b d"],
         text: TextKV | None,
         key: PRNGKeyArray | None,
     ) -> Float[Array, "b h2 w2 c2"]:
-        """Args: the input, the embedding, this block's text keys and values, a dropout key."""
+        """Args: the input, on the way up the skip that is concatenated to it, the embedding, this
+        block's text keys and values, a dropout key.
+        """
         res_key, up_key = (None, None) if key is None else jax.random.split(key)
-        x = self.res(x, emb, res_key)
+        if skip is not None:  # here, that recomputing blocks need not keep the concatenation
+            x = jnp.concatenate([x, skip], -1)
+        x = recomputed_part(self.res.__call__, self.remat)(x, emb, res_key)
         if self.attention is not None and text is not None:
-            x = self.attention(x, text)
+            x = recomputed_part(self.attention.__call__, self.remat)(x, text)
         return x if self.up is None else self.up(x, emb, up_key)
 
 
@@ -146,7 +158,7 @@ class UNet(nnx.Module):
         d_emb: width of the embedding of time and text.
         d_text: width of the text features.
         dtype: of the matrix products.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: what the backward pass recomputes.
     """
 
     def __init__(
@@ -156,7 +168,7 @@ class UNet(nnx.Module):
         d_emb: int,
         d_text: int,
         dtype: jnp.dtype,
-        remat: bool,
+        remat: Remat,
         rngs: nnx.Rngs,
     ) -> None:
         self.dtype = dtype
@@ -167,6 +179,8 @@ class UNet(nnx.Module):
 
         def attention(channels: int) -> AttentionBlock:
             return AttentionBlock(channels, config.head_width, d_text, dtype, rngs)
+
+        block = partial(Block, remat)
 
         widths = [config.channels * mult for mult in config.channel_mult]
         attended = [
@@ -180,21 +194,21 @@ class UNet(nnx.Module):
         down = []
         for level, width in enumerate(widths):
             for _ in range(config.res_blocks):
-                down.append(Block(res(c, width), attention(width) if attended[level] else None))
+                down.append(block(res(c, width), attention(width) if attended[level] else None))
                 c = width
                 skips.append(c)
             if level < last:
-                down.append(Block(res(c, c, "down")))
+                down.append(block(res(c, c, "down")))
                 skips.append(c)
         self.down = nnx.List(down)
 
-        self.middle = nnx.List([Block(res(c, c), attention(c)), Block(res(c, c))])
+        self.middle = nnx.List([block(res(c, c), attention(c)), block(res(c, c))])
 
         up = []
         for level, width in reversed(list(enumerate(widths))):
             for i in range(config.res_blocks + 1):
                 up.append(
-                    Block(
+                    block(
                         res(c + skips.pop(), width),
                         attention(width) if attended[level] else None,
                         res(width, width, "up") if level and i == config.res_blocks else None,
@@ -227,16 +241,25 @@ class UNet(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b h w 6"]:
         """Args: x_t with its conditioning, the embedding, `project_text`'s result, dropout key."""
+        h = offloading(self._through_blocks, self.remat)(x, emb.astype(self.dtype), text, key)
+        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+
+    def _through_blocks(
+        self,
+        x: Float[Array, "b h w c"],
+        emb: Float[Array, "b d"],
+        text: tuple[TextKV | None, ...],
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "b h w c2"]:
         texts = iter(text)
-        emb = emb.astype(self.dtype)
         calls = 0
 
-        def run(block: Block, h: jax.Array) -> jax.Array:
+        def run(block: Block, h: jax.Array, skip: jax.Array | None = None) -> jax.Array:
             nonlocal calls
             block_key = None if key is None else jax.random.fold_in(key, calls)
             calls += 1
-            call = jax.checkpoint(block.__call__) if self.remat else block
-            return call(h, emb, next(texts), block_key)
+            call = recomputed(block.__call__, self.remat)
+            return call(block_input(h), skip, emb, next(texts), block_key)
 
         h = self.conv_in(x)
         skips = [h]
@@ -246,5 +269,5 @@ class UNet(nnx.Module):
         for block in self.middle:
             h = run(block, h)
         for block in self.up:
-            h = run(block, jnp.concatenate([h, skips.pop()], -1))
-        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+            h = run(block, h, skips.pop())
+        return h

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 
 from glide_jax.config import Config
 from glide_jax.diffusion.timesteps import LossHistory, update
+from glide_jax.models.placement import batch_over
 from glide_jax.shapes import Batch, Params
 from glide_jax.training import sharding
 from glide_jax.training.objective import Gradient, Objective, Validation
@@ -65,7 +66,7 @@ class Trainer:
 
         self.abstract_state = jax.eval_shape(self._initial_state, self.network.shapes)
         self.state_shardings = sharding.infer(self.abstract_state, mesh)
-        batch = sharding.batch_sharding(mesh)
+        batch = self._batch_sharding = sharding.batch_sharding(mesh)
         replicated = sharding.replicated(mesh)
         frozen_shardings = sharding.infer(objective.frozen, mesh)
         frozen = jax.device_put(objective.frozen, frozen_shardings)
@@ -118,7 +119,8 @@ class Trainer:
     def gradient(self, frozen: Params, state: TrainState, batch: Batch) -> Gradient:
         """The gradient that a step takes, with the random draws of this step."""
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
-        found = self._objective.gradient(state.params, frozen, batch, key, state.history)
+        with batch_over(self._batch_sharding):
+            found = self._objective.gradient(state.params, frozen, batch, key, state.history)
         # What nobody reads is not computed: a text transformer at rest costs no backward pass.
         grads = {
             name: grad if self._trained[name] else jnp.zeros_like(grad)
@@ -168,4 +170,5 @@ class Trainer:
         self, frozen: Params, params: Params, batch: Batch, k: Int[Array, ""]
     ) -> Validation:
         key = jax.random.fold_in(jax.random.key(0), k)
-        return self._objective.validate(params, frozen, batch, key)
+        with batch_over(self._batch_sharding):
+            return self._objective.validate(params, frozen, batch, key)

@@ -1,0 +1,84 @@
+"""What the backward pass computes anew instead of keeping, and equal blocks as one loop.
+
+Policies, from the quickest to the smallest (docs/scaling.md has them measured):
+
+    none        everything is kept
+    products    matrix products and convolutions are kept; norms, activations and softmax are not
+    blocks      each block's input is kept (arXiv 1604.06174)
+    everything  as blocks; within a block, convolutions and attention are recomputed apart
+    offload     as blocks, and the inputs wait in the host's memory (accelerators)
+
+Recomputing more than a block at once would save nothing: the way up needs every block's output.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from glide_jax.config import Remat
+from glide_jax.models.placement import shared_out
+
+BLOCK_INPUT = "block_input"
+"""The name of what `offload` sends to the host."""
+
+Call = Callable[..., Any]
+
+
+def recomputed(block: Call, remat: Remat) -> Call:
+    """A block whose backward pass starts from what `remat` keeps of it."""
+    if remat == "none":
+        return block
+    return jax.checkpoint(block, policy=_is_product if remat == "products" else None)
+
+
+def recomputed_part(part: Call, remat: Remat) -> Call:
+    """A part of a block, recomputed apart from the others where `remat` says so."""
+    return jax.checkpoint(part) if remat == "everything" else part
+
+
+def offloading(network: Call, remat: Remat) -> Call:
+    """All blocks together; what `block_input` named waits in the host's memory if so asked."""
+    if remat != "offload":
+        return network
+    to_host = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    return jax.checkpoint(network, policy=to_host)
+
+
+def block_input(x: jax.Array) -> jax.Array:
+    """`x`, named as what a block is computed from, each device with its part of the batch."""
+    return checkpoint_name(shared_out(x), BLOCK_INPUT)
+
+
+def run_equal_blocks(
+    blocks: Sequence[nnx.Module], x: Float[Array, "b l d"], remat: Remat
+) -> Float[Array, "b l d"]:
+    """`x` through blocks of the same shape, one after the other.
+
+    They are one loop over their stacked parameters, so that only one is compiled, and that of
+    parameters shared out over devices only one block's at a time are gathered.
+    """
+    graphdef, _ = nnx.split(blocks[0])
+    stacked = jax.tree.map(lambda *p: jnp.stack(p), *(nnx.state(block) for block in blocks))
+
+    def step(x: jax.Array, params: Any) -> tuple[jax.Array, None]:
+        block = nnx.merge(graphdef, params)
+        return recomputed(block.__call__, remat)(block_input(x)), None
+
+    run = offloading(lambda x, stacked: jax.lax.scan(step, x, stacked)[0], remat)
+    return shared_out(run(x, stacked))
+
+
+def _is_product(primitive: Any, *_: Any, **settings: Any) -> bool:
+    """Convolutions, and matrix products but attention's, which are as large as its softmax."""
+    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name == "conv_general_dilated" or bool(dense(primitive, *_, **settings))

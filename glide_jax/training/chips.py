@@ -1,0 +1,48 @@
+"""What accelerators can do, by the name that JAX has for them: for plans and for MFU.
+
+TPUs: cloud.google.com/tpu/docs/system-architecture-tpu-vm, and, for the links, "How to Scale Your
+Model" (jax-ml.github.io/scaling-book). GPUs: NVIDIA's data sheets, dense bfloat16, SXM.
+"""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device."""
+
+    name: str
+    flops: float
+    """Products and sums in bfloat16, in 1/s."""
+    hbm_bytes: float
+    hbm_bytes_per_s: float
+    link_bytes_per_s: float = 0.0
+    """One way along one link to a neighbour in the torus; TPUs only."""
+    clock_hz: float = 0.0
+    """Follows from `flops`: multiply-adds a cycle are 65,536 (v5e), 131,072 (v4, v5p) and
+    262,144 (v6e). TPUs only."""
+
+
+CHIPS: dict[str, Chip] = {
+    "TPU v4": Chip("v4", 275e12, 32 * GIB, 1.2e12, 4.5e10, 1.05e9),
+    "TPU v5 lite": Chip("v5e", 197e12, 16 * GIB, 8.1e11, 4.5e10, 1.5e9),
+    "TPU v5": Chip("v5p", 459e12, 95 * GIB, 2.8e12, 9e10, 1.75e9),
+    "TPU v6 lite": Chip("v6e", 918e12, 32 * GIB, 1.6e12, 9e10, 1.75e9),
+    "NVIDIA A100": Chip("A100", 312e12, 80 * GIB, 2.0e12),
+    "NVIDIA H100": Chip("H100", 989e12, 80 * GIB, 3.35e12),
+    "NVIDIA H200": Chip("H200", 989e12, 141 * GIB, 4.8e12),
+}
+"""By what a device's kind begins with."""
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """What is known of a device; None for CPUs and those not listed.
+
+    Args:
+        device_kind: a jax.Device's attribute of this name.
+    """
+    kind = {"TPU v5e": "TPU v5 lite", "TPU v6e": "TPU v6 lite"}.get(device_kind, device_kind)
+    fitting = [start for start in CHIPS if kind.startswith(start)]
+    return CHIPS[max(fitting, key=len)] if fitting else None

@@ -1,0 +1,82 @@
+"""How much a training step has to compute: what MFU is measured against."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from glide_jax.config import ClipConfig, Config
+from glide_jax.shapes import Batch
+from glide_jax.training.objective import Objective
+
+
+def abstract_batch(config: Config) -> Batch:
+    """Shapes and types of a step's batch, over all devices and micro-batches."""
+    b, l = config.train.batch_examples, config.model.text.length
+    px = config.data.low_res.crop_px or config.model.resolution_px
+    shape = jax.ShapeDtypeStruct
+    batch: Any = {
+        "image": shape((b, px, px, 3), jnp.float32),
+        "tokens": shape((b, l), jnp.int32),
+        "token_mask": shape((b, l), jnp.bool_),
+    }
+    if not isinstance(config.model, ClipConfig) and config.model.inpaint:
+        batch["mask"] = shape((b, px, px, 1), jnp.float32)
+    return batch
+
+
+def step_flops(objective: Objective, batch: Batch) -> float:
+    """Floating-point operations of a step: three times the matrix products of a forward pass.
+
+    That is how model FLOPs utilisation counts (appendix B, arXiv 2204.02311): the backward pass is
+    two more products for each, and what is recomputed to save memory does not count.
+
+    Args:
+        objective: what is trained.
+        batch: arrays or their shapes.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = objective.network.shapes
+    frozen = jax.eval_shape(lambda: objective.frozen)
+    return 3.0 * product_flops(objective.validate, params, frozen, batch, key)
+
+
+def product_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Operations in the matrix products and convolutions of a function; a multiply-add is two.
+
+    Args:
+        function: of arrays.
+        arguments: arrays or their shapes.
+    """
+    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _flops(jaxpr: Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        settings = equation.params
+        avals: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+        shapes = [getattr(aval, "shape", ()) for aval in avals]
+        out = math.prod(shapes[-1]) if shapes else 0
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = settings["dimension_numbers"]
+            total += 2 * out * math.prod(shapes[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            out_channels = settings["dimension_numbers"].rhs_spec[0]
+            total += 2 * out * math.prod(shapes[1]) // shapes[1][out_channels]
+        else:
+            times = settings["length"] if equation.primitive.name == "scan" else 1
+            total += times * sum(map(_flops, _inner(settings)))
+    return total
+
+
+def _inner(settings: dict[str, Any]) -> list[Jaxpr]:
+    """The functions that an operation calls."""
+    values = jax.tree.leaves(
+        list(settings.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)
+    )
+    jaxprs = (value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in values)
+    return [jaxpr for jaxpr in jaxprs if isinstance(jaxpr, Jaxpr)]

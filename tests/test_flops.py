@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from glide_jax.training.chips import chip_of
+from glide_jax.training.flops import abstract_batch, product_flops, step_flops
+from glide_jax.training.objectives import make_objective
+
+
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_products_are_counted_with_all_their_axes():
+    assert product_flops(lambda a, b: a @ b, array(3, 5), array(5, 7)) == 2 * 3 * 5 * 7
+    attention = product_flops(
+        lambda q, k: jnp.einsum("bnqk,bnlk->bnql", q, k), array(2, 4, 6, 8), array(2, 4, 9, 8)
+    )
+    assert attention == 2 * 2 * 4 * 6 * 9 * 8
+
+
+def test_convolutions_are_counted_at_every_pixel():
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert product_flops(convolve, array(2, 8, 8, 5), array(3, 3, 5, 7)) == 2 * 2 * 64 * 9 * 5 * 7
+
+
+def test_loops_count_every_turn_and_calls_are_followed():
+    @jax.jit
+    def inner(x):
+        return x @ x
+
+    def looped(x):
+        return jax.lax.scan(lambda x, _: (jax.checkpoint(inner)(x), None), x, None, length=6)[0]
+
+    assert product_flops(looped, array(4, 4)) == 6 * 2 * 4**3
+
+
+def test_a_step_counts_three_forward_passes_whatever_is_recomputed():
+    config = tiny.get_config()
+    objective = make_objective(config)
+    found = step_flops(objective, abstract_batch(config))
+    # What the compiler counts in a forward pass, additions and norms included, is a little more.
+    key = jax.random.key(0)
+    forward = jax.jit(objective.validate).lower(
+        objective.network.shapes, {}, abstract_batch(config), key
+    )
+    counted = forward.cost_analysis()["flops"]
+    assert 0.7 * counted < found / 3 < counted
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6e", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+    ],
+)
+def test_chips_are_known_by_their_kind(kind, name):
+    assert chip_of(kind).name == name
+
+
+def test_unknown_devices_are_nothing_to_compare_with():
+    assert chip_of("cpu") is None
+    macs = {"v5e": 65_536, "v5p": 131_072, "v6e": 262_144, "v4": 131_072}
+    for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"):
+        chip = chip_of(kind)
+        np.testing.assert_allclose(chip.flops / 2 / chip.clock_hz, macs[chip.name], rtol=0.01)

@@ -1,0 +1,86 @@
+"""Every kind of model on every mesh of eight devices: the loss and gradient of one device."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import model_set
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AxisType
+
+from glide_jax.training import sharding
+from glide_jax.training.flops import abstract_batch
+from glide_jax.training.objectives import make_objective
+from glide_jax.training.step import Trainer
+
+KINDS = {
+    "base": tiny.get_config,
+    "inpainting": model_set.inpaint_config,
+    "upsampler": lambda: model_set.upsampler_config(inpaint=False),
+    "clip": model_set.clip_config,
+}
+
+
+def config_of(kind, **changes):
+    config = KINDS[kind]()
+    train = dataclasses.replace(config.train, batch_examples=16, **changes)
+    # What is drawn for an example must not depend on the devices either.
+    model = config.model
+    if kind != "clip":
+        model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, dropout=0.1))
+    return dataclasses.replace(config, train=train, model=model)
+
+
+def gradient(config, mesh):
+    rng = np.random.default_rng(0)
+
+    def some(shape):
+        if shape.dtype == jnp.bool_:
+            return np.arange(shape.shape[1])[None] < rng.integers(2, 8, (shape.shape[0], 1))
+        if shape.dtype == jnp.int32:
+            return rng.integers(0, 300, shape.shape).astype(np.int32)
+        return rng.uniform(-1, 1, shape.shape).astype(np.float32)
+
+    batch = jax.tree.map(some, abstract_batch(config))
+    trainer = Trainer(config, make_objective(config), mesh)
+    params = {
+        name: value + 0.05 * rng.standard_normal(value.shape).astype(np.float32)
+        for name, value in sorted(trainer.network.init(seed=0).items())
+    }
+    compute = jax.jit(
+        trainer.gradient, out_shardings=None if mesh.size == 1 else sharding.replicated(mesh)
+    )
+    found = compute({}, trainer.init(params), sharding.to_devices(batch, mesh))
+    return jax.device_get((found.grads, found.metrics, found.losses))
+
+
+@cache
+def on_one_device(kind):
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    return gradient(config_of(kind), mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "fsdp", "remat"),
+    [(kind, fsdp, "none") for kind in KINDS for fsdp in (1, 2, 4, 8)] + [("base", 4, "blocks")],
+)
+def test_eight_devices_compute_what_one_does(kind, fsdp, remat, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    config = config_of(kind, fsdp=fsdp)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+    mesh = sharding.make_mesh(config)
+    assert dict(mesh.shape) == {"data": 8 // fsdp, "fsdp": fsdp}
+    grads, metrics, losses = gradient(config, mesh)
+    expected_grads, expected_metrics, expected_losses = on_one_device(kind)
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    scale = max(np.abs(g).max() for g in expected_grads.values())
+    for name, g in expected_grads.items():
+        # Float32 sums in another order: rounding relative to the sums' terms, not to the sums.
+        tolerance = 2e-4 * np.abs(g).max() + 1e-6 * scale
+        np.testing.assert_allclose(grads[name], g, rtol=0, atol=tolerance, err_msg=name)
