@@ -21,13 +21,13 @@ def test_products_are_counted_with_all_their_axes():
     assert attention == 2 * 2 * 4 * 6 * 9 * 8
 
 
-def test_convolutions_are_counted_at_every_pixel():
+def test_convolutions_are_counted_without_their_padding():
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    assert product_flops(convolve, array(2, 8, 8, 5), array(3, 3, 5, 7)) == 2 * 2 * 64 * 9 * 5 * 7
+    assert product_flops(convolve, array(2, 8, 8, 5), array(3, 3, 5, 7)) == 2 * 2 * 22**2 * 5 * 7
 
 
 def test_loops_count_every_turn_and_calls_are_followed():
@@ -70,6 +70,7 @@ def test_chips_are_known_by_their_kind(kind, name):
 
 def test_unknown_devices_are_nothing_to_compare_with():
     assert chip_of("cpu") is None
+    # Multiply-adds a cycle, from the sizes and numbers of the matrix units.
     macs = {"v5e": 65_536, "v5p": 131_072, "v6e": 262_144, "v4": 131_072}
     for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"):
         chip = chip_of(kind)

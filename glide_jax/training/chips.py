@@ -16,7 +16,7 @@ class Chip:
     name: str
     flops: float
     """Products and sums in bfloat16, in 1/s."""
-    hbm_bytes: float
+    hbm_bytes: int
     hbm_bytes_per_s: float
     link_bytes_per_s: float = 0.0
     """One way along one link to a neighbour in the torus; TPUs only."""

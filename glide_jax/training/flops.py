@@ -65,12 +65,34 @@ def _flops(jaxpr: Jaxpr) -> int:
             (contracted, _), _ = settings["dimension_numbers"]
             total += 2 * out * math.prod(shapes[0][axis] for axis in contracted)
         elif equation.primitive.name == "conv_general_dilated":
-            out_channels = settings["dimension_numbers"].rhs_spec[0]
-            total += 2 * out * math.prod(shapes[1]) // shapes[1][out_channels]
+            total += _convolution_flops(shapes, settings)
         else:
             times = settings["length"] if equation.primitive.name == "scan" else 1
             total += times * sum(map(_flops, _inner(settings)))
     return total
+
+
+def _convolution_flops(shapes: list[tuple[int, ...]], settings: dict[str, Any]) -> int:
+    """What of the kernel lies over the padding does not count."""
+    x, kernel, out = shapes[:3]
+    layout = settings["dimension_numbers"]
+    taps = (
+        sum(
+            0 <= place * stride - padding[0] + tap < x[axis]
+            for place in range(out[out_axis])
+            for tap in range(kernel[kernel_axis])
+        )
+        for axis, kernel_axis, out_axis, stride, padding in zip(
+            layout.lhs_spec[2:],
+            layout.rhs_spec[2:],
+            layout.out_spec[2:],
+            settings["window_strides"],
+            settings["padding"],
+            strict=True,
+        )
+    )
+    channels_in, channels_out = (kernel[axis] for axis in layout.rhs_spec[1::-1])
+    return 2 * x[layout.lhs_spec[0]] * channels_in * channels_out * math.prod(taps)
 
 
 def _inner(settings: dict[str, Any]) -> list[Jaxpr]:

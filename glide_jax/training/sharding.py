@@ -5,8 +5,10 @@ split over 'fsdp' (arXiv 2004.13336, ZeRO) and repeated along 'data'.
 """
 
 import contextlib
+import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -44,13 +46,17 @@ def use_all_cores(batch_examples: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def make_mesh(config: Config) -> Mesh:
-    """All devices of all processes as ('data', 'fsdp').
+def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes as ('data', 'fsdp'), neighbours along 'fsdp'.
+
+    Args:
+        config: of the run.
+        given: other devices than those.
 
     Raises:
         UserError: the devices, or the batch, do not divide.
     """
-    devices = jax.device_count()
+    devices = jax.device_count() if given is None else len(given)
     fsdp = config.train.fsdp
     if devices % fsdp:
         raise UserError(f"train.fsdp ({fsdp}) must divide the number of devices ({devices})")
@@ -61,7 +67,18 @@ def make_mesh(config: Config) -> Mesh:
             f"by the number of devices ({devices})"
         )
     # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
-    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2)
+    shape, names = (devices // fsdp, fsdp), ("data", "fsdp")
+    return jax.make_mesh(shape, names, (AxisType.Auto,) * 2, devices=given)
+
+
+def bytes_a_device(shapes: Any, shardings: Any) -> int:
+    """Of a tree of arrays or their shapes, on each device."""
+    sizes = jax.tree.map(
+        lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
+        shapes,
+        shardings,
+    )
+    return sum(jax.tree.leaves(sizes))
 
 
 def local_mesh() -> Mesh:

@@ -76,6 +76,7 @@ class Trainer:
             out_shardings=(self.state_shardings, replicated),
             donate_argnums=1,
         )
+        self._program, self._frozen = step, frozen
         self.step = partial(step, frozen)
         """`(state, batch) -> (state, metrics)`; the old state's memory is used for the new one."""
         validate = jax.jit(
@@ -85,6 +86,10 @@ class Trainer:
         )
         self.validate = partial(validate, frozen)
         """`(params, batch, k) -> Validation` of the k-th batch, the same whenever it is asked."""
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """The step's program, ready to be compiled, for batches of these shapes."""
+        return self._program.lower(self._frozen, self.abstract_state, batch)
 
     def init(self, params: Mapping[str, np.ndarray] | None = None) -> TrainState:
         """The state before the first step.

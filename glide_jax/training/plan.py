@@ -1,0 +1,410 @@
+r"""Whether a training fits a TPU slice and how fast it would be, before there is one.
+
+    python -m glide_jax.training.plan --config configs/base64_3b5.py --topology v5p:4x4x4 \
+        --mesh 16x4
+
+compiles the real train step with the real compiler, for TPUs that need not be there
+(pip install -e ".[tpu]"), and says what the compiler makes of it. `--search` tries meshes,
+recomputation and micro-batches. Flags for the configuration's settings are train.py's.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from glide_jax.command_line import parse_config
+from glide_jax.config import Config, Remat
+from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.training import sharding
+from glide_jax.training.chips import GIB, Chip, chip_of
+from glide_jax.training.compiled import usage
+from glide_jax.training.flops import abstract_batch, step_flops
+from glide_jax.training.objectives import make_objective
+from glide_jax.training.step import Trainer
+
+SEARCHED: tuple[tuple[Remat, int], ...] = (
+    ("none", 1),
+    ("products", 1),
+    ("blocks", 1),
+    ("blocks", 2),
+    ("blocks", 4),
+    ("everything", 4),
+)
+"""Recomputation and micro-batches that `--search` tries, from the quickest to the smallest."""
+
+EFFORTS: dict[str, dict[str, Any]] = {
+    "quick": {"exec_time_optimization_effort": -0.5},
+    "full": {},
+}
+"""How hard the compiler tries, as options to it; training gets `full`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step takes; bytes and seconds are of one chip."""
+
+    config: str
+    topology: str
+    mesh: tuple[int, int]
+    remat: str
+    micro_batches: int
+    batch_examples: int
+    steps: int
+    """Of the whole training."""
+    chips: int
+    hbm_bytes: int
+    parameter_bytes: int
+    ema_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    """Kept from the forward to the backward pass of a micro-batch, as traced; the compiler may
+    keep less. Part of `temporary_bytes`."""
+    temporary_bytes: int
+    """All that lives within a step, gradients and gathered parameters too."""
+    batch_bytes: int
+    code_bytes: int
+    model_flops: float
+    """Of the step, over all chips: see `flops.step_flops`."""
+    compiled_flops: float
+    """By the compiler, of one chip; loops counted once."""
+    accessed_bytes: float
+    """Likewise, from and to HBM."""
+    compute_s: float
+    waiting_s: float
+    collective_s: dict[str, float]
+    collective_bytes: dict[str, float]
+    peak_flops: float
+    compile_s: float
+    effort: str
+
+    @property
+    def used_bytes(self) -> int:
+        """Of HBM."""
+        state = self.parameter_bytes + self.ema_bytes + self.optimizer_bytes
+        return state + self.temporary_bytes + self.batch_bytes + self.code_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.used_bytes <= self.hbm_bytes
+
+    @property
+    def step_s(self) -> float:
+        """Estimated."""
+        return self.compute_s + self.waiting_s
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation: the share of the chips' peak that the model's products take."""
+        return self.model_flops / (self.step_s * self.chips * self.peak_flops)
+
+    def report(self) -> str:
+        """For people."""
+        total_h = self.steps * self.step_s / 3600
+        exchanged = [
+            f"  {kind:20}{size / 1e9:9.2f} GB {1e3 * self.collective_s[kind]:9.1f} ms"
+            for kind, size in sorted(self.collective_bytes.items())
+        ]
+        margin = (self.hbm_bytes - self.used_bytes) / GIB
+        verdict = f"fits, {margin:.1f} GiB to spare" if self.fits else f"{-margin:.1f} GiB too much"
+        lines = [
+            f"{self.config} on {self.topology}: {self.chips} chips as {self.mesh[0]} data x "
+            f"{self.mesh[1]} fsdp, remat {self.remat}, batch {self.batch_examples} in "
+            f"{self.micro_batches} (compiled in {self.compile_s:.0f} s, effort {self.effort})",
+            "HBM of a chip",
+            *(
+                f"  {name:20}{size / GIB:9.2f} GiB"
+                for name, size in (
+                    ("parameters", self.parameter_bytes),
+                    ("moving average", self.ema_bytes),
+                    ("optimiser", self.optimizer_bytes),
+                    ("batch", self.batch_bytes),
+                    ("program", self.code_bytes),
+                    ("temporary", self.temporary_bytes),
+                    ("  kept activations", self.activation_bytes),
+                    ("all", self.used_bytes),
+                )
+            ),
+            f"  of {self.hbm_bytes / GIB:.0f} GiB: {verdict}",
+            "Collectives of a step",
+            *exchanged,
+            "Estimated",
+            f"  computation         {self.compute_s:9.3f} s",
+            f"  waiting for others  {self.waiting_s:9.3f} s ({self.waiting_s / self.step_s:.1%})",
+            f"  step                {self.step_s:9.3f} s",
+            f"  pictures            {self.batch_examples / self.step_s:9.0f} /s",
+            f"  model FLOPs         {self.model_flops / 1e12:9.1f} T/step",
+            f"  MFU                 {self.mfu:9.1%}",
+            f"  compiler's FLOPs    {self.compiled_flops / 1e12:9.1f} T/chip, "
+            f"{self.accessed_bytes / 1e9:.0f} GB of HBM traffic (loops counted once)",
+            f"  {self.steps:,} steps: {total_h:,.0f} h, {total_h * self.chips:,.0f} chip-hours",
+        ]
+        if self.effort == "quick":
+            lines.append("  Effort quick: memory and collectives hold; times are upper bounds.")
+        return "\n".join(lines)
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """The devices of a TPU slice that is not there.
+
+    Args:
+        name: generation and shape: v5e:4x4, v5p:4x4x4, v6e:8x8.
+
+    Raises:
+        UserError: there is no libtpu, or it knows no such slice.
+    """
+    from jax.experimental import topologies
+
+    # As on a worker of a slice, so that libtpu does not ask the cloud where it is.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_WORKER_ID", "0"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        os.environ.setdefault(variable, value)
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # libtpu's and JAX's are of several kinds
+        if "libtpu" in str(error) and "unable to find" in str(error).lower():
+            raise UserError('plans need the TPU compiler: pip install -e ".[tpu]"') from None
+        raise UserError(
+            f"--topology {name}: no such slice ({str(error).splitlines()[0]}); name a generation "
+            "and its shape in chips, as v5e:4x4, v5p:4x4x4 or v6e:8x8"
+        ) from None
+
+
+def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str = "full") -> Plan:
+    """Compiles a run's train step for a slice.
+
+    Args:
+        config: the run.
+        name: what to call it.
+        topology: see `topology_devices`.
+        fsdp: chips over which parameters are shared out; the others repeat them.
+        effort: a key of EFFORTS.
+
+    Raises:
+        UserError: the slice, or the batch, does not divide.
+    """
+    config = replace(config, train=replace(config.train, fsdp=fsdp))
+    devices = topology_devices(topology)
+    chip = _known_chip(devices[0])
+    mesh = sharding.make_mesh(config, devices)
+    objective = make_objective(config)
+    trainer = Trainer(config, objective, mesh)
+    batch = abstract_batch(config)
+    lowered = trainer.lower(batch)
+    started = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=EFFORTS[effort])
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"{topology}: the compiler finds no room: {_first_line(error)}") from None
+    compile_s = time.perf_counter() - started
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    assert memory is not None and cost is not None  # of TPUs there always are
+    spent = usage(compiled.as_text(), chip)
+    state, shardings = trainer.abstract_state, trainer.state_shardings
+    part = {
+        field: sharding.bytes_a_device(getattr(state, field), getattr(shardings, field))
+        for field in ("params", "ema", "opt_state")
+    }
+    return Plan(
+        config=name,
+        topology=topology,
+        mesh=(len(devices) // fsdp, fsdp),
+        remat=config.model.remat,
+        micro_batches=config.train.micro_batches,
+        batch_examples=config.train.batch_examples,
+        steps=config.train.steps,
+        chips=len(devices),
+        hbm_bytes=chip.hbm_bytes,
+        parameter_bytes=part["params"],
+        ema_bytes=part["ema"],
+        optimizer_bytes=part["opt_state"],
+        activation_bytes=kept_activations(config, len(devices)),
+        temporary_bytes=memory.temp_size_in_bytes,
+        batch_bytes=max(0, memory.argument_size_in_bytes - sum(part.values())),
+        code_bytes=memory.generated_code_size_in_bytes,
+        model_flops=step_flops(objective, batch),
+        compiled_flops=cost["flops"],
+        accessed_bytes=cost["bytes accessed"],
+        compute_s=spent.compute_s,
+        waiting_s=spent.waiting_s,
+        collective_s=dict(spent.collective_s),
+        collective_bytes=dict(spent.collective_bytes),
+        peak_flops=chip.flops,
+        compile_s=compile_s,
+        effort=effort,
+    )
+
+
+def kept_activations(config: Config, chips: int) -> int:
+    """Bytes of activations that one chip keeps for the backward pass of a micro-batch.
+
+    Traced for one picture and for two: what is more is each picture's.
+    """
+
+    def residual_bytes(pictures: int) -> int:
+        train = replace(config.train, batch_examples=pictures, micro_batches=1)
+        few = replace(config, train=train)
+        objective = make_objective(few)
+        batch = abstract_batch(few)
+
+        def backward(params: Any) -> Any:
+            def loss(params: Any) -> jax.Array:
+                found = objective.validate(params, objective.frozen, batch_of(), key)
+                return jnp.sum(found.values["loss"])
+
+            def batch_of() -> Any:
+                return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+
+            key = jax.random.key(0)
+            return jax.vjp(loss, params)[1]
+
+        kept = jax.eval_shape(backward, objective.network.shapes)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+
+    per_picture = residual_bytes(3) - residual_bytes(2)
+    pictures = config.train.batch_examples // config.train.micro_batches // chips
+    return per_picture * pictures
+
+
+def search(
+    config: Config, name: str, topology: str, effort: str, most: int
+) -> Iterator[Plan | UserError]:
+    """Plans of meshes, recomputation and micro-batches that may fit, the most promising first.
+
+    Args:
+        config, name, topology, effort: as `make_plan`'s.
+        most: plans to make.
+    """
+    chips = len(topology_devices(topology))
+    chip = _known_chip(topology_devices(topology)[0])
+    meshes = [2**i for i in range(chips.bit_length()) if chips % 2**i == 0]
+    made = 0
+    for remat, micro_batches in SEARCHED:
+        model, train = config.model, config.train
+        tried = replace(
+            config,
+            model=replace(model, remat=remat),
+            train=replace(train, micro_batches=train.micro_batches * micro_batches),
+        )
+        if tried.train.batch_examples % (tried.train.micro_batches * chips):
+            continue
+        activations = kept_activations(tried, chips)
+        for fsdp in meshes:
+            # Parameters, average, two moments and a gradient, in float32.
+            state = 20 * make_objective(tried).network.parameter_count // fsdp
+            if made == most or state + activations > chip.hbm_bytes:
+                continue
+            made += 1
+            try:
+                yield make_plan(tried, name, topology, fsdp, effort)
+            except UserError as error:
+                yield error
+            break  # more sharding of the same only communicates more
+
+
+def table(plans: Sequence[Plan]) -> str:
+    """Plans as a Markdown table, the quickest that fits first."""
+    ranked = sorted(plans, key=lambda plan: (not plan.fits, plan.step_s))
+    rows = [
+        "| slice | mesh | remat | micro-batches | pictures/chip | HBM, GiB | fits | step, s | MFU "
+        "| waiting | pictures/s | hours | chip-hours |",
+        "| --- " * 13 + "|",
+    ]
+    for plan in ranked:
+        hours = plan.steps * plan.step_s / 3600
+        cells = (
+            plan.topology,
+            f"{plan.mesh[0]}x{plan.mesh[1]}",
+            plan.remat,
+            plan.micro_batches,
+            f"{plan.batch_examples / plan.chips:g}",
+            f"{plan.used_bytes / GIB:.1f} of {plan.hbm_bytes / GIB:.0f}",
+            "yes" if plan.fits else "no",
+            f"{plan.step_s:.3f}",
+            f"{plan.mfu:.0%}",
+            f"{plan.waiting_s / plan.step_s:.0%}",
+            f"{plan.batch_examples / plan.step_s:,.0f}",
+            f"{hours:,.0f}",
+            f"{hours * plan.chips:,.0f}",
+        )
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+
+def _known_chip(device: jax.Device) -> Chip:
+    chip = chip_of(device.device_kind)
+    if chip is None:
+        raise UserError(f"nothing is known of the chip {device.device_kind!r}")
+    return chip
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
+
+
+def _mesh(text: str, chips: int) -> int:
+    """The 'fsdp' of `--mesh DATAxFSDP`."""
+    try:
+        data, fsdp = map(int, text.split("x"))
+    except ValueError:
+        raise UserError(f"--mesh {text}: give two numbers, data x fsdp, as 16x4") from None
+    if min(data, fsdp) < 1 or data * fsdp != chips:
+        raise UserError(f"--mesh {text}: {data} x {fsdp} is not the slice's {chips} chips")
+    return fsdp
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--topology", default="v5e:4x4", help="the slice: v5e:4x4, v5p:4x4x4")
+    parser.add_argument("--mesh", help="data x fsdp; the product is the slice's chips")
+    parser.add_argument("--effort", choices=EFFORTS, default="full", help="of the compiler")
+    parser.add_argument("--search", action="store_true", help="try what may fit, and rank it")
+    parser.add_argument("--most", type=int, default=6, help="plans that --search makes")
+    parser.add_argument("--json", help="a file to which each plan is added, as a line")
+    given, rest = parser.parse_known_args()
+    if {"-h", "--help"} & set(rest):
+        parser.print_help()
+    file, config = parse_config(rest, "python -m glide_jax.training.plan", str(__doc__))
+    jax.config.update("jax_platforms", "cpu")  # what is traced needs no accelerator
+    chips = len(topology_devices(given.topology))
+    made = []
+
+    def keep(plan: Plan) -> None:
+        made.append(plan)
+        print(plan.report(), flush=True)
+        if given.json:
+            with open(given.json, "a") as out:
+                out.write(json.dumps(dataclasses.asdict(plan)) + "\n")
+
+    if given.search:
+        for found in search(config, file.stem, given.topology, given.effort, given.most):
+            if isinstance(found, UserError):
+                print(found, file=sys.stderr)
+            else:
+                keep(found)
+        print("\n" + table(made))
+    else:
+        fsdp = _mesh(given.mesh, chips) if given.mesh else config.train.fsdp
+        keep(make_plan(config, file.stem, given.topology, fsdp, given.effort))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
