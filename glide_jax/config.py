@@ -304,15 +304,18 @@ class DataConfig:
     """Where captioned pictures come from and how they are prepared."""
 
     source: str = "scenes"
-    """A key of glide_jax.data.sources.SOURCES: scenes, tfds or folder."""
+    """A key of glide_jax.data.sources.SOURCES: scenes, tfds, folder or shards."""
     name: str = ""
     """source=tfds: the data set's TFDS name, such as coco_captions or coco_captions/2014.
     source=scenes: full (or empty); closeups, of one large object each; or mini, a few hundred
     pictures for trying things out."""
     path: str = ""
-    """source=folder: the folder of images with captions beside them."""
+    """source=folder: the folder of images with captions beside them. source=shards: what
+    glide_jax.data.prepare wrote, a folder or a URL such as gs://bucket/folder."""
     data_dir: str = ""
     """Where prepared data sets are kept; empty: TFDS's own default (~/tensorflow_datasets)."""
+    cache_dir: str = ""
+    """source=shards: where the shards of a URL are copied to; empty: ~/.cache/glide_jax/shards."""
     train_split: str = "train"
     validation_split: str = "validation"
     image_key: str = "image"
@@ -349,7 +352,9 @@ class DataConfig:
         _require(self.loader_threads >= 1, "data.loader_threads", "must be at least 1")
         _require(self.source != "tfds" or bool(self.name), "data.name", "is needed by source=tfds")
         _require(
-            self.source != "folder" or bool(self.path), "data.path", "is needed by source=folder"
+            self.source not in ("folder", "shards") or bool(self.path),
+            "data.path",
+            f"is needed by source={self.source}",
         )
 
 

@@ -7,6 +7,7 @@ that follows, cropping, captions, batches, is the loader's and the same for ever
 import difflib
 import importlib.util
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from glide_jax.data.records import (
     listed,
     refuse_if_too_many,
 )
+from glide_jax.data.shards import ShardsSource
 from glide_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -76,10 +78,16 @@ def _folder(config: DataConfig, split: str) -> Source:
     return open_folder(Path(config.path).expanduser(), split, config.max_bad_share)
 
 
+def _shards(config: DataConfig, split: str) -> Source:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "glide_jax", "shards")
+    return ShardsSource(config.path, split, Path(config.cache_dir or cache).expanduser())
+
+
 SOURCES: dict[str, Callable[[DataConfig, str], Source]] = {
     "scenes": _scenes,
     "tfds": _tfds,
     "folder": _folder,
+    "shards": _shards,
 }
 
 
