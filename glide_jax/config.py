@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import types
 import typing
 from dataclasses import dataclass, field
@@ -299,6 +300,13 @@ class LowResConfig:
         _require(self.noise_steps >= 0, "data.low_res.noise_steps", "must be at least 0")
 
 
+MIXTURE_SETTINGS = (
+    *("source", "name", "path", "data_dir", "cache_dir", "image_key", "caption_key"),
+    *("train_split", "validation_split"),
+)
+"""Settings of a data set that each part of a mixture may have for itself."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where captioned pictures come from and how they are prepared."""
@@ -309,6 +317,9 @@ class DataConfig:
     """source=tfds: the data set's TFDS name, such as coco_captions or coco_captions/2014.
     source=scenes: full (or empty); closeups, of one large object each; or mini, a few hundred
     pictures for trying things out."""
+    mixture: tuple[str, ...] = ()
+    """Several data sets at once, in place of `source`: each as "weight=3 source=folder path=cats",
+    with any of the settings of MIXTURE_SETTINGS; what it does not set is as said here."""
     path: str = ""
     """source=folder: the folder of images with captions beside them. source=shards: what
     glide_jax.data.prepare wrote, a folder or a URL such as gs://bucket/folder."""
@@ -356,6 +367,43 @@ class DataConfig:
             "data.path",
             f"is needed by source={self.source}",
         )
+        for text in self.mixture:
+            _mixed(self, text)
+
+    @property
+    def parts(self) -> "tuple[tuple[float, DataConfig], ...]":
+        """The data sets of the mixture, each with its weight; without a mixture, itself.
+
+        Raises:
+            UserError: one is not spelt as a mixture is.
+        """
+        return tuple(_mixed(self, text) for text in self.mixture) or ((1.0, self),)
+
+
+def _mixed(data: DataConfig, text: str) -> tuple[float, DataConfig]:
+    """A part of data.mixture: its weight, and `data` with its settings."""
+    where = repr(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:  # an open quotation
+        raise UserError(f"config: data.mixture {where}: {error}") from None
+    values: dict[str, Any] = dict(word.partition("=")[::2] for word in words)
+    unknown = [name for name in values if name not in MIXTURE_SETTINGS and name != "weight"]
+    _require(
+        not unknown and all("=" in word for word in words),
+        "data.mixture",
+        f"{where}: must be name=value, separated by spaces, with names of weight, "
+        + ", ".join(MIXTURE_SETTINGS),
+    )
+    try:
+        weight = float(values.pop("weight"))
+    except (KeyError, ValueError):
+        weight = 0.0
+    _require(0 < weight < math.inf, "data.mixture", f"{where}: needs a weight above 0: weight=1")
+    try:
+        return weight, dataclasses.replace(data, **values, mixture=())
+    except UserError as error:
+        raise UserError(f"{error} (data.mixture {where})") from None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from glide_jax.config import DataConfig
 from glide_jax.data.folder import open_folder
+from glide_jax.data.mixture import Mixture
 from glide_jax.data.records import (
     BadRecordError,
     Record,
@@ -45,6 +46,8 @@ def open_source(config: DataConfig, split: str) -> Source:
     Raises:
         UserError: there is no such data set, split or feature; or it is empty, or cannot be made.
     """
+    if config.mixture:
+        return _mixture(config, split)
     if config.source not in SOURCES:
         raise UserError(
             f"data.source {config.source!r} is not a data set: choose {', '.join(SOURCES)}"
@@ -60,6 +63,15 @@ def open_source(config: DataConfig, split: str) -> Source:
             f"{where}: data.caption_pattern {config.caption_pattern!r} is in no caption"
         )
     return source
+
+
+def _mixture(config: DataConfig, split: str) -> Source:
+    """Every part's own split of that role; a split of neither role is the same for all parts."""
+    parts = []
+    for _, part in config.parts:
+        own = {config.validation_split: part.validation_split, config.train_split: part.train_split}
+        parts.append(open_source(part, own.get(split, split)))
+    return Mixture(parts, [weight for weight, _ in config.parts])
 
 
 def _scenes(config: DataConfig, split: str) -> Source:
