@@ -218,10 +218,10 @@ def _read_tar(path: str, keys: Keys) -> Iterator[Record | BadRecordError]:
 
 
 def _ends(path: str) -> bool:
-    """Whether a tar ends as one should, in zeros: Python's reader takes any end for one."""
+    """Whether a tar ends as one should, in two blocks of zeros: Python's reader asks for none."""
     with fsspec.open(path, "rb") as file:
-        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
-        return not any(file.read(tarfile.BLOCKSIZE))
+        file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
+        return not any(file.read())
 
 
 def _of_tar(name: str, group: dict[str, bytes], keys: Keys) -> Record | BadRecordError:
@@ -243,26 +243,26 @@ def _of_tar(name: str, group: dict[str, bytes], keys: Keys) -> Record | BadRecor
 
 
 def _read_parquet(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
+    """Records of each row group as long as they are whole; a damaged rest is one more problem."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    row, columns = 0, [keys.image_column, keys.caption_column]
-    try:
-        with fsspec.open(unit.path, "rb") as file:
-            table = pq.ParquetFile(file)
-            for batch in table.iter_batches(64, row_groups=list(unit.groups), columns=columns):
-                images, captions = (batch.column(name).to_pylist() for name in columns)
-                for image, caption in zip(images, captions, strict=True):
-                    name = f"{unit.path} row group {unit.groups[0]} + row {row}"
-                    yield _record(
-                        image["bytes"] if isinstance(image, dict) else image, caption, name
-                    )
-                    row += 1
-    except (pa.ArrowException, OSError) as error:
-        yield BadRecordError(
-            f"{unit.path}: damaged after {row} rows from row group {unit.groups[0]} on: "
-            f"{_line(error)}"
-        )
+    columns = [keys.image_column, keys.caption_column]
+    # Without a buffer, all of a row group would be read into memory at once.
+    with fsspec.open(unit.path, "rb") as file, pq.ParquetFile(file, buffer_size=2**20) as table:
+        for group in unit.groups:
+            row, rows = 0, table.metadata.row_group(group).num_rows
+            where = f"{unit.path} row group {group}"
+            try:
+                for batch in table.iter_batches(64, row_groups=[group], columns=columns):
+                    images, captions = (batch.column(name).to_pylist() for name in columns)
+                    for image, caption in zip(images, captions, strict=True):
+                        content = image["bytes"] if isinstance(image, dict) else image
+                        yield _record(content, caption, f"{where} row {row}")
+                        row += 1
+            except (pa.ArrowException, OSError) as error:
+                why = f"{_line(error)}; {rows - row} rows are lost"
+                yield BadRecordError(f"{where}: damaged after {row} rows ({why})")
 
 
 def _record(image: Any, captions: Any, name: str) -> Record | BadRecordError:

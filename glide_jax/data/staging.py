@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from functools import partial
 from multiprocessing import connection
 from pathlib import Path
@@ -129,7 +128,7 @@ def _stage(unit: Unit, keys: Keys, selection: Selection, path: Path) -> None:
     )
     tally.seconds = time.process_time() - start
     unfinished = path.with_suffix(".tally")
-    unfinished.write_text(json.dumps(asdict(tally)))
+    unfinished.write_text(json.dumps(vars(tally)))
     unfinished.replace(path.with_suffix(".json"))
 
 
