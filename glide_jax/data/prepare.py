@@ -14,16 +14,18 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import filelock
+import fsspec
 import tyro
 
 from glide_jax.data.inputs import Keys, Unit, find_units
 from glide_jax.data.records import listed
 from glide_jax.data.selection import REASONS, Selection, Tally
-from glide_jax.data.shards import Shard, write_index
+from glide_jax.data.shards import Shard, put_text, write_index
 from glide_jax.data.staging import plan, stage_all, total_tally, write_all
 from glide_jax.errors import UserError, exit_on_user_error
 
@@ -62,6 +64,11 @@ class Arguments:
         ):
             if not ok:
                 raise UserError(f"--{flag} {why}")
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of one shard, about, at most."""
+        return self.shard_mb * MEGABYTE
 
     def fingerprint(self, units: Sequence[Unit]) -> dict[str, Any]:
         """What must be the same for the work to go on: flags, and what there is to read."""
@@ -133,31 +140,38 @@ def report(
     )
 
 
-def prepare(arguments: Arguments) -> Report:
-    """Does all that is left to do, with worker processes.
+def prepare(arguments: Arguments, beam_flags: Sequence[str] = ()) -> Report:
+    """Does all that is left to do.
+
+    Args:
+        arguments: of the command.
+        beam_flags: for Apache Beam, if it is to do the work.
 
     Raises:
         UserError: something of the input cannot be used as a whole, the settings have changed in
             between, no picture is left, or the folder cannot be written.
     """
-    if "://" in arguments.to:
-        raise UserError(f"--to {arguments.to}: name a local folder and copy it there, or --beam")
-    folder, units = Path(arguments.to).expanduser(), find_units(arguments.inputs, arguments.keys)
-    asked, work = arguments.fingerprint(units), folder / WORK
+    folder = arguments.to.rstrip("/")
+    if "://" in folder and not arguments.beam:
+        raise UserError(f"--to {folder}: name a local folder and copy it there, or --beam")
+    units = find_units(arguments.inputs, arguments.keys)
+    asked = arguments.fingerprint(units)
+    filesystem, root = _filesystem(folder)
     try:
-        if (folder / REPORT_FILE).exists():
-            done = Report(**_read(folder / REPORT_FILE))
+        if filesystem.exists(f"{root}/{REPORT_FILE}"):
+            done = Report(**_read(f"{folder}/{REPORT_FILE}"))
             _refuse_changes(asked, done.settings, folder)
         else:
-            if folder.exists() and not work.exists() and any(folder.iterdir()):
-                raise UserError(f"--to {folder}: is not empty, and not of an earlier start")
-            work.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(work / "lock", timeout=0):
-                if (work / SETTINGS_FILE).exists():
-                    _refuse_changes(asked, _read(work / SETTINGS_FILE), folder)
-                _write(work / SETTINGS_FILE, asked)
-                done = _prepared(arguments, units, asked, folder)
-        shutil.rmtree(work, ignore_errors=True)
+            begun = filesystem.exists(f"{root}/{WORK}") and not arguments.beam
+            if not begun and filesystem.exists(root) and filesystem.ls(root):
+                raise UserError(
+                    f"--to {folder}: is not empty, and nothing that can be gone on with"
+                )
+            filesystem.makedirs(f"{root}/{WORK}" if not arguments.beam else root, exist_ok=True)
+            do = partial(_by_beam, beam_flags) if arguments.beam else _by_processes
+            done = do(arguments, units, asked, folder)
+        if not arguments.beam:
+            shutil.rmtree(f"{root}/{WORK}", ignore_errors=True)
     except filelock.Timeout:
         raise UserError(f"--to {folder}: another process is at work on it") from None
     except OSError as error:
@@ -165,22 +179,74 @@ def prepare(arguments: Arguments) -> Report:
     return done
 
 
-def _prepared(
-    arguments: Arguments, units: Sequence[Unit], asked: dict[str, Any], folder: Path
+def _filesystem(folder: str) -> tuple[Any, str]:
+    try:
+        return fsspec.url_to_fs(folder)
+    except (ImportError, ValueError) as error:  # a library is missing: it says which
+        raise UserError(f"--to {folder}: {error}") from None
+
+
+def _by_processes(
+    arguments: Arguments, units: Sequence[Unit], asked: dict[str, Any], to: str
 ) -> Report:
+    """With worker processes of this machine, going on from where an earlier start came to."""
+    folder = Path(to).expanduser()
     work, start = folder / WORK, time.perf_counter()
-    before = total_tally(work).read
-    stage_all(units, arguments.keys, arguments.selection, work, arguments.workers)
-    tally, seconds = total_tally(work), time.perf_counter() - start
-    jobs, duplicates = plan(work, len(units), arguments.validation, arguments.shard_mb * MEGABYTE)
-    if not jobs:
+    with filelock.FileLock(work / "lock", timeout=0):
+        if (work / SETTINGS_FILE).exists():
+            _refuse_changes(asked, _read(str(work / SETTINGS_FILE)), to)
+        put_text(json.dumps(asked), str(work), SETTINGS_FILE)
+        before = total_tally(work).read
+        stage_all(units, arguments.keys, arguments.selection, work, arguments.workers)
+        tally, seconds = total_tally(work), time.perf_counter() - start
+        jobs, duplicates = plan(work, len(units), arguments.validation, arguments.shard_bytes)
+        splits = write_all(jobs, work, folder, arguments.workers)
+        read = tally.read - before
+        speed = read / seconds if read else None
+        return _finish(to, asked, tally, duplicates, splits, speed)
+
+
+def _by_beam(
+    flags: Sequence[str],
+    arguments: Arguments,
+    units: Sequence[Unit],
+    asked: dict[str, Any],
+    to: str,
+) -> Report:
+    try:
+        from glide_jax.data import prepare_beam
+    except ImportError:
+        raise UserError("--beam needs Apache Beam: pip install 'glide_jax[beam]'") from None
+
+    start = time.perf_counter()
+    tally, duplicates, splits = prepare_beam.run(
+        units,
+        arguments.keys,
+        arguments.selection,
+        to,
+        arguments.validation,
+        arguments.shard_bytes,
+        flags,
+    )
+    speed = tally.read / (time.perf_counter() - start)
+    return _finish(to, asked, tally, duplicates, splits, speed)
+
+
+def _finish(
+    folder: str,
+    asked: dict[str, Any],
+    tally: Tally,
+    duplicates: int,
+    splits: Mapping[str, Sequence[Shard]],
+    pictures_per_s: float | None,
+) -> Report:
+    """Writes what belongs beside the shards; the report last, since it says that all is done."""
+    if not splits:
         raise UserError(nothing_left(tally))
-    splits = write_all(jobs, work, folder, arguments.workers)
-    write_index(str(folder), splits, identity(asked))
-    read = tally.read - before
-    done = report(asked, tally, duplicates, splits, read / seconds if read else None)
-    (folder / BROKEN_FILE).write_text("".join(f"{line}\n" for line in tally.problems))
-    _write(folder / REPORT_FILE, dataclasses.asdict(done))
+    write_index(folder, splits, identity(asked))
+    done = report(asked, tally, duplicates, splits, pictures_per_s)
+    put_text("".join(f"{line}\n" for line in tally.problems), folder, BROKEN_FILE)
+    put_text(json.dumps(dataclasses.asdict(done), indent=1), folder, REPORT_FILE)
     return done
 
 
@@ -195,7 +261,7 @@ def nothing_left(tally: Tally) -> str:
     return f"of {tally.read:,} pictures none is kept ({why}): {listed(tally.problems)}"
 
 
-def _refuse_changes(asked: dict[str, Any], begun: dict[str, Any], folder: Path) -> None:
+def _refuse_changes(asked: dict[str, Any], begun: dict[str, Any], folder: str) -> None:
     for name, value in asked.items():
         if begun.get(name) != value and name == "contents":
             raise UserError(
@@ -213,18 +279,9 @@ def _flag(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    """All of the file or nothing."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(values, indent=1))
-    unfinished.replace(path)
+def _read(path: str) -> dict[str, Any]:
+    with fsspec.open(path) as file:
+        return json.loads(file.read())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -239,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if others and not arguments.beam:
         raise UserError(f"unknown flag {others[0]}: --help lists them; --beam takes Beam's as well")
     try:
-        print(prepare(arguments).table())
+        print(prepare(arguments, others).table())
     except KeyboardInterrupt:
         raise UserError("stopped; the same command goes on from here") from None
 

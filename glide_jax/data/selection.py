@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Tally:
     problems: list[str] = field(default_factory=list)
     """What is wrong with each broken record."""
     seconds: float = 0.0
-    """Of the workers."""
+    """Of processor time, for reading and judging."""
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(getattr(self, f.name) + getattr(other, f.name) for f in _TALLY_FIELDS))
@@ -108,22 +109,32 @@ def select(
         settings: which are kept.
         tally: is added to.
     """
+    start = time.thread_time()
     for record in records:
-        tally.read += 1
-        try:
-            if isinstance(record, BadRecordError):
-                raise record
-            tally.bytes_read += len(record.image)
-            yield _kept(record, settings)
-        except BadRecordError as error:
-            tally.dropped["broken"] += 1
-            tally.problems.append(str(error))
-        except _DroppedError as error:
-            tally.dropped[str(error)] += 1
+        kept = _judged(record, settings, tally)
+        tally.seconds += time.thread_time() - start
+        if kept is not None:
+            yield kept
+        start = time.thread_time()
 
 
 class _DroppedError(Exception):
     """The record is fine but not asked for; the message is a key of REASONS."""
+
+
+def _judged(record: Record | BadRecordError, settings: Selection, tally: Tally) -> Kept | None:
+    tally.read += 1
+    try:
+        if isinstance(record, BadRecordError):
+            raise record
+        tally.bytes_read += len(record.image)
+        return _kept(record, settings)
+    except BadRecordError as error:
+        tally.dropped["broken"] += 1
+        tally.problems.append(str(error))
+    except _DroppedError as error:
+        tally.dropped[str(error)] += 1
+    return None
 
 
 def _kept(record: Record, settings: Selection) -> Kept:

@@ -14,6 +14,8 @@ import hashlib
 import itertools
 import json
 import os
+import tempfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -116,8 +118,23 @@ def write_index(folder: str, splits: Mapping[str, Sequence[Shard]], identity: st
         "identity": identity,
         "splits": {split: [asdict(shard) for shard in splits[split]] for split in splits},
     }
-    with fsspec.open(f"{folder}/{INDEX_FILE}", "w") as file:
-        json.dump(index, file, indent=1)
+    put_text(json.dumps(index, indent=1), folder, INDEX_FILE)
+
+
+def put(path: Path, folder: str) -> None:
+    """Copies a file into a folder, a path or a URL, where it appears when it is whole."""
+    filesystem, root = fsspec.url_to_fs(folder)
+    unfinished = f"{root}/{path.name}.{uuid.uuid4().hex}"
+    filesystem.put_file(str(path), unfinished)
+    filesystem.mv(unfinished, f"{root}/{path.name}")
+
+
+def put_text(text: str, folder: str, name: str) -> None:
+    """Writes a text file into a folder, likewise."""
+    with tempfile.TemporaryDirectory() as here:
+        path = Path(here) / name
+        path.write_text(text)
+        put(path, folder)
 
 
 # Reading --------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -110,7 +109,7 @@ def _staged(work: Path, number: int) -> Path:
 
 def _stage(unit: Unit, keys: Keys, selection: Selection, path: Path) -> None:
     """Writes the records of a unit, then their digests and sizes, then the tally."""
-    start, tally = time.process_time(), Tally()
+    tally = Tally()
     digests, sizes = [], []
 
     def examples() -> Iterator[bytes]:
@@ -126,7 +125,6 @@ def _stage(unit: Unit, keys: Keys, selection: Selection, path: Path) -> None:
         digests=np.array(digests, f"S{DIGEST_BYTES}"),
         sizes=np.array(sizes, np.int64),
     )
-    tally.seconds = time.process_time() - start
     unfinished = path.with_suffix(".tally")
     unfinished.write_text(json.dumps(vars(tally)))
     unfinished.replace(path.with_suffix(".json"))
