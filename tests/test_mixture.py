@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from glide_jax.config import Config, DataConfig
 from glide_jax.data.folder import FolderSource, open_folder
 from glide_jax.data.loader import Loader, validation_batches
 from glide_jax.data.mixture import FINENESS, Mixture, captions_to_learn_from
+from glide_jax.data.prepare import main
 from glide_jax.data.sources import open_source
 from glide_jax.errors import UserError
 
@@ -130,6 +132,33 @@ def test_flags_and_json_say_it(folders: list[Path]) -> None:
     assert isinstance(source, Mixture)
     assert [len(part) for part in source.parts] == [6, 19]
     assert source.weights == (3.0, 1.0)
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_a_mixture_of_shards_and_a_folder(
+    train, folders: list[Path], tmp_path: Path
+) -> None:
+    main(["--from", str(folders[2]), "--to", str(tmp_path / "data"), "--px", "8"])
+    parts = (f"weight=2 source=shards path={tmp_path / 'data'}", f"weight=1 path={folders[1]}")
+    splits = " train_split=train validation_split=validation"
+    flags = ("--data.mixture", *(part + splits for part in parts), "--train.steps", "12")
+    flags += ("--train.checkpoint-every-steps", "4", "--train.log-every-steps", "1")
+    whole, parted = (tmp_path / name for name in ("whole", "parted"))
+    said = "".join(train(whole, *flags).communicate(timeout=300))
+    assert "16 pictures" in said  # 10 in the shards, the others held out, and 6
+    process = train(parted, *flags)
+    while not (parted / "checkpoints" / "4").is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert "resumed at step" in "".join(train(parted, *flags).communicate(timeout=300))
+    first, second = (
+        {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
+        for lines in ((run / "metrics.jsonl").read_text().splitlines() for run in (whole, parted))
+    )
+    assert first == second
+    assert len(first) == 12
+    assert Config.load(parted / "config.json").data.mixture == flags[1:3]
 
 
 def test_each_part_has_splits_of_its_own(folders: list[Path]) -> None:

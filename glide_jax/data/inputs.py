@@ -209,7 +209,7 @@ def _read_tar(path: str, keys: Keys) -> Iterator[Record | BadRecordError]:
                 group[f".{suffix.lower()}"] = content
         if not _ends(path):
             problem = "it has no end"
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, EOFError) as error:
         problem = _line(error)
     if group and not problem:
         yield _of_tar(name, group, keys)
@@ -220,7 +220,8 @@ def _read_tar(path: str, keys: Keys) -> Iterator[Record | BadRecordError]:
 def _ends(path: str) -> bool:
     """Whether a tar ends as one should, in two blocks of zeros: Python's reader asks for none."""
     with fsspec.open(path, "rb") as file:
-        file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
         return not any(file.read())
 
 
@@ -261,6 +262,8 @@ def _read_parquet(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
                         yield _record(content, caption, f"{where} row {row}")
                         row += 1
             except (pa.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and error.errno:
+                    raise  # the disk's or the network's, and another try may go well
                 why = f"{_line(error)}; {rows - row} rows are lost"
                 yield BadRecordError(f"{where}: damaged after {row} rows ({why})")
 

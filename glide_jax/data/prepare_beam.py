@@ -1,9 +1,9 @@
 """`prepare --beam`: the same work as an Apache Beam pipeline, for more than one machine.
 
-    pip install -e '.[beam]'
+    pip install -e '.[beam]' && python -m build --sdist
     python -m glide_jax.data.prepare --beam --from 'gs://bucket/x/*.tar' --to gs://bucket/mine \\
         --runner DataflowRunner --project my-project --region europe-west4 \\
-        --temp_location gs://bucket/tmp --requirements_file requirements.txt
+        --temp_location gs://bucket/tmp --extra_package dist/glide_jax-0.1.0.tar.gz
 
 The records are those of a run without it; which shard has which, and in what order, is not. The
 runner takes care of machines that fail; a pipeline that is stopped begins anew.
