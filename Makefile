@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-beam lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,10 +36,20 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
+# In an environment of its own: Beam holds back the versions of what the other tests run with.
+test-beam: $(VENV)-beam/.installed
+	$(VENV)-beam/bin/python -m pytest tests/test_prepare_beam.py
+
+$(VENV)-beam/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/pip install --quiet --upgrade pip
+	$(VENV)-beam/bin/pip install --quiet --editable ".[dev,beam]"
+	touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-beam out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -18,6 +18,7 @@ from glide_jax.command_line import keep_compiled_programs, parse_config
 from glide_jax.config import ClipConfig, Config
 from glide_jax.data.clip_tokenizer import ClipTokenizer
 from glide_jax.data.loader import Loader, validation_batches
+from glide_jax.data.mixture import parts_of
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizer import Tokenizer, make_tokenizer
@@ -91,12 +92,13 @@ def train(config: Config, run_dir: Path) -> None:
     if settings.sample_every_steps and not is_clip:
         preview = Preview(config, tokenizer, held_out)
 
+    pictures = sum(map(len, parts_of(source)))
     log = RunLog(run_dir, step, settings.steps, settings.batch_examples)
     if log_state is not None:
         log.restore(log_state)
     log.say(
         f"{run_dir}: {objective.network.parameter_count / 1e6:.1f}M parameters, "
-        f"{len(source):,} pictures, {jax.device_count()} {jax.devices()[0].platform} device(s)"
+        f"{pictures:,} pictures, {jax.device_count()} {jax.devices()[0].platform} device(s)"
         + (f", from {start}" if start else "")
         + (f", resumed at step {step:,}" if step else "")
     )

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import types
 import typing
 from dataclasses import dataclass, field
@@ -304,20 +305,33 @@ class LowResConfig:
         _require(self.noise_steps >= 0, "data.low_res.noise_steps", "must be at least 0")
 
 
+MIXTURE_SETTINGS = (
+    *("source", "name", "path", "data_dir", "cache_dir", "image_key", "caption_key"),
+    *("train_split", "validation_split"),
+)
+"""Settings of a data set that each part of a mixture may have for itself."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where captioned pictures come from and how they are prepared."""
 
     source: str = "scenes"
-    """A key of glide_jax.data.sources.SOURCES: scenes, tfds or folder."""
+    """A key of glide_jax.data.sources.SOURCES: scenes, tfds, folder or shards."""
     name: str = ""
     """source=tfds: the data set's TFDS name, such as coco_captions or coco_captions/2014.
     source=scenes: full (or empty); closeups, of one large object each; or mini, a few hundred
     pictures for trying things out."""
+    mixture: tuple[str, ...] = ()
+    """Several data sets at once, in place of `source`: each as "weight=3 source=folder path=cats",
+    with any of the settings of MIXTURE_SETTINGS; what it does not set is as said here."""
     path: str = ""
-    """source=folder: the folder of images with captions beside them."""
+    """source=folder: the folder of images with captions beside them. source=shards: what
+    glide_jax.data.prepare wrote, a folder or a URL such as gs://bucket/folder."""
     data_dir: str = ""
     """Where prepared data sets are kept; empty: TFDS's own default (~/tensorflow_datasets)."""
+    cache_dir: str = ""
+    """source=shards: where the shards of a URL are copied to; empty: ~/.cache/glide_jax/shards."""
     train_split: str = "train"
     validation_split: str = "validation"
     image_key: str = "image"
@@ -354,8 +368,47 @@ class DataConfig:
         _require(self.loader_threads >= 1, "data.loader_threads", "must be at least 1")
         _require(self.source != "tfds" or bool(self.name), "data.name", "is needed by source=tfds")
         _require(
-            self.source != "folder" or bool(self.path), "data.path", "is needed by source=folder"
+            self.source not in ("folder", "shards") or bool(self.path),
+            "data.path",
+            f"is needed by source={self.source}",
         )
+        for text in self.mixture:
+            _mixed(self, text)
+
+    @property
+    def parts(self) -> "tuple[tuple[float, DataConfig], ...]":
+        """The data sets of the mixture, each with its weight; without a mixture, itself.
+
+        Raises:
+            UserError: one is not spelt as a mixture is.
+        """
+        return tuple(_mixed(self, text) for text in self.mixture) or ((1.0, self),)
+
+
+def _mixed(data: DataConfig, text: str) -> tuple[float, DataConfig]:
+    """A part of data.mixture: its weight, and `data` with its settings."""
+    where = repr(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:  # an open quotation
+        raise UserError(f"config: data.mixture {where}: {error}") from None
+    values: dict[str, Any] = dict(word.partition("=")[::2] for word in words)
+    unknown = [name for name in values if name not in MIXTURE_SETTINGS and name != "weight"]
+    _require(
+        not unknown and all("=" in word for word in words),
+        "data.mixture",
+        f"{where}: must be name=value, separated by spaces, with names of weight, "
+        + ", ".join(MIXTURE_SETTINGS),
+    )
+    try:
+        weight = float(values.pop("weight"))
+    except (KeyError, ValueError):
+        weight = 0.0
+    _require(0 < weight < math.inf, "data.mixture", f"{where}: needs a weight above 0: weight=1")
+    try:
+        return weight, dataclasses.replace(data, **values, mixture=())
+    except UserError as error:
+        raise UserError(f"{error} (data.mixture {where})") from None
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_the_folder_and_the_built_in_scenes_come_through_the_same_door(tmp_path:
     for source in (folder, scenes):
         assert load_pixels(source[0].image, 16).shape == (16, 16, 3)
         assert source[0].captions == source.captions(0)
-    assert set(SOURCES) == {"scenes", "tfds", "folder"}
+    assert set(SOURCES) == {"scenes", "tfds", "folder", "shards"}
     with pytest.raises(UserError, match="'nope' is not a data set: choose scenes, tfds, folder"):
         open_source(DataConfig(source="nope"), "train")
 

@@ -86,7 +86,7 @@ def open_folder(root: Path, split: str, max_bad_share: float) -> FolderSource:
     """
     if split not in SPLITS:
         raise UserError(f"folder {root} has no split {split!r}: choose {', '.join(SPLITS)}")
-    entries, problems = _read_index(root)
+    entries, problems = read_index(root)
     if not entries and not problems:
         raise UserError(f"{root}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
     if problems:
@@ -120,7 +120,12 @@ def _uniform_hash(path: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _read_index(root: Path) -> Index:
+def read_index(root: Path) -> Index:
+    """The folder's index: the one that is kept in it, or a new one if anything has changed.
+
+    Raises:
+        UserError: a folder or captions.jsonl cannot be read.
+    """
     files = _list_files(root)
     signature = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     try:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int32, UInt8
 
 from glide_jax.config import Config, ModelConfig
 from glide_jax.data.masks import draw_mask, with_place
+from glide_jax.data.mixture import Mixture, in_proportion, parts_of
 from glide_jax.data.records import Record, RecordReader, Source
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.data.transforms import load_pixels, to_float
@@ -73,11 +74,9 @@ class Loader(Iterator[Batch]):
         state: dict[str, int] | None = None,
     ) -> None:
         self._config = config
-        self._reader = RecordReader(source, config.data.max_bad_share)
+        self._readers = [RecordReader(part, config.data.max_bad_share) for part in parts_of(source)]
         self._batch = 0 if state is None else state["batch"]
-        examples = _shuffled(len(source), config.train.seed).random_map(
-            lambda index, rng: self._reader.read(index, partial(self._prepare, rng))
-        )
+        examples = self._examples(source, config.train.seed)
         batches = _batched(
             examples, tokenizer, config, process_index, process_count, clip_tokenizer
         )
@@ -95,7 +94,7 @@ class Loader(Iterator[Batch]):
     @property
     def bad_records(self) -> int:
         """Different broken records skipped since this loader was made."""
-        return self._reader.bad_records
+        return sum(reader.bad_records for reader in self._readers)
 
     def close(self) -> None:
         """Ends the threads; batches being made are dropped."""
@@ -111,6 +110,17 @@ class Loader(Iterator[Batch]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _examples(self, source: Source, seed: int) -> Any:
+        """Endless examples as a grain.MapDataset."""
+        if not isinstance(source, Mixture):
+            return _shuffled(len(source), seed).random_map(partial(self._read, 0))
+        orders = [_shuffled(len(part), seed + number) for number, part in enumerate(source.parts)]
+        places = in_proportion(orders, source.weights).seed(seed)
+        return places.random_map(lambda place, rng: self._read(place[0], place[1], rng))
+
+    def _read(self, part: int, index: int, rng: np.random.Generator) -> Example:
+        return self._readers[part].read(index, partial(self._prepare, rng))
 
     def _prepare(self, rng: np.random.Generator, record: Record) -> Example:
         data, model = self._config.data, self._config.model

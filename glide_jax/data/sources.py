@@ -7,6 +7,7 @@ that follows, cropping, captions, batches, is the loader's and the same for ever
 import difflib
 import importlib.util
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ import numpy as np
 
 from glide_jax.config import DataConfig
 from glide_jax.data.folder import open_folder
+from glide_jax.data.mixture import Mixture
 from glide_jax.data.records import (
     BadRecordError,
     Record,
@@ -25,6 +27,7 @@ from glide_jax.data.records import (
     listed,
     refuse_if_too_many,
 )
+from glide_jax.data.shards import ShardsSource
 from glide_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,8 @@ def open_source(config: DataConfig, split: str) -> Source:
     Raises:
         UserError: there is no such data set, split or feature; or it is empty, or cannot be made.
     """
+    if config.mixture:
+        return _mixture(config, split)
     if config.source not in SOURCES:
         raise UserError(
             f"data.source {config.source!r} is not a data set: choose {', '.join(SOURCES)}"
@@ -58,6 +63,15 @@ def open_source(config: DataConfig, split: str) -> Source:
             f"{where}: data.caption_pattern {config.caption_pattern!r} is in no caption"
         )
     return source
+
+
+def _mixture(config: DataConfig, split: str) -> Source:
+    """Every part's own split of that role; a split of neither role is the same for all parts."""
+    parts = []
+    for _, part in config.parts:
+        own = {config.validation_split: part.validation_split, config.train_split: part.train_split}
+        parts.append(open_source(part, own.get(split, split)))
+    return Mixture(parts, [weight for weight, _ in config.parts])
 
 
 def _scenes(config: DataConfig, split: str) -> Source:
@@ -76,10 +90,16 @@ def _folder(config: DataConfig, split: str) -> Source:
     return open_folder(Path(config.path).expanduser(), split, config.max_bad_share)
 
 
+def _shards(config: DataConfig, split: str) -> Source:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "glide_jax", "shards")
+    return ShardsSource(config.path, split, Path(config.cache_dir or cache).expanduser())
+
+
 SOURCES: dict[str, Callable[[DataConfig, str], Source]] = {
     "scenes": _scenes,
     "tfds": _tfds,
     "folder": _folder,
+    "shards": _shards,
 }
 
 

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glide_jax.config import DataConfig
-from glide_jax.data.records import Source, some_captions
+from glide_jax.data.mixture import captions_to_learn_from
+from glide_jax.data.records import Source
 from glide_jax.errors import UserError
 
 END_TOKEN = "<|endoftext|>"
@@ -172,7 +173,7 @@ def make_tokenizer(
         UserError: it cannot be had, or the model's embedding is too small for it.
     """
     if config.tokenizer == "train":
-        return kind.train(some_captions(source, TRAINING_CAPTIONS), vocab_size)
+        return kind.train(captions_to_learn_from(source, TRAINING_CAPTIONS), vocab_size)
     return find_tokenizer(config.tokenizer, vocab_size, kind)
 
 

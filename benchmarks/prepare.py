@@ -1,0 +1,73 @@
+"""How fast pictures are prepared as shards, of each number of worker processes.
+
+    python benchmarks/prepare.py --to out/prepare
+
+Draws tars of pictures of 640 x 480 px, as rich in detail as photographs are, and prepares them.
+The shards stay, for benchmarks/loader.py: out/prepare/shards-1, of 256 px.
+"""
+
+import argparse
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE = (640, 480)
+TARS = 8
+
+
+def photograph(rng: np.random.Generator) -> bytes:
+    """A JPEG whose detail falls with the frequency, as in nature: octaves of noise."""
+    levels = np.zeros((SIZE[1], SIZE[0], 3))
+    for cells in (4, 8, 16, 32, 64, 128, 256):
+        noise = rng.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8)
+        octave = Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC)
+        levels += (np.asarray(octave) - 127.5) * (2 / cells) ** 0.75
+    file = io.BytesIO()
+    pixels = (levels + 127.5).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def write_tars(folder: Path, pictures: int) -> None:
+    """Draws them as img2dataset would leave them, unless they are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(TARS):
+        path = folder / f"{number:05}.tar"
+        if path.exists():
+            continue
+        rng = np.random.default_rng(number)
+        with tarfile.open(path.with_suffix(".unfinished"), "w") as tar:
+            for i in range(pictures // TARS):
+                caption = f"picture {i} of tar {number}".encode()
+                for suffix, content in (("jpg", photograph(rng)), ("txt", caption)):
+                    info = tarfile.TarInfo(f"{number:05}{i:04}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        path.with_suffix(".unfinished").rename(path)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=4000)
+    arguments = parser.parse_args()
+    write_tars(arguments.to / "tars", arguments.pictures)
+    for workers in sorted({1, os.cpu_count() or 1}):
+        to = arguments.to / f"shards-{workers}"
+        shutil.rmtree(to, ignore_errors=True)
+        command = [sys.executable, "-m", "glide_jax.data.prepare", "--px", "256"]
+        command += ["--from", str(arguments.to / "tars"), "--to", str(to)]
+        print(f"{workers} worker(s):", flush=True)
+        subprocess.run([*command, "--workers", str(workers)], check=True)
+
+
+if __name__ == "__main__":
+    main()

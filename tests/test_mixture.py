@@ -1,0 +1,195 @@
+"""Mixtures: shares, epochs of each part, resuming, settings."""
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from numbered_pictures import write_pictures
+from test_loader import TOKENIZER, captions, config
+
+from glide_jax.command_line import parse_config
+from glide_jax.config import Config, DataConfig
+from glide_jax.data.folder import FolderSource, open_folder
+from glide_jax.data.loader import Loader, validation_batches
+from glide_jax.data.mixture import FINENESS, Mixture, captions_to_learn_from
+from glide_jax.data.prepare import main
+from glide_jax.data.sources import open_source
+from glide_jax.errors import UserError
+
+SIZES = (3, 7, 20)
+WEIGHTS = (1.0, 0.29, 2.0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Pictures captioned "number i", i from 0, 100 and 200 on."""
+    folders = []
+    for part, count in enumerate(SIZES):
+        folder = write_pictures(tmp_path_factory.mktemp("part"), count)
+        for number in range(count):
+            (folder / f"{number:02}.txt").write_text(f"number {100 * part + number}")
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def parts(folders: list[Path]) -> list[FolderSource]:
+    return [open_folder(folder, "all", 0.0) for folder in folders]
+
+
+@pytest.fixture(scope="module")
+def mixture(parts: list[FolderSource]) -> Mixture:
+    return Mixture(parts, WEIGHTS)
+
+
+def drawn(mixture: Mixture, batches: int, **options: int | dict[str, int]) -> list[int]:
+    """The numbers that a loader's captions say."""
+    seed = options.pop("seed", 0)
+    settings = config(batch_examples=8, seed=seed, caption_drop=0.0)
+    with Loader(mixture, TOKENIZER, settings, **options) as loader:
+        return [int(caption.split()[1]) for b in islice(loader, batches) for caption in captions(b)]
+
+
+def test_shares_are_the_weights(mixture: Mixture) -> None:
+    batches = 300
+    counts = Counter(number // 100 for number in drawn(mixture, batches))
+    for part, weight in enumerate(WEIGHTS):
+        expected = 8 * batches * weight / sum(WEIGHTS)
+        # The smallest weight is exact, the others to a hundredth of it; no luck is involved.
+        assert abs(counts[part] - expected) <= 2 + expected / FINENESS / 2
+
+
+def test_no_record_comes_twice_in_an_epoch_of_its_part(mixture: Mixture) -> None:
+    numbers = drawn(mixture, 60)
+    for part, size in enumerate(SIZES):
+        own = [number for number in numbers if number // 100 == part]
+        epochs = [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
+        assert len(epochs) > 1
+        assert all(sorted(epoch) == [100 * part + i for i in range(size)] for epoch in epochs)
+        assert any(epoch != epochs[0] for epoch in epochs)
+
+
+def test_a_batch_depends_on_seed_and_number_alone(mixture: Mixture) -> None:
+    whole = drawn(mixture, 6)
+    assert drawn(mixture, 3, state={"batch": 3}) == whole[24:]
+    assert drawn(mixture, 6, seed=1) != whole
+    halves = [drawn(mixture, 6, process_index=i, process_count=2) for i in range(2)]
+    assert [n for k in range(6) for half in halves for n in half[4 * k : 4 * k + 4]] == whole
+
+
+def test_parts_of_one_size_have_orders_of_their_own(parts: list[FolderSource]) -> None:
+    numbers = drawn(Mixture([parts[2], parts[2]], (1.0, 1.0)), 5)
+    assert sorted(numbers) == sorted([*range(200, 220)] * 2)
+    assert numbers[::2] != numbers[1::2]
+
+
+def test_as_a_source_it_has_no_record_twice(mixture: Mixture) -> None:
+    # The three records of weight 1 are used up first: 3 (1 + 0.29 + 2) = 9.87.
+    numbers = [int(mixture.captions(i)[0].split()[1]) for i in range(len(mixture))]
+    assert Counter(number // 100 for number in numbers) == {0: 3, 1: 1, 2: 5}
+    assert len(set(numbers)) == len(numbers) == 9
+    assert [mixture[i].captions for i in range(9)] == [mixture.captions(i) for i in range(9)]
+    settings = config(batch_examples=4)  # of 8 held-out pictures
+    batches = validation_batches(mixture, TOKENIZER, settings)
+    assert [int(c.split()[1]) for b in batches for c in captions(b)] == numbers[:8]
+
+
+def test_a_tokenizer_learns_from_all_parts(mixture: Mixture, parts: list[FolderSource]) -> None:
+    numbers = [int(c.split()[1]) for c in captions_to_learn_from(mixture, 10)]
+    assert Counter(number // 100 for number in numbers) == {0: 3, 1: 1, 2: 6}
+    assert len(captions_to_learn_from(parts[2], 10)) == 10
+
+
+def test_broken_records_of_all_parts_are_counted(tmp_path: Path) -> None:
+    sources = []
+    for part in range(2):
+        folder = write_pictures(tmp_path / str(part), 4)
+        (folder / "02.png").write_bytes(b"no picture")
+        sources.append(open_folder(folder, "all", 0.0))
+    settings = config(batch_examples=8, max_bad_share=0.25)
+    with Loader(Mixture(sources, (1.0, 1.0)), TOKENIZER, settings) as loader:
+        for _ in range(4):
+            next(loader)
+        assert loader.bad_records == 2
+
+
+def mixed(folders: list[Path]) -> tuple[str, ...]:
+    return (f"weight=3 path={folders[1]}", f"weight=1 source=folder path={folders[2]}")
+
+
+def test_flags_and_json_say_it(folders: list[Path]) -> None:
+    file = Path(__file__).parent / "tiny.py"
+    flags = ["--data.source", "folder", "--data.path", "unused", "--data.mixture", *mixed(folders)]
+    _, settings = parse_config(["--config", str(file), *flags], "train.py", "Trains.")
+    assert settings.data.mixture == mixed(folders)
+    assert Config.from_json(settings.to_json()) == settings
+    assert json.loads(settings.to_json())["data"]["mixture"] == list(mixed(folders))
+    source = open_source(settings.data, "train")
+    assert isinstance(source, Mixture)
+    assert [len(part) for part in source.parts] == [6, 19]
+    assert source.weights == (3.0, 1.0)
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_a_mixture_of_shards_and_a_folder(
+    train, folders: list[Path], tmp_path: Path
+) -> None:
+    main(["--from", str(folders[2]), "--to", str(tmp_path / "data"), "--px", "8"])
+    parts = (f"weight=2 source=shards path={tmp_path / 'data'}", f"weight=1 path={folders[1]}")
+    splits = " train_split=train validation_split=validation"
+    flags = ("--data.mixture", *(part + splits for part in parts), "--train.steps", "12")
+    flags += ("--train.checkpoint-every-steps", "4", "--train.log-every-steps", "1")
+    whole, parted = (tmp_path / name for name in ("whole", "parted"))
+    said = "".join(train(whole, *flags).communicate(timeout=300))
+    assert "16 pictures" in said  # 10 in the shards, the others held out, and 6
+    process = train(parted, *flags)
+    while not (parted / "checkpoints" / "4").is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert "resumed at step" in "".join(train(parted, *flags).communicate(timeout=300))
+    first, second = (
+        {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
+        for lines in ((run / "metrics.jsonl").read_text().splitlines() for run in (whole, parted))
+    )
+    assert first == second
+    assert len(first) == 12
+    assert Config.load(parted / "config.json").data.mixture == flags[1:3]
+
+
+def test_each_part_has_splits_of_its_own(folders: list[Path]) -> None:
+    whole = f"source=folder path={folders[0]} train_split=all validation_split=all"
+    data = DataConfig(mixture=(f"weight=1 {whole}", f"weight=1 source=folder path={folders[2]}"))
+    for split, sizes in (("train", [3, 19]), ("validation", [3, 1])):
+        source = open_source(data, split)
+        assert isinstance(source, Mixture)
+        assert [len(part) for part in source.parts] == sizes
+
+
+def test_a_pattern_holds_for_every_part(folders: list[Path]) -> None:
+    data = DataConfig(source="folder", path="unused", mixture=mixed(folders), train_split="all")
+    source = open_source(dataclasses.replace(data, caption_pattern="5$"), "all")
+    assert isinstance(source, Mixture)
+    assert [part.captions(0) for part in source.parts] == [("number 105",), ("number 205",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("source=folder path=x", "needs a weight above 0"),
+        ("weight=0 source=folder path=x", "needs a weight above 0"),
+        ("weight=much source=folder path=x", "needs a weight above 0"),
+        ("weight=1 speed=3", "must be name=value, .* names of weight, source,"),
+        ("weight=1 folder", "must be name=value"),
+        ("weight=1 path='x", "No closing quotation"),
+        ("weight=1 source=folder", "data.path is needed by source=folder"),
+    ],
+)
+def test_what_is_no_mixture_is_refused_by_name(text: str, why: str) -> None:
+    with pytest.raises(UserError, match=rf"^config: .*{why}") as error:
+        DataConfig(mixture=(text,))
+    assert text.split()[0] in str(error.value)

@@ -1,0 +1,118 @@
+"""What is kept of a picture, and why it is not."""
+
+import io
+
+import pytest
+from packed_pictures import picture
+from PIL import Image
+
+from glide_jax.data.records import BadRecordError, Record
+from glide_jax.data.selection import REASONS, Kept, Selection, Tally, select
+from glide_jax.errors import UserError
+
+
+def record(image: bytes, *captions: str) -> Record:
+    return Record(image, captions or ("a picture",), "x")
+
+
+def chosen(settings: Selection, *records: Record | BadRecordError) -> tuple[list[Kept], Tally]:
+    tally = Tally()
+    return list(select(records, settings, tally)), tally
+
+
+def size(image: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(image)).size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_pictures_are_made_smaller_only_where_they_are_larger(kind: str) -> None:
+    larger, fitting = picture(0, 80, 60, kind), picture(1, 40, 30, kind)
+    (first, second), tally = chosen(Selection(px=30), record(larger), record(fitting))
+    assert size(first.image) == (40, 30)
+    assert Image.open(io.BytesIO(first.image)).format == "JPEG"
+    assert second.image == fitting
+    assert (tally.read, tally.bytes_read, sum(tally.dropped.values())) == (
+        2,
+        len(larger) + len(fitting),
+        0,
+    )
+
+
+def test_other_formats_are_encoded_again() -> None:
+    (kept,), _ = chosen(Selection(px=30), record(picture(0, 40, 30, "BMP")))
+    assert Image.open(io.BytesIO(kept.image)).format == "JPEG"
+    assert size(kept.image) == (40, 30)
+
+
+def test_pictures_keep_what_they_show() -> None:
+    plain = io.BytesIO()
+    Image.new("RGBA", (300, 200), (200, 100, 50, 0)).save(plain, "PNG")  # transparent: white
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (300, 200), (200, 100, 50)).save(turned, "JPEG", exif=exif)
+    (white, upright), _ = chosen(
+        Selection(px=100), record(plain.getvalue()), record(turned.getvalue())
+    )
+    assert Image.open(io.BytesIO(white.image)).getpixel((5, 5)) == (255, 255, 255)
+    assert size(upright.image) == (100, 150)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (Selection(px=31), "too_small"),
+        (Selection(px=8, least_px=31), "too_small"),
+        (Selection(px=8, most_aspect=1.3), "too_long"),
+        (Selection(px=8, least_caption=10), "captions"),
+        (Selection(px=8, most_caption=8), "captions"),
+    ],
+)
+def test_what_is_not_asked_for_is_counted_by_reason(settings: Selection, reason: str) -> None:
+    kept, tally = chosen(settings, record(picture(0, 40, 30)))
+    assert not kept
+    assert reason in REASONS
+    assert tally.dropped == {reason: 1}
+
+
+def test_what_is_just_within_the_limits_is_kept() -> None:
+    settings = Selection(px=64, least_px=30, most_aspect=4 / 3, least_caption=9, most_caption=9)
+    (kept,), _ = chosen(settings, record(picture(0, 40, 30), "a picture", "short", "far too long"))
+    assert kept.captions == ("a picture",)
+    assert len(chosen(Selection(px=64, least_px=0), record(picture(0, 2, 2)))[0]) == 1
+
+
+def test_broken_pictures_are_named() -> None:
+    whole = picture(0, 400, 300, "JPEG")
+    records = [record(b""), record(b"no picture"), record(whole[: len(whole) // 2])]
+    kept, tally = chosen(Selection(px=30), *records, BadRecordError("y: no caption"))
+    assert not kept
+    assert (tally.read, tally.dropped) == (4, {"broken": 4})
+    for problem, why in zip(
+        tally.problems,
+        ("x: the file is empty", "x: not an image", "x: cannot decode the image", "y: no caption"),
+        strict=True,
+    ):
+        assert problem.startswith(why)
+
+
+def test_the_digest_is_of_the_original_bytes() -> None:
+    one, same, other = (picture(number, 80, 60) for number in (0, 0, 1))
+    (a, b, c), _ = chosen(Selection(px=30), record(one, "a"), record(same, "b"), record(other))
+    assert a.digest == b.digest != c.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"px": 0}, "--px must be at least 1"),
+        ({"least_px": -1}, "--least-px must be at least 0"),
+        ({"most_aspect": 0.5}, "--most-aspect must be at least 1, or 0"),
+        ({"least_caption": 0}, "--least-caption must be at least 1"),
+        ({"least_caption": 9, "most_caption": 8}, "--most-caption must be at least"),
+        ({"quality": 101}, "--quality must be in 1..100"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, float], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        Selection(**changes)

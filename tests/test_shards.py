@@ -1,0 +1,206 @@
+"""Reading folders of shards: where they are, from a URL, and damaged."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+from packed_pictures import picture
+
+from glide_jax.config import DataConfig
+from glide_jax.data import shards
+from glide_jax.data.records import BadRecordError, RecordReader, Source
+from glide_jax.data.shards import (
+    Shard,
+    ShardsSource,
+    encode,
+    shard_name,
+    write_index,
+    write_records,
+)
+from glide_jax.data.sources import open_source
+from glide_jax.errors import UserError
+
+COUNTS = (5, 1, 4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten pictures in three shards, and one held out."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    splits, number = {"train": list[Shard](), "validation": list[Shard]()}, 0
+    for split, counts in (("train", COUNTS), ("validation", (1,))):
+        for place, count in enumerate(counts):
+            name = shard_name(split, place, len(counts))
+            examples = [
+                encode(picture(i), (f"café {i}", f"or {i}"), f"{i}.png")
+                for i in range(number, number + count)
+            ]
+            write_records(folder / name, examples)
+            splits[split].append(Shard(name, count, (folder / name).stat().st_size))
+            number += count
+    write_index(str(folder), splits, "of this test")
+    return folder
+
+
+def opened(path: Path | str, cache: Path, split: str = "train") -> Source:
+    return open_source(DataConfig(source="shards", path=str(path), cache_dir=str(cache)), split)
+
+
+def check(source: Source) -> None:
+    assert len(source) == sum(COUNTS)
+    for index in reversed(range(len(source))):
+        assert source[index].image == picture(index)
+        assert source[index].captions == (f"café {index}", f"or {index}")
+        assert source.captions(index) == source[index].captions
+    for index in (-1, len(source)):
+        with pytest.raises(IndexError):
+            source[index]
+
+
+def test_a_local_folder_is_read_where_it_is(folder: Path, tmp_path: Path) -> None:
+    source = opened(folder, tmp_path / "cache")
+    check(source)
+    assert source[7].name == f"{folder}/{shard_name('train', 2, 3)} record 1"
+    assert len(opened(folder, tmp_path, "validation")) == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_tfds_reads_it(folder: Path) -> None:
+    builder = tfds.builder_from_directory(str(folder))
+    records = builder.as_data_source("train")
+    assert len(records) == sum(COUNTS)
+    assert records[7]["captions"] == ["café 7".encode(), b"or 7"]
+    assert records[7]["image"].shape == (30, 40, 3)
+    assert builder.info.splits["validation"].num_examples == 1
+    assert "tensorflow" not in sys.modules
+
+
+def test_few_open_files_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
+    check(opened(folder, folder))
+
+
+def test_a_url_is_copied_shard_by_shard(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    source = opened(f"file://{folder}", cache)
+    assert not cache.exists()
+    assert source[0].image == picture(0)
+    (kept,) = cache.glob("*/*-of-00003")
+    assert kept.read_bytes() == (folder / shard_name("train", 0, 3)).read_bytes()
+    check(source)
+    assert len([*cache.glob("*/*-of-00003")]) == 3
+    # What is there is not copied again: proof is that another copy would fail.
+    source = opened(f"file://{folder}", cache)
+    for path in folder.glob("*.array_record*"):
+        path.unlink()
+    check(source)
+    with pytest.raises(UserError, match=r"train.array_record-00000-of-00003 is missing"):
+        opened(f"file://{folder}", cache)
+
+
+def test_another_preparation_has_other_copies(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    check(opened(f"file://{folder}", cache))
+    name = shard_name("train", 1, 3)
+    size = (folder / name).stat().st_size
+    write_records(folder / name, [encode(picture(99), ("new",), "99.png")])
+    assert (folder / name).stat().st_size == size  # array_record fills files up to whole blocks
+    index = folder / "shards.json"
+    index.write_text(index.read_text().replace("of this test", "of another"))
+    assert opened(f"file://{folder}", cache)[COUNTS[0]].captions == ("new",)
+
+
+def test_a_copy_that_fails_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
+    for name, damage in (
+        (shard_name("train", 0, 3), Path.unlink),
+        (shard_name("train", 1, 3), cut),
+    ):
+        source = opened(f"file://{folder}", tmp_path / "cache")
+        content = (folder / name).read_bytes()
+        damage(folder / name)
+        with pytest.raises(UserError, match=rf"^cannot copy file://{folder}/{name} to "):
+            RecordReader(source, 0.0).read(0 if "00000-of" in name else COUNTS[0], lambda r: r)
+        (folder / name).write_bytes(content)
+    check(source)
+
+
+@pytest.mark.slow
+def test_threads_and_processes_share_one_copy(folder: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from glide_jax.data.shards import ShardsSource\n"
+        "source = ShardsSource(sys.argv[1], 'train', Path(sys.argv[2]))\n"
+        "print(sum(len(source[i].image) for i in range(len(source))))"
+    )
+    command = [sys.executable, "-c", program, f"file://{folder}", str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    others = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    source = opened(f"file://{folder}", tmp_path / "cache")
+    threads = [threading.Thread(target=check, args=[source]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = sum(len(picture(i)) for i in range(sum(COUNTS)))
+    assert [int(other.communicate(timeout=60)[0]) for other in others] == [expected] * 2
+    assert len([*tmp_path.glob("cache/*/*.array_record*-of-00003")]) == 3
+    assert not [*tmp_path.glob("cache/*/*.unfinished")]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+@pytest.mark.parametrize(
+    ("damage", "why"), [(Path.unlink, "is missing"), (cut, "has [0-9,]+ bytes")]
+)
+def test_missing_and_cut_shards_are_refused_at_once(
+    folder: Path, prefix: str, damage: object, why: str
+) -> None:
+    name = shard_name("train", 1, 3)
+    damage(folder / name)
+    with pytest.raises(UserError, match=rf"{folder}/{name} {why}, but shards.json says 131,072"):
+        opened(f"{prefix}{folder}", folder)
+    assert len(opened(f"{prefix}{folder}", folder, "validation")) == 1
+
+
+def test_records_damaged_inside_are_bad_records(folder: Path) -> None:
+    path = folder / shard_name("train", 0, 3)
+    content = bytearray(path.read_bytes())
+    place = content.find(picture(1))
+    content[place : place + 20] = bytes(20)
+    path.write_bytes(content)
+    source = opened(folder, folder)
+    assert source[0].image == picture(0)
+    with pytest.raises(BadRecordError, match=rf"^{path} record 1: .*[Cc]orrupt") as error:
+        source[1]
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("nowhere", "there is no shards.json in it; python -m glide_jax.data.prepare makes"),
+        ("nothing://x", "cannot read shards.json: Protocol not known"),
+        ("broken", "cannot read shards.json: Expecting value"),
+        ("other", "cannot read shards.json"),
+        ("data", "has no split 'test': choose train, validation"),
+    ],
+)
+def test_folders_that_are_none_are_refused(
+    folder: Path, path: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    for name, text in (("broken", "x"), ("other", "[]")):
+        Path(name).mkdir()
+        (Path(name) / "shards.json").write_text(text)
+    with pytest.raises(UserError, match=rf"^data.path {path}.*{why}"):
+        ShardsSource(path, "test", folder)
