@@ -2,9 +2,10 @@
 
 The text lists instructions in the order in which a chip runs them. Most carry the compiler's
 estimate in cycles; attention kernels carry their operations and bytes. For collectives it has no
-estimate: theirs are the bytes that go over the links of one axis of the torus, both ways round
-("How to Scale Your Model", jax-ml.github.io/scaling-book, sec. 3). A collective that is started
-early waits only for what the computation in between does not cover.
+estimate: theirs are the bytes that go over the links of the rings that it has chosen, which is one
+axis of the torus, both ways round, where it does not say ("How to Scale Your Model",
+jax-ml.github.io/scaling-book, sec. 3). A collective that is started early waits only for what the
+computation in between does not cover.
 """
 
 import math
@@ -109,7 +110,8 @@ def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) ->
             total.compute_s += _compute_s(instruction, chip)
             continue
         kind, size = collective
-        takes_s = _takes_s(kind, size, _group(instruction, computations), chip)
+        links = _links(instruction, computations)
+        takes_s = _takes_s(kind, size, _group(instruction, computations), links, chip)
         total.count(kind, takes_s, size)
         if instruction.operation.endswith("-start"):
             started[instruction.name] = (total.step_s, takes_s)
@@ -149,13 +151,14 @@ def _collectives(
 
 
 def _bytes(instruction: Instruction) -> float:
-    """Of the largest array of the result."""
+    """Of the result; of what a start also holds, the largest array."""
     shapes = re.findall(r"(\w+)\[([\d,]*)\]", instruction.shape)
-    sizes = (
+    sizes = [
         BYTES.get(kind, 0) * math.prod(int(n) for n in axes.split(",") if n)
         for kind, axes in shapes
-    )
-    return float(max(sizes, default=0))
+    ]
+    combined = max if instruction.operation.endswith("-start") else sum
+    return float(combined(sizes or [0]))
 
 
 def _group(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
@@ -172,9 +175,18 @@ def _group(instruction: Instruction, computations: dict[str, list[Instruction]])
     return 2  # collective-permute: from one to another
 
 
-def _takes_s(kind: str, size: float, group: int, chip: Chip) -> float:
-    """Around a ring of `group` chips, half of it each way."""
-    once = size * (group - 1) / group / (2 * chip.link_bytes_per_s)
+def _links(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """How many of a chip's links are used at once, one way."""
+    for part in _called(instruction, computations):
+        rings = re.search(r'"strategy":"UniDirection\w*","debug":"[^"]*?colors:(\d+)', part.line)
+        if rings:
+            return int(rings[1])
+    return 2
+
+
+def _takes_s(kind: str, size: float, group: int, links: int, chip: Chip) -> float:
+    """Around rings through `group` chips, each with its part."""
+    once = size * (group - 1) / group / (links * chip.link_bytes_per_s)
     return once * {"all-reduce": 2.0, "all-to-all": 0.25}.get(kind, 1.0)
 
 

@@ -215,7 +215,7 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
     compile_s = time.perf_counter() - started
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     assert memory is not None and cost is not None  # of TPUs there always are
-    spent = usage(compiled.as_text(), chip)
+    spent = usage(compiled.as_text() or "", chip)
     state, shardings = trainer.abstract_state, trainer.state_shardings
     part = {
         field: sharding.bytes_a_device(getattr(state, field), getattr(shardings, field))
