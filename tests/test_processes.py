@@ -1,6 +1,7 @@
 """Several processes train one run: they agree, end together, and go on in any number."""
 
 import contextlib
+import random
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_checkpoint import data_file, flip
 from test_train import assert_same_result, metrics, wait_for
 from tiny import get_config
 
@@ -350,10 +352,13 @@ def test_whatever_stops_two_processes_they_go_on_bit_for_bit(start, pair, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "fsdp"), [(1, 1), (4, 4)])
 def test_a_run_goes_on_with_other_processes(start, pair, tmp_path, count, fsdp):
-    cut(pair, tmp_path / "run", 6)
+    run_dir = tmp_path / "run"
+    cut(pair, run_dir, 9)
+    flip(data_file(run_dir, 9, "ema"), random.Random(0))  # so that it starts from step 6
     shorter = ("--train.steps", 8, "--train.validate-every-steps", 0)
     flags = ("--train.fsdp", fsdp, "--train.sample-every-steps", 0, *shorter)
-    finish_all(start(tmp_path / "run", count, 1, *flags))
+    said = finish_all(start(run_dir, count, 1, *flags))
+    assert "9 is damaged" in said[0][1] and "resumed at step 6" in said[0][0]
     # That the state is the same bit for bit, its fingerprints have said.
-    assert metrics(tmp_path / "run")[:6] == metrics(pair)[:6]
-    assert_close(tmp_path / "run", pair, steps=range(1, 9))
+    assert metrics(run_dir)[:6] == metrics(pair)[:6]
+    assert_close(run_dir, pair, steps=range(1, 9))

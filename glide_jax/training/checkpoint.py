@@ -116,7 +116,7 @@ class Checkpoints:
         Raises:
             UserError: this or the previous write failed, for example because the disk is full.
         """
-        self._require_space(
+        self._require_room(
             sum(
                 shard.data.nbytes
                 for x in jax.tree.leaves(state)
@@ -132,7 +132,7 @@ class Checkpoints:
         Raises:
             UserError: the write failed, for example because the disk is full.
         """
-        self._require_space(sum(x.nbytes for x in params.values()))
+        self._require_room(sum(x.nbytes for x in params.values()))
         self._save(0, {"ema": dict(params)}, {})
 
     def _save(self, step: int, items: dict[str, Any], host_state: dict[str, Any]) -> None:
@@ -254,7 +254,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def _require_space(self, needed: int) -> None:
+    def _require_room(self, needed: int) -> None:
+        if not os.access(self._folder, os.W_OK | os.X_OK):  # orbax would take minutes to tell
+            raise UserError(f"cannot save checkpoints in {self._folder}: it may not be written")
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise UserError(
