@@ -63,7 +63,7 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
     held_out = open_source(config.data, config.data.validation_split)
     require_same(peers, config, len(source))
     start = resolve_run(settings.init_from) if settings.init_from else None
-    resumes = last_step(run_dir) is not None
+    resumes = peers.gather(last_step(run_dir) is not None)[0]
     initial = starting_params(start, config) if start and not resumes else None
     if lead:
         tokenizer = tokenizer_of(config, source, run_dir if resumes else start)
@@ -93,7 +93,7 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
     checkpoints = Checkpoints(run_dir, settings.checkpoints_kept, peers)
-    if checkpoints.latest_step is None:
+    if not resumes:
         state = trainer.init(initial)
         loader_state, log_state = None, None
     else:

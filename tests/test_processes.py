@@ -27,7 +27,8 @@ from glide_jax.training.roll_call import listen, roll_call
 from glide_jax.training.run_folder import last_step
 
 STEPS = 12
-SHORT = f"--train.steps {STEPS} --train.checkpoint-every-steps 3 --train.checkpoints-kept 9"
+SMALL = "--model.unet.channels 96 --model.unet.channel-mult 1 --model.unet.attention-px 8"
+SHORT = f"{SMALL} --train.steps {STEPS} --train.checkpoint-every-steps 3 --train.checkpoints-kept 9"
 SHORT += f" --train.log-every-steps 1 --train.sample-every-steps {STEPS}"
 SHORT += f" --train.validate-every-steps {STEPS}"
 

@@ -209,7 +209,9 @@ class Checkpoints:
         try:
             record = self._reader.restore(folder, ocp.args.Composite(host=ocp.args.JsonRestore()))
             record = dict(record.host)
-            if record.pop("sha256", None) != _digest(record):
+            if "sha256" not in record:
+                raise ValueError("an earlier version of glide_jax wrote it, without fingerprints")
+            if record.pop("sha256") != _digest(record):
                 raise ValueError("its list of contents is not what was saved")
             for name, tree in items.items():
                 if name not in record["arrays"]:
