@@ -3,11 +3,14 @@
     python train.py --config configs/scenes_tiny.py --optim.learning-rate 3e-4
 
 Started again, it resumes from the run folder's newest checkpoint. Ctrl-C and SIGTERM save first.
+On several machines, once on each: docs/multi-host.md.
 """
 
+import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -25,53 +28,67 @@ from glide_jax.data.tokenizer import Tokenizer, make_tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_png
 from glide_jax.training import sharding
-from glide_jax.training.checkpoint import (
-    TOKENIZER,
-    Checkpoints,
-    has_checkpoints,
-    open_run_folder,
-    resolve_run,
-)
+from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.fine_tune import starting_params
 from glide_jax.training.logging import RunLog
 from glide_jax.training.objectives import make_objective
+from glide_jax.training.peers import Peers
 from glide_jax.training.preview import Preview
+from glide_jax.training.processes import HELP, Launch, anywhere, require_same, together
+from glide_jax.training.run_folder import (
+    TOKENIZER,
+    last_step,
+    open_run_folder,
+    require_shared,
+    resolve_run,
+)
 from glide_jax.training.step import Trainer
 from glide_jax.training.validation import summary
 
 
-def train(config: Config, run_dir: Path) -> None:
-    """Trains until `config.train.steps`, or until asked to stop."""
-    settings = config.train
-    keep_compiled_programs()
-    sharding.use_all_cores(settings.batch_examples // settings.micro_batches)
-    lead = jax.process_index() == 0
+def train(config: Config, run_dir: Path, peers: Peers) -> None:
+    """Trains until `config.train.steps`, or until asked to stop.
+
+    Args:
+        config: the run.
+        run_dir: its folder, which all processes see.
+        peers: the processes that train together; the lead alone writes, but for checkpoints.
+    """
+    settings, lead = config.train, peers.lead
 
     # Data ------------------------------------------------------------------------------------
 
     source = open_source(config.data, config.data.train_split)
     held_out = open_source(config.data, config.data.validation_split)
+    pictures = sum(map(len, parts_of(source)))
+    require_same(peers, config, pictures)
     start = resolve_run(settings.init_from) if settings.init_from else None
-    resumes = has_checkpoints(run_dir)
+    resumes = peers.gather(last_step(run_dir) is not None)[0]
     initial = starting_params(start, config) if start and not resumes else None
-    tokenizer = tokenizer_of(config, source, run_dir if resumes else start)
+    if lead:
+        tokenizer = tokenizer_of(config, source, run_dir if resumes else start)
     clip = ClipStage.load(resolve_run(settings.clip_run)) if settings.clip_loss_weight else None
-    open_run_folder(run_dir, config)
-    tokenizer.save(run_dir / TOKENIZER)
+    if lead:
+        open_run_folder(run_dir, config)
+        tokenizer.save(run_dir / TOKENIZER)
+    peers.barrier()
+    if not lead:
+        require_shared(run_dir, config)
+        tokenizer = tokenizer_of(config, source, run_dir)
 
     # Model and state -------------------------------------------------------------------------
 
     is_clip = isinstance(config.model, ClipConfig)
-    if is_clip and len(source) < settings.batch_examples:
+    if is_clip and pictures < settings.batch_examples:
         raise UserError(
             f"train.batch_examples ({settings.batch_examples}) must be at most the number of "
-            f"pictures ({len(source)}): a CLIP cannot tell a picture from itself"
+            f"pictures ({pictures}): a CLIP cannot tell a picture from itself"
         )
     objective = make_objective(config, clip)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
-    checkpoints = Checkpoints(run_dir, kept=settings.checkpoints_kept)
-    if checkpoints.latest_step is None:
+    checkpoints = Checkpoints(run_dir, settings.checkpoints_kept, peers)
+    if not resumes:
         state = trainer.init(initial)
         loader_state, log_state = None, None
     else:
@@ -89,11 +106,10 @@ def train(config: Config, run_dir: Path) -> None:
     if settings.validate_every_steps:
         batched = for_validation(config, len(held_out)) if is_clip else config
         validation = list(validation_batches(held_out, tokenizer, batched, **share))
-    if settings.sample_every_steps and not is_clip:
+    if settings.sample_every_steps and not is_clip and lead:
         preview = Preview(config, tokenizer, held_out)
 
-    pictures = sum(map(len, parts_of(source)))
-    log = RunLog(run_dir, step, settings.steps, settings.batch_examples)
+    log = RunLog(run_dir, step, settings.steps, settings.batch_examples, lead)
     if log_state is not None:
         log.restore(log_state)
     log.say(
@@ -110,7 +126,7 @@ def train(config: Config, run_dir: Path) -> None:
         values = {}
         for params, suffix in ((state.ema, ""), (state.params, "_raw")):
             results = [
-                jax.device_get(trainer.validate(params, sharding.to_devices(batch, mesh), k))
+                sharding.to_host(trainer.validate(params, sharding.to_devices(batch, mesh), k))
                 for k, batch in enumerate(validation)
             ]
             for name, value in summary(results, objective.timestep_count).items():
@@ -118,18 +134,20 @@ def train(config: Config, run_dir: Path) -> None:
         return values
 
     def draw_samples() -> None:
-        if preview is None:
+        if is_clip:
             return
-        grid = preview.draw(state.ema)
-        if lead:
+        # Others may hold parts of it; they wait for the lead in the next step.
+        ema = state.ema if peers.count == 1 else sharding.to_host(state.ema)
+        if preview is not None:
+            grid = preview.draw(ema)
             save_png(run_dir / "samples" / f"{step:07d}.png", grid)
             log.picture(step, "samples", grid)
 
     # Loop ------------------------------------------------------------------------------------
 
-    stop = StopRequest()
+    stop, stops = StopRequest(), False
     try:
-        while step < settings.steps and not stop.requested:
+        while step < settings.steps and not stops:
             waited = perf_counter()
             batch = sharding.to_devices(next(loader), mesh)
             waited = perf_counter() - waited
@@ -138,6 +156,7 @@ def train(config: Config, run_dir: Path) -> None:
             # Waits for the step. Two at once, with collectives between CPU devices, can deadlock.
             values = {name: float(value) for name, value in metrics.items()}
             log.step(values, waited)
+            stops = anywhere(stop.requested)
 
             if values["skipped_in_a_row"] >= settings.max_bad_steps:
                 raise UserError(
@@ -166,6 +185,8 @@ def train(config: Config, run_dir: Path) -> None:
         loader.close()
     finally:
         log.close()
+    if not lead:
+        return
     if step < settings.steps:
         print(f"stopped at step {step:,} of {settings.steps:,}; the same command goes on from here")
     else:
@@ -219,8 +240,14 @@ class StopRequest:
 
 def main() -> None:
     """The command."""
-    file, config = parse_config(sys.argv[1:], "train.py", "Trains a GLIDE model.")
-    train(config, Path(config.train.run_dir or f"runs/{file.stem}"))
+    launch, flags = Launch.parse(sys.argv[1:], os.environ)
+    file, config = parse_config(flags, "train.py", f"Trains a GLIDE model.\n\n{HELP}")
+    run_dir = Path(config.train.run_dir or f"runs/{file.stem}")
+    keep_compiled_programs()
+    examples = config.train.batch_examples // config.train.micro_batches
+    sharding.use_all_cores(examples, launch.processes, launch.sharing_cores)
+    with together(launch, partial(last_step, run_dir)) as peers:
+        train(config, run_dir, peers)
 
 
 if __name__ == "__main__":

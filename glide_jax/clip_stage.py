@@ -13,7 +13,8 @@ from glide_jax.data.editing import square_picture
 from glide_jax.data.transforms import to_float
 from glide_jax.models.clip import clip_network
 from glide_jax.shapes import Params
-from glide_jax.training.checkpoint import TOKENIZER, load_run_config, load_weights, resolve_run
+from glide_jax.training.checkpoint import load_weights
+from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.training.sharding import local_mesh, replicated
 
 MAX_BATCH = 64

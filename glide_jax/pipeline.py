@@ -18,7 +18,7 @@ from glide_jax.config import ClipConfig, Config, SampleConfig
 from glide_jax.data.editing import Fit, square_known, square_picture
 from glide_jax.errors import UserError
 from glide_jax.stage import Conditions, Known, Stage, changed_settings
-from glide_jax.training.checkpoint import CONFIG, load_run_config, resolve_run
+from glide_jax.training.run_folder import CONFIG, load_run_config, resolve_run
 
 ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
 """What a model can be for, and the names of the run folders in a set of models."""

@@ -45,7 +45,8 @@ from glide_jax.models.glide import TextFeatures, glide_network
 from glide_jax.models.network import Network
 from glide_jax.pictures import to_uint8
 from glide_jax.shapes import Image, Params, TokenMask, Tokens
-from glide_jax.training.checkpoint import TOKENIZER, load_run_config, load_weights, resolve_run
+from glide_jax.training.checkpoint import load_weights
+from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.training.sharding import local_mesh, replicated
 
 logger = logging.getLogger(__name__)

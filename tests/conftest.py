@@ -66,13 +66,12 @@ def shared_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def python():
     """Starts a script of the project as a user would: `python("train.py", "--config", ...)`."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
 
-    def start(*arguments, **options):
+    def start(*arguments, environment=None, **options):
         return subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,
-            env=environment,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -19,7 +19,8 @@ from glide_jax.data.clip_tokenizer import ClipTokenizer
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
-from glide_jax.training.checkpoint import TOKENIZER, Checkpoints, open_run_folder
+from glide_jax.training.checkpoint import Checkpoints
+from glide_jax.training.run_folder import TOKENIZER, open_run_folder
 
 SMALL_PX, LARGE_PX = 8, 16
 CAPTIONS = [f"all {name}" for name in ("red", "green", "blue", "white", "black")]

@@ -36,8 +36,9 @@ from glide_jax.models.original_names import (
 )
 from glide_jax.models.original_sizes import Unseen, clip_sizes, denoiser_sizes, kind_of
 from glide_jax.models.weight_files import read_tensors, write_tensors
-from glide_jax.training.checkpoint import Checkpoints, load_run_config
+from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.denoising import Denoising
+from glide_jax.training.run_folder import load_run_config
 from glide_jax.training.sharding import make_mesh
 from glide_jax.training.step import Trainer
 

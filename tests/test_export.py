@@ -26,18 +26,17 @@ from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 from glide_jax.pipeline import ROLES
 from glide_jax.stage import Stage, changed_settings
-from glide_jax.training import checkpoint
-from glide_jax.training.checkpoint import (
+from glide_jax.training import run_folder
+from glide_jax.training.checkpoint import Checkpoints, load_weights
+from glide_jax.training.export import export, main
+from glide_jax.training.fine_tune import network_of
+from glide_jax.training.run_folder import (
     TOKENIZER,
     WEIGHTS,
-    Checkpoints,
     load_run_config,
-    load_weights,
     open_run_folder,
     resolve_run,
 )
-from glide_jax.training.export import export, main
-from glide_jax.training.fine_tune import network_of
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
 
@@ -214,7 +213,7 @@ def test_training_does_not_go_on_in_an_exported_folder(exported):
 def demo(runs, tmp_path, monkeypatch):
     """An installation that has a base model and an upsampler, each with its model card."""
     folder = tmp_path / "installed" / "demo"
-    monkeypatch.setattr(checkpoint, "DEMO", folder)
+    monkeypatch.setattr(run_folder, "DEMO", folder)
     for role in ("base", "upsample"):
         export(runs / role, folder / role)
         (folder / role / "MODEL_CARD.md").write_text("# Where it comes from\n")
@@ -246,7 +245,7 @@ def test_what_is_there_under_a_shipped_models_name_comes_first(demo, runs, tmp_p
 
 
 def test_an_installation_without_models_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "DEMO", tmp_path / "demo")
+    monkeypatch.setattr(run_folder, "DEMO", tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     for name in ("demo", "demo/base"):
         with pytest.raises(UserError, match=f"{name}: no models are shipped with this installa"):
@@ -271,5 +270,5 @@ def test_the_shipped_models_are_whole_and_small(tmp_path, monkeypatch):
         shapes = network_of(glide.config(role).model).shapes
         assert load_weights(folder, shapes).keys() == shapes.keys()
         assert (folder / "MODEL_CARD.md").read_text().startswith("# ")
-    sizes = [path.stat().st_size for path in checkpoint.DEMO.rglob("*") if path.is_file()]
+    sizes = [path.stat().st_size for path in run_folder.DEMO.rglob("*") if path.is_file()]
     assert sum(sizes) < 40e6

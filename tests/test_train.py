@@ -17,8 +17,9 @@ from conftest import COLOURS
 from PIL import Image
 
 from glide_jax import Glide, UserError
-from glide_jax.training.checkpoint import Checkpoints, _cause, load_run_config
+from glide_jax.training.checkpoint import Checkpoints, _cause
 from glide_jax.training.denoising import Denoising
+from glide_jax.training.run_folder import load_run_config
 from glide_jax.training.step import Trainer
 from train import StopRequest
 

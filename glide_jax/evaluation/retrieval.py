@@ -17,7 +17,7 @@ from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import new_figure, save_figure
-from glide_jax.training.checkpoint import load_run_config
+from glide_jax.training.run_folder import load_run_config
 
 
 def top_1(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], among: int) -> float:

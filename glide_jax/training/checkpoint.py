@@ -1,107 +1,42 @@
-"""A run folder: its configuration, tokenizer and checkpoints.
+"""Checkpoints of a run: written in the background, and checked when they are read.
 
-    runs/base64/
-      config.json          the resolved configuration
-      tokenizer/           what turned captions into tokens
-      checkpoints/STEP/    orbax: params, ema, optimizer, progress (counters), host (loader, log)
-      samples/  metrics.jsonl  tensorboard/
+    checkpoints/STEP/           orbax: params, ema, optimizer, progress (counters), host
+    checkpoints/STEP.damaged/   one that storage did not give back as it was written
 
-Where only the model matters, its weights alone do as well, as glide_jax.training.export writes them
-and as models are shipped with the package:
-
-    demo/base/
-      config.json  tokenizer/
-      weights.safetensors  averaged parameters
-
-Checkpoints are written in the background to a temporary name and renamed when whole, so an
-interrupted write never harms the last good one.
+`host` is JSON: what else the run needs to go on (loader, log), a fingerprint of every array, and a
+digest of itself. A checkpoint is written to a temporary name and renamed when whole, so an
+interrupted write never harms the last good one; where an array is not what was saved, the
+checkpoint before is taken.
 """
 
 import contextlib
-import dataclasses
 import errno
+import hashlib
+import json
 import logging
-import operator
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from glide_jax.config import Config
 from glide_jax.errors import UserError
 from glide_jax.models.weight_files import read_tensors
 from glide_jax.shapes import Params
+from glide_jax.training.fingerprint import fingerprints
+from glide_jax.training.peers import Peers
+from glide_jax.training.run_folder import CHECKPOINTS, WEIGHTS, resolve_run, saved_steps
 from glide_jax.training.step import TrainState
-
-CONFIG = "config.json"
-TOKENIZER = "tokenizer"
-CHECKPOINTS = "checkpoints"
-WEIGHTS = "weights.safetensors"
-DEMO = Path(__file__).parent.parent / "demo"
-"""The models shipped with the package, a folder each."""
-
-CHANGEABLE = {
-    "model.dtype",
-    "model.remat",
-    "model.unet.dropout",
-    "diffusion.weighting",
-    "diffusion.min_snr_gamma",
-}
-"""Settings of model and noise that may change between two starts: no parameter depends on them."""
 
 # Orbax tells of every thread and file at the level of warnings; its errors still come through.
 logging.getLogger("absl").setLevel(logging.ERROR)
-
-
-def resolve_run(run: str | Path) -> Path:
-    """The folder that is meant, where a run folder is asked for.
-
-    Args:
-        run: a folder; or "demo", the folder of all shipped models, or one of them, as "demo/base".
-            What is there under this name in the current directory comes first.
-
-    Raises:
-        UserError: there is no shipped model of this name.
-    """
-    path = Path(run)
-    if path.exists() or path.parts[:1] != (DEMO.name,):
-        return path
-    shipped = sorted(config.parent.name for config in DEMO.glob(f"*/{CONFIG}"))
-    if not shipped:
-        raise UserError(
-            f"{run}: no models are shipped with this installation, and there is no such folder "
-            "here; give the folder of a run of your own"
-        )
-    if len(path.parts) == 1:
-        return DEMO
-    if str(Path(*path.parts[1:])) not in shipped:
-        names = ", ".join(f"{DEMO.name}/{name}" for name in shipped)
-        raise UserError(f"{run}: no such folder, and no shipped model; those are {names}")
-    return DEMO.joinpath(*path.parts[1:])
-
-
-def load_run_config(run_dir: str | Path) -> Config:
-    """The configuration of a run folder, see `resolve_run`.
-
-    Raises:
-        UserError: `run_dir` is not a run folder.
-    """
-    run_dir = resolve_run(run_dir)
-    if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is not a folder")
-    has_model = (run_dir / CHECKPOINTS).is_dir() or (run_dir / WEIGHTS).is_file()
-    if not (run_dir / CONFIG).is_file() or not has_model:
-        raise UserError(
-            f"{run_dir} is not a run folder: it needs {CONFIG} and {CHECKPOINTS}/ or {WEIGHTS} "
-            "(give a folder that train.py or glide_jax.training.export wrote)"
-        )
-    return Config.load(run_dir / CONFIG)
 
 
 def load_weights(run_dir: str | Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
@@ -125,94 +60,45 @@ def load_weights(run_dir: str | Path, shapes: Mapping[str, jax.ShapeDtypeStruct]
     return jax.device_put(found, jax.local_devices()[0])
 
 
-def has_checkpoints(run_dir: Path) -> bool:
-    """Whether there is anything saved in this folder."""
-    return bool(_whole_checkpoints(run_dir))
-
-
-def _whole_checkpoints(run_dir: Path) -> list[Path]:
-    """Of every step, in any order; what an interrupted write leaves behind has other names."""
-    return [path for path in (run_dir / CHECKPOINTS).glob("*") if path.name.isdigit()]
-
-
-def open_run_folder(run_dir: Path, config: Config) -> None:
-    """Makes a run folder, or checks that an existing one fits and notes the new configuration.
-
-    A run may go on with other settings of the loop, the optimiser, the data or sampling, but its
-    model and noise process are what its parameters mean, and train.trainable what its optimiser
-    holds.
-
-    Raises:
-        UserError: the folder is of a run with other such settings, or holds weights alone, or
-            cannot be written.
-    """
-    if (run_dir / WEIGHTS).exists() and not (run_dir / CHECKPOINTS).exists():
-        raise UserError(
-            f"{run_dir} holds exported weights, not a training that could go on: give another "
-            f"--train.run-dir, and --train.init-from {run_dir} to start from these weights"
-        )
-    saved = _whole_checkpoints(run_dir)
-    if saved and not any((path / "optimizer").exists() for path in saved):
-        raise UserError(
-            f"{run_dir} holds weights alone, without the state of a training that could go on: "
-            f"give another --train.run-dir, and --train.init-from {run_dir} to start from them"
-        )
-    if saved:
-        before = Config.load(run_dir / CONFIG)
-        for part in ("model", "diffusion", "train.trainable"):
-            old, new = (operator.attrgetter(part)(c) for c in (before, config))
-            difference = _first_difference(old, new, part)
-            if difference is not None:
-                setting, old, new = difference
-                raise UserError(
-                    f"{setting} is {new}, but the run in {run_dir} was started with {old}: "
-                    "give another --train.run-dir, or the same setting"
-                )
-    try:
-        (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        (run_dir / CONFIG).write_text(config.to_json() + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write the run folder {run_dir}: {error}") from error
-
-
-def _first_difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | None:
-    if name in CHANGEABLE:
-        return None
-    if not dataclasses.is_dataclass(old):
-        return None if old == new else (name, old, new)
-    for field in dataclasses.fields(old):
-        found = _first_difference(
-            getattr(old, field.name), getattr(new, field.name), f"{name}.{field.name}"
-        )
-        if found is not None:
-            return found
-    return None
-
-
 class Checkpoints:
     """The checkpoints of one run folder.
 
     Args:
         run_dir: the run folder.
         kept: how many checkpoints stay; the oldest go first. None: for reading only.
+        peers: the processes that save and restore together, each its part; readers are alone.
     """
 
-    def __init__(self, run_dir: Path, kept: int | None = None) -> None:
+    def __init__(self, run_dir: Path, kept: int | None = None, peers: Peers | None = None) -> None:
         self._folder = run_dir.absolute() / CHECKPOINTS
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=kept, read_only=kept is None, create=kept is not None
+        self._writes = kept is not None
+        self._peers = peers or Peers()
+        self.restored_step: int | None = None
+        """Step of the checkpoint that was restored last."""
+        # Each process reads by itself: one that cannot must not leave the others waiting.
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
         )
         with self._errors_named("open"):
             self._manager = ocp.CheckpointManager(
                 self._folder,
-                options=options,
-                item_handlers={
-                    "params": ocp.StandardCheckpointHandler(),
-                    "ema": ocp.StandardCheckpointHandler(),
-                    "optimizer": ocp.StandardCheckpointHandler(),
-                    "progress": ocp.StandardCheckpointHandler(),
-                    "host": ocp.JsonCheckpointHandler(),
-                },
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=kept,
+                    read_only=not self._writes,
+                    create=self._writes,
+                    multiprocessing_options=(
+                        ocp.options.MultiprocessingOptions() if self._writes else alone
+                    ),
+                ),
+                item_handlers=_handlers(),
+            )
+            self._reader = ocp.Checkpointer(
+                ocp.CompositeCheckpointHandler(
+                    composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+                    **_handlers(alone),
+                ),
+                multiprocessing_options=alone,
             )
 
     @property
@@ -230,8 +116,7 @@ class Checkpoints:
         Raises:
             UserError: this or the previous write failed, for example because the disk is full.
         """
-        progress = _progress(state)
-        self._require_space(
+        self._require_room(
             sum(
                 shard.data.nbytes
                 for x in jax.tree.leaves(state)
@@ -239,22 +124,30 @@ class Checkpoints:
                 if shard.replica_id == 0  # copies on other devices are not written
             )
         )
+        self._save(int(state.step), _items(state), host_state)
+
+    def save_ema(self, params: Mapping[str, np.ndarray | jax.Array]) -> None:
+        """Starts to write a checkpoint of weights alone, step 0, which `restore_ema` reads.
+
+        Raises:
+            UserError: the write failed, for example because the disk is full.
+        """
+        self._require_room(sum(x.nbytes for x in params.values()))
+        self._save(0, {"ema": dict(params)}, {})
+
+    def _save(self, step: int, items: dict[str, Any], host_state: dict[str, Any]) -> None:
+        record = {"state": host_state, "arrays": {k: _described(v) for k, v in items.items()}}
+        host = ocp.args.JsonSave(record | {"sha256": _digest(record)})
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         with self._errors_named("save"):
-            self._manager.save(
-                int(state.step),
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    ema=ocp.args.StandardSave(state.ema),
-                    optimizer=ocp.args.StandardSave(state.opt_state),
-                    progress=ocp.args.StandardSave(progress),
-                    host=ocp.args.JsonSave(host_state),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**arrays, host=host))
 
     def restore(
         self, abstract: TrainState, shardings: TrainState
     ) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint's train state and host state.
+        """The train state and host state of the newest checkpoint that is as it was written.
+
+        Newer ones that are not are moved aside.
 
         Args:
             abstract: shapes and types of the state.
@@ -263,61 +156,99 @@ class Checkpoints:
         Raises:
             UserError: there is none, or its parameters have other names or shapes.
         """
-        step = self._checked_step(abstract.params)
-        if self._manager.item_metadata(step).get("optimizer") is None:
-            raise UserError(
-                f"{self._folder / str(step)} holds weights alone, without the state of a training "
-                "that could go on"
-            )
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
             shardings,
         )
-        progress = _progress(target)
-        with self._errors_named("read"):
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(target.params),
-                    ema=ocp.args.StandardRestore(target.ema),
-                    optimizer=ocp.args.StandardRestore(target.opt_state),
-                    progress=ocp.args.StandardRestore(progress),
-                    host=ocp.args.JsonRestore(),
-                ),
-            )
-        progress = {"history": None} | found.progress
+        found, host_state = self._newest(_items(target))
+        progress = {"history": None} | found["progress"]
         state = TrainState(
-            params=found.params, ema=found.ema, opt_state=found.optimizer, **progress
+            params=found["params"], ema=found["ema"], opt_state=found["optimizer"], **progress
         )
-        return state, found.host
+        return state, host_state
 
     def restore_ema(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-        """The newest checkpoint's averaged parameters alone, on this process's first device.
+        """The averaged parameters alone of `restore`'s checkpoint, on this process's first device.
 
         Raises:
             UserError: as `restore`.
         """
-        step = self._checked_step(shapes)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
             name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
             for name, s in shapes.items()
         }
-        with self._errors_named("read"):
-            return self._manager.restore(
-                step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(target))
-            ).ema
+        return self._newest({"ema": target})[0]["ema"]
 
-    def save_ema(self, params: Mapping[str, np.ndarray | jax.Array]) -> None:
-        """Starts to write a checkpoint of weights alone, step 0, which `restore_ema` reads.
+    def _newest(self, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The items, as given by shape and sharding, and the host state."""
+        steps = self._peers.gather(saved_steps(self._folder.parent))[0]
+        if not steps:
+            raise UserError(f"{self._folder} has no whole checkpoint yet")
+        damaged: dict[int, str] = {}
+        for step in steps:
+            found, host_state, why = self._read(step, items)
+            if not why:
+                self._leave_out(damaged, step)
+                self.restored_step = step
+                return found, host_state
+            del found  # as large as the model
+            damaged[step] = why
+        raise UserError(
+            f"every checkpoint in {self._folder} is damaged, the newest because of this: "
+            f"{damaged[steps[0]]}; nothing was changed there: bring one back from a copy, or give "
+            "another --train.run-dir"
+        )
 
-        Raises:
-            UserError: the write failed, for example because the disk is full.
-        """
-        self._require_space(sum(x.nbytes for x in params.values()))
-        with self._errors_named("save"):
-            self._manager.save(0, args=ocp.args.Composite(ema=ocp.args.StandardSave(dict(params))))
+    def _read(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """Items, host state, and what is wrong with them: the same for all processes."""
+        folder = self._folder / str(step)
+        found: Any = {}
+        record, why = {}, ""
+        try:
+            record = self._reader.restore(folder, ocp.args.Composite(host=ocp.args.JsonRestore()))
+            record = dict(record.host)
+            if "sha256" not in record:
+                raise ValueError("an earlier version of glide_jax wrote it, without fingerprints")
+            if record.pop("sha256") != _digest(record):
+                raise ValueError("its list of contents is not what was saved")
+            for name, tree in items.items():
+                if name not in record["arrays"]:
+                    raise UserError(
+                        f"{folder} holds weights alone, without the state of a training that "
+                        "could go on"
+                    )
+                stored = {k: SimpleNamespace(**v) for k, v in record["arrays"][name].items()}
+                require_same_shapes(_named(tree), stored, f"the checkpoint {folder}")
+            arrays = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+            found = dict(self._reader.restore(folder, ocp.args.Composite(**arrays)).items())
+        except UserError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            why = _cause(error)
+        why = next(filter(None, self._peers.gather(why)), "")
+        for name in items if not why else ():
+            for place, now in fingerprints(found[name]).items():
+                if now != record["arrays"][name][place]["fingerprint"]:
+                    why = why or f"{name} {place} is not what was saved"
+        return found, record.get("state", {}), why
+
+    def _leave_out(self, damaged: dict[int, str], good: int) -> None:
+        """Tells of damaged checkpoints, and moves them out of the way of new ones."""
+        for step, why in damaged.items() if self._peers.lead else ():
+            folder = self._folder / str(step)
+            what = "it is left out"
+            if self._writes:
+                aside = _unused(folder.with_name(f"{step}.damaged"))
+                what = f"moved to {aside.name}"
+                with self._errors_named("move damaged"):
+                    folder.rename(aside)
+            line = f"warning: the checkpoint {folder} is damaged ({why}): {what}, going on from"
+            sys.stderr.write(f"{line} step {good}\n")
+        self._peers.barrier()
+        if damaged:
+            self._manager.reload()
 
     def close(self) -> None:
         """Waits until everything is written. Raises UserError as `save` does."""
@@ -325,7 +256,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def _require_space(self, needed: int) -> None:
+    def _require_room(self, needed: int) -> None:
+        if not os.access(self._folder, os.W_OK | os.X_OK):  # orbax would take minutes to tell
+            raise UserError(f"cannot save checkpoints in {self._folder}: it may not be written")
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise UserError(
@@ -333,15 +266,6 @@ class Checkpoints:
                 f"{free / 1e6:,.0f} MB are free; make room and start again, or set "
                 "train.checkpoints_kept lower"
             )
-
-    def _checked_step(self, shapes: Mapping[str, Any]) -> int:
-        step = self.latest_step
-        if step is None:
-            raise UserError(f"{self._folder} has no whole checkpoint yet")
-        with self._errors_named("read"):
-            stored = self._manager.item_metadata(step)["ema"].tree
-        require_same_shapes(shapes, stored, f"the checkpoint {self._folder / str(step)}")
-        return step
 
     @contextlib.contextmanager
     def _errors_named(self, verb: str) -> Iterator[None]:
@@ -367,11 +291,50 @@ def require_same_shapes(shapes: Mapping[str, Any], stored: Mapping[str, Any], wh
             )
 
 
-def _progress(state: TrainState) -> dict[str, Any]:
-    """All of the state but parameters, their average and the optimizer's; None is left out."""
+def _handlers(alone: Any = None) -> dict[str, Any]:
+    """Of a checkpoint's items, for all processes together or for one alone."""
+    options = {} if alone is None else {"multiprocessing_options": alone}
+    arrays = ("params", "ema", "optimizer", "progress")
+    return {name: ocp.StandardCheckpointHandler(**options) for name in arrays} | {
+        "host": ocp.JsonCheckpointHandler(**options)
+    }
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint's items; None is left out."""
     names = ("step", "skipped", "skipped_in_a_row", "history")
-    values = {name: getattr(state, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    progress = {name: getattr(state, name) for name in names}
+    return {
+        "params": state.params,
+        "ema": state.ema,
+        "optimizer": state.opt_state,
+        "progress": {name: value for name, value in progress.items() if value is not None},
+    }
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by their place."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _described(tree: Any) -> dict[str, dict[str, Any]]:
+    """What is to be found again of every array."""
+    found = fingerprints(tree)
+    return {
+        name: {"shape": list(leaf.shape), "fingerprint": found[name]}
+        for name, leaf in _named(tree).items()
+    }
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _unused(path: Path) -> Path:
+    """This path or, where there is something, one like it."""
+    candidates = [path, *(path.with_name(f"{path.name}{i}") for i in range(2, 1000))]
+    return next(candidate for candidate in candidates if not candidate.exists())
 
 
 def _cause(error: Exception) -> str:

@@ -23,15 +23,9 @@ import tyro
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.training.checkpoint import (
-    CHECKPOINTS,
-    CONFIG,
-    TOKENIZER,
-    WEIGHTS,
-    Checkpoints,
-    load_run_config,
-)
+from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.fine_tune import network_of
+from glide_jax.training.run_folder import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, load_run_config
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -74,7 +68,7 @@ def export(run_dir: Path, to: Path, dtype: Dtype = "bfloat16") -> None:
             raise UserError(f"{run_dir} has no {name}/: give the folder that train.py wrote")
     with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
         params = checkpoints.restore_ema(network_of(config.model).shapes)
-        step = checkpoints.latest_step
+        step = checkpoints.restored_step
     weights = _cast(params, dtype)
 
     unfinished = to.absolute().with_name(f".{to.absolute().name}.unfinished")

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glide_jax.errors import UserError
 from glide_jax.pictures import draw_grid
-from glide_jax.training.checkpoint import load_run_config
+from glide_jax.training.run_folder import load_run_config
 
 SAMPLES = "samples"
 MOMENTS = 8

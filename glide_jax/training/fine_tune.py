@@ -9,7 +9,8 @@ from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 from glide_jax.models.network import Network
-from glide_jax.training.checkpoint import load_run_config, load_weights, require_same_shapes
+from glide_jax.training.checkpoint import load_weights, require_same_shapes
+from glide_jax.training.run_folder import load_run_config
 
 INPUT_KERNEL = "unet.conv_in.kernel"
 NEW_PARAMETERS = "low_res_emb"

@@ -1,6 +1,7 @@
 """What a run tells while it goes: a progress bar, metrics.jsonl and TensorBoard."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -22,17 +23,29 @@ class RunLog:
         start_step: steps already taken; what an earlier process logged beyond them is removed.
         steps: of the whole run.
         batch_examples: pictures a step.
+        lead: whether this process speaks for the run; the others count along in silence.
     """
 
-    def __init__(self, run_dir: Path, start_step: int, steps: int, batch_examples: int) -> None:
-        self._path = run_dir / METRICS
-        self._forget_after(start_step)
+    def __init__(
+        self, run_dir: Path, start_step: int, steps: int, batch_examples: int, lead: bool = True
+    ) -> None:
+        self._lead = lead
+        self._path = run_dir / METRICS if lead else Path(os.devnull)
+        if lead:
+            self._forget_after(start_step)
         self._file = self._path.open("a", buffering=1)
         self._tensorboard = SummaryWriter(
-            str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+            str(run_dir / "tensorboard"),
+            purge_step=start_step + 1 if start_step else None,
+            write_to_disk=lead,
         )
         self._bar = tqdm(
-            total=steps, initial=start_step, unit="step", dynamic_ncols=True, smoothing=0.05
+            total=steps,
+            initial=start_step,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not lead,
         )
         self._batch_examples = batch_examples
         self._window: dict[str, list[float]] = {}
@@ -80,7 +93,8 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
-        self._bar.write(line)
+        if self._lead:
+            self._bar.write(line)
 
     def state(self) -> dict[str, Any]:
         """The steps not yet logged, for the checkpoint."""

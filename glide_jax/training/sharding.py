@@ -8,16 +8,17 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
-from glide_jax.shapes import Batch
+from glide_jax.shapes import Batch, Params
 
 Rule = tuple[str, PartitionSpec | Literal["fsdp", "replicate"]]
 
@@ -33,15 +34,24 @@ FSDP_MIN_SIZE = 2**16
 """Parameters with fewer numbers than this are cheaper to repeat than to gather."""
 
 
-def use_all_cores(batch_examples: int) -> None:
+def use_all_cores(batch_examples: int, processes: int = 1, sharing: int = 1) -> None:
     """Makes CPU cores devices of their own, as many as share a batch evenly. Call it first of all.
 
     XLA runs many of a small U-Net's operations on one core while the others wait. With a device a
     core, each with its part of the batch, all are busy (benchmarks/train_step.py measures it).
-    Accelerators do not notice.
+    Accelerators do not notice. JAX_NUM_CPU_DEVICES in the environment says otherwise.
+
+    Args:
+        batch_examples: of a micro-batch, over all processes.
+        processes: of the run.
+        sharing: how many of them share this machine's cores.
     """
+    if "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = max(n for n in range(1, (cores or 1) + 1) if batch_examples % n == 0)
+    most = max((cores or 1) // sharing, 1)
+    fitting = (n for n in range(1, most + 1) if batch_examples % (n * processes) == 0)
+    devices = max(fitting, default=1)
     with contextlib.suppress(RuntimeError):  # JAX is already in use: its devices stay as they are
         jax.config.update("jax_num_cpu_devices", devices)
 
@@ -96,6 +106,21 @@ def to_devices(batch: Batch, mesh: Mesh) -> Batch:
     """A global batch from each process's part of it."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def to_host(tree: Any) -> Any:
+    """All of every array in each process's memory, as NumPy's. All processes call it together."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def place(values: Mapping[str, Any], shardings: Mapping[str, NamedSharding]) -> Params:
+    """Arrays from values that every process has whole."""
+    return {
+        name: jax.make_array_from_callback(
+            value.shape, shardings[name], np.asarray(value).__getitem__
+        )
+        for name, value in values.items()
+    }
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -69,7 +69,7 @@ class Trainer:
         batch = self._batch_sharding = sharding.batch_sharding(mesh)
         replicated = sharding.replicated(mesh)
         frozen_shardings = sharding.infer(objective.frozen, mesh)
-        frozen = jax.device_put(objective.frozen, frozen_shardings)
+        frozen = sharding.place(objective.frozen, frozen_shardings)
         step = jax.jit(
             self._step,
             in_shardings=(frozen_shardings, self.state_shardings, batch),
@@ -97,12 +97,8 @@ class Trainer:
         Args:
             params: where to start, on the host; the network's initial values unless given.
         """
-        shardings = self.state_shardings.params
         values = self.network.init(self.config.train.seed) if params is None else params
-        placed: Params = {
-            name: jax.make_array_from_callback(value.shape, shardings[name], value.__getitem__)
-            for name, value in values.items()
-        }
+        placed = sharding.place(values, self.state_shardings.params)
         return jax.device_put(self._initial_state(placed), self.state_shardings)
 
     def _initial_state(self, params: Params) -> TrainState:

@@ -1,0 +1,179 @@
+"""The processes of a run know of each other: a connection from each to the lead, kept open.
+
+When a process dies, the others wait in a collective for its part, and JAX ends them only after
+heartbeats have stayed out for long. The system closes a process's connections however it ends: so
+all know at once, say who is gone, and end too. The same connections carry the few things that
+processes tell each other outside of compiled programs, as lines of JSON.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+GONE = 3
+"""Exit status of a process that ends because another one died."""
+
+GRACE_S = 5.0
+"""How long a process that hears of another's failure may take to meet the same one by itself."""
+
+SILENCE_S = 30
+"""A machine that the network does not reach for so long counts as gone."""
+
+
+class Peers:
+    """The processes of a run; without connections, this one is alone.
+
+    Args:
+        index: of this process; 0 is the lead.
+        count: of the run's processes.
+        connections: to whom this process has one: the lead to all others, the others to the lead.
+        last_step: says from which step the run would resume, None for its beginning.
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        count: int = 1,
+        connections: dict[int, socket.socket] | None = None,
+        last_step: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self.index = index
+        self.count = count
+        self._connections = connections or {}
+        self._last_step = last_step
+        self._told: dict[int, queue.Queue[Any]] = {
+            peer: queue.Queue() for peer in self._connections
+        }
+        self._sending = threading.Lock()
+        self._ending = threading.Lock()
+        self._over = False
+        self._listeners = [
+            threading.Thread(target=self._listen, args=item, daemon=True)
+            for item in self._connections.items()
+        ]
+        for listener in self._listeners:
+            listener.start()
+
+    @property
+    def lead(self) -> bool:
+        """Whether this process is the one that writes and speaks for all."""
+        return self.index == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process gave, by its number, once all have come here.
+
+        Args:
+            value: anything that JSON holds.
+        """
+        value = json.loads(json.dumps(value))  # as the others get it
+        if not self.lead:
+            self._tell({"value": value})
+            return self._told[0].get()
+        values = [value, *(self._told[peer].get() for peer in range(1, self.count))]
+        self._tell({"value": values})
+        return values
+
+    def barrier(self) -> None:
+        """Waits until every process has come here."""
+        self.gather(None)
+
+    def part(self) -> None:
+        """The end of a run that went well: from now on, all may go."""
+        self.barrier()
+        self._over = True
+        self.barrier()  # nobody goes before all know that going is no death
+
+    def fail(self, why: str, status: int) -> NoReturn:
+        """Ends this process, and the others after it.
+
+        Args:
+            why: the line that the others end with.
+            status: exit status of all.
+        """
+        self._over = True
+        self._tell({"failed": self.index, "why": why, "status": status})
+        if self.lead:  # JAX ends the others with noise when the lead goes first
+            self._wait_for_others(2 * GRACE_S)
+        _exit(status)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        line = json.dumps(message).encode() + b"\n"
+        for connection in self._connections.values():
+            with self._sending, contextlib.suppress(OSError):  # of the dead the listeners know
+                connection.sendall(line)
+
+    def _listen(self, peer: int, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection.makefile("r") as lines:
+            for line in lines:
+                message = json.loads(line)
+                if "value" in message:
+                    self._told[peer].put(message["value"])
+                elif not self._over:
+                    self._end(message)
+        if not self._over:
+            self._end({"gone": peer})
+
+    def _end(self, message: dict[str, Any]) -> None:
+        """Ends this process for what happened to another."""
+        if not self._ending.acquire(blocking=False):
+            return  # another thread is at it
+        if "gone" in message:
+            _say(f"{self._name(message['gone'])} is gone; start all again: {self._resumes()}")
+        if self.lead:
+            self._tell(message)
+        if "gone" in message:
+            if self.lead:
+                self._wait_for_others(GRACE_S)
+            _exit(GONE)
+        if self.lead:
+            self._wait_for_others(2 * GRACE_S)
+        else:
+            time.sleep(GRACE_S)
+        if not self._over:  # else this process fails by itself, and says why
+            _say(f"{self._name(message['failed'])}: {message['why']}")
+            _exit(message["status"])
+
+    def _wait_for_others(self, limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        for listener in self._listeners:
+            if listener is not threading.current_thread():
+                listener.join(max(0.0, deadline - time.monotonic()))
+
+    def _name(self, peer: int) -> str:
+        return f"process {peer} of {self.count}"
+
+    def _resumes(self) -> str:
+        step = self._last_step()
+        return f"the run resumes from step {step}" if step else "the run begins anew"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"error: {line}\n")  # in one piece, whatever other threads write
+
+
+def _exit(status: int) -> NoReturn:
+    """Without cleaning up, which would wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def watch_closely(connection: socket.socket) -> None:
+    """Makes the system tell when the other machine is not reached any more."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # Linux
+        for option, value in (
+            (socket.TCP_KEEPIDLE, SILENCE_S // 3),
+            (socket.TCP_KEEPINTVL, SILENCE_S // 6),
+            (socket.TCP_KEEPCNT, 4),
+            (socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S),
+        ):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,0 +1,230 @@
+"""Checkpoints: nothing that happens to the newest one costs more than it."""
+
+import itertools
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kill_while_saving import SIZE, state_of
+from tiny import get_config
+
+from glide_jax import UserError
+from glide_jax.training.checkpoint import Checkpoints
+from glide_jax.training.fingerprint import fingerprints
+from glide_jax.training.run_folder import open_run_folder, saved_steps
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run folder with the checkpoints 1, 2 and 3."""
+    run_dir = tmp_path_factory.mktemp("saved") / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    checkpoints = Checkpoints(run_dir, kept=3)
+    for step in (1, 2, 3):
+        checkpoints.save(state_of(step), {"loader": {"batch": step}, "log": {"window": {}}})
+    checkpoints.close()
+    return run_dir
+
+
+def restored(run_dir, kept=3):
+    checkpoints = Checkpoints(run_dir, kept)
+    like = state_of(0)
+    state, host_state = checkpoints.restore(like, jax.tree.map(lambda x: x.sharding, like))
+    step = int(state.step)
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(step))
+    assert host_state["loader"] == {"batch": step}
+    return step
+
+
+def data_file(run_dir, step, item="params"):
+    """The file that holds the item's numbers, or most of them."""
+    files = (run_dir / "checkpoints" / str(step) / item).rglob("*")
+    return max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def flip(path, rng, count=1):
+    content = bytearray(path.read_bytes())
+    for place in rng.sample(range(len(content)), min(count, len(content))):
+        content[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def truncate(path, rng):
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def test_a_fingerprint_tells_every_change_and_no_sharding():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((16, 24)).astype(np.float32)
+    expected = fingerprints({"x": x})
+    assert list(expected) == ["x"]
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"))
+    for spec in [("data",), ("fsdp", "data"), (None, ("data", "fsdp"))]:
+        placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))
+        assert fingerprints({"x": placed}) == expected
+    for bit in range(32):
+        y = x.copy()
+        y.view(np.uint32)[3, 5] ^= np.uint32(1 << bit)
+        assert fingerprints({"x": y}) != expected
+    for y in (x[::-1], x.T.reshape(x.shape), np.where(x == x[2, 2], -x, x)):
+        assert fingerprints({"x": y}) != expected
+    for kind in ("int32", "bfloat16", "uint8", "bool"):
+        y = jnp.arange(3).astype(kind)
+        assert fingerprints({"x": y}) != fingerprints({"x": y[::-1]})
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_what_is_read_back_is_the_same_on_any_devices(devices, tmp_path):
+    def placed(state, devices):
+        mesh = jax.make_mesh((devices,), ("fsdp",), devices=jax.devices()[:devices])
+        shardings = jax.tree.map(
+            lambda x: jax.NamedSharding(mesh, jax.P("fsdp") if x.size == SIZE else jax.P()),
+            state,
+        )
+        return jax.device_put(state, shardings), shardings
+
+    (tmp_path / "checkpoints").mkdir()
+    checkpoints = Checkpoints(tmp_path, kept=1)
+    checkpoints.save(placed(state_of(3), 4)[0], {"loader": {"batch": 3}})
+    checkpoints.close()
+    like, shardings = placed(state_of(0), devices)
+    found, host_state = Checkpoints(tmp_path, kept=1).restore(like, shardings)
+    assert host_state == {"loader": {"batch": 3}}
+    assert jax.tree.map(lambda x: x.sharding, found) == shardings
+    jax.tree.map(np.testing.assert_array_equal, found, state_of(3))
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, lambda path, rng: path.unlink()])
+@pytest.mark.parametrize("item", ["params", "optimizer", "host"])
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_taken(
+    saved, item, harm, tmp_path, capsys
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(saved, run_dir)
+    harm(data_file(run_dir, 3, item), random.Random(0))
+    assert restored(run_dir) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    folder = run_dir / "checkpoints" / "3"
+    assert line.startswith(f"warning: the checkpoint {folder} is damaged (")
+    assert line.endswith("): moved to 3.damaged, going on from step 2")
+    assert (run_dir / "checkpoints" / "3.damaged").is_dir()
+    # The same step can be saved again, and is found.
+    checkpoints = Checkpoints(run_dir, kept=3)
+    checkpoints.save(state_of(3), {"loader": {"batch": 3}})
+    checkpoints.close()
+    assert restored(run_dir) == 3
+
+
+def test_sampling_leaves_a_damaged_checkpoint_out_and_where_it_is(saved, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(saved, run_dir)
+    flip(data_file(run_dir, 3, "optimizer"), random.Random(0))
+    checkpoints = Checkpoints(run_dir)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in state_of(0).ema.items()}
+    ema = checkpoints.restore_ema(shapes)  # what it reads of it is whole
+    np.testing.assert_array_equal(ema["w"], state_of(3).ema["w"])
+    flip(data_file(run_dir, 3, "ema"), random.Random(0))
+    ema = checkpoints.restore_ema(shapes)
+    np.testing.assert_array_equal(ema["w"], state_of(2).ema["w"])
+    assert checkpoints.restored_step == 2
+    assert "3 is damaged" in capsys.readouterr().err
+    assert saved_steps(run_dir) == [3, 2, 1]
+
+
+def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(saved, run_dir)
+    for step in (1, 2, 3):
+        truncate(data_file(run_dir, step), random.Random(step))
+    files = sorted(run_dir.rglob("*"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"every checkpoint in {run_dir}/checkpoints is damag"):
+            restored(run_dir)
+        assert sorted(run_dir.rglob("*")) == files
+
+
+@pytest.mark.slow
+def test_no_byte_of_a_checkpoint_can_go_wrong_unnoticed(saved, tmp_path):
+    rng = random.Random(0)
+    newest = saved / "checkpoints" / "3"
+    found = {2: 0, 3: 0}
+    harms = itertools.cycle((flip, truncate, flip, lambda path, rng: path.unlink()))
+    for file in sorted(f.relative_to(saved) for f in newest.rglob("*") if f.stat().st_size):
+        if (saved / file).is_dir():
+            continue
+        run_dir = tmp_path / "run"
+        shutil.copytree(saved, run_dir)
+        next(harms)(run_dir / file, rng)
+        # Either the change means nothing and all is as it was, or it is noticed.
+        found[restored(run_dir)] += 1
+        shutil.rmtree(run_dir)
+    assert found[2] > 10
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_loses_nothing(python, tmp_path):
+    process = python("-m", "tests.kill_while_saving", tmp_path / "run", 50)
+    said, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    kills, interrupted, lost = (int(word) for word in said.split() if word.isdigit())
+    assert (kills, lost) == (50, 0)
+    assert interrupted > 10
+
+
+WITHOUT_RIGHTS = """
+import os, sys
+sys.path[:0] = ["tests"]
+from pathlib import Path
+from kill_while_saving import SIZE, state_of
+from tiny import get_config
+from glide_jax import UserError
+from glide_jax.training.checkpoint import Checkpoints
+from glide_jax.training.run_folder import open_run_folder
+run_dir = Path(sys.argv[1])
+checkpoints = Checkpoints(run_dir, kept=1)
+state = state_of(1)
+(run_dir / "checkpoints").chmod(0o555)
+run_dir.chmod(0o555)
+if os.getuid() == 0:  # whom no permission stops
+    os.setuid(65534)
+for attempt in (
+    lambda: (checkpoints.save(state, {}), checkpoints.close()),
+    lambda: open_run_folder(run_dir, get_config()),
+    lambda: open_run_folder(run_dir / "new", get_config()),
+):
+    try:
+        attempt()
+        print("it was written")
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    said = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RIGHTS, run_dir],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    save, again, new = said.stdout.splitlines()
+    assert save == f"cannot save checkpoints in {run_dir}/checkpoints: it may not be written"
+    assert again.startswith(f"cannot write the run folder {run_dir}: ")
+    assert new.startswith(f"cannot write the run folder {run_dir}/new: ")
+
+
+def test_a_run_folder_below_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert saved_steps(tmp_path / "file" / "run") == []
+    with pytest.raises(UserError, match=r"cannot write the run folder .*Not a directory"):
+        open_run_folder(tmp_path / "file" / "run", get_config())

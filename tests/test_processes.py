@@ -1,0 +1,394 @@
+"""Several processes train one run: they agree, end together, and go on in any number."""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_checkpoint import data_file, flip
+from test_train import assert_same_result, metrics, wait_for
+from tiny import get_config
+
+from glide_jax import UserError
+from glide_jax.training import run_folder
+from glide_jax.training.peers import GONE, Peers
+from glide_jax.training.processes import Launch, require_same
+from glide_jax.training.roll_call import listen, roll_call
+from glide_jax.training.run_folder import last_step
+
+STEPS = 12
+SMALL = "--model.unet.channels 96 --model.unet.channel-mult 1 --model.unet.attention-px 8"
+SHORT = f"{SMALL} --train.steps {STEPS} --train.checkpoint-every-steps 3 --train.checkpoints-kept 9"
+SHORT += f" --train.log-every-steps 1 --train.sample-every-steps {STEPS}"
+SHORT += f" --train.validate-every-steps {STEPS}"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+# Who takes part -----------------------------------------------------------------------------------
+
+
+def test_flags_and_environment_say_who_takes_part():
+    assert Launch.parse(["--config", "x.py"], {}) == (Launch(), ["--config", "x.py"])
+    meeting = ["--coordinator", "127.0.0.1:1234", "--processes", "4", "--process", "2"]
+    launch, others = Launch.parse([*meeting, "--config", "x.py"], {})
+    assert (launch.coordinator, launch.processes, launch.process) == ("127.0.0.1:1234", 4, 2)
+    assert not launch.found_by_jax and others == ["--config", "x.py"]
+    assert launch.sharing_cores == 4  # the coordinator says that they are all on this machine
+    assert replace(launch, coordinator="10.0.0.1:1234").sharing_cores == 1
+    assert Launch.parse(["--distributed"], {})[0].found_by_jax
+    slurm, _ = Launch.parse([], {"SLURM_STEP_NUM_TASKS": "3"})
+    assert slurm.found_by_jax and slurm.processes == 3
+    assert not Launch.parse([], {"SLURM_STEP_NUM_TASKS": "1"})[0].found_by_jax
+    assert Launch.parse([], {"TPU_WORKER_HOSTNAMES": "a,b"})[0].found_by_jax
+    assert not Launch.parse([], {"TPU_WORKER_HOSTNAMES": "localhost"})[0].found_by_jax
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--coordinator 127.0.0.1:1 --processes 2", "go together"),
+        ("--process 0", "go together"),
+        ("--coordinator a:1 --processes 2 --process 0 --distributed", "without --distributed"),
+        ("--coordinator 127.0.0.1 --processes 2 --process 0", "must be HOST:PORT"),
+        ("--coordinator a:1 --processes 2 --process 2", "must be from 0 to 1"),
+        ("--coordinator a:1 --processes 2 --process -1", "must be from 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, line):
+    with pytest.raises(UserError, match=line):
+        Launch.parse(flags.split(), {})
+
+
+# The roll call ------------------------------------------------------------------------------------
+
+
+def called(*processes, limit_s=20):
+    """What the roll call gives each (number, count): its connections, or the error."""
+    address = f"127.0.0.1:{free_port()}"
+    host, port = address.split(":")
+
+    def call(process, count):
+        try:
+            listener = listen(host, int(port)) if process == 0 else None
+            return roll_call(listener, address, process, count, limit_s)[0]
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(processes)) as threads:
+        return list(threads.map(call, *zip(*processes, strict=True)))
+
+
+@contextlib.contextmanager
+def connected(count):
+    """Peers of one run, all in this process."""
+    connections = called(*((process, count) for process in range(count)))
+    peers = [Peers(process, count, connections[process]) for process in range(count)]
+    with ThreadPoolExecutor(count) as threads:
+        yield lambda function, *args: list(threads.map(function, peers, *args))
+        list(threads.map(Peers.part, peers))
+        for links in connections:
+            for link in links.values():
+                link.close()
+
+
+def test_all_meet_in_any_order():
+    assert [sorted(links) for links in called((2, 3), (0, 3), (1, 3))] == [[0], [1, 2], [0]]
+
+
+def test_who_is_missing_comes_twice_or_counts_otherwise_is_named():
+    assert called((0, 3), (1, 3), limit_s=1) == ["process 2 of 3 did not come within 1 s"] * 2
+    twice = called((0, 3), (1, 3), (1, 3))
+    assert twice == ["two processes were started with --process 1"] * 3
+    counts = called((0, 2), (1, 3))
+    assert counts == ["process 1 was started with --processes 3, process 0 with 2"] * 2
+    (alone,) = called((1, 2), limit_s=1)
+    assert "cannot reach process 0 at 127.0.0.1:" in alone
+
+
+def test_port_in_use_and_a_coordinator_that_is_another_program_are_named():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port}: Address already"):
+            listen("127.0.0.1", port)
+        with ThreadPoolExecutor(1) as threads:
+            joining = threads.submit(roll_call, None, f"127.0.0.1:{port}", 1, 2, 20)
+            other.accept()[0].close()
+            with pytest.raises(UserError, match="did not answer as glide_jax does"):
+                joining.result()
+
+
+# What they tell each other ------------------------------------------------------------------------
+
+
+def test_each_hears_what_every_other_one_said():
+    with connected(3) as together:
+        said = together(lambda peers: peers.gather({"number": (peers.index, "ö")}))
+        assert said == [[{"number": [i, "ö"]} for i in range(3)]] * 3
+    assert Peers().gather((1, 2)) == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "pictures", "line"),
+    [
+        ({}, 8, None),
+        ({"optim": {"learning_rate": 1.0}}, 8, "process 1 has optim.learning_rate 1.0, process 0"),
+        ({"train": {"run_dir": "elsewhere"}}, 8, "process 1 has train.run_dir elsewhere"),
+        ({}, 9, "process 1 sees 9 pictures, process 0 sees 8"),
+    ],
+)
+def test_processes_that_were_started_otherwise_are_named(change, pictures, line):
+    ours = theirs = get_config()
+    for part, settings in change.items():
+        theirs = replace(ours, **{part: replace(getattr(ours, part), **settings)})
+
+    def check(peers, config, count):
+        try:
+            return require_same(peers, config, count)
+        except UserError as error:
+            return str(error)
+
+    with connected(2) as together:
+        said = together(check, (ours, theirs), (8, pictures))
+    assert said[0] == said[1]
+    assert said[0] is None if line is None else said[0].startswith(line)
+
+
+def test_another_version_of_the_program_is_named(monkeypatch):
+    numbers = iter("ab")
+    monkeypatch.setattr("glide_jax.training.processes._source_digest", lambda: next(numbers))
+    with connected(2) as together, pytest.raises(UserError) as error:
+        together(lambda peers: require_same(peers, get_config(), 8))
+    assert re.match("process 1 has another version of glide_jax than", str(error.value))
+
+
+def test_a_run_folder_that_another_process_does_not_see_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(run_folder, "SEEN_S", 0)
+    with pytest.raises(UserError, match="on storage that all processes share"):
+        run_folder.require_shared(tmp_path, get_config())
+    run_folder.open_run_folder(tmp_path, get_config())
+    run_folder.require_shared(tmp_path, get_config())
+
+
+MEMBER = """
+import sys, time
+from glide_jax.training.peers import Peers
+from glide_jax.training.roll_call import listen, roll_call
+index, port, fails = map(int, sys.argv[1:])
+listener = listen("127.0.0.1", port) if index == 0 else None
+peers = Peers(index, 3, roll_call(listener, f"127.0.0.1:{port}", index, 3, 20)[0], lambda: 40)
+peers.barrier()
+print("here", flush=True)
+if index == fails:
+    peers.fail("the disk is full", 2)
+time.sleep(60)
+"""
+
+
+def members(fails):
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, str(index), str(port), str(fails)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(3)
+    ]
+    for process in started:
+        assert process.stdout.readline() == "here\n"
+    return started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_others_say_so_and_end(victim):
+    started = members(fails=-1)
+    started[victim].kill()
+    line = f"process {victim} of 3 is gone; start all again: the run resumes from step 40"
+    for index, process in enumerate(started):
+        _, errors = process.communicate(timeout=20)
+        if index != victim:
+            assert (process.returncode, errors) == (GONE, f"error: {line}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 2])
+def test_when_one_fails_the_others_end_with_its_line(failing):
+    for index, process in enumerate(members(failing)):
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 2
+        if index != failing:
+            assert errors == f"error: process {failing} of 3: the disk is full\n"
+
+
+MEETING = """
+import os
+from glide_jax.training.processes import Launch, together
+with together(Launch.parse([], os.environ)[0], lambda: None) as peers:
+    print(peers.gather(os.environ["SLURM_PROCID"]))
+"""
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_find_each_other():
+    job = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "localhost"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING],
+            env=os.environ
+            | job
+            | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task), "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in range(2)
+    ]
+    for out, _ in finish_all(started):
+        assert "['0', '1']" in out
+
+
+# Whole runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def start(train):
+    """Starts a run's processes: `start(run_dir, count, devices of each, *flags)`."""
+
+    def start(run_dir, count, devices, *flags):
+        port = free_port()
+        together = ("--coordinator", f"127.0.0.1:{port}", "--processes", count, "--process")
+        return [
+            train(
+                run_dir,
+                *SHORT.split(),
+                *flags,
+                *((*together, index) if count > 1 else ()),
+                environment={"JAX_NUM_CPU_DEVICES": str(devices)},
+            )
+            for index in range(count)
+        ]
+
+    return start
+
+
+def finish_all(started, status=0, limit_s=300):
+    """What each process printed: on stdout, on stderr."""
+    deadline = time.monotonic() + limit_s
+    said = [process.communicate(timeout=deadline - time.monotonic()) for process in started]
+    for process, (_, errors) in zip(started, said, strict=True):
+        assert process.returncode == status, errors[-3000:]
+    return said
+
+
+def losses(run_dir):
+    return {
+        (line["step"], name): value
+        for line in metrics(run_dir)
+        for name, value in line.items()
+        if "loss" in name or "mse" in name
+    }
+
+
+def assert_close(run_dir, reference, steps=range(1, STEPS + 1)):
+    ours, theirs = losses(run_dir), losses(reference)
+    theirs = {(step, name): value for (step, name), value in theirs.items() if step in steps}
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_allclose(ours[key], value, rtol=2e-4, err_msg=str(key))
+
+
+def cut(run_dir, to, step):
+    """A copy of a run as it was at a checkpoint."""
+    shutil.copytree(run_dir, to)
+    for path in (to / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):
+    """A run of one process with one device that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    finish_all(start(run_dir, 1, 1))
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def pair(start, tmp_path_factory):
+    """The same of two processes with two devices each."""
+    run_dir = tmp_path_factory.mktemp("pair") / "run"
+    said = finish_all(start(run_dir, 2, 2, "--train.fsdp", 2))
+    assert "done: 12 steps" in said[0][0]
+    for word in ("step/s", "parameters", "done"):  # the lead speaks for both
+        assert word not in "".join(said[1])
+    return run_dir
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(alone, pair):
+    assert_close(pair, alone)
+    names = {path.name for path in pair.iterdir()}
+    assert names == {"config.json", "tokenizer", "checkpoints", "samples", "metrics.jsonl"} | {
+        "tensorboard"
+    }
+    assert [path.name for path in (pair / "samples").iterdir()] == [f"{STEPS:07d}.png"]
+
+
+@pytest.mark.slow
+def test_whatever_stops_two_processes_they_go_on_bit_for_bit(start, pair, tmp_path):
+    flags = ("--train.fsdp", 2)
+    saved = lambda step: (tmp_path / "checkpoints" / str(step)).is_dir  # noqa: E731
+    # Asked to stop, whichever it is, both save first.
+    started = start(tmp_path, 2, 2, *flags)
+    log = tmp_path / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_text(), started[0])
+    started[1].send_signal(signal.SIGTERM)
+    said = finish_all(started)
+    stopped = last_step(tmp_path)
+    assert f"stopped at step {stopped} of {STEPS}" in said[0][0]
+    assert 0 < stopped < 6
+    # One is killed, then the lead.
+    for victim, step in ((1, 6), (0, 9)):
+        started = start(tmp_path, 2, 2, *flags)
+        wait_for(saved(step), started[0])
+        started[victim].kill()
+        killed = time.monotonic()
+        ((_, errors),) = finish_all([started[1 - victim]], status=GONE)
+        assert time.monotonic() - killed < 60
+        line = f"error: process {victim} of 2 is gone; start all again: the run resumes from step"
+        assert f"{line} {last_step(tmp_path)}\n" in errors
+        started[victim].communicate()
+    finish_all(start(tmp_path, 2, 2, *flags))
+    assert_same_result(tmp_path, pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "fsdp"), [(1, 1), (4, 4)])
+def test_a_run_goes_on_with_other_processes(start, pair, tmp_path, count, fsdp):
+    run_dir = tmp_path / "run"
+    cut(pair, run_dir, 9)
+    flip(data_file(run_dir, 9, "ema"), random.Random(0))  # so that it starts from step 6
+    shorter = ("--train.steps", 8, "--train.validate-every-steps", 0)
+    flags = ("--train.fsdp", fsdp, "--train.sample-every-steps", 0, *shorter)
+    said = finish_all(start(run_dir, count, 1, *flags))
+    assert "9 is damaged" in said[0][1] and "resumed at step 6" in said[0][0]
+    # That the state is the same bit for bit, its fingerprints have said.
+    assert metrics(run_dir)[:6] == metrics(pair)[:6]
+    assert_close(run_dir, pair, steps=range(1, 9))
