@@ -27,14 +27,17 @@ from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizer import Tokenizer, make_tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_png
-from glide_jax.training import sharding
+from glide_jax.training import processes, profiling, sharding
 from glide_jax.training.checkpoint import Checkpoints
+from glide_jax.training.chips import chip_of
 from glide_jax.training.fine_tune import starting_params
+from glide_jax.training.flops import abstract_batch, step_flops
 from glide_jax.training.logging import RunLog
 from glide_jax.training.objectives import make_objective
 from glide_jax.training.peers import Peers
 from glide_jax.training.preview import Preview
-from glide_jax.training.processes import HELP, Launch, anywhere, require_same, together
+from glide_jax.training.processes import Launch, anywhere, require_same, together
+from glide_jax.training.profiling import Profile, memory_report, peak_memory
 from glide_jax.training.run_folder import (
     TOKENIZER,
     last_step,
@@ -46,13 +49,14 @@ from glide_jax.training.step import Trainer
 from glide_jax.training.validation import summary
 
 
-def train(config: Config, run_dir: Path, peers: Peers) -> None:
+def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None:
     """Trains until `config.train.steps`, or until asked to stop.
 
     Args:
         config: the run.
         run_dir: its folder, which all processes see.
         peers: the processes that train together; the lead alone writes, but for checkpoints.
+        profile: of which steps a trace is wanted.
     """
     settings, lead = config.train, peers.lead
 
@@ -95,7 +99,7 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
         state, host_state = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
         loader_state, log_state = host_state["loader"], host_state["log"]
     del initial  # as large as the model
-    step = int(state.step)
+    first = step = int(state.step)
     share = {
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
@@ -109,7 +113,16 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
     if settings.sample_every_steps and not is_clip and lead:
         preview = Preview(config, tokenizer, held_out)
 
-    log = RunLog(run_dir, step, settings.steps, settings.batch_examples, lead)
+    chip = chip_of(jax.devices()[0].device_kind)
+    log = RunLog(
+        run_dir,
+        step,
+        settings.steps,
+        settings.batch_examples,
+        flops=step_flops(objective, abstract_batch(config)) if chip else 0.0,
+        peak_flops=chip.flops * jax.device_count() if chip else 0.0,
+        lead=lead,
+    )
     if log_state is not None:
         log.restore(log_state)
     log.say(
@@ -118,6 +131,7 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
         + (f", from {start}" if start else "")
         + (f", resumed at step {step:,}" if step else "")
     )
+    log.say(memory_report(trainer))
 
     def save() -> None:
         checkpoints.save(state, {"loader": loader.state(), "log": log.state()})
@@ -148,6 +162,7 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
     stop, stops = StopRequest(), False
     try:
         while step < settings.steps and not stops:
+            log.say(profile.before_step(run_dir / "profile"))
             waited = perf_counter()
             batch = sharding.to_devices(next(loader), mesh)
             waited = perf_counter() - waited
@@ -156,6 +171,8 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
             # Waits for the step. Two at once, with collectives between CPU devices, can deadlock.
             values = {name: float(value) for name, value in metrics.items()}
             log.step(values, waited)
+            if step == first + 1:
+                log.restart_clock()  # it was compiled
             stops = anywhere(stop.requested)
 
             if values["skipped_in_a_row"] >= settings.max_bad_steps:
@@ -169,6 +186,7 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
                     step,
                     truncated_captions=tokenizer.truncated,
                     bad_records=loader.bad_records,
+                    **peak_memory(),
                 )
             if step % settings.checkpoint_every_steps == 0:
                 save()
@@ -184,6 +202,7 @@ def train(config: Config, run_dir: Path, peers: Peers) -> None:
         checkpoints.close()
         loader.close()
     finally:
+        log.say(profile.end(run_dir / "profile"))
         log.close()
     if not lead:
         return
@@ -241,13 +260,15 @@ class StopRequest:
 def main() -> None:
     """The command."""
     launch, flags = Launch.parse(sys.argv[1:], os.environ)
-    file, config = parse_config(flags, "train.py", f"Trains a GLIDE model.\n\n{HELP}")
+    profile, flags = Profile.parse(flags)
+    description = f"Trains a GLIDE model.\n\n{processes.HELP}\n\n{profiling.HELP}"
+    file, config = parse_config(flags, "train.py", description)
     run_dir = Path(config.train.run_dir or f"runs/{file.stem}")
     keep_compiled_programs()
     examples = config.train.batch_examples // config.train.micro_batches
     sharding.use_all_cores(examples, launch.processes, launch.sharing_cores)
     with together(launch, partial(last_step, run_dir)) as peers:
-        train(config, run_dir, peers)
+        train(config, run_dir, peers, profile)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from glide_jax.data.sources import open_source
 from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.fine_tune import network_of
 from glide_jax.training.peers import Peers
+from glide_jax.training.profiling import Profile
 from train import for_validation, tokenizer_of, train
 
 
@@ -75,7 +76,7 @@ def upsampler():
 def metrics(run_dir):
     """metrics.jsonl without what depends on the clock, or counts from a process's start."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    other = ("images_per_s", "loader_wait_share", "truncated_captions")
+    other = ("images_per_s", "step_s", "loader_wait_share", "truncated_captions")
     return [{k: v for k, v in line.items() if k not in other} for line in lines]
 
 
@@ -89,11 +90,11 @@ def test_a_stage_trains_and_goes_on_bit_for_bit(stage, colour_folder, models, tm
     }[stage]()
     start = {"init_from": str(models / "base")} if stage == "base-inpaint" else {}
     config = on_colours(config, colour_folder, **start)
-    train(config, tmp_path / "whole", Peers())
+    train(config, tmp_path / "whole", Peers(), Profile())
     # As if it had been killed after its checkpoint at step 3.
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
-    train(config, tmp_path / "parts", Peers())
+    train(config, tmp_path / "parts", Peers(), Profile())
 
     shapes = network_of(config.model).shapes
     whole, parts = (load_weights(tmp_path / run, shapes) for run in ("whole", "parts"))
@@ -118,11 +119,11 @@ def test_a_fine_tune_that_cannot_be_leaves_nothing_behind(colour_folder, models,
     run = tmp_path / "run"
     config = on_colours(model_set.clip_config(), colour_folder, init_from=str(models / "base"))
     with pytest.raises(UserError, match="one of the two models is a CLIP"):
-        train(config, run, Peers())
+        train(config, run, Peers(), Profile())
     assert not run.exists()
     nowhere = changed(config, "train", init_from="demo/nothing")
     with pytest.raises(UserError, match="demo/nothing"):
-        train(nowhere, run, Peers())
+        train(nowhere, run, Peers(), Profile())
     assert not run.exists()
 
 
@@ -133,7 +134,7 @@ def test_captions_that_are_all_empty_are_refused(colour_folder, tmp_path):
         (folder / f"{name}.png").write_bytes((colour_folder / f"{name}.png").read_bytes())
         (folder / f"{name}.txt").write_text(" \n")
     with pytest.raises(UserError, match="caption"):
-        train(on_colours(model_set.clip_config(), folder), tmp_path / "run", Peers())
+        train(on_colours(model_set.clip_config(), folder), tmp_path / "run", Peers(), Profile())
     assert not (tmp_path / "run").exists()
 
 
@@ -148,7 +149,7 @@ def test_an_auxiliary_clip_is_read_from_its_run(colour_folder, models, tmp_path)
         clip_run=str(models / "clip"),
         clip_loss_weight=0.1,
     )
-    train(config, tmp_path / "run", Peers())
+    train(config, tmp_path / "run", Peers(), Profile())
     (line,) = (line for line in metrics(tmp_path / "run") if "clip_loss" in line)
     assert 0 < line["clip_loss"] < 2
 
@@ -156,7 +157,7 @@ def test_an_auxiliary_clip_is_read_from_its_run(colour_folder, models, tmp_path)
 def test_a_clip_never_has_to_tell_a_picture_from_itself(colour_folder, tmp_path):
     config = on_colours(model_set.clip_config(), colour_folder, batch_examples=16)
     with pytest.raises(UserError, match=r"train.batch_examples \(16\) must be at most"):
-        train(config, tmp_path / "run", Peers())
+        train(config, tmp_path / "run", Peers(), Profile())
     few = changed(config, "train", validation_examples=7, batch_examples=8)
     with pytest.raises(UserError, match="telling pictures apart, and 8 are needed"):
         for_validation(few, 100)

@@ -15,7 +15,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Remat
-from glide_jax.models.layers import attend, layer_norm, normal
+from glide_jax.models.layers import (
+    attend,
+    layer_norm,
+    normal,
+    project_from_heads,
+    project_to_heads,
+)
 from glide_jax.models.network import Network
 from glide_jax.models.remat import run_equal_blocks
 from glide_jax.shapes import Image, Timesteps, TokenMask, Tokens
@@ -71,14 +77,12 @@ class ClipBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """x + attention(norm(x)), then the same with the MLP."""
-        b, l, d = x.shape
         h = self.norm1(x).astype(x.dtype)
         q, k, v = (
-            project(h).reshape(b, l, self.heads, -1).transpose(0, 2, 1, 3)  # b n l k
-            for project in (self.q, self.k, self.v)
+            project_to_heads(projection, h, self.heads, parts=1)[0]
+            for projection in (self.q, self.k, self.v)
         )
-        h = attend(q, k, v, causal=self.causal)
-        x = x + self.out(h.transpose(0, 2, 1, 3).reshape(b, l, d))
+        x = x + project_from_heads(self.out, attend(q, k, v, causal=self.causal))
         h = self.mlp_in(self.norm2(x).astype(x.dtype))
         return x + self.mlp_out(jax.nn.gelu(h, approximate=False))
 

@@ -137,6 +137,28 @@ def attend(
     return jnp.einsum("bnql,bnlk->bnqk", weights, v)
 
 
+def project_to_heads(
+    projection: nnx.Linear, x: Float[Array, "b l d"], heads: int, parts: int
+) -> tuple[Float[Array, "b n l k"], ...]:
+    """Queries, keys and values of all heads; the projection's columns are [head][part][k].
+
+    The kernel is cut up, not what comes of it: TPUs would copy that to bring it in order.
+    """
+    kernel = projection.kernel[...].astype(x.dtype).reshape(x.shape[-1], heads, parts, -1)
+    bias = 0 if projection.bias is None else projection.bias[...].astype(x.dtype)
+    bias = jnp.broadcast_to(bias, projection.kernel.shape[1:]).reshape(heads, parts, 1, -1)
+    return tuple(
+        jnp.einsum("bld,dnk->bnlk", x, kernel[:, :, part]) + bias[:, part] for part in range(parts)
+    )
+
+
+def project_from_heads(projection: nnx.Linear, x: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
+    """What attention gives, of all heads side by side, through a last projection."""
+    assert projection.bias is not None
+    kernel = projection.kernel[...].astype(x.dtype).reshape(x.shape[1], x.shape[3], -1)
+    return jnp.einsum("bnlk,nkd->bld", x, kernel) + projection.bias[...].astype(x.dtype)
+
+
 def timestep_embedding(t: Timesteps, width: int) -> Float[Array, "b d"]:
     """Sinusoids `[cos | sin]` of t at `width`/2 frequencies from 1 down to 1/10000.
 

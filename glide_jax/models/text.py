@@ -6,7 +6,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from glide_jax.config import Remat, TextConfig
-from glide_jax.models.layers import attend, layer_norm, linear, normal
+from glide_jax.models.layers import (
+    attend,
+    layer_norm,
+    linear,
+    normal,
+    project_from_heads,
+    project_to_heads,
+)
 from glide_jax.models.remat import run_equal_blocks
 from glide_jax.shapes import TokenMask, Tokens
 
@@ -21,10 +28,8 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """One attention over all positions; the projection's columns are [head][q|k|v][k]."""
-        b, l, d = x.shape
-        qkv = self.qkv(x).reshape(b, l, self.heads, 3, d // self.heads)
-        q, k, v = qkv.transpose(3, 0, 2, 1, 4)  # each b n l k
-        return self.out(attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, l, d))
+        q, k, v = project_to_heads(self.qkv, x, self.heads, parts=3)
+        return project_from_heads(self.out, attend(q, k, v))
 
 
 class TransformerBlock(nnx.Module):

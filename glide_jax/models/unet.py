@@ -14,7 +14,14 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import Remat, UNetConfig
-from glide_jax.models.layers import GroupNorm, attend, conv, linear
+from glide_jax.models.layers import (
+    GroupNorm,
+    attend,
+    conv,
+    linear,
+    project_from_heads,
+    project_to_heads,
+)
 from glide_jax.models.remat import block_input, offloading, recomputed, recomputed_part
 
 OUT_CHANNELS = 6
@@ -100,18 +107,16 @@ class AttentionBlock(nnx.Module):
 
     def project_text(self, text: Float[Array, "b l d"]) -> TextKV:
         """Keys and values of the text; the projection's columns are [head][k|v][k]."""
-        b, l, _ = text.shape
-        kv = self.text_kv(text).reshape(b, l, self.heads, 2, -1)
-        return TextKV(*kv.transpose(3, 0, 2, 1, 4))
+        return TextKV(*project_to_heads(self.text_kv, text, self.heads, parts=2))
 
     def __call__(self, x: Float[Array, "b h w c"], text: TextKV) -> Float[Array, "b h w c"]:
         """x + attention(norm(x)); the projection's columns are [head][q|k|v][k]."""
         b, h, w, c = x.shape
-        qkv = self.qkv(self.norm(x).astype(x.dtype)).reshape(b, h * w, self.heads, 3, -1)
-        q, k, v = qkv.transpose(3, 0, 2, 1, 4)  # each b n (h w) k
+        pixels = self.norm(x).astype(x.dtype).reshape(b, h * w, c)
+        q, k, v = project_to_heads(self.qkv, pixels, self.heads, parts=3)
         k = jnp.concatenate([text.k, k], 2)
         v = jnp.concatenate([text.v, v], 2)
-        return x + self.out(attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, h, w, c))
+        return x + project_from_heads(self.out, attend(q, k, v)).reshape(b, h, w, c)
 
 
 class Block(nnx.Module):

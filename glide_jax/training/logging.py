@@ -23,12 +23,23 @@ class RunLog:
         start_step: steps already taken; what an earlier process logged beyond them is removed.
         steps: of the whole run.
         batch_examples: pictures a step.
+        flops: of the model in a step, see `flops.step_flops`.
+        peak_flops: of all devices in a second; 0 where that is not known, and neither is MFU then.
         lead: whether this process speaks for the run; the others count along in silence.
     """
 
     def __init__(
-        self, run_dir: Path, start_step: int, steps: int, batch_examples: int, lead: bool = True
+        self,
+        run_dir: Path,
+        start_step: int,
+        steps: int,
+        batch_examples: int,
+        *,
+        flops: float = 0.0,
+        peak_flops: float = 0.0,
+        lead: bool = True,
     ) -> None:
+        self._flops, self._peak_flops = flops, peak_flops
         self._lead = lead
         self._path = run_dir / METRICS if lead else Path(os.devnull)
         if lead:
@@ -45,12 +56,11 @@ class RunLog:
             unit="step",
             dynamic_ncols=True,
             smoothing=0.05,
-            disable=not lead,
+            disable=None if lead else True,  # None: in a job's log, where it is one long line
         )
         self._batch_examples = batch_examples
         self._window: dict[str, list[float]] = {}
-        self._window_start = perf_counter()
-        self._window_wait_s = 0.0
+        self.restart_clock()
 
     def step(self, metrics: Mapping[str, float], wait_s: float) -> None:
         """Counts a step.
@@ -61,25 +71,36 @@ class RunLog:
         """
         for name, value in metrics.items():
             self._window.setdefault(name, []).append(value)
-        self._window_wait_s += wait_s
+        self._timed_wait_s += wait_s
+        self._timed_steps += 1
         self._bar.update()
 
     def write_window(self, step: int, **more: float | int) -> None:
         """Logs the means over the steps since the last call, and how fast they were."""
-        steps = len(next(iter(self._window.values())))
-        elapsed_s = perf_counter() - self._window_start
+        elapsed_s = perf_counter() - self._clock_start
         means = {name: float(np.mean(values)) for name, values in self._window.items()}
-        speed = steps * self._batch_examples / elapsed_s
-        waited = self._window_wait_s / elapsed_s
-        self.write(step, means | more | {"images_per_s": speed, "loader_wait_share": waited})
-        self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed:.0f} images/s")
+        speed = {}
+        if self._timed_steps:
+            step_s = elapsed_s / self._timed_steps
+            speed = {
+                "images_per_s": self._batch_examples / step_s,
+                "step_s": step_s,
+                "loader_wait_share": self._timed_wait_s / elapsed_s,
+            }
+            if self._peak_flops:
+                speed["mfu"] = self._flops / step_s / self._peak_flops
+        self.write(step, means | more | speed)
+        health = health_line(means | speed)
+        self._bar.set_postfix_str(health)
+        if self._bar.disable:
+            self.say(f"step {step:,}: {health}")
         self._window.clear()
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Keeps what happened until now (validation, sampling, compiling) out of images/s."""
-        self._window_start = perf_counter()
-        self._window_wait_s = 0.0
+        self._clock_start = perf_counter()
+        self._timed_wait_s, self._timed_steps = 0.0, 0
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Adds a line to metrics.jsonl, and the values to TensorBoard."""
@@ -92,8 +113,8 @@ class RunLog:
         self._tensorboard.add_image(name, picture, step, dataformats="HWC")
 
     def say(self, line: str) -> None:
-        """Prints a line above the progress bar."""
-        if self._lead:
+        """Prints a line above the progress bar; nothing if it is empty."""
+        if self._lead and line:
             self._bar.write(line)
 
     def state(self) -> dict[str, Any]:
@@ -121,3 +142,17 @@ class RunLog:
             except json.JSONDecodeError:  # the last line of a killed process may be cut short
                 continue
         self._path.write_text("".join(kept))
+
+
+def health_line(values: Mapping[str, float]) -> str:
+    """How a run is doing: of a line of metrics what there is of these, in this order."""
+    parts = (
+        ("loss", "loss {:.4f}"),
+        ("step_s", "{:.3g} s/step"),
+        ("images_per_s", "{:,.0f} images/s"),
+        ("mfu", "MFU {:.1%}"),
+        ("loader_wait_share", "loader {:.0%}"),
+        ("grad_norm", "|grad| {:.3g}"),
+        ("skipped", "{:.0f} skipped"),
+    )
+    return ", ".join(text.format(values[name]) for name, text in parts if name in values)

@@ -10,6 +10,7 @@ recomputation and micro-batches. Flags for the configuration's settings are trai
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -164,6 +165,8 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     """
     from jax.experimental import topologies
 
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError('plans need the TPU compiler: pip install -e ".[tpu]"')
     # As on a worker of a slice, so that libtpu does not ask the cloud where it is.
     for variable, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -176,8 +179,6 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # libtpu's and JAX's are of several kinds
-        if "libtpu" in str(error) and "unable to find" in str(error).lower():
-            raise UserError('plans need the TPU compiler: pip install -e ".[tpu]"') from None
         raise UserError(
             f"--topology {name}: no such slice ({str(error).splitlines()[0]}); name a generation "
             "and its shape in chips, as v5e:4x4, v5p:4x4x4 or v6e:8x8"

@@ -1,0 +1,102 @@
+"""What a run's time and memory go to."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from glide_jax.errors import UserError
+from glide_jax.training import sharding
+from glide_jax.training.chips import GIB
+from glide_jax.training.step import Trainer
+
+HELP = "To look into some steps: --profile 10:15 traces those of this start, for XProf."
+
+
+class Profile:
+    """A trace of some steps, which XProf and Perfetto show; nothing unless asked for.
+
+    Args:
+        first: step of this start, counted from 0, with which it begins; -1: never.
+        last: step before which it ends.
+    """
+
+    def __init__(self, first: int = -1, last: int = -1) -> None:
+        self._first, self._last = first, last
+        self._steps = 0
+        self._running = False
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> tuple["Profile", list[str]]:
+        """Reads `--profile FIRST:LAST`.
+
+        Args:
+            argv: a command's arguments, without its name.
+
+        Returns:
+            The profile, and the other arguments.
+
+        Raises:
+            UserError: it is not two steps, one after the other.
+        """
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--profile")
+        given, others = parser.parse_known_args(argv)
+        if given.profile is None:
+            return cls(), others
+        first, colon, last = given.profile.partition(":")
+        if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+            raise UserError(
+                f"--profile {given.profile}: give the first step and the one after the last, as "
+                "10:15; steps are counted from this start"
+            )
+        return cls(int(first), int(last)), others
+
+    def before_step(self, folder: Path) -> str:
+        """Begins or ends the trace where it is time for it; call it before each step.
+
+        Args:
+            folder: where it is written.
+
+        Returns:
+            What there is to say, or "".
+        """
+        now, self._steps = self._steps, self._steps + 1
+        if now == self._first:
+            jax.profiler.start_trace(str(folder))
+            self._running = True
+        if now == self._last:
+            return self.end(folder)
+        return ""
+
+    def end(self, folder: Path) -> str:
+        """Ends the trace, if there is one; `before_step` describes the rest."""
+        if not self._running:
+            return ""
+        self._running = False
+        jax.profiler.stop_trace()
+        return f"wrote a trace of the steps to {folder}: pip install xprof; xprof {folder}"
+
+
+def memory_report(trainer: Trainer) -> str:
+    """What a device holds between steps, in one line, and what it has where it tells."""
+    state, shardings = trainer.abstract_state, trainer.state_shardings
+    parts = [
+        f"{name} {sharding.bytes_a_device(getattr(state, key), getattr(shardings, key)) / GIB:.2f}"
+        for name, key in (
+            ("parameters", "params"),
+            ("moving average", "ema"),
+            ("optimiser", "opt_state"),
+        )
+    ]
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = f"; it has {stats['bytes_limit'] / GIB:.1f}" if "bytes_limit" in stats else ""
+    return f"GiB a device: {', '.join(parts)}{limit}"
+
+
+def peak_memory() -> dict[str, float]:
+    """The most that this process's first device ever held, in GiB; nothing where none tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return {} if peak is None else {"peak_memory_gib": peak / GIB}

@@ -1,0 +1,68 @@
+"""A program in the compiler's words, small enough to add up by hand."""
+
+import pytest
+
+from glide_jax.training.chips import chip_of
+from glide_jax.training.compiled import usage
+
+V5E = chip_of("TPU v5 lite")
+
+PROGRAM = """HloModule step, is_scheduled=true
+
+%all-reduce-scatter.1 (p: bf16[64,128]) -> bf16[16,128] {
+  %p = bf16[64,128]{1,0} parameter(0)
+  %all-reduce.9 = bf16[64,128]{1,0} all-reduce(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %slice = bf16[16,128]{1,0} dynamic-slice(%all-reduce.9)
+}
+
+%condition (state: (s32[], f32[8])) -> pred[] {
+  %state = (s32[], f32[8]{0}) parameter(0)
+  %turns = s32[] constant(24)
+  ROOT %compare = pred[] compare(%turns, %turns), direction=LT
+}
+
+%body (state.1: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %state.1 = (s32[], f32[8]{0}) parameter(0)
+  %fusion.1 = f32[8]{0} fusion(%state.1), backend_config={"window_config":{"estimated_cycles":"1500"}}
+  %kernel = f32[8]{0} custom-call(%fusion.1), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"x","cost_estimate":{"flops":"197000000","transcendentals":"0","bytes_accessed":"810000","remote":"0"}}}
+  %all-gather.1 = bf16[90000000]{0} all-gather(%kernel), replica_groups=mesh['axis_0'=16,'axis_1'=4] {'axis_1'}, dimensions={0}
+  ROOT %tuple = (s32[], f32[8]{0}) tuple(%state.1)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %fusion.2 = f32[8]{0} fusion(%x), backend_config={"window_config":{"estimated_cycles":"1500000"}}
+  %all-reduce-start = f32[45000000]{0} all-reduce-start(%fusion.2), replica_groups=[16,2]<=[32], to_apply=%add
+  %fusion.3 = f32[8]{0} fusion(%x), backend_config={"window_config":{"estimated_cycles":"1500000"}}
+  %all-reduce-done = f32[45000000]{0} all-reduce-done(%all-reduce-start)
+  %while = (s32[], f32[8]{0}) while(%x), condition=%condition, body=%body
+  %fusion.4 = bf16[16,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %all-reduce.2 = (bf16[45000000]{0}, bf16[45000000]{0}) all-reduce(%x, %x), replica_groups=[1,2]<=[2], to_apply=%add, backend_config={"collective_algorithm_config":{"strategy":"UniDirectionNDRingStrategy","debug":"\\nUniDirectionNDRingStrategy{colors:4 phases:2"}}
+}
+"""  # noqa: E501
+
+
+def test_time_is_the_compilers_cycles_and_kernels_costs_in_every_turn():
+    # 3 million cycles of 1.5 GHz; 24 times a microsecond of cycles, one of products, one of bytes.
+    assert usage(PROGRAM, V5E).compute_s == pytest.approx(2e-3 + 24 * 3e-6)
+
+
+def test_collectives_go_around_rings():
+    found = usage(PROGRAM, V5E)
+    assert found.collective_bytes == {
+        "all-reduce": 180e6 + 180e6,
+        "all-gather": 24 * 180e6,
+        "reduce-scatter": 2 * 64 * 128,
+    }
+    # Of 4 chips, 3 parts go over two links of 45 GB/s; an all-reduce goes round twice.
+    assert found.collective_s["all-gather"] == pytest.approx(24 * 180e6 * 3 / 4 / 90e9)
+    assert found.collective_s["reduce-scatter"] == pytest.approx(2 * 64 * 128 * 3 / 4 / 90e9)
+    started, with_four_rings = 2 * 180e6 / 2 / 90e9, 2 * 180e6 / 2 / 180e9
+    assert found.collective_s["all-reduce"] == pytest.approx(started + with_four_rings)
+
+
+def test_what_computation_covers_is_not_waited_for():
+    found = usage(PROGRAM, V5E)
+    total = sum(found.collective_s.values())
+    assert found.waiting_s == pytest.approx(total - 1e-3)  # of 2 ms, %fusion.3 covers one
+    assert found.step_s == found.compute_s + found.waiting_s

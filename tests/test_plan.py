@@ -1,0 +1,125 @@
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from glide_jax.config import UNetConfig
+from glide_jax.training.chips import GIB
+from glide_jax.training.plan import Plan, kept_activations, table
+
+with_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: make test-tpu"
+)
+
+PLAN = Plan(
+    config="base64_3b5",
+    topology="v5p:4x4x4",
+    mesh=(16, 4),
+    remat="blocks",
+    micro_batches=1,
+    batch_examples=2048,
+    steps=3_600_000,
+    chips=64,
+    hbm_bytes=95 * GIB,
+    parameter_bytes=4 * GIB,
+    ema_bytes=4 * GIB,
+    optimizer_bytes=8 * GIB,
+    activation_bytes=6 * GIB,
+    temporary_bytes=20 * GIB,
+    batch_bytes=GIB,
+    code_bytes=GIB,
+    model_flops=64 * 459e12 / 2,
+    compiled_flops=1e14,
+    accessed_bytes=1e12,
+    compute_s=0.9,
+    waiting_s=0.1,
+    collective_s={"all-gather": 0.2},
+    collective_bytes={"all-gather": 5e9},
+    peak_flops=459e12,
+    compile_s=60.0,
+    effort="full",
+)
+
+
+def plan(*arguments):
+    command = [sys.executable, "-m", "glide_jax.training.plan", "--config", tiny.__file__]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=500)
+
+
+def test_a_plan_adds_up():
+    assert PLAN.used_bytes == 38 * GIB
+    assert PLAN.fits and not dataclasses.replace(PLAN, temporary_bytes=90 * GIB).fits
+    assert PLAN.mfu == pytest.approx(0.5)
+    report = PLAN.report()
+    for said in (
+        "fits, 57.0 GiB to spare",
+        "MFU",
+        "50.0%",
+        "2048 /s",
+        "1,000 h, 64,000 chip-hours",
+    ):
+        assert said in report
+    assert "13.0 GiB too much" in dataclasses.replace(PLAN, temporary_bytes=90 * GIB).report()
+
+
+def test_plans_are_ranked_by_speed_among_those_that_fit():
+    slower = dataclasses.replace(PLAN, compute_s=1.9, remat="everything")
+    too_large = dataclasses.replace(PLAN, compute_s=0.1, temporary_bytes=90 * GIB, remat="none")
+    rows = table([too_large, slower, PLAN]).splitlines()[2:]
+    assert [row.split(" | ")[2] for row in rows] == ["blocks", "everything", "none"]
+
+
+def test_recomputing_keeps_less():
+    config = tiny.get_config()
+    unet = UNetConfig(16, 32, channel_mult=(1, 2), res_blocks=2, attention_px=(8,), head_width=32)
+    kept = {
+        remat: kept_activations(
+            dataclasses.replace(
+                config, model=dataclasses.replace(config.model, unet=unet, remat=remat)
+            ),
+            chips=1,
+        )
+        for remat in ("none", "products", "blocks")
+    }
+    assert kept["none"] > 2 * kept["products"] > 2 * kept["blocks"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="it is installed")
+def test_without_the_compiler_it_says_what_to_install():
+    found = plan("--topology", "v5e:2x2")
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].startswith("error: plans need the TPU compiler: pip")
+
+
+@with_compiler
+@pytest.mark.slow
+def test_the_train_step_compiles_for_tpus_that_are_not_there(tmp_path):
+    out = tmp_path / "plans.jsonl"
+    found = plan("--topology", "v5e:2x2", "--mesh", "2x2", "--effort", "quick", "--json", str(out))
+    assert found.returncode == 0, found.stderr
+    made = json.loads(out.read_text())
+    assert (made["chips"], made["mesh"]) == (4, [2, 2])
+    assert made["collective_bytes"]["all-reduce"] > 0
+    assert made["compute_s"] > 0 and made["hbm_bytes"] == 16 * GIB
+    assert "fits" in found.stdout
+
+
+@with_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--mesh", "3x2"), "--mesh 3x2: 3 x 2 is not the slice's 4 chips"),
+        (("--mesh", "many"), "--mesh many: give two numbers, data x fsdp, as 16x4"),
+        (("--topology", "v5e:9"), "--topology v5e:9: no such slice"),
+        (("--train.batch-examples", "6"), "(6) must be divisible by the number of devices (4)"),
+    ],
+)
+def test_what_cannot_be_planned_is_named(flags, line):
+    found = plan("--topology", "v5e:2x2", *flags)
+    assert found.returncode == 2
+    assert line in found.stderr.splitlines()[-1]
