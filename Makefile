@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-beam lint clean
+.PHONY: demo test test-slow test-beam test-tpu lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,10 +46,20 @@ $(VENV)-beam/.installed: setup.cfg pyproject.toml
 	$(VENV)-beam/bin/pip install --quiet --editable ".[dev,beam]"
 	touch $@
 
+# Likewise: the TPU compiler, which needs no TPU, is large.
+test-tpu: $(VENV)-tpu/.installed
+	$(VENV)-tpu/bin/python -m pytest tests/test_plan.py
+
+$(VENV)-tpu/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/pip install --quiet --upgrade pip
+	$(VENV)-tpu/bin/pip install --quiet --editable ".[dev,tpu]"
+	touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-tpu out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

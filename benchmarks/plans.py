@@ -1,0 +1,79 @@
+"""The tables of docs/scaling.md: plans of the paper's models on slices of three generations.
+
+    pip install -e ".[tpu]"
+    python benchmarks/plans.py --json out/plans.jsonl            # every plan: many hours
+    python benchmarks/plans.py --json out/plans.jsonl --only base64_3b5 --effort quick
+
+A plan that the file holds already is not made again; the table shows all that it holds.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from glide_jax.training.plan import EFFORTS, Plan, table
+
+ROOT = Path(__file__).parent.parent
+
+PLANS = (
+    ("base64_3b5", "v5p:4x4x4", "16x4", ("--model.remat", "products")),
+    ("base64_3b5", "v5p:2x2x2", "1x8", ("--train.batch-examples", "256")),
+    ("base64_3b5", "v6e:8x8", "8x8", ()),
+    ("base64_3b5", "v5e:16x16", "16x16", ()),
+    ("base64", "v5e:4x2", "8x1", ("--train.batch-examples", "256")),
+    ("base64", "v5e:16x16", "256x1", ()),
+    ("base64", "v5e:16x16", "256x1", ("--train.batch-examples", "8192")),
+    ("upsample256_1b5", "v5p:4x4x4", "16x4", ()),
+    ("upsample256_1b5", "v6e:8x8", "16x4", ()),
+    ("noised_clip_vit_l", "v5e:16x16", "256x1", ("--model.remat", "blocks")),
+    ("noised_clip_vit_l", "v5p:4x4x4", "64x1", ("--model.remat", "blocks")),
+)
+"""Configuration, slice, data x fsdp, and what else differs from the configuration."""
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--only", help="the plans of this configuration")
+    parser.add_argument("--effort", choices=EFFORTS, default="full")
+    given = parser.parse_args()
+    for config, topology, mesh, changes in PLANS:
+        if given.only in (None, config):
+            command = ("--config", f"configs/{config}.py", "--topology", topology, "--mesh", mesh)
+            command = (*command, "--effort", given.effort, *changes)
+            if not any(row["command"] == list(command) for row in rows(given.json)):
+                make(command, given.json)
+    for config in dict.fromkeys(row["plan"]["config"] for row in rows(given.json)):
+        for effort in EFFORTS:
+            plans = [
+                Plan(**row["plan"] | {"mesh": tuple(row["plan"]["mesh"])})
+                for row in rows(given.json)
+                if (row["plan"]["config"], row["plan"]["effort"]) == (config, effort)
+            ]
+            if plans:
+                print(f"\n{config}, effort {effort}\n\n{table(plans)}")
+
+
+def rows(file: Path) -> list[dict]:
+    """What the file holds."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def make(command: tuple[str, ...], file: Path) -> None:
+    """Makes a plan, in a process of its own, which gives its memory back."""
+    print("python -m glide_jax.training.plan", *command, flush=True)
+    made = file.with_suffix(".new")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plan = (sys.executable, "-m", "glide_jax.training.plan", *command, "--json", str(made))
+    if subprocess.run(plan, cwd=ROOT).returncode == 0:
+        row = {"command": command, "plan": json.loads(made.read_text())}
+        with file.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+    made.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
