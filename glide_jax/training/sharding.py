@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.config import Config
@@ -77,8 +78,11 @@ def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh
             f"by the number of devices ({devices})"
         )
     # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
-    shape, names = (devices // fsdp, fsdp), ("data", "fsdp")
-    return jax.make_mesh(shape, names, (AxisType.Auto,) * 2, devices=given)
+    # A slice is a torus, of which 'fsdp' may be less than an axis: jax.make_mesh would refuse that.
+    array = mesh_utils.create_device_mesh(
+        (devices // fsdp, fsdp), given, allow_split_physical_axes=True
+    )
+    return Mesh(array, ("data", "fsdp"), (AxisType.Auto,) * 2)
 
 
 def bytes_a_device(shapes: Any, shardings: Any) -> int:
