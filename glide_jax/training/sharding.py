@@ -76,9 +76,7 @@ def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh
             f"train.batch_examples / train.micro_batches ({per_micro_batch}) must be divisible "
             f"by the number of devices ({devices})"
         )
-    # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
-    shape, names = (devices // fsdp, fsdp), ("data", "fsdp")
-    return jax.make_mesh(shape, names, (AxisType.Auto,) * 2, devices=given)
+    return _mesh(devices, fsdp, given)
 
 
 def bytes_a_device(shapes: Any, shardings: Any) -> int:
@@ -91,10 +89,26 @@ def bytes_a_device(shapes: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def local_mesh() -> Mesh:
-    """This process's devices as ('data',): for drawing, which no other process takes part in."""
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+def local_mesh(fsdp: int = 1, given: Sequence[jax.Device] | None = None) -> Mesh:
+    """This process's devices, likewise: for drawing, which no other process takes part in.
+
+    Args:
+        fsdp: devices over which parameters are shared out.
+        given: other devices than those.
+
+    Raises:
+        UserError: the devices do not divide.
+    """
+    devices = jax.local_devices() if given is None else given
+    if fsdp < 1 or len(devices) % fsdp:
+        raise UserError(f"--fsdp {fsdp}: must divide the number of devices ({len(devices)})")
+    return _mesh(len(devices), fsdp, devices)
+
+
+def _mesh(count: int, fsdp: int, devices: Sequence[jax.Device] | None) -> Mesh:
+    # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
+    shape, names = (count // fsdp, fsdp), ("data", "fsdp")
+    return jax.make_mesh(shape, names, (AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -134,7 +148,7 @@ def infer(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
     Args:
         shapes: a tree of arrays or ShapeDtypeStructs in which dicts keyed by parameter names may
             stand anywhere: parameters, a train state, an optimiser's moments.
-        mesh: from `make_mesh`.
+        mesh: from `make_mesh` or `local_mesh`.
         rules: regular expressions on the name.
 
     Raises:
