@@ -17,7 +17,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
 }
 """How hard the compiler tries, as options to it; training gets `full`."""
 
-QUICK = "  Effort quick: memory and collectives hold; times are upper bounds."
+QUICK = "  Effort quick: memory holds; times and what is exchanged are upper bounds."
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
