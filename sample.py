@@ -48,6 +48,9 @@ class Models:
     """A text file with one prompt a line; blank lines are passed over."""
     one_at_a_time: bool = False
     """Free each model's memory before the next is loaded."""
+    fsdp: int = 1
+    """Devices over which each model's parameters are shared out, for a model that one has no room
+    for."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,13 @@ def read_prompts(arguments: Models) -> list[str]:
     return prompts
 
 
+def load(arguments: Models) -> Glide:
+    """The models. Raises UserError."""
+    return Glide.load(
+        *arguments.checkpoint, one_at_a_time=arguments.one_at_a_time, fsdp=arguments.fsdp
+    )
+
+
 def plan_jobs(arguments: Drawing) -> list[Job]:
     """What is to be drawn. Raises UserError."""
     prompts = read_prompts(arguments)
@@ -273,7 +283,7 @@ def rank(arguments: Rank) -> None:
     prompts = read_prompts(arguments)
     if not arguments.image:
         raise UserError("nothing to rank: give --image")
-    glide = Glide.load(*arguments.checkpoint, one_at_a_time=arguments.one_at_a_time)
+    glide = load(arguments)
     pictures = [read_picture(path) for path in arguments.image]
     for prompt in prompts:
         print(prompt)
@@ -289,15 +299,15 @@ def main() -> None:
     arguments = tyro.cli(COMMANDS[name], prog=f"sample.py {name}", args=argv, description=__doc__)
     keep_compiled_programs()
     if isinstance(arguments, Rank):
-        use_all_cores(1)
+        use_all_cores(arguments.fsdp)
         rank(arguments)
         return
     jobs = plan_jobs(arguments)
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"batch size {arguments.batch_size} must be at least 1")
     one_picture = len(jobs) * getattr(arguments, "n", 1) == 1
-    use_all_cores(1 if one_picture else MAX_BATCH)
-    glide = Glide.load(*arguments.checkpoint, one_at_a_time=arguments.one_at_a_time)
+    use_all_cores(arguments.fsdp if one_picture else MAX_BATCH)
+    glide = load(arguments)
     if is_folder(arguments.out):
         common = told(glide, arguments)
         left = [job for job in jobs if not job.is_done(common)]

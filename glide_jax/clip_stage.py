@@ -15,7 +15,7 @@ from glide_jax.models.clip import clip_network
 from glide_jax.shapes import Params
 from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
-from glide_jax.training.sharding import local_mesh, replicated
+from glide_jax.training.sharding import infer, local_mesh
 
 MAX_BATCH = 64
 """Pictures that are compared at a time."""
@@ -28,28 +28,40 @@ class ClipStage:
         config: of the run.
         params: usually the moving average.
         tokenizer: the run's own.
+        fsdp: as of `Stage`.
+
+    Raises:
+        UserError: fsdp does not divide the devices.
     """
 
-    def __init__(self, config: Config, params: Params, tokenizer: ClipTokenizer) -> None:
+    def __init__(
+        self, config: Config, params: Params, tokenizer: ClipTokenizer, fsdp: int = 1
+    ) -> None:
         self.config = config.clip
         self.network = clip_network(self.config)
-        self.params = jax.device_put(params, replicated(local_mesh()))
+        self.params = jax.device_put(params, infer(params, local_mesh(fsdp)))
         self.tokenizer = tokenizer
         bind = self.network.bind
         self._encode_text = jax.jit(lambda params, *text: bind(params).encode_text(*text))
         self._encode_image = jax.jit(lambda params, *image: bind(params).encode_image(*image))
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> "ClipStage":
+    def load(cls, run_dir: str | Path, fsdp: int = 1) -> "ClipStage":
         """Loads a run folder, see `resolve_run`: its averaged parameters.
 
+        Args:
+            run_dir: the run folder.
+            fsdp: as of the class.
+
         Raises:
-            UserError: not a CLIP's run folder, or its weights do not match its config.
+            UserError: not a CLIP's run folder, its weights do not match its config, or fsdp does
+                not divide the devices.
         """
         run_dir = resolve_run(run_dir)
         config = load_run_config(run_dir)
-        params = load_weights(run_dir, clip_network(config.clip).shapes)
-        return cls(config, params, ClipTokenizer.load(run_dir / TOKENIZER))
+        shapes = clip_network(config.clip).shapes
+        params = load_weights(run_dir, shapes, infer(shapes, local_mesh(fsdp)))
+        return cls(config, params, ClipTokenizer.load(run_dir / TOKENIZER), fsdp)
 
     def tokenize(
         self, captions: Sequence[str]

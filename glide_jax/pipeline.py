@@ -39,6 +39,7 @@ class Glide:
         folders: run folders by what they are for, see ROLES.
         configs: their configurations.
         one_at_a_time: free each model before the next one is loaded, for small memories.
+        fsdp: devices over which each model's parameters are shared out, see `Stage`.
     """
 
     def __init__(
@@ -47,22 +48,25 @@ class Glide:
         configs: dict[str, Config],
         *,
         one_at_a_time: bool = False,
+        fsdp: int = 1,
     ) -> None:
         self.folders = folders
         self.configs = configs
         self.last_seeds: list[int] = []
         """Of the pictures that were drawn last, one each: drawn again, they are the same."""
         self._one_at_a_time = one_at_a_time
+        self._fsdp = fsdp
         self._loaded: dict[str, Any] = {}
 
     @classmethod
-    def load(cls, *folders: str | Path, one_at_a_time: bool = False) -> "Glide":
+    def load(cls, *folders: str | Path, one_at_a_time: bool = False, fsdp: int = 1) -> "Glide":
         """Finds the models of these folders, each a run's or one of several runs' folders.
 
         Args:
             folders: what train.py, glide_jax.training.export and glide_jax.models.convert write;
                 "demo" and "demo/base" name models shipped with the package, see `resolve_run`.
             one_at_a_time: free each model before the next one is loaded, for small memories.
+            fsdp: devices over which each model's parameters are shared out, see `Stage`.
 
         Raises:
             UserError: there is no run in a folder, or two runs are for the same purpose.
@@ -81,7 +85,7 @@ class Glide:
                 found[role], configs[role] = run, config
         if not found:
             raise UserError("no models: give at least one run folder")
-        return cls(found, configs, one_at_a_time=one_at_a_time)
+        return cls(found, configs, one_at_a_time=one_at_a_time, fsdp=fsdp)
 
     def has(self, role: str) -> bool:
         """Whether there is a model for this, one of ROLES."""
@@ -397,7 +401,7 @@ class Glide:
             self.config(role)
             if self._one_at_a_time:
                 self.free()
-            self._loaded[role] = kind.load(self.folders[role])
+            self._loaded[role] = kind.load(self.folders[role], self._fsdp)
         return self._loaded[role]
 
 

@@ -1,9 +1,4 @@
-"""One trained model, ready to draw: a base model or an upsampler, made for inpainting or not.
-
-Two compiled programs draw a batch. The first encodes the text and prepares the conditions, once;
-the second loops over some of the steps, and runs ten times or so, that one can look on. They serve
-any prompts, seeds and guidance scales.
-"""
+"""One trained model, ready to draw: a base model or an upsampler, made for inpainting or not."""
 
 import dataclasses
 import logging
@@ -16,47 +11,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
 from glide_jax.clip_stage import ClipStage
 from glide_jax.config import Config, SampleConfig
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.data.transforms import to_float
-from glide_jax.diffusion.guidance import classifier_free
-from glide_jax.diffusion.process import denoiser_of_velocity, q_sample, velocity_around
-from glide_jax.diffusion.samplers import (
-    OnX0,
-    State,
-    advance,
-    begin,
-    denoiser_calls,
-    dynamic_threshold,
-    initial_noise,
-    per_image_noise,
-    static_threshold,
-)
-from glide_jax.diffusion.schedule import Schedule
+from glide_jax.diffusion.samplers import denoiser_calls
 from glide_jax.errors import UserError
-from glide_jax.models.clip import Clip, similarity_gradient
-from glide_jax.models.cpu import drawing_on
-from glide_jax.models.glide import TextFeatures, glide_network
-from glide_jax.models.network import Network
+from glide_jax.models.glide import glide_network
 from glide_jax.pictures import to_uint8
-from glide_jax.shapes import Image, Params, TokenMask, Tokens
+from glide_jax.programs import Inputs, Programs, constants, equal_parts, schedule_of
+from glide_jax.shapes import Params
 from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
-from glide_jax.training.sharding import local_mesh, replicated
+from glide_jax.training.sharding import infer, local_mesh
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 16
 """Pictures a device that are drawn at a time, unless the caller says how many."""
-
-
-LOW_RES_NOISE = 2**31 - 2
-"""Stands for a step in drawing the noise of the smaller pictures: no sampler takes as many."""
 
 
 class Known(NamedTuple):
@@ -82,26 +57,6 @@ class Conditions(NamedTuple):
     """Pictures to start from, instead of from noise alone (SDEdit, arXiv 2108.01073)."""
 
 
-class _Inputs(NamedTuple):
-    """The compiled program's arguments that differ from picture to picture."""
-
-    tokens: Tokens
-    token_mask: TokenMask
-    keys: Key[Array, "b"]
-    low_res: Image | None
-    known: Image | None
-    mask: Float[Array, "b h w 1"] | None
-    start: Image | None
-    clip_text: Float[Array, "b d"] | None
-
-
-class _Conditioned(NamedTuple):
-    """What the network is closed over, for twice as many pictures if it is guided."""
-
-    text: TextFeatures
-    condition: Float[Array, "b h w c"] | None
-
-
 class Stage:
     """A trained model ready to draw.
 
@@ -109,35 +64,42 @@ class Stage:
         config: of the run.
         params: usually the moving average.
         tokenizer: the run's own.
+        fsdp: devices of this process over which the parameters are shared out, for a model that
+            one has no room for; 1 is a copy on each.
+
+    Raises:
+        UserError: fsdp does not divide the devices.
     """
 
-    def __init__(self, config: Config, params: Params, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: Config, params: Params, tokenizer: Tokenizer, fsdp: int = 1) -> None:
         self.config = config
         self.model = config.denoiser
         self.tokenizer = tokenizer
-        self._mesh = local_mesh()
+        self._mesh = local_mesh(fsdp)
         self.use(params)
-        self._network = glide_network(self.model)
-        self._begin = jax.jit(self._begin_batch, static_argnames=("settings", "rows", "guided"))
-        self._advance = jax.jit(
-            self._advance_batch, static_argnames=("settings", "rows", "guided", "clip", "calls")
-        )
+        self.programs = Programs(config, self._mesh)
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> "Stage":
+    def load(cls, run_dir: str | Path, fsdp: int = 1) -> "Stage":
         """Loads a run folder, see `resolve_run`: its averaged parameters.
 
+        Args:
+            run_dir: the run folder.
+            fsdp: as of the class.
+
         Raises:
-            UserError: not a run folder, or its weights do not match its config.
+            UserError: not a run folder, its weights do not match its config, or fsdp does not
+                divide the devices.
         """
         run_dir = resolve_run(run_dir)
         config = load_run_config(run_dir)
-        params = load_weights(run_dir, glide_network(config.denoiser).shapes)
-        return cls(config, params, Tokenizer.load(run_dir / TOKENIZER))
+        shapes = glide_network(config.denoiser).shapes
+        params = load_weights(run_dir, shapes, infer(shapes, local_mesh(fsdp)))
+        return cls(config, params, Tokenizer.load(run_dir / TOKENIZER), fsdp)
 
     def use(self, params: Params) -> None:
         """Draws with these parameters from now on."""
-        self.params = jax.device_put(params, replicated(self._mesh))
+        self.params = jax.device_put(params, infer(params, self._mesh))
 
     def draw(
         self,
@@ -189,33 +151,29 @@ class Stage:
         if self.model.inpaint and conditions.known is None:
             raise UserError("this model is made for inpainting: it needs a picture and a mask")
 
-        rows = self._schedule(settings).steps
+        rows = schedule_of(self.config, settings.steps).steps
         if conditions.start is not None:
             rows = math.ceil(round(strength * rows, 6))  # 0.55 * 100 is a little above 55
-        schedule = self._schedule(settings, rows)
+        schedule = schedule_of(self.config, settings.steps).first(rows)
         guides = clip if settings.clip_guidance_scale else None
         inputs = self._inputs(prompts, seeds, conditions, guides)
         tokens, mask = self.tokenizer.encode([negative_prompt], self.model.text.length)
         negative = jnp.asarray(tokens), jnp.asarray(mask)
-        # Scales are arguments of the programs, not part of them.
         scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.clip_guidance_scale)
-        options = {
-            "settings": dataclasses.replace(settings, guidance_scale=1.0, clip_guidance_scale=0.0),
-            "rows": rows,
-            "guided": settings.guidance_scale != 1,
-        }
+        options = constants(settings, rows)
         total = denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
-        calls = _part(total)
+        calls = equal_parts(total)
         pictures = []
         batches = range(0, len(prompts), size)
         bar = tqdm(total=len(batches) * total, unit="step", disable=not progress, leave=False)
         for first_picture in batches:
             # The last batch is filled up with its last picture, to fit the compiled programs.
             some = np.minimum(np.arange(first_picture, first_picture + size), len(prompts) - 1)
-            batch = self._shared_out(jax.tree.map(lambda x, some=some: x[some], inputs))
-            conditioned, state = self._begin(self.params, batch, negative, **options)
+            batch = jax.tree.map(lambda x, some=some: x[some], inputs)
+            batch = jax.device_put(batch, self.programs.placement(size))
+            conditioned, state = self.programs.begin(self.params, batch, negative, **options)
             for first in range(0, total, calls):
-                state = self._advance(
+                state = self.programs.advance(
                     self.params,
                     None if guides is None else guides.params,
                     batch,
@@ -235,10 +193,6 @@ class Stage:
         bar.close()
         return np.concatenate(pictures)
 
-    def _schedule(self, settings: SampleConfig, rows: int | None = None) -> Schedule:
-        schedule = _schedule(self.config, settings.steps)
-        return schedule if rows is None else schedule.first(rows)
-
     def _require_fitting(self, clip: ClipStage | None) -> None:
         if clip is None:
             raise UserError("clip_guidance_scale needs a CLIP: load one beside the model")
@@ -256,7 +210,7 @@ class Stage:
         seeds: Sequence[int],
         conditions: Conditions,
         clip: ClipStage | None,
-    ) -> _Inputs:
+    ) -> Inputs:
         def image(pixels: np.ndarray | None, px: int) -> jax.Array | None:
             if pixels is None:
                 return None
@@ -272,7 +226,7 @@ class Stage:
         if self.tokenizer.truncated > before:
             too_long = self.tokenizer.truncated - before
             logger.warning("%d prompts are longer than %d tokens: cut off", too_long, length)
-        return _Inputs(
+        return Inputs(
             jnp.asarray(tokens),
             jnp.asarray(token_mask),
             jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)),
@@ -283,133 +237,10 @@ class Stage:
             None if clip is None else clip.encode_text(prompts),
         )
 
-    def _begin_batch(
-        self,
-        params: Params,
-        inputs: _Inputs,
-        negative: tuple[Int[Array, "1 l"], Bool[Array, "1 l"]],
-        *,
-        settings: SampleConfig,
-        rows: int,
-        guided: bool,
-    ) -> tuple["_Conditioned", State]:
-        """The first compiled program: all that does not depend on x_t, and what to start from."""
-        model = self._network.bind(params)
-        tokens, token_mask = inputs.tokens, inputs.token_mask
-        low_res = inputs.low_res if self.model.low_res_px else None
-        low_res_t = None
-        if low_res is not None and self.model.low_res_noise:
-            low_res_t = jnp.full(len(low_res), settings.low_res_noise)
-            _, h, w, c = low_res.shape
-            noise = per_image_noise(inputs.keys, (h, w, c))(jnp.int32(LOW_RES_NOISE))
-            low_res = q_sample(_schedule(self.config), low_res, low_res_t, noise)
-        condition = model.condition(
-            low_res,
-            inputs.known if self.model.inpaint else None,
-            inputs.mask if self.model.inpaint else None,
-        )
-        if guided:
-            tokens = jnp.concatenate([tokens, jnp.broadcast_to(negative[0], tokens.shape)])
-            token_mask = jnp.concatenate(
-                [token_mask, jnp.broadcast_to(negative[1], token_mask.shape)]
-            )
-            if condition is not None:
-                condition = jnp.concatenate([condition, condition])
-            if low_res_t is not None:
-                low_res_t = jnp.concatenate([low_res_t, low_res_t])
-
-        schedule = self._schedule(settings, rows)
-        px = self.model.resolution_px
-        x_T = settings.temperature * initial_noise(inputs.keys, (px, px, 3))
-        if inputs.start is not None:
-            last = jnp.full(x_T.shape[0], rows - 1)
-            x_T = q_sample(schedule, inputs.start, last, x_T)
-        state = begin(schedule, x_T, sampler=settings.sampler, eta=settings.eta)
-        return _Conditioned(model.encode_text(tokens, token_mask, low_res_t), condition), state
-
-    def _advance_batch(
-        self,
-        params: Params,
-        clip_params: Params | None,
-        inputs: _Inputs,
-        conditioned: "_Conditioned",
-        state: State,
-        scales: tuple[Float[Array, ""], Float[Array, ""]],
-        first: Int[Array, ""],
-        *,
-        settings: SampleConfig,
-        rows: int,
-        guided: bool,
-        clip: Network[Clip] | None,
-        calls: int,
-    ) -> State:
-        """The second compiled program: some of the denoiser's calls, from the `first` on."""
-        model = self._network.bind(params)
-        denoise = model.denoiser(*conditioned)
-        deviation = self.config.diffusion.low_res_deviation
-        if deviation:
-            guess = model.enlarged(conditioned.condition)
-            denoise = velocity_around(_schedule(self.config), denoise, guess, deviation)
-        if self.config.diffusion.prediction == "v":
-            denoise = denoiser_of_velocity(_schedule(self.config), denoise)
-        if guided:
-            denoise = classifier_free(
-                denoise,
-                scales[0],
-                interval=settings.guidance_interval,
-                rescale=settings.guidance_rescale or None,
-            )
-
-        px = self.model.resolution_px
-        threshold: OnX0 = static_threshold
-        if settings.dynamic_threshold:
-            threshold = dynamic_threshold(settings.dynamic_threshold)
-        known, mask = inputs.known, inputs.mask
-
-        def put_back(x_0: jax.Array) -> jax.Array:
-            assert known is not None and mask is not None
-            return mask * known + (1 - mask) * x_0
-
-        gradient = None
-        if clip is not None:
-            assert clip_params is not None and inputs.clip_text is not None
-            gradient = similarity_gradient(clip.bind(clip_params), inputs.clip_text, scales[1])
-        with drawing_on(self._mesh.devices.flat[0].platform):
-            return advance(
-                denoise,
-                self._schedule(settings, rows),
-                state,
-                per_image_noise(inputs.keys, (px, px, 3)),
-                first=first,
-                calls=calls,
-                sampler=settings.sampler,
-                eta=settings.eta,
-                threshold=threshold,
-                on_x_0=None if known is None else put_back,
-                gradient=gradient,
-            )
-
-    def _shared_out(self, batch: Any) -> Any:
-        """Gives each device its part of the pictures, where they divide."""
-        size = len(jax.tree.leaves(batch)[0])
-        divides = size % self._mesh.size == 0
-        spec = PartitionSpec("data") if divides else PartitionSpec()
-        return jax.device_put(batch, NamedSharding(self._mesh, spec))
-
-
-def _schedule(config: Config, respacing: str | None = None) -> Schedule:
-    diffusion = config.diffusion
-    return Schedule.create(
-        diffusion.schedule,
-        diffusion.steps,
-        respacing,
-        zero_terminal_snr=diffusion.zero_terminal_snr,
-    )
-
 
 def require_usable(config: Config, settings: SampleConfig) -> None:
     """Raises UserError if a run's model cannot be drawn from with these settings."""
-    schedule = _schedule(config, settings.steps)
+    schedule = schedule_of(config, settings.steps)
     denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
     if settings.low_res_noise and not config.denoiser.low_res_noise:
         raise UserError(
@@ -446,9 +277,3 @@ def _cast(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         return tuple(_cast(part, v) for part, v in zip(typing.get_args(kind), value, strict=True))
     return kind(value)
-
-
-def _part(total: int) -> int:
-    """Calls between two looks at the progress: a tenth of all or less, and all parts are equal."""
-    parts = next(parts for parts in range(min(total, 10), total + 1) if total % parts == 0)
-    return total // parts

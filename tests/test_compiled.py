@@ -66,3 +66,33 @@ def test_what_computation_covers_is_not_waited_for():
     total = sum(found.collective_s.values())
     assert found.waiting_s == pytest.approx(total - 1e-3)  # of 2 ms, %fusion.3 covers one
     assert found.step_s == found.compute_s + found.waiting_s
+
+
+CHAIN = """HloModule step, is_scheduled=true
+
+%start (p: bf16[16,128]) -> bf16[64,128] {
+  ROOT %all-gather.1 = bf16[90000000]{0} all-gather(%p), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+}
+
+%between (p: bf16[16,128]) -> bf16[64,128] {
+  ROOT %all-gather.2 = bf16[90000000]{0} all-gather(%p), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+}
+
+%done (p: bf16[16,128]) -> bf16[64,128] {
+  ROOT %all-gather.3 = bf16[90000000]{0} all-gather(%p), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %async-collective-start.5 = bf16[90000000]{0} fusion(%x), kind=kCustom, calls=%start
+  %fusion.1 = (f32[8]{0}, bf16[90000000]{0}) fusion(%x), kind=kCustom, calls=%between, backend_config={"window_config":{"estimated_cycles":"750000"}}
+  ROOT %async-collective-done.5 = bf16[90000000]{0} fusion(%fusion.1), kind=kCustom, calls=%done
+}
+"""  # noqa: E501
+
+
+def test_a_chain_of_instructions_is_one_collective():
+    found = usage(CHAIN, V5E)
+    assert found.collective_bytes == {"all-gather": 180e6}
+    assert found.compute_s == pytest.approx(0.5e-3)
+    assert found.collective_s["all-gather"] == pytest.approx(1.5e-3)
+    assert found.waiting_s == pytest.approx(1e-3)

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "glide_jax"
 BASE = {"shapes", "config", "errors", "pictures", "outputs", "command_line"}
 MIDDLE = {"diffusion", "models", "data"}
-TOP = {"training", "evaluation", "pipeline", "stage", "clip_stage"}
+TOP = {"training", "evaluation", "pipeline", "stage", "clip_stage", "programs"}
 COMMANDS = {"models/convert.py"}  # may import what imports them
 ALLOWED = (
     {name: BASE for name in BASE}

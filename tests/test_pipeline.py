@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from model_set import CAPTIONS, clip_config, write_random_run
 
 from glide_jax import Glide, UserError
@@ -12,6 +13,7 @@ from glide_jax.data.clip_tokenizer import ClipTokenizer
 from glide_jax.data.editing import square_known, square_picture
 from glide_jax.pipeline import ROLES
 from glide_jax.stage import Conditions, Stage, changed_settings
+from glide_jax.training import sharding
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_a_picture_does_not_depend_on_its_batch(glide):
 
 def test_one_program_serves_other_prompts_seeds_and_scales(glide):
     generate(glide, ["all red"] * 4, batch_size=4, sampler="ddpm")
-    program = glide.stage("base")._advance
+    program = glide.stage("base").programs.advance
     compiled = program._cache_size()
     generate(glide, ["all blue", "", "x", "y"], sampler="ddpm", seed=9)
     generate(glide, ["z"], guidance_scale=7.5, negative_prompt="all red", sampler="ddpm")
@@ -69,12 +71,12 @@ def test_text_is_encoded_outside_the_loop_over_steps(glide):
         "guided": True,
     }
     begun = jax.make_jaxpr(
-        lambda params: stage._begin_batch(params, inputs, negative, **options), return_shape=True
+        lambda params: stage.programs.begin(params, inputs, negative, **options), return_shape=True
     )
     before, (conditioned, state) = begun(stage.params)
     scales = jnp.float32(2.0), jnp.float32(0.0)
     loop = jax.make_jaxpr(
-        lambda params, conditioned, state: stage._advance_batch(
+        lambda params, conditioned, state: stage.programs.advance(
             params, None, inputs, conditioned, state, scales, jnp.int32(0), clip=None, calls=4,
             **options,
         )
@@ -262,3 +264,35 @@ def test_models_are_refused_what_they_are_not_for(models):
     with pytest.raises(UserError, match="clip_guidance_scale needs a CLIP"):
         stage = Stage.load(models / "base")
         stage.draw(["x"], [0], changed_settings(stage.config.sample, clip_guidance_scale=2))
+
+
+@pytest.mark.slow
+def test_parameters_shared_out_over_devices_draw_the_same(glide, trained_run, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    shared = Glide.load(trained_run, fsdp=2)
+    prompts = ["all red", "all green", "", "all white"] * 2
+    for count in (8, 1):  # divided over the eight devices, and on each of them
+        options = {"batch_size": count, "seed": 3}
+        one = generate(glide, prompts[:count], **options)
+        two = generate(shared, prompts[:count], **options)
+        assert np.abs(one.astype(int) - two).max() <= 1
+    kernel = shared.stage("base").params["text.blocks.0.mlp_out.kernel"]
+    assert kernel.sharding.spec == PartitionSpec("fsdp", None)
+    assert kernel.addressable_shards[0].data.size == kernel.size // 2
+
+
+@pytest.mark.slow
+def test_a_clip_shared_out_over_devices_judges_and_guides_the_same(models, everything, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    shared = Glide.load(models, fsdp=2)
+    options = {"steps": 2, "sampler": "ddpm", "n": 8, "upsample": False, "clip_guidance_scale": 3.0}
+    drawn = everything.generate(["all red"], **options)
+    assert np.abs(drawn.astype(int) - shared.generate(["all red"], **options)).max() <= 1
+    scores = (one.rank(drawn, ["all red"]) for one in (everything, shared))
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    assert not shared.clip.params["image.position_embedding"].sharding.is_fully_replicated
+
+
+def test_devices_that_do_not_divide_are_named(models):
+    with pytest.raises(UserError, match=r"--fsdp 3: must divide the number of devices \(8\)"):
+        Glide.load(models / "base", fsdp=3).generate(["x"])

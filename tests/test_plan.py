@@ -4,12 +4,19 @@ import json
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 import tiny
+from model_set import upsampler_config
 
 from glide_jax.config import UNetConfig
+from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.errors import UserError
+from glide_jax.stage import Conditions, Known, Stage
 from glide_jax.training.chips import GIB
 from glide_jax.training.plan import Plan, kept_activations, table
+from glide_jax.training.plan_sampler import SamplerPlan, abstract_inputs, require_even
 
 with_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: make test-tpu"
@@ -123,3 +130,87 @@ def test_what_cannot_be_planned_is_named(flags, line):
     found = plan("--topology", "v5e:2x2", *flags)
     assert found.returncode == 2
     assert line in found.stderr.splitlines()[-1]
+
+
+SAMPLER_PLAN = SamplerPlan(
+    config="base64_3b5",
+    topology="v5e:2x4",
+    mesh=(1, 8),
+    pictures=16,
+    sampler="ddpm",
+    calls=150,
+    guided=True,
+    chips=8,
+    hbm_bytes=16 * GIB,
+    parameter_bytes=2 * GIB,
+    temporary_bytes=4 * GIB,
+    batch_bytes=GIB,
+    code_bytes=GIB,
+    begin_s=1.0,
+    compute_s=0.15,
+    waiting_s=0.05,
+    collective_s={"all-gather": 0.1},
+    collective_bytes={"all-gather": 14e9},
+    compile_s=60.0,
+    effort="full",
+)
+
+
+def test_a_samplers_plan_adds_up():
+    assert SAMPLER_PLAN.used_bytes == 8 * GIB
+    assert SAMPLER_PLAN.drawing_s == pytest.approx(31)
+    report = SAMPLER_PLAN.report()
+    for said in (
+        "16 pictures by 150 calls of ddpm, guided",
+        "fits, 8.0 GiB to spare",
+        "14.00 GB     100.0 ms",
+        "(25.0%)",
+        "0.52 /s",
+    ):
+        assert said in report
+    assert (
+        "4.0 GiB too much" in dataclasses.replace(SAMPLER_PLAN, temporary_bytes=16 * GIB).report()
+    )
+
+
+@pytest.mark.parametrize("inpaint", [False, True])
+def test_a_planned_batch_is_what_a_stage_draws_from(inpaint):
+    config = upsampler_config(inpaint)
+    stage = Stage(config, {}, Tokenizer.train(["a star"], 300))
+    small, large = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 16, 16, 3), np.uint8)
+    known = Known(large, np.zeros((2, 16, 16, 1), bool)) if inpaint else None
+    real = stage._inputs(["a star", "x"], [0, 1], Conditions(small, known), None)
+    assert jax.eval_shape(lambda: real) == abstract_inputs(config.denoiser, 2)
+
+
+def test_pictures_that_do_not_divide_are_named():
+    assert [require_even(pictures, 4) for pictures in (None, 1, 8)] == [4, 1, 8]
+    for pictures in (0, 6):
+        with pytest.raises(UserError, match=f"--pictures {pictures}: give 1, or a multiple of the"):
+            require_even(pictures, 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--search", "--sampler"), "--search is for training: give --sampler a --mesh"),
+        (("--pictures", "4"), "--pictures is of --sampler; a training's are"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(flags, line):
+    found = plan(*flags)
+    assert found.returncode == 2 and line in found.stderr.splitlines()[-1]
+
+
+@with_compiler
+@pytest.mark.slow
+def test_the_sampler_compiles_for_tpus_that_are_not_there(tmp_path):
+    out = tmp_path / "plans.jsonl"
+    flags = ("--topology", "v5e:2x2", "--mesh", "2x2", "--sampler", "--effort", "quick")
+    found = plan(*flags, "--pictures", "8", "--sample.steps", "20", "--json", str(out))
+    assert found.returncode == 0, found.stderr
+    made = json.loads(out.read_text())
+    assert (made["chips"], made["mesh"], made["pictures"], made["calls"]) == (4, [2, 2], 8, 20)
+    assert made["compute_s"] > 0 and made["begin_s"] > 0 and made["temporary_bytes"] > 0
+    assert "8 pictures by 20 calls of ddim, guided" in found.stdout
+    assert plan(*flags, "--pictures", "6").returncode == 2

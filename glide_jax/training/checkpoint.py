@@ -39,13 +39,18 @@ from glide_jax.training.step import TrainState
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def load_weights(run_dir: str | Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-    """A run folder's averaged parameters, as float32 on this process's first device.
+def load_weights(
+    run_dir: str | Path,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> Params:
+    """A run folder's averaged parameters, as float32.
 
     Args:
         run_dir: see `resolve_run`. Its exported weights are read where there are some, else its
             newest whole checkpoint.
         shapes: of all parameters, by name.
+        shardings: where they go, likewise; this process's first device unless given.
 
     Raises:
         UserError: there are none, they cannot be read, or they have other names or shapes.
@@ -54,10 +59,10 @@ def load_weights(run_dir: str | Path, shapes: Mapping[str, jax.ShapeDtypeStruct]
     weights = run_dir / WEIGHTS
     if not weights.exists():
         with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
-            return checkpoints.restore_ema(shapes)
+            return checkpoints.restore_ema(shapes, shardings)
     found = read_tensors(weights)
     require_same_shapes(shapes, found, f"the weights {weights}")
-    return jax.device_put(found, jax.local_devices()[0])
+    return jax.device_put(found, jax.local_devices()[0] if shardings is None else shardings)
 
 
 class Checkpoints:
@@ -168,15 +173,24 @@ class Checkpoints:
         )
         return state, host_state
 
-    def restore_ema(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-        """The averaged parameters alone of `restore`'s checkpoint, on this process's first device.
+    def restore_ema(
+        self,
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
+        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    ) -> Params:
+        """The averaged parameters alone of `restore`'s checkpoint.
+
+        Args:
+            shapes, shardings: as `load_weights`'s.
 
         Raises:
             UserError: as `restore`.
         """
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
-            name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
+            name: jax.ShapeDtypeStruct(
+                s.shape, s.dtype, sharding=first if shardings is None else shardings[name]
+            )
             for name, s in shapes.items()
         }
         return self._newest({"ema": target})[0]["ema"]

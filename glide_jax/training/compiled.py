@@ -5,7 +5,8 @@ estimate in cycles; attention kernels carry their operations and bytes. For coll
 estimate: theirs are the bytes that go over the links of the rings that it has chosen, which is one
 axis of the torus, both ways round, where it does not say ("How to Scale Your Model",
 jax-ml.github.io/scaling-book, sec. 3). A collective that is started early waits only for what the
-computation in between does not cover.
+computation in between does not cover. Some are a chain of instructions: one starts it, fusions that
+compute something else carry it on, and one ends it.
 """
 
 import math
@@ -94,7 +95,7 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) -> Usage:
     total = Usage()
-    started: dict[str, tuple[float, float]] = {}  # name: when, and how long it takes
+    started: dict[str, tuple[float, float]] = {}  # name or chain: when, and how long it takes
     for instruction in computations[name]:
         if instruction.operation == "while":
             body, turns = _loop(instruction, computations)
@@ -109,12 +110,21 @@ def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) ->
         if collective is None:
             total.compute_s += _compute_s(instruction, chip)
             continue
+        chain = _chain(instruction, computations)
+        if chain in started:
+            total.compute_s += _compute_s(instruction, chip)
+            if instruction.name.startswith("async-collective-done"):
+                start, takes_s = started.pop(chain)
+                total.waiting_s += max(0.0, takes_s - (total.step_s - start))
+            continue
         kind, size = collective
         links = _links(instruction, computations)
         takes_s = _takes_s(kind, size, _group(instruction, computations), links, chip)
         total.count(kind, takes_s, size)
         if instruction.operation.endswith("-start"):
             started[instruction.name] = (total.step_s, takes_s)
+        elif instruction.name.startswith("async-collective-start"):
+            started[chain] = (total.step_s, takes_s)
         else:
             total.waiting_s += takes_s
     return total
@@ -148,6 +158,12 @@ def _collectives(
             if "all-reduce-scatter" in instruction.line:
                 kind = "reduce-scatter"
             yield kind, _bytes(part)
+
+
+def _chain(instruction: Instruction, computations: dict[str, list[Instruction]]) -> str:
+    """The chain that an instruction is a link of; empty if of none."""
+    found = (re.search(r'chain_id="\d+"', i.line) for i in _called(instruction, computations))
+    return next((link[0] for link in found if link), "")
 
 
 def _bytes(instruction: Instruction) -> float:

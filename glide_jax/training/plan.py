@@ -5,16 +5,14 @@ r"""Whether a training fits a TPU slice and how fast it would be, before there i
 
 compiles the real train step with the real compiler, for TPUs that need not be there
 (pip install -e ".[tpu]"), and says what the compiler makes of it. `--search` tries meshes,
-recomputation and micro-batches. Flags for the configuration's settings are train.py's.
+recomputation and micro-batches. `--sampler` plans drawing instead, by the configuration's sample
+settings, on all chips of the slice. Flags for the configuration's settings are train.py's.
 """
 
 import argparse
 import dataclasses
-import importlib.util
 import json
-import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,10 +24,21 @@ from glide_jax.command_line import parse_config
 from glide_jax.config import Config, Remat
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.training import sharding
-from glide_jax.training.chips import GIB, Chip, chip_of
+from glide_jax.training.chips import GIB
 from glide_jax.training.compiled import usage
 from glide_jax.training.flops import abstract_batch, step_flops
 from glide_jax.training.objectives import make_objective
+from glide_jax.training.plan_sampler import SamplerPlan, plan_sampler
+from glide_jax.training.slices import (
+    EFFORTS,
+    QUICK,
+    collective_lines,
+    compile_for,
+    fsdp_of,
+    known_chip,
+    memory_lines,
+    topology_devices,
+)
 from glide_jax.training.step import Trainer
 
 SEARCHED: tuple[tuple[Remat, int], ...] = (
@@ -41,12 +50,6 @@ SEARCHED: tuple[tuple[Remat, int], ...] = (
     ("everything", 4),
 )
 """Recomputation and micro-batches that `--search` tries, from the quickest to the smallest."""
-
-EFFORTS: dict[str, dict[str, Any]] = {
-    "quick": {"exec_time_optimization_effort": -0.5},
-    "full": {},
-}
-"""How hard the compiler tries, as options to it; training gets `full`."""
 
 
 @dataclass(frozen=True)
@@ -111,33 +114,22 @@ class Plan:
     def report(self) -> str:
         """For people."""
         total_h = self.steps * self.step_s / 3600
-        exchanged = [
-            f"  {kind:20}{size / 1e9:9.2f} GB {1e3 * self.collective_s[kind]:9.1f} ms"
-            for kind, size in sorted(self.collective_bytes.items())
-        ]
-        margin = (self.hbm_bytes - self.used_bytes) / GIB
-        verdict = f"fits, {margin:.1f} GiB to spare" if self.fits else f"{-margin:.1f} GiB too much"
+        sizes = {
+            "parameters": self.parameter_bytes,
+            "moving average": self.ema_bytes,
+            "optimiser": self.optimizer_bytes,
+            "batch": self.batch_bytes,
+            "program": self.code_bytes,
+            "temporary": self.temporary_bytes,
+            "  kept activations": self.activation_bytes,
+        }
         lines = [
             f"{self.config} on {self.topology}: {self.chips} chips as {self.mesh[0]} data x "
             f"{self.mesh[1]} fsdp, remat {self.remat}, batch {self.batch_examples} in "
             f"{self.micro_batches} (compiled in {self.compile_s:.0f} s, effort {self.effort})",
-            "HBM of a chip",
-            *(
-                f"  {name:20}{size / GIB:9.2f} GiB"
-                for name, size in (
-                    ("parameters", self.parameter_bytes),
-                    ("moving average", self.ema_bytes),
-                    ("optimiser", self.optimizer_bytes),
-                    ("batch", self.batch_bytes),
-                    ("program", self.code_bytes),
-                    ("temporary", self.temporary_bytes),
-                    ("  kept activations", self.activation_bytes),
-                    ("all", self.used_bytes),
-                )
-            ),
-            f"  of {self.hbm_bytes / GIB:.0f} GiB: {verdict}",
+            *memory_lines(sizes, self.used_bytes, self.hbm_bytes),
             "Collectives of a step",
-            *exchanged,
+            *collective_lines(self.collective_bytes, self.collective_s),
             "Estimated",
             f"  computation         {self.compute_s:9.3f} s",
             f"  waiting for others  {self.waiting_s:9.3f} s ({self.waiting_s / self.step_s:.1%})",
@@ -150,39 +142,8 @@ class Plan:
             f"  {self.steps:,} steps: {total_h:,.0f} h, {total_h * self.chips:,.0f} chip-hours",
         ]
         if self.effort == "quick":
-            lines.append("  Effort quick: memory and collectives hold; times are upper bounds.")
+            lines.append(QUICK)
         return "\n".join(lines)
-
-
-def topology_devices(name: str) -> Sequence[jax.Device]:
-    """The devices of a TPU slice that is not there.
-
-    Args:
-        name: generation and shape: v5e:4x4, v5p:4x4x4, v6e:8x8.
-
-    Raises:
-        UserError: there is no libtpu, or it knows no such slice.
-    """
-    from jax.experimental import topologies
-
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError('plans need the TPU compiler: pip install -e ".[tpu]"')
-    # As on a worker of a slice, so that libtpu does not ask the cloud where it is.
-    for variable, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_WORKER_ID", "0"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-    ):
-        os.environ.setdefault(variable, value)
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # libtpu's and JAX's are of several kinds
-        raise UserError(
-            f"--topology {name}: no such slice ({str(error).splitlines()[0]}); name a generation "
-            "and its shape in chips, as v5e:4x4, v5p:4x4x4 or v6e:8x8"
-        ) from None
 
 
 def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str = "full") -> Plan:
@@ -200,20 +161,13 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
     """
     config = replace(config, train=replace(config.train, fsdp=fsdp))
     devices = topology_devices(topology)
-    chip = _known_chip(devices[0])
+    chip = known_chip(devices[0])
     mesh = sharding.make_mesh(config, devices)
     objective = make_objective(config)
     trainer = Trainer(config, objective, mesh)
     batch = abstract_batch(config)
     lowered = trainer.lower(batch)
-    started = time.perf_counter()
-    try:
-        compiled = lowered.compile(compiler_options=EFFORTS[effort])
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(f"{topology}: the compiler finds no room: {_first_line(error)}") from None
-    compile_s = time.perf_counter() - started
+    compiled, compile_s = compile_for(topology, lowered, effort)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     assert memory is not None and cost is not None  # of TPUs there always are
     spent = usage(compiled.as_text() or "", chip)
@@ -293,7 +247,7 @@ def search(
         most: plans to make.
     """
     chips = len(topology_devices(topology))
-    chip = _known_chip(topology_devices(topology)[0])
+    chip = known_chip(topology_devices(topology)[0])
     meshes = [2**i for i in range(chips.bit_length()) if chips % 2**i == 0]
     made = 0
     for remat, micro_batches in SEARCHED:
@@ -348,28 +302,6 @@ def table(plans: Sequence[Plan]) -> str:
     return "\n".join(rows)
 
 
-def _known_chip(device: jax.Device) -> Chip:
-    chip = chip_of(device.device_kind)
-    if chip is None:
-        raise UserError(f"nothing is known of the chip {device.device_kind!r}")
-    return chip
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
-
-
-def _mesh(text: str, chips: int) -> int:
-    """The 'fsdp' of `--mesh DATAxFSDP`."""
-    try:
-        data, fsdp = map(int, text.split("x"))
-    except ValueError:
-        raise UserError(f"--mesh {text}: give two numbers, data x fsdp, as 16x4") from None
-    if min(data, fsdp) < 1 or data * fsdp != chips:
-        raise UserError(f"--mesh {text}: {data} x {fsdp} is not the slice's {chips} chips")
-    return fsdp
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -377,6 +309,8 @@ def main() -> None:
     parser.add_argument("--mesh", help="data x fsdp; the product is the slice's chips")
     parser.add_argument("--effort", choices=EFFORTS, default="full", help="of the compiler")
     parser.add_argument("--search", action="store_true", help="try what may fit, and rank it")
+    parser.add_argument("--sampler", action="store_true", help="plan drawing, not training")
+    parser.add_argument("--pictures", type=int, help="drawn at a time; else one a chip")
     parser.add_argument("--most", type=int, default=6, help="plans that --search makes")
     parser.add_argument("--json", help="a file to which each plan is added, as a line")
     given, rest = parser.parse_known_args()
@@ -384,26 +318,31 @@ def main() -> None:
         parser.print_help()
     file, config = parse_config(rest, "python -m glide_jax.training.plan", str(__doc__))
     jax.config.update("jax_platforms", "cpu")  # what is traced needs no accelerator
+    if given.search and given.sampler:
+        raise UserError("--search is for training: give --sampler a --mesh")
+    if given.pictures is not None and not given.sampler:
+        raise UserError("--pictures is of --sampler; a training's are --train.batch-examples")
     chips = len(topology_devices(given.topology))
-    made = []
 
-    def keep(plan: Plan) -> None:
-        made.append(plan)
+    def keep(plan: Plan | SamplerPlan) -> None:
         print(plan.report(), flush=True)
         if given.json:
             with open(given.json, "a") as out:
                 out.write(json.dumps(dataclasses.asdict(plan)) + "\n")
 
     if given.search:
+        made = []
         for found in search(config, file.stem, given.topology, given.effort, given.most):
             if isinstance(found, UserError):
                 print(found, file=sys.stderr)
             else:
+                made.append(found)
                 keep(found)
         print("\n" + table(made))
-    else:
-        fsdp = _mesh(given.mesh, chips) if given.mesh else config.train.fsdp
-        keep(make_plan(config, file.stem, given.topology, fsdp, given.effort))
+        return
+    fsdp = fsdp_of(given.mesh, chips) if given.mesh else config.train.fsdp
+    slice_of = (config, file.stem, given.topology, fsdp, given.effort)
+    keep(plan_sampler(*slice_of, given.pictures) if given.sampler else make_plan(*slice_of))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.config import Config
@@ -77,12 +76,7 @@ def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh
             f"train.batch_examples / train.micro_batches ({per_micro_batch}) must be divisible "
             f"by the number of devices ({devices})"
         )
-    # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
-    # A slice is a torus, of which 'fsdp' may be less than an axis: jax.make_mesh would refuse that.
-    array = mesh_utils.create_device_mesh(
-        (devices // fsdp, fsdp), given, allow_split_physical_axes=True
-    )
-    return Mesh(array, ("data", "fsdp"), (AxisType.Auto,) * 2)
+    return _mesh(jax.devices() if given is None else given, fsdp)
 
 
 def bytes_a_device(shapes: Any, shardings: Any) -> int:
@@ -95,10 +89,29 @@ def bytes_a_device(shapes: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def local_mesh() -> Mesh:
-    """This process's devices as ('data',): for drawing, which no other process takes part in."""
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+def local_mesh(fsdp: int = 1, given: Sequence[jax.Device] | None = None) -> Mesh:
+    """This process's devices, likewise: for drawing, which no other process takes part in.
+
+    Args:
+        fsdp: devices over which parameters are shared out.
+        given: other devices than those.
+
+    Raises:
+        UserError: the devices do not divide.
+    """
+    devices = jax.local_devices() if given is None else given
+    if fsdp < 1 or len(devices) % fsdp:
+        raise UserError(f"--fsdp {fsdp}: must divide the number of devices ({len(devices)})")
+    return _mesh(devices, fsdp)
+
+
+def _mesh(devices: Sequence[jax.Device], fsdp: int) -> Mesh:
+    # A slice is a torus, of which 'fsdp' may be less than an axis: jax.make_mesh would refuse that.
+    array = mesh_utils.create_device_mesh(
+        (len(devices) // fsdp, fsdp), devices, allow_split_physical_axes=True
+    )
+    # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
+    return Mesh(array, ("data", "fsdp"), (AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -138,7 +151,7 @@ def infer(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
     Args:
         shapes: a tree of arrays or ShapeDtypeStructs in which dicts keyed by parameter names may
             stand anywhere: parameters, a train state, an optimiser's moments.
-        mesh: from `make_mesh`.
+        mesh: from `make_mesh` or `local_mesh`.
         rules: regular expressions on the name.
 
     Raises:
