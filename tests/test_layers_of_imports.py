@@ -38,7 +38,7 @@ def test_layers_import_only_what_lies_below_them():
 
 
 def test_import_is_quick():
-    command = "import time; t = time.time(); import glide_jax; print(time.time() - t)"
+    command = "import glide_jax, time; print(time.process_time())"
     times = [
         float(subprocess.run([sys.executable, "-c", command], capture_output=True).stdout)
         for _ in range(3)
