@@ -267,10 +267,13 @@ def search(
                 continue
             made += 1
             try:
-                yield make_plan(tried, name, topology, fsdp, effort)
+                plan = make_plan(tried, name, topology, fsdp, effort)
             except UserError as error:
                 yield error
-            break  # more sharding of the same only communicates more
+                continue
+            yield plan
+            if plan.fits:
+                break  # more sharding of the same only communicates more
 
 
 def table(plans: Sequence[Plan]) -> str:
