@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import GROUPS
 from glide_jax.models import cpu
-from glide_jax.models.placement import shared_out
 from glide_jax.shapes import Timesteps
 
 EPSILON = 1e-5
@@ -46,33 +45,22 @@ def _uniform_init(fan_in: int, zero: bool) -> dict[str, Any]:
     return {"kernel_init": init, "bias_init": init}
 
 
-class Linear(nnx.Linear):
-    """A dense layer, whose results stay where their examples are."""
-
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        """(b, ..., d) to (b, ..., d2), as nnx.Linear."""
-        return shared_out(super().__call__(inputs, out_sharding))
-
-
 def linear(
     d_in: int, d_out: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, zero: bool = False
-) -> Linear:
+) -> nnx.Linear:
     """A dense layer computed in `dtype`, with float32 parameters; `zero` starts it as zeros."""
-    return Linear(d_in, d_out, dtype=dtype, rngs=rngs, **_uniform_init(d_in, zero))
+    return nnx.Linear(d_in, d_out, dtype=dtype, rngs=rngs, **_uniform_init(d_in, zero))
 
 
 class Conv(nnx.Conv):
-    """A convolution, computed in the way that is quickest where it runs.
-
-    Its results stay where their examples are.
-    """
+    """A convolution, computed in the way that is quickest where it runs."""
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """(b, h, w, c) to (b, h, w, c2), as nnx.Conv."""
         kernel, dtype = self.kernel[...], jnp.dtype(self.dtype)
         if self.bias is not None and cpu.pays_to_shift(kernel, dtype):
             return cpu.shifted_products(inputs.astype(dtype), kernel.astype(dtype), self.bias[...])
-        return shared_out(super().__call__(inputs, out_sharding))
+        return super().__call__(inputs, out_sharding)
 
 
 def conv(
@@ -160,8 +148,7 @@ def project_to_heads(
     bias = 0 if projection.bias is None else projection.bias[...].astype(x.dtype)
     bias = jnp.broadcast_to(bias, projection.kernel.shape[1:]).reshape(heads, parts, 1, -1)
     return tuple(
-        shared_out(jnp.einsum("bld,dnk->bnlk", x, kernel[:, :, part]) + bias[:, part])
-        for part in range(parts)
+        jnp.einsum("bld,dnk->bnlk", x, kernel[:, :, part]) + bias[:, part] for part in range(parts)
     )
 
 
@@ -169,8 +156,7 @@ def project_from_heads(projection: nnx.Linear, x: Float[Array, "b n l k"]) -> Fl
     """What attention gives, of all heads side by side, through a last projection."""
     assert projection.bias is not None
     kernel = projection.kernel[...].astype(x.dtype).reshape(x.shape[1], x.shape[3], -1)
-    out = jnp.einsum("bnlk,nkd->bld", x, kernel) + projection.bias[...].astype(x.dtype)
-    return shared_out(out)
+    return jnp.einsum("bnlk,nkd->bld", x, kernel) + projection.bias[...].astype(x.dtype)
 
 
 def timestep_embedding(t: Timesteps, width: int) -> Float[Array, "b d"]:
