@@ -119,7 +119,7 @@ def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None
         step,
         settings.steps,
         settings.batch_examples,
-        flops=step_flops(objective, abstract_batch(config)) if chip else 0.0,
+        flops=step_flops(objective, abstract_batch(config, clip and clip.config)) if chip else 0.0,
         peak_flops=chip.flops * jax.device_count() if chip else 0.0,
         lead=lead,
     )

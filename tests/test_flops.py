@@ -1,10 +1,15 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import model_set
 import numpy as np
 import pytest
 import tiny
 
+from glide_jax.models.clip import clip_network
 from glide_jax.training.chips import chip_of
+from glide_jax.training.denoising import Denoising
 from glide_jax.training.flops import abstract_batch, product_flops, step_flops
 from glide_jax.training.objectives import make_objective
 
@@ -52,6 +57,16 @@ def test_a_step_counts_three_forward_passes_whatever_is_recomputed():
     )
     counted = forward.cost_analysis()["flops"]
     assert 0.7 * counted < found / 3 < counted
+
+
+def test_an_auxiliary_clip_counts_too():
+    config = tiny.get_config()
+    train = dataclasses.replace(config.train, clip_run="clip", clip_loss_weight=0.1)
+    config = dataclasses.replace(config, train=train)
+    clip = clip_network(model_set.clip_config().clip)
+    with_clip = Denoising(config, clip, jax.device_put(clip.init(seed=0)))
+    batch = abstract_batch(config, model_set.clip_config().clip)
+    assert step_flops(with_clip, batch) > step_flops(Denoising(config), abstract_batch(config))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,13 @@ from glide_jax.shapes import Batch
 from glide_jax.training.objective import Objective
 
 
-def abstract_batch(config: Config) -> Batch:
-    """Shapes and types of a step's batch, over all devices and micro-batches."""
+def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
+    """Shapes and types of a step's batch, over all devices and micro-batches.
+
+    Args:
+        config: the run.
+        clip: of an auxiliary loss, where there is one.
+    """
     b, l = config.train.batch_examples, config.model.text.length
     px = config.data.low_res.crop_px or config.model.resolution_px
     shape = jax.ShapeDtypeStruct
@@ -25,6 +30,9 @@ def abstract_batch(config: Config) -> Batch:
     }
     if not isinstance(config.model, ClipConfig) and config.model.inpaint:
         batch["mask"] = shape((b, px, px, 1), jnp.float32)
+    if clip is not None:
+        batch["clip_tokens"] = shape((b, clip.text.length), jnp.int32)
+        batch["clip_token_mask"] = shape((b, clip.text.length), jnp.bool_)
     return batch
 
 
