@@ -13,12 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from glide_jax.training.plan import EFFORTS, Plan, table
+from glide_jax.training.plan import Plan, table
+from glide_jax.training.slices import EFFORTS
 
 ROOT = Path(__file__).parent.parent
 
 PLANS = (
-    ("base64_3b5", "v5p:4x4x4", "16x4", ("--model.remat", "products")),
+    ("base64_3b5", "v5p:4x4x4", "32x2", ()),
     ("base64_3b5", "v5p:2x2x2", "1x8", ("--train.batch-examples", "256")),
     ("base64_3b5", "v6e:8x8", "8x8", ()),
     ("base64_3b5", "v5e:16x16", "16x16", ()),

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from glide_jax.command_line import parse_config
 from glide_jax.config import Config, Remat
 from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.shapes import Batch, Params
 from glide_jax.training import sharding
 from glide_jax.training.chips import GIB
 from glide_jax.training.compiled import usage
@@ -157,8 +158,11 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
         effort: a key of EFFORTS.
 
     Raises:
-        UserError: the slice, or the batch, does not divide.
+        UserError: the slice, or the batch, does not divide; or a loss is asked for that another
+            model computes.
     """
+    if config.train.clip_loss_weight:
+        raise UserError("plans are of training without train.clip_loss_weight: set it to 0")
     config = replace(config, train=replace(config.train, fsdp=fsdp))
     devices = topology_devices(topology)
     chip = known_chip(devices[0])
@@ -209,27 +213,23 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
 def kept_activations(config: Config, chips: int) -> int:
     """Bytes of activations that one chip keeps for the backward pass of a micro-batch.
 
-    Traced for one picture and for two: what is more is each picture's.
+    Traced for two pictures and for three: what is more is each picture's. One would not do for a
+    CLIP, which tells pictures apart.
     """
 
     def residual_bytes(pictures: int) -> int:
         train = replace(config.train, batch_examples=pictures, micro_batches=1)
         few = replace(config, train=train)
         objective = make_objective(few)
-        batch = abstract_batch(few)
 
-        def backward(params: Any) -> Any:
-            def loss(params: Any) -> jax.Array:
-                found = objective.validate(params, objective.frozen, batch_of(), key)
+        def backward(params: Params, batch: Batch) -> Any:
+            def loss(params: Params) -> jax.Array:
+                found = objective.validate(params, objective.frozen, batch, jax.random.key(0))
                 return jnp.sum(found.values["loss"])
 
-            def batch_of() -> Any:
-                return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
-
-            key = jax.random.key(0)
             return jax.vjp(loss, params)[1]
 
-        kept = jax.eval_shape(backward, objective.network.shapes)
+        kept = jax.eval_shape(backward, objective.network.shapes, abstract_batch(few))
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
     per_picture = residual_bytes(3) - residual_bytes(2)
@@ -246,8 +246,10 @@ def search(
         config, name, topology, effort: as `make_plan`'s.
         most: plans to make.
     """
-    chips = len(topology_devices(topology))
-    chip = known_chip(topology_devices(topology)[0])
+    devices = topology_devices(topology)
+    chips, chip = len(devices), known_chip(devices[0])
+    # Parameters, average, two moments and a gradient, in float32.
+    state_bytes = 20 * make_objective(config).network.parameter_count
     meshes = [2**i for i in range(chips.bit_length()) if chips % 2**i == 0]
     made = 0
     for remat, micro_batches in SEARCHED:
@@ -261,9 +263,7 @@ def search(
             continue
         activations = kept_activations(tried, chips)
         for fsdp in meshes:
-            # Parameters, average, two moments and a gradient, in float32.
-            state = 20 * make_objective(tried).network.parameter_count // fsdp
-            if made == most or state + activations > chip.hbm_bytes:
+            if made == most or state_bytes // fsdp + activations > chip.hbm_bytes:
                 continue
             made += 1
             try:
