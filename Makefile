@@ -36,24 +36,18 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-# In an environment of its own: Beam holds back the versions of what the other tests run with.
+# Each in an environment of its own: Beam holds back the versions of what the other tests run with,
+# and the TPU compiler, which needs no TPU, is large.
 test-beam: $(VENV)-beam/.installed
 	$(VENV)-beam/bin/python -m pytest tests/test_prepare_beam.py
 
-$(VENV)-beam/.installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)-beam
-	$(VENV)-beam/bin/pip install --quiet --upgrade pip
-	$(VENV)-beam/bin/pip install --quiet --editable ".[dev,beam]"
-	touch $@
-
-# Likewise: the TPU compiler, which needs no TPU, is large.
 test-tpu: $(VENV)-tpu/.installed
 	$(VENV)-tpu/bin/python -m pytest tests/test_plan.py
 
-$(VENV)-tpu/.installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)-tpu
-	$(VENV)-tpu/bin/pip install --quiet --upgrade pip
-	$(VENV)-tpu/bin/pip install --quiet --editable ".[dev,tpu]"
+$(VENV)-%/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/pip install --quiet --upgrade pip
+	$(VENV)-$*/bin/pip install --quiet --editable ".[dev,$*]"
 	touch $@
 
 lint: $(INSTALLED)
