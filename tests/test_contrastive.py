@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import model_set
 import numpy as np
 import pytest
+from one_device import assert_same_gradient, one_device_mesh
 
 from glide_jax.training import sharding
 from glide_jax.training.contrastive import LARGEST_SCALE, Contrastive
@@ -33,12 +34,6 @@ def batch():
     }
 
 
-def one_device_mesh():
-    return jax.make_mesh(
-        (1, 1), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
-    )
-
-
 def gradient(config, mesh, batch):
     trainer = Trainer(config, Contrastive(config), mesh)
     found = jax.jit(trainer.gradient)({}, trainer.init(), sharding.to_devices(batch, mesh))
@@ -57,12 +52,7 @@ def test_devices_and_micro_batches_share_one_contrast(
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     config = config_with(fsdp=fsdp or 1, micro_batches=micro_batches)
     mesh = one_device_mesh() if fsdp is None else sharding.make_mesh(config)
-    (grads, metrics), (expected, expected_metrics) = gradient(config, mesh, batch), single
-    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
-    scale = max(np.abs(g).max() for g in expected.values())
-    for name, g in expected.items():
-        tolerance = 2e-4 * np.abs(g).max() + 1e-6 * scale  # float32 sums in another order
-        np.testing.assert_allclose(grads[name], g, rtol=0, atol=tolerance, err_msg=name)
+    assert_same_gradient(gradient(config, mesh, batch), single)
 
 
 def test_loss_is_the_symmetric_cross_entropy(batch):

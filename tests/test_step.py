@@ -7,6 +7,7 @@ import optax
 import pytest
 import tiny
 from jax.sharding import PartitionSpec
+from one_device import assert_same_gradient, one_device_mesh
 
 from glide_jax.config import DiffusionConfig, OptimConfig
 from glide_jax.errors import UserError
@@ -30,15 +31,6 @@ def batch():
         "tokens": rng.integers(0, 300, (8, 8)).astype(np.int32),
         "token_mask": rng.random((8, 8)) < 0.7,
     }
-
-
-def one_device_mesh():
-    return jax.make_mesh(
-        (1, 1),
-        ("data", "fsdp"),
-        (jax.sharding.AxisType.Auto,) * 2,
-        devices=jax.devices()[:1],
-    )
 
 
 @pytest.fixture(scope="module")
@@ -69,29 +61,19 @@ def single(params, batch):
     return gradient(with_train(), one_device_mesh(), params, batch)
 
 
-def assert_same(ours, reference):
-    (grads, losses), (reference_grads, reference_losses) = ours, reference
-    assert losses.keys() == reference_losses.keys()
-    for name, value in reference_losses.items():
-        np.testing.assert_allclose(losses[name], value, rtol=1e-5, err_msg=name)
-    scale = max(np.abs(g).max() for g in reference_grads.values())
-    for name, g in reference_grads.items():
-        # Float32 sums in another order: rounding relative to the sums' terms, not to the sums.
-        tolerance = 2e-4 * np.abs(g).max() + 1e-6 * scale
-        np.testing.assert_allclose(grads[name], g, rtol=0, atol=tolerance, err_msg=name)
-
-
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_eight_devices_give_the_gradient_of_one(params, batch, single, fsdp, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     config = with_train(fsdp=fsdp)
     mesh = sharding.make_mesh(config)
     assert dict(mesh.shape) == {"data": 8 // fsdp, "fsdp": fsdp}
-    assert_same(gradient(config, mesh, params, batch), single)
+    assert_same_gradient(gradient(config, mesh, params, batch), single)
 
 
 def test_micro_batches_change_nothing(params, batch, single):
-    assert_same(gradient(with_train(micro_batches=4), one_device_mesh(), params, batch), single)
+    assert_same_gradient(
+        gradient(with_train(micro_batches=4), one_device_mesh(), params, batch), single
+    )
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(trainer, batch):
