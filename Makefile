@@ -42,7 +42,7 @@ test-beam: $(VENV)-beam/.installed
 	$(VENV)-beam/bin/python -m pytest tests/test_prepare_beam.py
 
 test-tpu: $(VENV)-tpu/.installed
-	$(VENV)-tpu/bin/python -m pytest tests/test_plan.py
+	$(VENV)-tpu/bin/python -m pytest tests/test_plan.py tests/test_tpu_attention.py
 
 $(VENV)-%/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)-$*

@@ -66,12 +66,12 @@ def plain_group_norm(
     return y if scale is None else y * (1 + scale[:, None, None]) + shift[:, None, None]
 
 
-def plain_attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """As it is usually written: heads on the third axis."""
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # b l n k
+def plain_attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
+    """As it is usually written: scaled afterwards, in the precision of the products."""
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))  # b l n k
     logits = jnp.einsum("bqnk,blnk->bnql", q, k) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
-    return jnp.einsum("bnql,blnk->bqnk", weights, v).transpose(0, 2, 1, 3)
+    return jnp.einsum("bnql,blnk->bqnk", weights, v).reshape(*q.shape[:2], -1)
 
 
 @contextmanager

@@ -17,10 +17,9 @@ from jaxtyping import Array, Float
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Remat
 from glide_jax.models.layers import (
     attend,
+    gelu,
     layer_norm,
     normal,
-    project_from_heads,
-    project_to_heads,
 )
 from glide_jax.models.network import Network
 from glide_jax.models.remat import run_equal_blocks
@@ -78,13 +77,10 @@ class ClipBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """x + attention(norm(x)), then the same with the MLP."""
         h = self.norm1(x).astype(x.dtype)
-        q, k, v = (
-            project_to_heads(projection, h, self.heads, parts=1)[0]
-            for projection in (self.q, self.k, self.v)
-        )
-        x = x + project_from_heads(self.out, attend(q, k, v, causal=self.causal))
+        attended = attend(self.q(h), self.k(h), self.v(h), self.heads, causal=self.causal)
+        x = x + self.out(attended)
         h = self.mlp_in(self.norm2(x).astype(x.dtype))
-        return x + self.mlp_out(jax.nn.gelu(h, approximate=False))
+        return x + self.mlp_out(gelu(h))
 
 
 class _Tower(nnx.Module):

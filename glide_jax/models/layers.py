@@ -11,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import GROUPS
-from glide_jax.models import cpu
+from glide_jax.models import cpu, tpu_attention
+from glide_jax.models.placement import on_each_device, runs_on_tpu
 from glide_jax.shapes import Timesteps
 
 EPSILON = 1e-5
@@ -115,48 +116,54 @@ def _group_mean(x: Float[Array, "b c"]) -> Float[Array, "b c"]:
     return jnp.repeat(grouped, c // GROUPS, axis=1)
 
 
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the normal distribution function at x, by erf, as PyTorch's.
+
+    jax.nn.gelu's erfc is exact further into the tail, and costs a TPU more than the products.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+
+
 def attend(
-    q: Float[Array, "b n q k"],
-    k: Float[Array, "b n l k"],
-    v: Float[Array, "b n l k"],
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b l d"],
+    v: Float[Array, "b l d"],
+    heads: int,
     *,
     causal: bool = False,
-) -> Float[Array, "b n q k"]:
-    """softmax(q k^T / sqrt(width of a head)) v, for all heads.
+) -> Float[Array, "b q d"]:
+    """softmax(q k^T / sqrt(width of a head)) v, for all heads, which lie side by side in d.
 
-    As GLIDE does it, q and k are each scaled by k**-1/4, which keeps half-precision products
-    small; the softmax is in float32. `causal` hides from each position those after it.
+    The softmax is in float32. `causal` hides from each position those after it.
     """
+    if runs_on_tpu() and tpu_attention.fits(q.shape[1], k.shape[1], q.shape[2] // heads, heads):
+        return on_each_device(lambda *qkv: tpu_attention.attend(*qkv, heads, causal))(q, k, v)
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
+    # As GLIDE does it: each is scaled, which keeps half-precision products small.
     scale = q.shape[-1] ** -0.25
-    logits = jnp.einsum("bnqk,bnlk->bnql", q * scale, k * scale, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bqnk,blnk->bnql", q * scale, k * scale, preferred_element_type=jnp.float32)
     if causal:
         logits = jnp.where(
             jnp.tri(logits.shape[-2], logits.shape[-1], dtype=bool), logits, -jnp.inf
         )
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bnql,bnlk->bnqk", weights, v)
+    return jnp.einsum("bnql,blnk->bqnk", weights, v).reshape(*q.shape[:2], -1)
 
 
 def project_to_heads(
     projection: nnx.Linear, x: Float[Array, "b l d"], heads: int, parts: int
-) -> tuple[Float[Array, "b n l k"], ...]:
-    """Queries, keys and values of all heads; the projection's columns are [head][part][k].
+) -> tuple[Float[Array, "b l d2"], ...]:
+    """Queries, keys and values, each of all heads; the projection's columns are [head][part][k].
 
     The kernel is cut up, not what comes of it: TPUs would copy that to bring it in order.
     """
-    kernel = projection.kernel[...].astype(x.dtype).reshape(x.shape[-1], heads, parts, -1)
-    bias = 0 if projection.bias is None else projection.bias[...].astype(x.dtype)
-    bias = jnp.broadcast_to(bias, projection.kernel.shape[1:]).reshape(heads, parts, 1, -1)
-    return tuple(
-        jnp.einsum("bld,dnk->bnlk", x, kernel[:, :, part]) + bias[:, part] for part in range(parts)
-    )
-
-
-def project_from_heads(projection: nnx.Linear, x: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
-    """What attention gives, of all heads side by side, through a last projection."""
     assert projection.bias is not None
-    kernel = projection.kernel[...].astype(x.dtype).reshape(x.shape[1], x.shape[3], -1)
-    return jnp.einsum("bnlk,nkd->bld", x, kernel) + projection.bias[...].astype(x.dtype)
+    d = x.shape[-1]
+    kernel = projection.kernel[...].astype(x.dtype).reshape(d, heads, parts, -1)
+    bias = projection.bias[...].astype(x.dtype).reshape(heads, parts, -1)
+    return tuple(
+        x @ kernel[:, :, part].reshape(d, -1) + bias[:, part].reshape(-1) for part in range(parts)
+    )
 
 
 def timestep_embedding(t: Timesteps, width: int) -> Float[Array, "b d"]:

@@ -1,6 +1,5 @@
 """The text transformer inside every GLIDE model (section 2.1, arXiv 2112.10741)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -8,10 +7,10 @@ from jaxtyping import Array, Float
 from glide_jax.config import Remat, TextConfig
 from glide_jax.models.layers import (
     attend,
+    gelu,
     layer_norm,
     linear,
     normal,
-    project_from_heads,
     project_to_heads,
 )
 from glide_jax.models.remat import run_equal_blocks
@@ -29,7 +28,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """One attention over all positions; the projection's columns are [head][q|k|v][k]."""
         q, k, v = project_to_heads(self.qkv, x, self.heads, parts=3)
-        return project_from_heads(self.out, attend(q, k, v))
+        return self.out(attend(q, k, v, self.heads))
 
 
 class TransformerBlock(nnx.Module):
@@ -46,7 +45,7 @@ class TransformerBlock(nnx.Module):
         """x + attention(norm(x)), then the same with the MLP."""
         x = x + self.attention(self.norm1(x).astype(x.dtype))
         h = self.mlp_in(self.norm2(x).astype(x.dtype))
-        return x + self.mlp_out(jax.nn.gelu(h, approximate=False))
+        return x + self.mlp_out(gelu(h))
 
 
 class TextTransformer(nnx.Module):

@@ -19,7 +19,6 @@ from glide_jax.models.layers import (
     attend,
     conv,
     linear,
-    project_from_heads,
     project_to_heads,
 )
 from glide_jax.models.remat import block_input, offloading, recomputed, recomputed_part
@@ -31,8 +30,8 @@ OUT_CHANNELS = 6
 class TextKV(NamedTuple):
     """One attention layer's keys and values of the text: they do not depend on x_t."""
 
-    k: Float[Array, "b n l k"]
-    v: Float[Array, "b n l k"]
+    k: Float[Array, "b l d"]
+    v: Float[Array, "b l d"]
 
 
 def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -114,9 +113,9 @@ class AttentionBlock(nnx.Module):
         b, h, w, c = x.shape
         pixels = self.norm(x).astype(x.dtype).reshape(b, h * w, c)
         q, k, v = project_to_heads(self.qkv, pixels, self.heads, parts=3)
-        k = jnp.concatenate([text.k, k], 2)
-        v = jnp.concatenate([text.v, v], 2)
-        return x + project_from_heads(self.out, attend(q, k, v)).reshape(b, h, w, c)
+        k = jnp.concatenate([text.k, k], 1)
+        v = jnp.concatenate([text.v, v], 1)
+        return x + self.out(attend(q, k, v, self.heads)).reshape(b, h, w, c)
 
 
 class Block(nnx.Module):

@@ -1,0 +1,116 @@
+"""The TPU's kernel, interpreted, against attention as it is written down."""
+
+import importlib.util
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+
+from glide_jax.models import layers, tpu_attention
+from glide_jax.models.placement import batch_over
+from glide_jax.models.text import SelfAttention
+from glide_jax.training.sharding import batch_sharding
+from glide_jax.training.slices import topology_devices
+
+
+def normal(key, *shape):
+    return jax.random.normal(jax.random.key(key), shape)
+
+
+def with_gradients(attend, b, q_length, k_length, heads, width):
+    q, d_out = (normal(i, b, q_length, heads * width) for i in (0, 1))
+    k, v = (normal(i, b, k_length, heads * width) for i in (2, 3))
+
+    @jax.jit
+    def run(q, k, v):
+        out, pull_back = jax.vjp(attend, q, k, v)
+        return out, *pull_back(d_out)
+
+    return run(q, k, v)
+
+
+@pytest.mark.parametrize(
+    ("b", "q_length", "k_length", "heads", "width", "causal"),
+    [
+        (2, 64, 80, 4, 64, False),  # a level of the U-Net, with text before the pixels
+        (1, 1024, 1152, 2, 64, False),  # queries in more than one block
+        (1, 1024, 1024, 2, 64, True),
+        (1, 33, 33, 4, 32, True),  # lengths that fill no register
+        (1, 16, 16, 1, 128, False),
+    ],
+)
+def test_the_kernel_gives_what_attention_gives(b, q_length, k_length, heads, width, causal):
+    sizes = (b, q_length, k_length, heads, width)
+    assert tpu_attention.fits(q_length, k_length, width, heads)
+    plain = with_gradients(partial(layers.attend, heads=heads, causal=causal), *sizes)
+    fused = with_gradients(
+        lambda q, k, v: tpu_attention.attend(q, k, v, heads, causal, True), *sizes
+    )
+    for of_plain, of_fused in zip(plain, fused, strict=True):
+        np.testing.assert_allclose(of_fused, of_plain, rtol=5e-6, atol=5e-6)
+
+
+def test_what_does_not_fill_lanes_or_memory_is_left_to_the_compiler():
+    assert not tpu_attention.fits(64, 80, 48, 8)  # heads across registers
+    assert not tpu_attention.fits(64, 80, 32, 3)  # half a register
+    assert not tpu_attention.fits(4096 + 8, 4096, 64, 2)  # no block divides the queries
+    assert not tpu_attention.fits(2**14, 2**14, 64, 2)  # keys that vector memory cannot hold
+
+
+def test_each_device_runs_the_kernel_on_its_own_examples(monkeypatch):
+    attention = SelfAttention(128, 2, jnp.dtype("float32"), nnx.Rngs(0))
+    x = normal(0, 8, 16, 128)
+    graphdef, params = nnx.split(attention)
+
+    def loss(params, x):
+        return jnp.mean(nnx.merge(graphdef, params)(x) ** 2)
+
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+
+    monkeypatch.setattr(layers, "runs_on_tpu", lambda: True)
+    kernel = tpu_attention.attend
+    monkeypatch.setattr(
+        tpu_attention, "attend", lambda q, k, v, heads, causal: kernel(q, k, v, heads, causal, True)
+    )
+    sharding = batch_sharding(Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp")))
+
+    def shared_out_loss(params, x):
+        with batch_over(sharding):
+            return loss(params, x)
+
+    program = jax.jit(jax.value_and_grad(shared_out_loss, (0, 1)))
+    found = program(params, jax.device_put(x, sharding))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, expected)
+    assert found[1][1].sharding == sharding
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: make test-tpu"
+)
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize(
+    ("q_length", "k_length", "heads", "causal"),
+    [(1024, 1280, 16, False), (64, 320, 32, False), (77, 77, 8, True), (257, 257, 16, False)],
+)
+def test_tpus_take_the_kernel(topology, q_length, k_length, heads, causal):
+    sharding = batch_sharding(
+        Mesh(np.array(topology_devices(topology)).reshape(2, 2), ("data", "fsdp"))
+    )
+
+    def gradient(q, k, v):
+        with batch_over(sharding):
+            return jax.grad(lambda *x: layers.attend(*x, heads, causal=causal).sum(), (0, 1, 2))(
+                q, k, v
+            )
+
+    q, k = (
+        jax.ShapeDtypeStruct((8, length, heads * 64), jnp.bfloat16, sharding=sharding)
+        for length in (q_length, k_length)
+    )
+    text = jax.jit(gradient).lower(q, k, k).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 2  # there and back
+    assert "all-gather" not in text
