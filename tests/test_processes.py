@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from broken_network import Network
 from test_checkpoint import data_file, flip
 from test_train import assert_same_result, metrics, wait_for
 from tiny import get_config
@@ -66,6 +67,7 @@ def test_flags_and_environment_say_who_takes_part():
         ("--coordinator 127.0.0.1 --processes 2 --process 0", "must be HOST:PORT"),
         ("--coordinator a:1 --processes 2 --process 2", "must be from 0 to 1"),
         ("--coordinator a:1 --processes 2 --process -1", "must be from 0 to 1"),
+        ("--silence-timeout-s 0", "must be at least 1"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, line):
@@ -93,10 +95,10 @@ def called(*processes, limit_s=20):
 
 
 @contextlib.contextmanager
-def connected(count):
+def connected(count, silence_s=30):
     """Peers of one run, all in this process."""
     connections = called(*((process, count) for process in range(count)))
-    peers = [Peers(process, count, connections[process]) for process in range(count)]
+    peers = [Peers(index, count, connections[index], silence_s=silence_s) for index in range(count)]
     with ThreadPoolExecutor(count) as threads:
         yield lambda function, *args: list(threads.map(function, peers, *args))
         list(threads.map(Peers.part, peers))
@@ -139,6 +141,12 @@ def test_each_hears_what_every_other_one_said():
         said = together(lambda peers: peers.gather({"number": (peers.index, "ö")}))
         assert said == [[{"number": [i, "ö"]} for i in range(3)]] * 3
     assert Peers().gather((1, 2)) == [[1, 2]]
+
+
+def test_who_has_nothing_to_say_is_still_there():
+    with connected(2, silence_s=0.5) as together:
+        time.sleep(1.5)
+        assert together(lambda peers: peers.gather(peers.index)) == [[0, 1]] * 2
 
 
 @pytest.mark.parametrize(
@@ -234,6 +242,72 @@ def test_when_one_fails_the_others_end_with_its_line(failing):
         assert process.returncode == 2
         if index != failing:
             assert errors == f"error: process {failing} of 3: the disk is full\n"
+
+
+WAITING = """
+import os, sys
+from glide_jax.training.processes import Launch, anywhere, together
+with together(Launch.parse(sys.argv[1:], os.environ)[0], lambda: 40) as peers:
+    peers.barrier()
+    print("here", flush=True)
+    while True:
+        anywhere(False)
+"""
+
+
+def stopped(process, network):
+    process.send_signal(signal.SIGSTOP)
+
+
+def told_to_end_at_once(process, network):
+    process.send_signal(signal.SIGTERM)
+
+
+def killed(process, network):
+    process.kill()
+
+
+def cut_off(process, network):
+    network.cut.set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lost", "victim"),
+    [(how, who) for how in (killed, told_to_end_at_once, stopped) for who in (0, 1)]
+    + [(cut_off, 1)],
+)
+def test_a_process_that_is_lost_ends_the_others_in_the_middle_of_a_collective(lost, victim):
+    network = Network(free_port())
+    meeting = ["--processes", "2", "--silence-timeout-s", "5", "--process"]
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                WAITING,
+                f"--coordinator=127.0.0.1:{port}",
+                *meeting,
+                str(index),
+            ],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, port in enumerate((network.lead_port, network.port))
+    ]
+    for process in started:
+        assert process.stdout.readline() == "here\n"
+    lost(started[victim], network)
+    survivors = [0, 1] if lost is cut_off else [1 - victim]
+    for index in survivors:
+        _, errors = started[index].communicate(timeout=60)
+        line = f"error: process {1 - index} of 2 is gone; start all again: the run resumes from"
+        assert started[index].returncode == GONE, errors
+        assert f"{line} step 40\n" in errors
+    started[victim].kill()
+    started[victim].communicate()
 
 
 MEETING = """
