@@ -32,7 +32,7 @@ from glide_jax.training.processes import Launch, require_same
 from glide_jax.training.roll_call import listen, roll_call
 from glide_jax.training.run_folder import last_step
 
-STEPS = 12
+STEPS = 9
 SMALL = "--model.unet.channels 96 --model.unet.channel-mult 1 --model.unet.attention-px 8"
 SHORT = f"{SMALL} --train.steps {STEPS} --train.checkpoint-every-steps 3 --train.checkpoints-kept 9"
 SHORT += f" --train.log-every-steps 1 --train.sample-every-steps {STEPS}"
@@ -442,7 +442,7 @@ def pair(start, tmp_path_factory):
     """The same of two processes with two devices each."""
     run_dir = tmp_path_factory.mktemp("pair") / "run"
     said = finish_all(start(run_dir, 2, 2, "--train.fsdp", 2))
-    assert "done: 12 steps" in said[0][0]
+    assert f"done: {STEPS} steps" in said[0][0]
     for word in ("step/s", "parameters", "done"):  # the lead speaks for both
         assert word not in "".join(said[1])
     return run_dir
@@ -540,20 +540,19 @@ def test_four_processes_learn_what_one_does_from_the_start_and_go_on_with_what_t
 
 @pytest.mark.slow
 def test_two_processes_learn_every_other_stage_as_one_does(start_in_turn, colour_folder, tmp_path):
+    enlarged = upsampler_config(inpaint=True)  # paints as well
+    unet = replace(enlarged.model.unet, channel_mult=(1,))
+    settings = QUIET | {"steps": 3}
     stages = {
-        "clip": clip_config(),  # compares all pictures of a batch
-        "enlarged": upsampler_config(inpaint=True),  # paints as well
-    }
-    settings = QUIET | {"steps": 3, "validate_every_steps": 3}
-    stages = {
-        name: on_colours(config, colour_folder, **settings) for name, config in stages.items()
+        # It compares all pictures of a batch.
+        "clip": on_colours(clip_config(), colour_folder, **settings | {"validate_every_steps": 3}),
+        "enlarged": on_colours(changed(enlarged, "model", unet=unet), colour_folder, **settings),
     }
     for count in (1, 2):
         configs = {tmp_path / f"{name}{count}": config for name, config in stages.items()}
         finish_all(start_in_turn(count, configs))
     for name in stages:
         assert_close(tmp_path / f"{name}2", tmp_path / f"{name}1", steps=range(1, 4))
-        assert metrics(tmp_path / f"{name}2")[-1]["validation_loss"] > 0
 
 
 @pytest.mark.slow
