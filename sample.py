@@ -24,7 +24,7 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from glide_jax import Glide, UserError
-from glide_jax.command_line import keep_compiled_programs
+from glide_jax.command_line import SharedOut, keep_compiled_programs
 from glide_jax.config import SampleConfig
 from glide_jax.data.editing import Fit, read_alpha, read_mask, read_picture, square_picture
 from glide_jax.errors import exit_on_user_error
@@ -36,7 +36,7 @@ from glide_jax.training.sharding import use_all_cores
 
 
 @dataclass(frozen=True)
-class Models:
+class Models(SharedOut):
     """Which models, and what to draw."""
 
     checkpoint: UseAppendAction[tuple[Path, ...]] = ()
@@ -48,9 +48,6 @@ class Models:
     """A text file with one prompt a line; blank lines are passed over."""
     one_at_a_time: bool = False
     """Free each model's memory before the next is loaded."""
-    fsdp: int = 1
-    """Devices over which each model's parameters are shared out, for a model that one has no room
-    for."""
 
 
 @dataclass(frozen=True)

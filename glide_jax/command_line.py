@@ -4,12 +4,22 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOut:
+    """What every command that loads models for drawing or comparing takes."""
+
+    fsdp: int = 1
+    """Devices over which each model's parameters are shared out, for a model that one has no room
+    for."""
 
 
 def load_config(path: Path) -> Config:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH = 16
 """Pictures a device that are drawn at a time, unless the caller says how many."""
+
+Weights = Mapping[str, np.ndarray | jax.Array]
+"""Parameters by name, wherever they are."""
 
 
 class Known(NamedTuple):
@@ -62,7 +65,7 @@ class Stage:
 
     Args:
         config: of the run.
-        params: usually the moving average.
+        params: usually the moving average, on devices or the host.
         tokenizer: the run's own.
         fsdp: devices of this process over which the parameters are shared out, for a model that
             one has no room for; 1 is a copy on each.
@@ -71,7 +74,9 @@ class Stage:
         UserError: fsdp does not divide the devices.
     """
 
-    def __init__(self, config: Config, params: Params, tokenizer: Tokenizer, fsdp: int = 1) -> None:
+    def __init__(
+        self, config: Config, params: Weights, tokenizer: Tokenizer, fsdp: int = 1
+    ) -> None:
         self.config = config
         self.model = config.denoiser
         self.tokenizer = tokenizer
@@ -97,9 +102,9 @@ class Stage:
         params = load_weights(run_dir, shapes, infer(shapes, local_mesh(fsdp)))
         return cls(config, params, Tokenizer.load(run_dir / TOKENIZER), fsdp)
 
-    def use(self, params: Params) -> None:
+    def use(self, params: Weights) -> None:
         """Draws with these parameters from now on."""
-        self.params = jax.device_put(params, infer(params, self._mesh))
+        self.params: Params = jax.device_put(params, infer(params, self._mesh))
 
     def draw(
         self,

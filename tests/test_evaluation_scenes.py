@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +304,7 @@ def test_the_command_says_nothing_of_what_no_caption_asks_for(capsys):
         (Arguments(real=True, n=0), "--n 0"),
         (Arguments(real=True, split="test"), "--split test"),
         (Arguments(real=True, caption_index=4), "--caption-index 4"),
+        (Arguments(checkpoint=Path("demo/base"), n=1, fsdp=3), "--fsdp 3"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(arguments, message):

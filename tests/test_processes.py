@@ -15,18 +15,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from broken_network import Network
+from model_set import clip_config, upsampler_config
+from packed_pictures import picture
 from test_checkpoint import data_file, flip
 from test_train import assert_same_result, metrics, wait_for
+from test_train_stages import changed, on_colours
 from tiny import get_config
 
 from glide_jax import UserError
+from glide_jax.config import Config
+from glide_jax.data.shards import Shard, encode, shard_name, write_index, write_records
 from glide_jax.training import run_folder
 from glide_jax.training.peers import GONE, Peers
 from glide_jax.training.processes import Launch, require_same
 from glide_jax.training.roll_call import listen, roll_call
 from glide_jax.training.run_folder import last_step
 
-STEPS = 12
+STEPS = 9
 SMALL = "--model.unet.channels 96 --model.unet.channel-mult 1 --model.unet.attention-px 8"
 SHORT = f"{SMALL} --train.steps {STEPS} --train.checkpoint-every-steps 3 --train.checkpoints-kept 9"
 SHORT += f" --train.log-every-steps 1 --train.sample-every-steps {STEPS}"
@@ -66,6 +72,7 @@ def test_flags_and_environment_say_who_takes_part():
         ("--coordinator 127.0.0.1 --processes 2 --process 0", "must be HOST:PORT"),
         ("--coordinator a:1 --processes 2 --process 2", "must be from 0 to 1"),
         ("--coordinator a:1 --processes 2 --process -1", "must be from 0 to 1"),
+        ("--silence-timeout-s 0", "must be at least 1"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, line):
@@ -93,10 +100,10 @@ def called(*processes, limit_s=20):
 
 
 @contextlib.contextmanager
-def connected(count):
+def connected(count, silence_s=30):
     """Peers of one run, all in this process."""
     connections = called(*((process, count) for process in range(count)))
-    peers = [Peers(process, count, connections[process]) for process in range(count)]
+    peers = [Peers(index, count, connections[index], silence_s=silence_s) for index in range(count)]
     with ThreadPoolExecutor(count) as threads:
         yield lambda function, *args: list(threads.map(function, peers, *args))
         list(threads.map(Peers.part, peers))
@@ -139,6 +146,12 @@ def test_each_hears_what_every_other_one_said():
         said = together(lambda peers: peers.gather({"number": (peers.index, "ö")}))
         assert said == [[{"number": [i, "ö"]} for i in range(3)]] * 3
     assert Peers().gather((1, 2)) == [[1, 2]]
+
+
+def test_who_has_nothing_to_say_is_still_there():
+    with connected(2, silence_s=0.5) as together:
+        time.sleep(1.5)
+        assert together(lambda peers: peers.gather(peers.index)) == [[0, 1]] * 2
 
 
 @pytest.mark.parametrize(
@@ -236,6 +249,72 @@ def test_when_one_fails_the_others_end_with_its_line(failing):
             assert errors == f"error: process {failing} of 3: the disk is full\n"
 
 
+WAITING = """
+import os, sys
+from glide_jax.training.processes import Launch, anywhere, together
+with together(Launch.parse(sys.argv[1:], os.environ)[0], lambda: 40) as peers:
+    peers.barrier()
+    print("here", flush=True)
+    while True:
+        anywhere(False)
+"""
+
+
+def stopped(process, network):
+    process.send_signal(signal.SIGSTOP)
+
+
+def told_to_end_at_once(process, network):
+    process.send_signal(signal.SIGTERM)
+
+
+def killed(process, network):
+    process.kill()
+
+
+def cut_off(process, network):
+    network.cut.set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lost", "victim"),
+    [(how, who) for how in (killed, told_to_end_at_once, stopped) for who in (0, 1)]
+    + [(cut_off, 1)],
+)
+def test_a_process_that_is_lost_ends_the_others_in_the_middle_of_a_collective(lost, victim):
+    network = Network(free_port())
+    meeting = ["--processes", "2", "--silence-timeout-s", "5", "--process"]
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                WAITING,
+                f"--coordinator=127.0.0.1:{port}",
+                *meeting,
+                str(index),
+            ],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, port in enumerate((network.lead_port, network.port))
+    ]
+    for process in started:
+        assert process.stdout.readline() == "here\n"
+    lost(started[victim], network)
+    survivors = [0, 1] if lost is cut_off else [1 - victim]
+    for index in survivors:
+        _, errors = started[index].communicate(timeout=60)
+        line = f"error: process {1 - index} of 2 is gone; start all again: the run resumes from"
+        assert started[index].returncode == GONE, errors
+        assert f"{line} step 40\n" in errors
+    started[victim].kill()
+    started[victim].communicate()
+
+
 MEETING = """
 import os
 from glide_jax.training.processes import Launch, together
@@ -322,6 +401,34 @@ def cut(run_dir, to, step):
             shutil.rmtree(path)
 
 
+@pytest.mark.slow
+def test_bad_input_ends_every_process_with_one_line(start, colour_folder, tmp_path):
+    no_folder = colour_folder / "red.png" / "run"
+    shard = shard_name("all", 0, 1)
+    for kind in ("missing", "cut"):
+        (tmp_path / kind).mkdir()
+        file = tmp_path / kind / shard
+        write_records(file, [encode(picture(0), ("a picture",), "0.png")])
+        splits = {"all": [Shard(shard, 1, file.stat().st_size)]}
+        write_index(str(tmp_path / kind), splits, "of this test")
+    (tmp_path / "missing" / shard).unlink()
+    os.truncate(tmp_path / "cut" / shard, 500)
+    shards = ("--data.source", "shards", "--data.path")
+    bad = {
+        f"{tmp_path}/missing/{shard} is missing, but": (tmp_path, *shards, tmp_path / "missing"),
+        f"{tmp_path}/cut/{shard} has 500 bytes, but": (tmp_path, *shards, tmp_path / "cut"),
+        "(9) must be divisible by": (tmp_path / "batch", "--train.batch-examples", 9),
+        "train.fsdp (3) must divide": (tmp_path / "mesh", "--train.fsdp", 3),
+        f"cannot write the run folder {no_folder}": (no_folder,),
+    }
+    started = {line: start(run_dir, 2, 1, *flags) for line, (run_dir, *flags) in bad.items()}
+    for line, processes in started.items():
+        for _, errors in finish_all(processes, status=2):
+            (said,) = (text for text in errors.splitlines() if text.startswith("error: "))
+            assert line in said
+            assert "Traceback" not in errors
+
+
 @pytest.fixture(scope="module")
 def alone(start, tmp_path_factory):
     """A run of one process with one device that nothing disturbed."""
@@ -335,10 +442,36 @@ def pair(start, tmp_path_factory):
     """The same of two processes with two devices each."""
     run_dir = tmp_path_factory.mktemp("pair") / "run"
     said = finish_all(start(run_dir, 2, 2, "--train.fsdp", 2))
-    assert "done: 12 steps" in said[0][0]
+    assert f"done: {STEPS} steps" in said[0][0]
     for word in ("step/s", "parameters", "done"):  # the lead speaks for both
         assert word not in "".join(said[1])
     return run_dir
+
+
+@pytest.fixture(scope="module")
+def start_in_turn(python, tmp_path_factory):
+    """Starts processes that train configurations: `start_in_turn(count, {run_dir: config})`."""
+
+    def start(count, configs, ports=(), *flags):
+        files, ports = [], ports or [free_port()] * count
+        for run_dir, config in configs.items():
+            config = changed(config, "train", run_dir=str(run_dir))
+            files.append(tmp_path_factory.mktemp("config") / "config.json")
+            files[-1].write_text(config.to_json())
+        return [
+            python(
+                *("-m", "tests.train_in_turn", *files, "--process", index, "--processes", count),
+                *("--coordinator", f"127.0.0.1:{ports[index]}", *flags),
+                environment={"JAX_NUM_CPU_DEVICES": "1"},
+            )
+            for index in range(count)
+        ]
+
+    return start
+
+
+# Pictures and validation have to be compiled too.
+QUIET = {"sample_every_steps": 0, "validate_every_steps": 0, "log_every_steps": 1}
 
 
 @pytest.mark.slow
@@ -364,31 +497,77 @@ def test_whatever_stops_two_processes_they_go_on_bit_for_bit(start, pair, tmp_pa
     stopped = last_step(tmp_path)
     assert f"stopped at step {stopped} of {STEPS}" in said[0][0]
     assert 0 < stopped < 6
-    # One is killed, then the lead.
-    for victim, step in ((1, 6), (0, 9)):
-        started = start(tmp_path, 2, 2, *flags)
-        wait_for(saved(step), started[0])
-        started[victim].kill()
-        killed = time.monotonic()
-        ((_, errors),) = finish_all([started[1 - victim]], status=GONE)
-        assert time.monotonic() - killed < 60
-        line = f"error: process {victim} of 2 is gone; start all again: the run resumes from step"
-        assert f"{line} {last_step(tmp_path)}\n" in errors
-        started[victim].communicate()
+    # The lead is killed.
+    started = start(tmp_path, 2, 2, *flags)
+    wait_for(saved(6), started[0])
+    started[0].kill()
+    ((_, errors),) = finish_all([started[1]], status=GONE)
+    line = "error: process 0 of 2 is gone; start all again: the run resumes from step"
+    assert f"{line} {last_step(tmp_path)}\n" in errors
+    started[0].communicate()
     finish_all(start(tmp_path, 2, 2, *flags))
     assert_same_result(tmp_path, pair)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "fsdp"), [(1, 1), (4, 4)])
-def test_a_run_goes_on_with_other_processes(start, pair, tmp_path, count, fsdp):
+def test_one_process_goes_on_with_what_two_have_begun(start, pair, tmp_path):
     run_dir = tmp_path / "run"
     cut(pair, run_dir, 9)
     flip(data_file(run_dir, 9, "ema"), random.Random(0))  # so that it starts from step 6
     shorter = ("--train.steps", 8, "--train.validate-every-steps", 0)
-    flags = ("--train.fsdp", fsdp, "--train.sample-every-steps", 0, *shorter)
-    said = finish_all(start(run_dir, count, 1, *flags))
+    said = finish_all(start(run_dir, 1, 1, "--train.sample-every-steps", 0, *shorter))
     assert "9 is damaged" in said[0][1] and "resumed at step 6" in said[0][0]
     # That the state is the same bit for bit, its fingerprints have said.
     assert metrics(run_dir)[:6] == metrics(pair)[:6]
     assert_close(run_dir, pair, steps=range(1, 9))
+
+
+@pytest.mark.slow
+def test_four_processes_learn_what_one_does_from_the_start_and_go_on_with_what_two_have_begun(
+    start_in_turn, alone, pair, tmp_path
+):
+    anew, further = tmp_path / "anew", tmp_path / "further"
+    cut(pair, further, 9)
+    flip(data_file(further, 9, "ema"), random.Random(0))
+    config = changed(Config.load(pair / "config.json"), "train", fsdp=4, **QUIET)
+    configs = {run: changed(config, "train", steps=n) for run, n in ((anew, 3), (further, 8))}
+    said = finish_all(start_in_turn(4, configs))
+    assert "9 is damaged" in said[0][1] and "resumed at step 6" in said[0][0]
+    assert_close(anew, alone, steps=range(1, 4))
+    assert metrics(further)[:6] == metrics(pair)[:6]
+    assert_close(further, pair, steps=range(1, 9))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_every_other_stage_as_one_does(start_in_turn, colour_folder, tmp_path):
+    enlarged = upsampler_config(inpaint=True)  # paints as well
+    unet = replace(enlarged.model.unet, channel_mult=(1,))
+    settings = QUIET | {"steps": 3}
+    stages = {
+        # It compares all pictures of a batch.
+        "clip": on_colours(clip_config(), colour_folder, **settings | {"validate_every_steps": 3}),
+        "enlarged": on_colours(changed(enlarged, "model", unet=unet), colour_folder, **settings),
+    }
+    for count in (1, 2):
+        configs = {tmp_path / f"{name}{count}": config for name, config in stages.items()}
+        finish_all(start_in_turn(count, configs))
+    for name in stages:
+        assert_close(tmp_path / f"{name}2", tmp_path / f"{name}1", steps=range(1, 4))
+
+
+@pytest.mark.slow
+def test_when_the_network_is_cut_while_they_train_both_sides_say_so(
+    start_in_turn, colour_folder, tmp_path
+):
+    network = Network(free_port())
+    settings = QUIET | {"steps": 10**9, "checkpoint_every_steps": 1000}
+    endless = on_colours(clip_config(), colour_folder, **settings)
+    ports = network.lead_port, network.port
+    started = start_in_turn(2, {tmp_path: endless}, ports, "--silence-timeout-s", 5)
+    log = tmp_path / "metrics.jsonl"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3, started[0])
+    network.cut.set()
+    cut_at = time.monotonic()
+    for index, (_, errors) in enumerate(finish_all(started, status=GONE, limit_s=60)):
+        assert f"error: process {1 - index} of 2 is gone; start all again: the run" in errors
+    assert time.monotonic() - cut_at < 30

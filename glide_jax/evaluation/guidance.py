@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 from jaxtyping import UInt8
 
-from glide_jax.command_line import keep_compiled_programs
+from glide_jax.command_line import SharedOut, keep_compiled_programs
 from glide_jax.data.scene_graph import make
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
@@ -36,7 +36,7 @@ def diversity(pictures: UInt8[np.ndarray, "n seeds h w 3"]) -> float:
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(SharedOut):
     """Draws the same captions at several scales of guidance, classifier-free and by CLIP.
 
     Prints the share of pictures that show all that their caption asks for, and the diversity.
@@ -79,7 +79,7 @@ def main(arguments: Arguments) -> None:
         )
     keep_compiled_programs()
     use_all_cores(MAX_BATCH)
-    glide = Glide.load(arguments.checkpoint)
+    glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     closeup = glide.config("base").data.name == "closeups"
     captions = [
         make(arguments.split, index, closeup=closeup)[1][arguments.caption_index]

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, UInt8
 
-from glide_jax.command_line import keep_compiled_programs
+from glide_jax.command_line import SharedOut, keep_compiled_programs
 from glide_jax.data.drawing import draw
 from glide_jax.data.scene_graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.errors import exit_on_user_error
@@ -76,7 +76,7 @@ def is_right(reading: Reading, asked: Thing) -> bool:
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(SharedOut):
     """Hides an object in each of n held-out scenes and asks for another in its place.
 
     Prints how often the model paints it.
@@ -105,7 +105,7 @@ def main(arguments: Arguments) -> None:
     require_scenes(arguments.n, arguments.split)
     keep_compiled_programs()
     use_all_cores(min(arguments.n, MAX_BATCH))
-    glide = Glide.load(arguments.checkpoint)
+    glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     role = "base-inpaint" if glide.has("base-inpaint") else "base"
     px = glide.config(role).denoiser.resolution_px
     cases = [make_case(arguments.split, index, px) for index in range(arguments.n)]

@@ -11,7 +11,7 @@ import tyro
 from jaxtyping import Float
 
 from glide_jax.clip_stage import ClipStage
-from glide_jax.command_line import keep_compiled_programs
+from glide_jax.command_line import SharedOut, keep_compiled_programs
 from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
@@ -35,7 +35,7 @@ def top_1(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], among
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(SharedOut):
     """Lets a CLIP choose each held-out picture's caption among those of other pictures.
 
     Prints how often it is right at each noise level.
@@ -65,7 +65,7 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--among {arguments.among}: must be from 2 to --n ({arguments.n})")
     keep_compiled_programs()
     config = load_run_config(arguments.checkpoint)
-    clip = ClipStage.load(arguments.checkpoint)
+    clip = ClipStage.load(arguments.checkpoint, fsdp=arguments.fsdp)
     levels = [t for t in arguments.t if t < clip.config.steps]
     source = open_source(config.data, arguments.split or config.data.validation_split)
     records = [source[i] for i in range(min(arguments.n, len(source)))]

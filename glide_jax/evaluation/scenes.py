@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Int, UInt8
 
-from glide_jax.command_line import keep_compiled_programs
+from glide_jax.command_line import SharedOut, keep_compiled_programs
 from glide_jax.data.scene_graph import SPLITS, make
 from glide_jax.data.scene_workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
@@ -138,7 +138,7 @@ def _relation(first: Found | None, second: Found | None) -> str:
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(SharedOut):
     """Draws pictures for captions of the scenes data set and counts what they show of them.
 
     Prints the share that is right of each thing captions ask for, and captions of wrong pictures.
@@ -187,7 +187,11 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--caption-index {arguments.caption_index}: must be 0, 1, 2 or 3")
     keep_compiled_programs()
     use_all_cores(min(arguments.n, MAX_BATCH))
-    glide = None if arguments.checkpoint is None else Glide.load(arguments.checkpoint)
+    glide = (
+        None
+        if arguments.checkpoint is None
+        else Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
+    )
     closeup = bool(arguments.closeups)
     if glide is not None and arguments.closeups is None:
         closeup = glide.config("base").data.name == "closeups"

@@ -11,7 +11,7 @@ import tyro
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from glide_jax.command_line import keep_compiled_programs
+from glide_jax.command_line import SharedOut, keep_compiled_programs
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import load_pixels
@@ -41,7 +41,7 @@ def resized(
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(SharedOut):
     """Shrinks held-out pictures, enlarges them again, and compares them with what they were.
 
     Prints the mean PSNR of the upsampler's pictures and of bicubic resizing.
@@ -73,7 +73,7 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--n {arguments.n}: must be at least 1")
     keep_compiled_programs()
     use_all_cores(arguments.batch_size)
-    glide = Glide.load(arguments.checkpoint)
+    glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     config = glide.config("upsample")
     model = config.denoiser
     source = open_source(config.data, arguments.split or config.data.validation_split)

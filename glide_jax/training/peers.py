@@ -2,7 +2,8 @@
 
 When a process dies, the others wait in a collective for its part, and JAX ends them only after
 heartbeats have stayed out for long. The system closes a process's connections however it ends: so
-all know at once, say who is gone, and end too. The same connections carry the few things that
+all know at once, say who is gone, and end too. Where nobody is left to close them, as with a
+network that is cut, no sign of life comes any more. The same connections carry the few things that
 processes tell each other outside of compiled programs, as lines of JSON.
 """
 
@@ -24,7 +25,10 @@ GRACE_S = 5.0
 """How long a process that hears of another's failure may take to meet the same one by itself."""
 
 SILENCE_S = 30
-"""A machine that the network does not reach for so long counts as gone."""
+"""A process of which nothing is heard for so long counts as gone, unless told otherwise."""
+
+SIGNS = 6
+"""Signs of life that a process gives in this time."""
 
 
 class Peers:
@@ -35,6 +39,7 @@ class Peers:
         count: of the run's processes.
         connections: to whom this process has one: the lead to all others, the others to the lead.
         last_step: says from which step the run would resume, None for its beginning.
+        silence_s: as SILENCE_S, the same for all.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Peers:
         count: int = 1,
         connections: dict[int, socket.socket] | None = None,
         last_step: Callable[[], int | None] = lambda: None,
+        silence_s: float | int = SILENCE_S,
     ) -> None:
         self.index = index
         self.count = count
@@ -58,8 +64,14 @@ class Peers:
             threading.Thread(target=self._listen, args=item, daemon=True)
             for item in self._connections.items()
         ]
+        for connection in self._connections.values():
+            connection.settimeout(silence_s)
         for listener in self._listeners:
             listener.start()
+        if self._connections:
+            # A thread of its own: a process that compiles for minutes is alive.
+            period_s = silence_s / SIGNS
+            threading.Thread(target=self._give_signs, args=(period_s,), daemon=True).start()
 
     @property
     def lead(self) -> bool:
@@ -109,16 +121,22 @@ class Peers:
             with self._sending, contextlib.suppress(OSError):  # of the dead the listeners know
                 connection.sendall(line)
 
+    def _give_signs(self, period_s: float) -> None:
+        while True:
+            self._tell({})
+            time.sleep(period_s)
+
     def _listen(self, peer: int, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection.makefile("r") as lines:
             for line in lines:
                 message = json.loads(line)
                 if "value" in message:
                     self._told[peer].put(message["value"])
-                elif not self._over:
+                elif message and not self._over:
                     self._end(message)
         if not self._over:
             self._end({"gone": peer})
+        self._told[peer].put(None)  # nobody waits for it any more
 
     def _end(self, message: dict[str, Any]) -> None:
         """Ends this process for what happened to another."""
@@ -163,17 +181,3 @@ def _exit(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def watch_closely(connection: socket.socket) -> None:
-    """Makes the system tell when the other machine is not reached any more."""
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):  # Linux
-        for option, value in (
-            (socket.TCP_KEEPIDLE, SILENCE_S // 3),
-            (socket.TCP_KEEPINTVL, SILENCE_S // 6),
-            (socket.TCP_KEEPCNT, 4),
-            (socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S),
-        ):
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,7 +1,9 @@
 """Grids that show what a model in training draws, of the same prompts and seeds every time."""
 
 import dataclasses
+import math
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -11,8 +13,7 @@ from glide_jax.data.loader import Example, validation_examples
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.pictures import draw_grid
-from glide_jax.shapes import Params
-from glide_jax.stage import Conditions, Known, Stage, require_usable
+from glide_jax.stage import Conditions, Known, Stage, Weights, require_usable
 
 PICTURES = 8
 HIDDEN_GREY = 128
@@ -48,10 +49,12 @@ class Preview:
             self._examples = validation_examples(held_out, config, PICTURES)
             self._prompts = [example.caption for example in self._examples]
 
-    def draw(self, params: Params) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
+    def draw(self, params: Weights) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
         """The grid of these parameters."""
         if self._stage is None:
-            self._stage = Stage(self._config, params, self._tokenizer)
+            # Nobody else takes part, so as many share the parameters as are here.
+            fsdp = math.gcd(self._config.train.fsdp, jax.local_device_count())
+            self._stage = Stage(self._config, params, self._tokenizer, fsdp)
         self._stage.use(params)
         model, prompts = self._config.denoiser, self._prompts
         if not model.condition_channels:

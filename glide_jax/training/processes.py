@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
-from glide_jax.training.peers import GONE, GRACE_S, Peers
+from glide_jax.training.peers import GONE, GRACE_S, SILENCE_S, Peers
 from glide_jax.training.roll_call import listen, own_address, parse_address, roll_call
 
 HELP = (
@@ -32,9 +32,6 @@ HELP = (
 )
 START_S = 300
 """How long processes wait for each other at the start, unless told otherwise."""
-
-HEARTBEAT_S = 60
-"""A process that answers nothing for so long, though its connections stand, ends all."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,8 @@ class Launch:
     found_by_jax: bool = False
     """Whether the cluster says who takes part: SLURM, a TPU pod, Open MPI, Kubernetes."""
     start_s: int = START_S
+    silence_s: int = SILENCE_S
+    """A process of which the others hear nothing for so long counts as gone."""
 
     @classmethod
     def parse(
@@ -74,7 +73,11 @@ class Launch:
         parser.add_argument("--process", type=int)
         parser.add_argument("--distributed", action="store_true")
         parser.add_argument("--start-timeout-s", type=int, default=START_S)
+        parser.add_argument("--silence-timeout-s", type=int, default=SILENCE_S)
         given, others = parser.parse_known_args(argv)
+        waits = {"start_s": given.start_timeout_s, "silence_s": given.silence_timeout_s}
+        if min(waits.values()) < 1:
+            raise UserError("--start-timeout-s and --silence-timeout-s must be at least 1")
         flags = (given.coordinator, given.processes, given.process)
         if any(flag not in ("", None) for flag in flags):
             if "" in flags or None in flags or given.distributed:
@@ -88,11 +91,11 @@ class Launch:
                     f"--process {given.process} must be from 0 to {given.processes - 1}, as there "
                     f"are --processes {given.processes}"
                 )
-            return cls(*flags, start_s=given.start_timeout_s), others
+            return cls(*flags, **waits), others
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
         hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
         found = given.distributed or tasks > 1 or len(hosts) > 1
-        return cls(processes=tasks, found_by_jax=found, start_s=given.start_timeout_s), others
+        return cls(processes=tasks, found_by_jax=found, **waits), others
 
     @property
     def sharing_cores(self) -> int:
@@ -123,8 +126,15 @@ def together(launch: Launch, last_step: Callable[[], int | None]) -> Iterator[Pe
         return
     # Requests to stop are agreed on by the loop; JAX's own service would take SIGTERM away.
     jax.config.update("jax_enable_preemption_service", False)
-    peers = _join(launch, last_step)
+    if launch.found_by_jax:
+        _connect_jax(launch)
+        if jax.process_count() == 1:
+            yield Peers()
+            return
+    peers, jax_address = _meet(launch, last_step)
     try:
+        if not launch.found_by_jax:
+            _connect_jax(launch, jax_address)
         yield peers
         peers.part()
     except UserError as error:
@@ -138,38 +148,40 @@ def together(launch: Launch, last_step: Callable[[], int | None]) -> Iterator[Pe
     jax.distributed.shutdown()
 
 
-def _join(launch: Launch, last_step: Callable[[], int | None]) -> Peers:
+def _connect_jax(launch: Launch, address: str | None = None) -> None:
+    """Makes all processes' devices one; None: at an address that the cluster names."""
+    known: dict[str, Any] = {}
+    if address is not None:
+        known = {
+            "coordinator_address": address,
+            "num_processes": launch.processes,
+            "process_id": launch.process,
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(
+            **known,
+            initialization_timeout=launch.start_s,
+            # Later than ours, which say more.
+            heartbeat_timeout_seconds=2 * launch.silence_s,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"JAX cannot connect the run's processes: {error}") from error
+
+
+def _meet(launch: Launch, last_step: Callable[[], int | None]) -> tuple[Peers, str]:
+    """The run's processes, and an address of the lead's for JAX."""
+    index, count, address = launch.process, launch.processes, launch.coordinator
     if launch.found_by_jax:
-        try:
-            jax.distributed.initialize(
-                initialization_timeout=launch.start_s, heartbeat_timeout_seconds=HEARTBEAT_S
-            )
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"the run's other processes are not found: {error}") from error
         index, count = jax.process_index(), jax.process_count()
-        if count == 1:
-            return Peers()
         listener = listen("", 0) if index == 0 else None
         own = f"{own_address()}:{listener.getsockname()[1]}" if listener else ""
         address = _gathered(own)[0]
-        connections, _ = roll_call(listener, address, index, count, launch.start_s)
-        return Peers(index, count, connections, last_step)
-    index, count = launch.process, launch.processes
-    listener = listen(*parse_address(launch.coordinator)) if index == 0 else None
-    connections, jax_port = roll_call(listener, launch.coordinator, index, count, launch.start_s)
-    host = launch.coordinator.rpartition(":")[0]
-    try:
-        jax.distributed.initialize(
-            f"{host}:{jax_port}",
-            count,
-            index,
-            cluster_detection_method="deactivate",
-            initialization_timeout=launch.start_s,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
-        )
-    except RuntimeError as error:
-        raise UserError(f"JAX cannot connect the processes: {error}") from error
-    return Peers(index, count, connections, last_step)
+    else:
+        listener = listen(*parse_address(address)) if index == 0 else None
+    connections, jax_port = roll_call(listener, address, index, count, launch.start_s)
+    host = address.rpartition(":")[0]
+    return Peers(index, count, connections, last_step, launch.silence_s), f"{host}:{jax_port}"
 
 
 def _gathered(text: str) -> list[str]:

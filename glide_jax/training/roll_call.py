@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from glide_jax.errors import UserError
-from glide_jax.training.peers import GRACE_S, watch_closely
+from glide_jax.training.peers import GRACE_S
 
 
 def parse_address(coordinator: str) -> tuple[str, int]:
@@ -77,8 +77,6 @@ def roll_call(
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         if refusal:
             raise UserError(refusal)
-    for connection in connections.values():
-        watch_closely(connection)
     return connections, answer["jax_port"]
 
 

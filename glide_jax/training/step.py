@@ -99,7 +99,9 @@ class Trainer:
         """
         values = self.network.init(self.config.train.seed) if params is None else params
         placed = sharding.place(values, self.state_shardings.params)
-        return jax.device_put(self._initial_state(placed), self.state_shardings)
+        # One program: one for every array would each have to be compiled.
+        begin = jax.jit(self._initial_state, out_shardings=self.state_shardings, donate_argnums=0)
+        return begin(placed)
 
     def _initial_state(self, params: Params) -> TrainState:
         # A copy: the step gives its state's memory away, and no buffer can be given away twice.

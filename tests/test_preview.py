@@ -1,0 +1,49 @@
+"""What training shows of itself."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from model_set import CAPTIONS
+from tiny import get_config
+
+from glide_jax.data.sources import open_source
+from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.models.glide import glide_network
+from glide_jax.stage import Stage
+from glide_jax.training import sharding
+from glide_jax.training.preview import Preview
+
+
+@pytest.mark.slow
+def test_parameters_are_shared_out_over_this_process_as_in_training_over_all(
+    colour_folder, monkeypatch
+):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    config = get_config()
+    config = replace(
+        config,
+        data=replace(config.data, source="folder", path=str(colour_folder)),
+        sample=replace(config.sample, steps="2"),
+    )
+    rng = np.random.default_rng(0)
+    params = {
+        name: 0.05 * rng.standard_normal(shape.shape, np.float32)
+        for name, shape in glide_network(config.denoiser).shapes.items()
+    }
+    tokenizer = Tokenizer.train(CAPTIONS, 300)
+    held_out = open_source(config.data, "all")
+    parts, draw = [], Stage.draw
+
+    def watched(stage, *arguments):
+        kernel = stage.params["text.blocks.0.mlp_out.kernel"]
+        parts.append(kernel.size // kernel.addressable_shards[0].data.size)
+        return draw(stage, *arguments)
+
+    monkeypatch.setattr(Stage, "draw", watched)
+    grids = []
+    for fsdp in (1, 64):  # 64 are not all here
+        shared = replace(config, train=replace(config.train, fsdp=fsdp))
+        grids.append(Preview(shared, tokenizer, held_out).draw(params).astype(int))
+    assert parts == [1, 8]
+    assert np.abs(grids[0] - grids[1]).max() <= 1
