@@ -2,8 +2,8 @@
 
     python -m tests.bucket 9000
 
-An object's generation is new with every write. TensorStore writes only if it is still the one that it
-read, which the emulator by itself neither tells nor minds. `environment` is what makes all libraries
+An object's generation is new with every write. TensorStore writes only if it is still the one that
+it read, which the emulator by itself neither tells nor minds. `environment` is what makes libraries
 talk to it.
 """
 
@@ -36,32 +36,26 @@ def environment(port: int) -> dict[str, str]:
 class Handler(RequestHandler):
     """The emulator's, minding `ifGenerationMatch` and `ifGenerationNotMatch`."""
 
-    def do_GET(self) -> None:
-        self._mind(super().do_GET)
-
-    def do_POST(self) -> None:
-        self._mind(super().do_POST)
-
-    def do_DELETE(self) -> None:
-        self._mind(super().do_DELETE)
-
-    def end_headers(self) -> None:
-        if self.command == "GET":
-            self.send_header("x-goog-generation", self._generation())
-        super().end_headers()
-
-    def _mind(self, handle) -> None:
+    def parse_request(self) -> bool:
+        """Answers by itself, and returns False, where a condition is not met."""
+        if not super().parse_request():
+            return False
         conditions = parse_qs(urlparse(self.path).query)
         (match,) = conditions.get("ifGenerationMatch", [None])
         (other,) = conditions.get("ifGenerationNotMatch", [None])
         now = self._generation()
         if match in (None, now) and other != now:
-            handle()
-            return
+            return True
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(304 if other == now else 412)
         self.send_header("Content-Length", "0")
         self.end_headers()
+        return False
+
+    def end_headers(self) -> None:
+        if self.command == "GET":
+            self.send_header("x-goog-generation", self._generation())
+        super().end_headers()
 
     def _generation(self) -> str:
         """That of the object that is asked for; 0 if there is none."""

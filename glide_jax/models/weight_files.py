@@ -3,6 +3,8 @@
 import os
 import pickle
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -127,7 +129,11 @@ def _write_npz(path: Path, tensors: Tensors) -> None:
 def _read_safetensors(path: AnyPath) -> Tensors:
     if isinstance(path, Path):
         return safetensors.numpy.load_file(path)
-    return safetensors.numpy.load(path.read_bytes())
+    with tempfile.TemporaryDirectory() as here:
+        copy = Path(here) / path.name
+        with path.open("rb") as remote, copy.open("wb") as local:
+            shutil.copyfileobj(remote, local)
+        return safetensors.numpy.load_file(copy)  # load, of bytes, knows no bfloat16
 
 
 def _write_safetensors(path: Path, tensors: Tensors) -> None:

@@ -131,13 +131,16 @@ def open_run_folder(run_dir: AnyPath, config: Config) -> None:
         UserError: the folder is of a run with other such settings, or holds weights alone, or
             cannot be written.
     """
-    if (run_dir / WEIGHTS).exists() and not (run_dir / CHECKPOINTS).exists():
+    with errors_named("read", run_dir):
+        exported = (run_dir / WEIGHTS).exists() and not (run_dir / CHECKPOINTS).exists()
+        saved = [run_dir / CHECKPOINTS / str(step) for step in saved_steps(run_dir)]
+        goes_on = any((path / "optimizer").exists() for path in saved)
+    if exported:
         raise UserError(
             f"{run_dir} holds exported weights, not a training that could go on: give another "
             f"--train.run-dir, and --train.init-from {run_dir} to start from these weights"
         )
-    saved = [run_dir / CHECKPOINTS / str(step) for step in saved_steps(run_dir)]
-    if saved and not any((path / "optimizer").exists() for path in saved):
+    if saved and not goes_on:
         raise UserError(
             f"{run_dir} holds weights alone, without the state of a training that could go on: "
             f"give another --train.run-dir, and --train.init-from {run_dir} to start from them"
