@@ -53,7 +53,7 @@ def errors_named(what: str, path: AnyPath | str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # gcsfs, google-auth and aiohttp raise many kinds
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = " ".join(str(error).split())[:300] or type(error).__name__
         if str(path).startswith(BUCKETS) and isinstance(error, FileNotFoundError):
             why = "no such bucket, or nothing of this name in it"
         raise UserError(f"cannot {what} {path}: {why}") from error
