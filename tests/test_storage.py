@@ -69,6 +69,12 @@ def test_a_path_is_of_this_machine_or_of_a_bucket(tmp_path):
             path_of(other)
 
 
+def test_what_reads_buckets_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"gs://some/run needs gcsfs: pip install -e '\.\[gcs\]'"):
+        path_of("gs://some/run")
+
+
 def test_the_configuration_keeps_a_bucket():
     flags = ("--config", "tests/tiny.py", "--train.run-dir", "gs://some/runs/a")
     _, config = parse_config(flags, "train.py", "")

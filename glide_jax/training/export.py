@@ -61,7 +61,9 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
         UserError: `run_dir` has no checkpoint, `to` is there already or cannot be written, or the
             parameters are beyond the range of `dtype`.
     """
-    if to.exists():
+    with errors_named("read", to):
+        is_there = to.exists()
+    if is_there:
         raise UserError(f"{to} is there already: remove it, or give another --to")
     config = load_run_config(run_dir)
     for name in (CHECKPOINTS, TOKENIZER):

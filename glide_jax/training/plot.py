@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_png
-from glide_jax.storage import AnyPath, path_of
+from glide_jax.storage import AnyPath, errors_named, path_of
 from glide_jax.training.film import film_strip
 from glide_jax.training.logging import METRICS
 from glide_jax.training.run_folder import name_of
@@ -144,13 +144,14 @@ def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
         UserError: `run_dir` is not the folder of a training, or nothing is logged yet.
     """
     path = run_dir / METRICS
-    if not path.is_file():
+    with errors_named("read", path):
+        lines = path.read_text().splitlines() if path.is_file() else None
+    if lines is None:
         raise UserError(
             f"{run_dir} is not the folder of a training: it has no {METRICS} (give the folder that "
             "train.py wrote)"
         )
     points: dict[str, list[tuple[float, float]]] = {}
-    lines = path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
