@@ -39,7 +39,7 @@ from glide_jax.training.sharding import use_all_cores
 class Models(SharedOut):
     """Which models, and what to draw."""
 
-    checkpoint: UseAppendAction[tuple[Path, ...]] = ()
+    checkpoint: UseAppendAction[tuple[str | Path, ...]] = ()
     """Run folder, as train.py or glide_jax.models.convert writes it, or a folder of several;
     repeat the flag for more: a base model, an upsampler, a CLIP."""
     prompt: UseAppendAction[tuple[str, ...]] = ()

@@ -11,7 +11,6 @@ import signal
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 
 import jax
@@ -27,12 +26,13 @@ from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizer import Tokenizer, make_tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_png
+from glide_jax.storage import AnyPath, GrowingFiles, path_of
 from glide_jax.training import processes, profiling, sharding
 from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.chips import chip_of
 from glide_jax.training.fine_tune import starting_params
 from glide_jax.training.flops import abstract_batch, step_flops
-from glide_jax.training.logging import RunLog
+from glide_jax.training.logging import METRICS, RunLog
 from glide_jax.training.objectives import make_objective
 from glide_jax.training.peers import Peers
 from glide_jax.training.preview import Preview
@@ -49,7 +49,7 @@ from glide_jax.training.step import Trainer
 from glide_jax.training.validation import summary
 
 
-def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None:
+def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> None:
     """Trains until `config.train.steps`, or until asked to stop.
 
     Args:
@@ -114,8 +114,9 @@ def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None
         preview = Preview(config, tokenizer, held_out)
 
     chip = chip_of(jax.devices()[0].device_kind)
+    growing = GrowingFiles(run_dir, (METRICS,) if lead else ())
     log = RunLog(
-        run_dir,
+        growing.path,
         step,
         settings.steps,
         settings.batch_examples,
@@ -133,7 +134,12 @@ def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None
     )
     log.say(memory_report(trainer))
 
+    def keep_log() -> None:
+        log.flush()
+        growing.copy()
+
     def save() -> None:
+        keep_log()  # before what resumes from there
         checkpoints.save(state, {"loader": loader.state(), "log": log.state()})
 
     def validate() -> dict[str, float]:
@@ -162,7 +168,7 @@ def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None
     stop, stops = StopRequest(), False
     try:
         while step < settings.steps and not stops:
-            log.say(profile.before_step(run_dir / "profile"))
+            log.say(profile.before_step(growing.path / "profile", run_dir / "profile"))
             waited = perf_counter()
             batch = sharding.to_devices(next(loader), mesh)
             waited = perf_counter() - waited
@@ -192,9 +198,11 @@ def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None
                 save()
             if settings.validate_every_steps and step % settings.validate_every_steps == 0:
                 log.write(step, validate())
+                keep_log()
                 log.restart_clock()
             if settings.sample_every_steps and step % settings.sample_every_steps == 0:
                 draw_samples()
+                keep_log()
                 log.restart_clock()
 
         if checkpoints.latest_step != step:
@@ -202,8 +210,9 @@ def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None
         checkpoints.close()
         loader.close()
     finally:
-        log.say(profile.end(run_dir / "profile"))
+        log.say(profile.end(growing.path / "profile", run_dir / "profile"))
         log.close()
+        growing.copy()
     if not lead:
         return
     if step < settings.steps:
@@ -212,7 +221,7 @@ def train(config: Config, run_dir: Path, peers: Peers, profile: Profile) -> None
         print(f"done: {step:,} steps in {run_dir}")
 
 
-def tokenizer_of(config: Config, source: Source, run_dir: Path | None) -> Tokenizer:
+def tokenizer_of(config: Config, source: Source, run_dir: AnyPath | None) -> Tokenizer:
     """The tokenizer of the run that goes on or is started from; without one, a new one.
 
     It learns from all captions: other runs may go on from this one with those left out here.
@@ -263,7 +272,7 @@ def main() -> None:
     profile, flags = Profile.parse(flags)
     description = f"Trains a GLIDE model.\n\n{processes.HELP}\n\n{profiling.HELP}"
     file, config = parse_config(flags, "train.py", description)
-    run_dir = Path(config.train.run_dir or f"runs/{file.stem}")
+    run_dir = path_of(config.train.run_dir or f"runs/{file.stem}")
     keep_compiled_programs()
     examples = config.train.batch_examples // config.train.micro_batches
     sharding.use_all_cores(examples, launch.processes, launch.sharing_cores)

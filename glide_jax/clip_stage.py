@@ -1,7 +1,6 @@
 """A trained CLIP, ready to compare pictures with captions and to guide a model that draws."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from glide_jax.data.editing import square_picture
 from glide_jax.data.transforms import to_float
 from glide_jax.models.clip import clip_network
 from glide_jax.shapes import Params
+from glide_jax.storage import AnyPath
 from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.training.sharding import infer, local_mesh
@@ -46,7 +46,7 @@ class ClipStage:
         self._encode_image = jax.jit(lambda params, *image: bind(params).encode_image(*image))
 
     @classmethod
-    def load(cls, run_dir: str | Path, fsdp: int = 1) -> "ClipStage":
+    def load(cls, run_dir: str | AnyPath, fsdp: int = 1) -> "ClipStage":
         """Loads a run folder, see `resolve_run`: its averaged parameters.
 
         Args:

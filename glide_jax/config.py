@@ -12,10 +12,10 @@ import shlex
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from glide_jax.errors import UserError
+from glide_jax.storage import AnyPath, errors_named
 
 Remat = Literal["none", "products", "blocks", "everything", "offload"]
 
@@ -483,7 +483,7 @@ class TrainConfig:
     """The loop."""
 
     run_dir: str = ""
-    """Run folder; empty: runs/<name of the config>."""
+    """Run folder, here or as gs://BUCKET/FOLDER; empty: runs/<name of the config>."""
     init_from: str = ""
     """Fine-tune: the run folder (or shipped model, as demo/base) whose averaged parameters training
     starts from; input channels that are new start as zeros. Empty: from scratch."""
@@ -664,12 +664,11 @@ class Config:
         return _from_dict(cls, values, where, "")
 
     @classmethod
-    def load(cls, path: Path) -> "Config":
+    def load(cls, path: AnyPath) -> "Config":
         """Reads a config.json. Raises UserError if it cannot be read."""
-        try:
-            return cls.from_json(path.read_text(), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {path}: {error}") from None
+        with errors_named("read", path):
+            text = path.read_text()
+        return cls.from_json(text, str(path))
 
 
 def _from_dict(cls: Any, values: Any, where: str, prefix: str) -> Any:

@@ -1,6 +1,6 @@
 """Pictures as people see them: PNG files that remember their prompt, and captioned grids."""
 
-import os
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from glide_jax.errors import UserError
+from glide_jax.storage import AnyPath, errors_named, write_whole
 
 _MARGIN_PX = 12
 _FONT_PX = 15
@@ -27,7 +28,7 @@ def to_pil(pictures: UInt8[np.ndarray, "b h w 3"]) -> list[Image.Image]:
 
 
 def save_png(
-    path: Path, picture: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
+    path: AnyPath, picture: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a PNG whose text chunks hold `metadata` (prompt, seed, settings).
 
@@ -37,14 +38,11 @@ def save_png(
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, format="PNG", pnginfo=info)
+    with errors_named("write", path):
         # All of it or nothing: a run that goes on later takes what is there for whole.
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        Image.fromarray(picture).save(unfinished, format="PNG", pnginfo=info)
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+        write_whole(path, png.getvalue())
 
 
 def save_grid(

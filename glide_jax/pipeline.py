@@ -7,7 +7,6 @@ pictures = glide.generate(["a red star", "a blue ring"], seed=0)
 
 import gc
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from glide_jax.config import ClipConfig, Config, SampleConfig
 from glide_jax.data.editing import Fit, square_known, square_picture
 from glide_jax.errors import UserError
 from glide_jax.stage import Conditions, Known, Stage, changed_settings
+from glide_jax.storage import AnyPath
 from glide_jax.training.run_folder import CONFIG, load_run_config, resolve_run
 
 ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
@@ -44,7 +44,7 @@ class Glide:
 
     def __init__(
         self,
-        folders: dict[str, Path],
+        folders: dict[str, AnyPath],
         configs: dict[str, Config],
         *,
         one_at_a_time: bool = False,
@@ -59,7 +59,7 @@ class Glide:
         self._loaded: dict[str, Any] = {}
 
     @classmethod
-    def load(cls, *folders: str | Path, one_at_a_time: bool = False, fsdp: int = 1) -> "Glide":
+    def load(cls, *folders: str | AnyPath, one_at_a_time: bool = False, fsdp: int = 1) -> "Glide":
         """Finds the models of these folders, each a run's or one of several runs' folders.
 
         Args:
@@ -71,7 +71,7 @@ class Glide:
         Raises:
             UserError: there is no run in a folder, or two runs are for the same purpose.
         """
-        found: dict[str, Path] = {}
+        found: dict[str, AnyPath] = {}
         configs: dict[str, Config] = {}
         for folder in map(resolve_run, folders):
             runs = [folder]

@@ -5,7 +5,6 @@ import logging
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from glide_jax.models.glide import glide_network
 from glide_jax.pictures import to_uint8
 from glide_jax.programs import Inputs, Programs, constants, equal_parts, schedule_of
 from glide_jax.shapes import Params
+from glide_jax.storage import AnyPath
 from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.training.sharding import infer, local_mesh
@@ -85,7 +85,7 @@ class Stage:
         self.programs = Programs(config, self._mesh)
 
     @classmethod
-    def load(cls, run_dir: str | Path, fsdp: int = 1) -> "Stage":
+    def load(cls, run_dir: str | AnyPath, fsdp: int = 1) -> "Stage":
         """Loads a run folder, see `resolve_run`: its averaged parameters.
 
         Args:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "glide_jax"
-BASE = {"shapes", "config", "errors", "pictures", "outputs", "command_line"}
+BASE = {"shapes", "config", "errors", "storage", "pictures", "outputs", "command_line"}
 MIDDLE = {"diffusion", "models", "data"}
 TOP = {"training", "evaluation", "pipeline", "stage", "clip_stage", "programs"}
 COMMANDS = {"models/convert.py"}  # may import what imports them

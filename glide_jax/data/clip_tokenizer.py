@@ -10,7 +10,6 @@ import html
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import ftfy
 import numpy as np
@@ -20,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glide_jax.data.tokenizer import GPT2_FILES, Tokenizer, hub_backend, write_backend
 from glide_jax.errors import UserError
+from glide_jax.storage import AnyPath
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -149,7 +149,7 @@ class ClipTokenizer(Tokenizer):
         return cls({piece: i for i, piece in enumerate(pieces)}, merges)
 
     @classmethod
-    def load(cls, path: Path) -> "ClipTokenizer":
+    def load(cls, path: AnyPath) -> "ClipTokenizer":
         """Reads a vocabulary.
 
         Args:
@@ -192,7 +192,7 @@ class ClipTokenizer(Tokenizer):
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the tokenizer {name} is not of CLIP's kind: {error!r}") from error
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: AnyPath) -> None:
         """Writes what `load`, and AutoTokenizer.from_pretrained, read.
 
         Raises:

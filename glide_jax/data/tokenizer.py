@@ -6,7 +6,6 @@ is all padding: the unconditional input.
 """
 
 import json
-import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from glide_jax.config import DataConfig
 from glide_jax.data.mixture import captions_to_learn_from
 from glide_jax.data.records import Source
 from glide_jax.errors import UserError
+from glide_jax.storage import AnyPath, errors_named, write_whole
 
 END_TOKEN = "<|endoftext|>"
 """GPT-2's, and of every vocabulary that does not name another one."""
@@ -118,7 +118,7 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
+    def load(cls, folder: AnyPath) -> "Tokenizer":
         """Reads `tokenizer.json`, as `save` and the hub write it, or `vocab.json` + `merges.txt`.
 
         Raises:
@@ -128,7 +128,7 @@ class Tokenizer:
         # The library reports every failure, of reading or of parsing, as a plain Exception.
         try:
             if whole.is_file():
-                return cls(tokenizers.Tokenizer.from_file(str(whole)), _end_token(folder))
+                return cls(tokenizers.Tokenizer.from_str(whole.read_text()), _end_token(folder))
             if vocab.is_file() and merges.is_file():
                 bpe = models.BPE.from_file(str(vocab), str(merges))
                 return cls(_byte_level(bpe), _end_token(folder))
@@ -149,7 +149,7 @@ class Tokenizer:
         """
         return cls(*hub_backend(name))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: AnyPath) -> None:
         """Writes what `load`, and AutoTokenizer.from_pretrained, read.
 
         Raises:
@@ -218,19 +218,17 @@ def hub_backend(name: str) -> tuple[tokenizers.Tokenizer, str]:
     return found.backend_tokenizer, found.eos_token
 
 
-def write_backend(folder: Path, backend: tokenizers.Tokenizer, **special_tokens: str) -> None:
+def write_backend(folder: AnyPath, backend: tokenizers.Tokenizer, **special_tokens: str) -> None:
     """Writes tokenizer.json and the settings that the hub's libraries look for beside it.
 
     Raises:
         UserError: the folder cannot be written.
     """
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | special_tokens
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-        _write(folder / "tokenizer.json", backend.to_str(pretty=True))
-    except OSError as error:
-        raise UserError(f"cannot write the tokenizer to {folder}: {error.strerror}") from None
+    with errors_named("write the tokenizer to", folder):
+        # Each whole or not at all, so that an interrupted run leaves no half of a tokenizer.
+        write_whole(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode())
+        write_whole(folder / "tokenizer.json", backend.to_str(pretty=True).encode())
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
@@ -241,17 +239,10 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     return backend
 
 
-def _end_token(folder: Path) -> str:
+def _end_token(folder: AnyPath) -> str:
     """What the hub's settings file names as the end token: a text, or an object with its text."""
     try:
         named = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
         return named["content"] if isinstance(named, dict) else str(named)
     except (FileNotFoundError, KeyError):
         return END_TOKEN
-
-
-def _write(path: Path, text: str) -> None:
-    """All of the file or nothing, so that an interrupted run leaves no half of a tokenizer."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(text)
-    unfinished.replace(path)

@@ -42,7 +42,7 @@ class Arguments(SharedOut):
     Prints the share of pictures that show all that their caption asks for, and the diversity.
     """
 
-    checkpoint: Path
+    checkpoint: str | Path
     """Folder of a base model and a CLIP, or a run folder of a base model alone."""
     n: int = 128
     """Captions: of the first records of the split."""

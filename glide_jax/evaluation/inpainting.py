@@ -82,7 +82,7 @@ class Arguments(SharedOut):
     Prints how often the model paints it.
     """
 
-    checkpoint: Path
+    checkpoint: str | Path
     """Run folder of a base model, best made for inpainting, or a folder of models."""
     n: int = 200
     """Scenes: the first of the split."""

@@ -41,7 +41,7 @@ class Arguments(SharedOut):
     Prints how often it is right at each noise level.
     """
 
-    checkpoint: Path
+    checkpoint: str | Path
     """Run folder of a CLIP."""
     n: int = 512
     """Pictures: the first of the split, in groups of `among`."""

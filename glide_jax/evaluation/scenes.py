@@ -144,7 +144,7 @@ class Arguments(SharedOut):
     Prints the share that is right of each thing captions ask for, and captions of wrong pictures.
     """
 
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     """Run folder of the model that draws."""
     real: bool = False
     """Judge the data set's own pictures instead: the best share the judge lets anyone reach."""

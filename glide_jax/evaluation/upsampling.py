@@ -47,7 +47,7 @@ class Arguments(SharedOut):
     Prints the mean PSNR of the upsampler's pictures and of bicubic resizing.
     """
 
-    checkpoint: Path
+    checkpoint: str | Path
     """Run folder of an upsampler, or a folder of models that has one."""
     n: int = 64
     """Pictures: the first of the split."""

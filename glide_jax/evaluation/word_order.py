@@ -76,7 +76,7 @@ class Arguments:
     Prints by how much each kind of wrong caption raises it, in all and in each fifth of the steps.
     """
 
-    checkpoint: Path
+    checkpoint: str | Path
     """Run folder of a base model trained on scenes."""
     n: int = 256
     """Scenes: the first of the split with two objects of different shapes and colours."""

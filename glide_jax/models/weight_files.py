@@ -3,6 +3,8 @@
 import os
 import pickle
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,13 +14,14 @@ import numpy as np
 import safetensors.numpy
 
 from glide_jax.errors import UserError
+from glide_jax.storage import AnyPath
 
 Tensors = dict[str, np.ndarray]
 
 NO_TORCH = "needs PyTorch: pip install -e '.[convert]', or give .safetensors or .npz"
 
 
-def read_tensors(path: Path) -> Tensors:
+def read_tensors(path: AnyPath) -> Tensors:
     """All tensors of a file, by name, as float32.
 
     Raises:
@@ -67,7 +70,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _format(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]:
+def _format(path: AnyPath) -> tuple[Callable[[Any], Tensors], Callable[[Path, Tensors], None]]:
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: the name must end in {', '.join(FORMATS)}")
     return FORMATS[path.suffix]
@@ -123,6 +126,16 @@ def _write_npz(path: Path, tensors: Tensors) -> None:
     np.savez(path, allow_pickle=False, **tensors)
 
 
+def _read_safetensors(path: AnyPath) -> Tensors:
+    if isinstance(path, Path):
+        return safetensors.numpy.load_file(path)
+    with tempfile.TemporaryDirectory() as here:
+        copy = Path(here) / path.name
+        with path.open("rb") as remote, copy.open("wb") as local:
+            shutil.copyfileobj(remote, local)
+        return safetensors.numpy.load_file(copy)  # load, of bytes, knows no bfloat16
+
+
 def _write_safetensors(path: Path, tensors: Tensors) -> None:
     path.write_bytes(safetensors.numpy.save(tensors))  # save_file's are for their owner only
 
@@ -132,9 +145,9 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
-FORMATS: dict[str, tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]] = {
+FORMATS: dict[str, tuple[Callable[[Any], Tensors], Callable[[Path, Tensors], None]]] = {
     ".pt": (_read_pt, _write_pt),
-    ".safetensors": (safetensors.numpy.load_file, _write_safetensors),
+    ".safetensors": (_read_safetensors, _write_safetensors),
     ".npz": (_read_npz, _write_npz),
 }
 """How to read and write each kind of file, by its suffix."""

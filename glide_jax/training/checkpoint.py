@@ -4,9 +4,9 @@
     checkpoints/STEP.damaged/   one that storage did not give back as it was written
 
 `host` is JSON: what else the run needs to go on (loader, log), a fingerprint of every array, and a
-digest of itself. A checkpoint is written to a temporary name and renamed when whole, so an
-interrupted write never harms the last good one; where an array is not what was saved, the
-checkpoint before is taken.
+digest of itself. A checkpoint is written to a temporary name and renamed when whole (in a bucket,
+marked when whole), so an interrupted write never harms the last good one; where an array is not
+what was saved, the checkpoint before is taken.
 """
 
 import contextlib
@@ -30,9 +30,16 @@ import orbax.checkpoint as ocp
 from glide_jax.errors import UserError
 from glide_jax.models.weight_files import read_tensors
 from glide_jax.shapes import Params
+from glide_jax.storage import AnyPath, move_folder
 from glide_jax.training.fingerprint import fingerprints
 from glide_jax.training.peers import Peers
-from glide_jax.training.run_folder import CHECKPOINTS, WEIGHTS, resolve_run, saved_steps
+from glide_jax.training.run_folder import (
+    CHECKPOINTS,
+    COMMITTED,
+    WEIGHTS,
+    resolve_run,
+    saved_steps,
+)
 from glide_jax.training.step import TrainState
 
 # Orbax tells of every thread and file at the level of warnings; its errors still come through.
@@ -40,7 +47,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def load_weights(
-    run_dir: str | Path,
+    run_dir: str | AnyPath,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> Params:
@@ -74,8 +81,11 @@ class Checkpoints:
         peers: the processes that save and restore together, each its part; readers are alone.
     """
 
-    def __init__(self, run_dir: Path, kept: int | None = None, peers: Peers | None = None) -> None:
-        self._folder = run_dir.absolute() / CHECKPOINTS
+    def __init__(
+        self, run_dir: AnyPath, kept: int | None = None, peers: Peers | None = None
+    ) -> None:
+        absolute = run_dir.absolute() if isinstance(run_dir, Path) else run_dir
+        self._folder: AnyPath = absolute / CHECKPOINTS
         self._writes = kept is not None
         self._peers = peers or Peers()
         self.restored_step: int | None = None
@@ -257,7 +267,7 @@ class Checkpoints:
                 aside = _unused(folder.with_name(f"{step}.damaged"))
                 what = f"moved to {aside.name}"
                 with self._errors_named("move damaged"):
-                    folder.rename(aside)
+                    move_folder(folder, aside, last=COMMITTED)
             line = f"warning: the checkpoint {folder} is damaged ({why}): {what}, going on from"
             sys.stderr.write(f"{line} step {good}\n")
         self._peers.barrier()
@@ -271,6 +281,8 @@ class Checkpoints:
             self._manager.close()
 
     def _require_room(self, needed: int) -> None:
+        if not isinstance(self._folder, Path):
+            return  # buckets have no end
         if not os.access(self._folder, os.W_OK | os.X_OK):  # orbax would take minutes to tell
             raise UserError(f"cannot save checkpoints in {self._folder}: it may not be written")
         free = shutil.disk_usage(self._folder).free
@@ -345,7 +357,7 @@ def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _unused(path: Path) -> Path:
+def _unused(path: AnyPath) -> AnyPath:
     """This path or, where there is something, one like it."""
     candidates = [path, *(path.with_name(f"{path.name}{i}") for i in range(2, 1000))]
     return next(candidate for candidate in candidates if not candidate.exists())

@@ -23,6 +23,7 @@ import tyro
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.storage import BUCKETS, AnyPath, errors_named, path_of, write_whole
 from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.fine_tune import network_of
 from glide_jax.training.run_folder import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, load_run_config
@@ -34,10 +35,10 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 class Arguments:
     """Writes a run's averaged weights as a folder to give away."""
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[str | Path]
     """Run folder, as train.py or glide_jax.models.convert writes it."""
-    to: Path
-    """Folder to write."""
+    to: str | Path
+    """Folder to write, here or as gs://BUCKET/FOLDER."""
     dtype: Dtype = "bfloat16"
     """Type of the stored numbers: float32 keeps them exactly, the others to 8 or 11 bits."""
 
@@ -45,11 +46,11 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
     arguments = tyro.cli(Arguments, prog="python -m glide_jax.training.export", args=argv)
-    export(arguments.run, arguments.to, arguments.dtype)
+    export(path_of(arguments.run), path_of(arguments.to), arguments.dtype)
 
 
-def export(run_dir: Path, to: Path, dtype: Dtype = "bfloat16") -> None:
-    """Writes the newest whole checkpoint's averaged parameters: the whole folder or nothing.
+def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
+    """Writes the newest whole checkpoint's averaged parameters: a run folder or nothing.
 
     Args:
         run_dir: with checkpoints.
@@ -60,7 +61,9 @@ def export(run_dir: Path, to: Path, dtype: Dtype = "bfloat16") -> None:
         UserError: `run_dir` has no checkpoint, `to` is there already or cannot be written, or the
             parameters are beyond the range of `dtype`.
     """
-    if to.exists():
+    with errors_named("read", to):
+        is_there = to.exists()
+    if is_there:
         raise UserError(f"{to} is there already: remove it, or give another --to")
     config = load_run_config(run_dir)
     for name in (CHECKPOINTS, TOKENIZER):
@@ -71,23 +74,33 @@ def export(run_dir: Path, to: Path, dtype: Dtype = "bfloat16") -> None:
         step = checkpoints.restored_step
     weights = _cast(params, dtype)
 
-    unfinished = to.absolute().with_name(f".{to.absolute().name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        shutil.copytree(run_dir / TOKENIZER, unfinished / TOKENIZER)
-        (unfinished / CONFIG).write_text(_portable(config).to_json() + "\n")
-        # save_file would make a file that nobody else may read.
-        metadata = {"step": str(step), "dtype": dtype}
-        (unfinished / WEIGHTS).write_bytes(safetensors.numpy.save(weights, metadata))
-        unfinished.rename(to)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot write {to}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    files = {
+        f"{TOKENIZER}/{file.name}": file.read_bytes() for file in (run_dir / TOKENIZER).iterdir()
+    }
+    # save_file would make a file that nobody else may read.
+    files[WEIGHTS] = safetensors.numpy.save(weights, {"step": str(step), "dtype": dtype})
+    # Last: without it, what is in a bucket is no run folder.
+    files[CONFIG] = (_portable(config).to_json() + "\n").encode()
+    with errors_named("write", to):
+        _write_folder(to, files)
     count = sum(value.size for value in weights.values())
     size = sum(value.nbytes for value in weights.values())
     print(f"{to}: {count:,} parameters of step {step:,}, {size / 1e6:,.1f} MB in {dtype}")
+
+
+def _write_folder(to: AnyPath, files: Mapping[str, bytes]) -> None:
+    unfinished = to
+    if isinstance(to, Path):
+        unfinished = to.absolute().with_name(f".{to.absolute().name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for name, content in files.items():
+            write_whole(unfinished / name, content)
+        if isinstance(to, Path):
+            unfinished.rename(to)
+    finally:
+        if isinstance(to, Path):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _cast(params: Mapping[str, jax.Array], dtype: Dtype) -> dict[str, np.ndarray]:
@@ -103,7 +116,7 @@ def _cast(params: Mapping[str, jax.Array], dtype: Dtype) -> dict[str, np.ndarray
 
 
 def _portable(config: Config) -> Config:
-    """Without the places of this machine: of what a setting names, the name stays."""
+    """Without places of one's own, here or in buckets: of what a setting names, the name stays."""
     data, train = config.data, config.train
     return dataclasses.replace(
         config,
@@ -117,7 +130,8 @@ def _portable(config: Config) -> Config:
 
 
 def _name(place: str) -> str:
-    return Path(place).name if Path(place).is_absolute() else place
+    own = Path(place).is_absolute() or place.startswith(BUCKETS)
+    return Path(place).name if own else place
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Film strips: how the pictures of the same prompts and seeds change while a run trains."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glide_jax.errors import UserError
 from glide_jax.pictures import draw_grid
-from glide_jax.training.run_folder import load_run_config
+from glide_jax.storage import AnyPath
+from glide_jax.training.run_folder import load_run_config, name_of
 
 SAMPLES = "samples"
 MOMENTS = 8
@@ -23,7 +24,7 @@ whole."""
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
-def film_strip(runs: Sequence[Path]) -> Pixels:
+def film_strip(runs: Sequence[AnyPath]) -> Pixels:
     """A row for each prompt, a column for each moment, each run under the other.
 
     Raises:
@@ -40,7 +41,7 @@ def film_strip(runs: Sequence[Path]) -> Pixels:
     return np.asarray(film)
 
 
-def _strip(run_dir: Path, named: bool) -> Image.Image:
+def _strip(run_dir: AnyPath, named: bool) -> Image.Image:
     model = load_run_config(run_dir).denoiser
     margin, side = _margin_and_side(model.resolution_px)
     moments = _moments(run_dir)
@@ -64,7 +65,7 @@ def _strip(run_dir: Path, named: bool) -> Image.Image:
     strip = Image.new("RGB", size, color="white")
     draw = ImageDraw.Draw(strip)
     if named:
-        draw.text((margin, margin), run_dir.resolve().name, fill="black", font=font)
+        draw.text((margin, margin), name_of(run_dir), fill="black", font=font)
     for row, i in enumerate(firsts):
         top = margin + header + sum(row_heights[:row])
         strip.paste(captions[i], (margin, top))
@@ -75,7 +76,7 @@ def _strip(run_dir: Path, named: bool) -> Image.Image:
     return strip
 
 
-def _moments(run_dir: Path) -> list[tuple[int, Image.Image]]:
+def _moments(run_dir: AnyPath) -> list[tuple[int, Image.Image]]:
     """Steps and their grids; of those as large as the newest, as others show other prompts."""
     files = {
         int(file.stem): file for file in (run_dir / SAMPLES).glob("*.png") if file.stem.isdecimal()
@@ -83,7 +84,7 @@ def _moments(run_dir: Path) -> list[tuple[int, Image.Image]]:
     if not files:
         raise UserError(f"{run_dir} has no {SAMPLES}/STEP.png: nothing is drawn yet")
     try:
-        grids = [(step, Image.open(files[step])) for step in sorted(files)]
+        grids = [(step, Image.open(io.BytesIO(files[step].read_bytes()))) for step in sorted(files)]
         grids = [(step, grid) for step, grid in grids if grid.size == grids[-1][1].size]
         chosen = np.unique(np.linspace(0, len(grids) - 1, MOMENTS).round().astype(int))
         return [(grids[i][0], grids[i][1].convert("RGB")) for i in chosen]

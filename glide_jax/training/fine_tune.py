@@ -1,7 +1,5 @@
 """Where a fine-tuning starts: another run's averaged parameters, fitted to this run's model."""
 
-from pathlib import Path
-
 import numpy as np
 
 from glide_jax.config import ClipConfig, Config, ModelConfig
@@ -9,6 +7,7 @@ from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 from glide_jax.models.network import Network
+from glide_jax.storage import AnyPath
 from glide_jax.training.checkpoint import load_weights, require_same_shapes
 from glide_jax.training.run_folder import load_run_config
 
@@ -22,7 +21,7 @@ def network_of(model: ModelConfig | ClipConfig) -> Network:
     return clip_network(model) if isinstance(model, ClipConfig) else glide_network(model)
 
 
-def starting_params(run_dir: str | Path, config: Config) -> dict[str, np.ndarray]:
+def starting_params(run_dir: str | AnyPath, config: Config) -> dict[str, np.ndarray]:
     """The parameters that a fine-tuning starts from.
 
     Input channels that are new, such as an inpainting model's known pixels and mask, start as

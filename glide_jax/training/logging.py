@@ -125,6 +125,10 @@ class RunLog:
         """Takes up what `state` gave."""
         self._window = {name: list(values) for name, values in state["window"].items()}
 
+    def flush(self) -> None:
+        """Writes what TensorBoard still has in memory; metrics.jsonl is written line by line."""
+        self._tensorboard.flush()
+
     def close(self) -> None:
         """Ends the bar and the files."""
         self._bar.close()

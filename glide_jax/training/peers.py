@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from glide_jax.errors import UserError
+
 GONE = 3
 """Exit status of a process that ends because another one died."""
 
@@ -168,7 +170,10 @@ class Peers:
         return f"process {peer} of {self.count}"
 
     def _resumes(self) -> str:
-        step = self._last_step()
+        try:
+            step = self._last_step()
+        except UserError:  # of a bucket that cannot be reached
+            return "the run resumes from its last checkpoint"
         return f"the run resumes from step {step}" if step else "the run begins anew"
 
 

@@ -21,8 +21,10 @@ from jaxtyping import Float
 
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_png
+from glide_jax.storage import AnyPath, errors_named, path_of
 from glide_jax.training.film import film_strip
 from glide_jax.training.logging import METRICS
+from glide_jax.training.run_folder import name_of
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Of the runs: Okabe and Ito's, which the colour-blind tell apart, and a brown."""
@@ -107,7 +109,7 @@ PANELS = (
 class Arguments:
     """Draws what metrics.jsonl tells: learning curves, of several runs over each other."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[str | Path, ...]]
     """Run folders, as train.py writes them."""
     out: Path = Path("curves.png")
     """File for the curves: .png, .svg or .pdf."""
@@ -118,13 +120,11 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
     arguments = tyro.cli(Arguments, prog="python -m glide_jax.training.plot", args=argv)
-    if not arguments.runs:
+    runs = [path_of(run) for run in arguments.runs]
+    if not runs:
         raise UserError("nothing to draw: give at least one run folder")
     figure = draw_curves(
-        {
-            name: read_curves(run)
-            for name, run in zip(_names(arguments.runs), arguments.runs, strict=True)
-        }
+        {name: read_curves(run) for name, run in zip(_names(runs), runs, strict=True)}
     )
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,24 +133,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"cannot write {arguments.out}: {error}") from error
     print(arguments.out)
     if arguments.samples is not None:
-        save_png(arguments.samples, film_strip(arguments.runs))
+        save_png(arguments.samples, film_strip(runs))
         print(arguments.samples)
 
 
-def read_curves(run_dir: Path) -> dict[str, Curve]:
+def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
     """Every metric that a run has logged, without the values that are not finite.
 
     Raises:
         UserError: `run_dir` is not the folder of a training, or nothing is logged yet.
     """
     path = run_dir / METRICS
-    if not path.is_file():
+    with errors_named("read", path):
+        lines = path.read_text().splitlines() if path.is_file() else None
+    if lines is None:
         raise UserError(
             f"{run_dir} is not the folder of a training: it has no {METRICS} (give the folder that "
             "train.py wrote)"
         )
     points: dict[str, list[tuple[float, float]]] = {}
-    lines = path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
@@ -327,9 +328,9 @@ def smoothed(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return (total[end] - total[first]) / (end - first)
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def _names(runs: Sequence[AnyPath]) -> list[str]:
     """The folders' own names, or their whole paths where two have the same."""
-    names = [run.resolve().name for run in runs]
+    names = [name_of(run) for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 

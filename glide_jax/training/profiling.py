@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from glide_jax.errors import UserError
+from glide_jax.storage import AnyPath
 from glide_jax.training import sharding
 from glide_jax.training.chips import GIB
 from glide_jax.training.step import Trainer
@@ -53,11 +54,12 @@ class Profile:
             )
         return cls(int(first), int(last)), others
 
-    def before_step(self, folder: Path) -> str:
+    def before_step(self, folder: Path, name: AnyPath | None = None) -> str:
         """Begins or ends the trace where it is time for it; call it before each step.
 
         Args:
             folder: where it is written.
+            name: where it is found afterwards, if that is not there.
 
         Returns:
             What there is to say, or "".
@@ -67,16 +69,17 @@ class Profile:
             jax.profiler.start_trace(str(folder))
             self._running = True
         if now == self._last:
-            return self.end(folder)
+            return self.end(folder, name)
         return ""
 
-    def end(self, folder: Path) -> str:
+    def end(self, folder: Path, name: AnyPath | None = None) -> str:
         """Ends the trace, if there is one; `before_step` describes the rest."""
         if not self._running:
             return ""
         self._running = False
         jax.profiler.stop_trace()
-        return f"wrote a trace of the steps to {folder}: pip install xprof; xprof {folder}"
+        found = folder if name is None else name
+        return f"wrote a trace of the steps to {found}: pip install xprof; xprof {found}"
 
 
 def memory_report(trainer: Trainer) -> str:

@@ -22,11 +22,17 @@ from typing import Any
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
+from glide_jax.storage import AnyPath, errors_named, path_of
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
+
+COMMITTED = "commit_success.txt"
+"""What orbax writes into a checkpoint last: in a bucket, where a checkpoint has its name from the
+beginning, a whole one is known by it."""
+
 DEMO = Path(__file__).parent.parent / "demo"
 """The models shipped with the package, a folder each."""
 
@@ -43,7 +49,7 @@ CHANGEABLE = {
 """Settings of model and noise that may change between two starts: no parameter depends on them."""
 
 
-def resolve_run(run: str | Path) -> Path:
+def resolve_run(run: str | AnyPath) -> AnyPath:
     """The folder that is meant, where a run folder is asked for.
 
     Args:
@@ -51,11 +57,12 @@ def resolve_run(run: str | Path) -> Path:
             What is there under this name in the current directory comes first.
 
     Raises:
-        UserError: there is no shipped model of this name.
+        UserError: there is no shipped model of this name, or the bucket cannot be read.
     """
-    path = Path(run)
-    if path.exists() or path.parts[:1] != (DEMO.name,):
-        return path
+    path = path_of(run)
+    with errors_named("read", path):
+        if path.exists() or path.parts[:1] != (DEMO.name,):
+            return path
     shipped = sorted(config.parent.name for config in DEMO.glob(f"*/{CONFIG}"))
     if not shipped:
         raise UserError(
@@ -70,7 +77,12 @@ def resolve_run(run: str | Path) -> Path:
     return DEMO.joinpath(*path.parts[1:])
 
 
-def load_run_config(run_dir: str | Path) -> Config:
+def name_of(run_dir: AnyPath) -> str:
+    """A run folder's own name."""
+    return run_dir.resolve().name if isinstance(run_dir, Path) else run_dir.name
+
+
+def load_run_config(run_dir: str | AnyPath) -> Config:
     """The configuration of a run folder, see `resolve_run`.
 
     Raises:
@@ -88,21 +100,27 @@ def load_run_config(run_dir: str | Path) -> Config:
     return Config.load(run_dir / CONFIG)
 
 
-def saved_steps(run_dir: Path) -> list[int]:
+def saved_steps(run_dir: AnyPath) -> list[int]:
     """Steps of the whole checkpoints, the newest first.
 
     What an interrupted write leaves behind has other names, and what was found damaged too.
+
+    Raises:
+        UserError: the bucket cannot be read.
     """
-    names = (path.name for path in (run_dir / CHECKPOINTS).glob("*"))
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    with errors_named("read", run_dir):
+        found = [path for path in (run_dir / CHECKPOINTS).glob("*") if path.name.isdigit()]
+        if not isinstance(run_dir, Path):
+            found = [path for path in found if (path / COMMITTED).exists()]
+    return sorted((int(path.name) for path in found), reverse=True)
 
 
-def last_step(run_dir: Path) -> int | None:
-    """Step of the newest whole checkpoint, None if there is none."""
+def last_step(run_dir: AnyPath) -> int | None:
+    """Step of the newest whole checkpoint, None if there is none. Raises as `saved_steps`."""
     return next(iter(saved_steps(run_dir)), None)
 
 
-def open_run_folder(run_dir: Path, config: Config) -> None:
+def open_run_folder(run_dir: AnyPath, config: Config) -> None:
     """Makes a run folder, or checks that an existing one fits and notes the new configuration.
 
     A run may go on with other settings of the loop, the optimiser, the data or sampling, but its
@@ -113,13 +131,16 @@ def open_run_folder(run_dir: Path, config: Config) -> None:
         UserError: the folder is of a run with other such settings, or holds weights alone, or
             cannot be written.
     """
-    if (run_dir / WEIGHTS).exists() and not (run_dir / CHECKPOINTS).exists():
+    with errors_named("read", run_dir):
+        exported = (run_dir / WEIGHTS).exists() and not (run_dir / CHECKPOINTS).exists()
+        saved = [run_dir / CHECKPOINTS / str(step) for step in saved_steps(run_dir)]
+        goes_on = any((path / "optimizer").exists() for path in saved)
+    if exported:
         raise UserError(
             f"{run_dir} holds exported weights, not a training that could go on: give another "
             f"--train.run-dir, and --train.init-from {run_dir} to start from these weights"
         )
-    saved = [run_dir / CHECKPOINTS / str(step) for step in saved_steps(run_dir)]
-    if saved and not any((path / "optimizer").exists() for path in saved):
+    if saved and not goes_on:
         raise UserError(
             f"{run_dir} holds weights alone, without the state of a training that could go on: "
             f"give another --train.run-dir, and --train.init-from {run_dir} to start from them"
@@ -135,14 +156,12 @@ def open_run_folder(run_dir: Path, config: Config) -> None:
                     f"{setting} is {new}, but the run in {run_dir} was started with {old}: "
                     "give another --train.run-dir, or the same setting"
                 )
-    try:
+    with errors_named("write the run folder", run_dir):
         (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (run_dir / CONFIG).write_text(config.to_json() + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write the run folder {run_dir}: {error}") from error
 
 
-def require_shared(run_dir: Path, config: Config) -> None:
+def require_shared(run_dir: AnyPath, config: Config) -> None:
     """Checks, in another process than the one that opened it, that this is the same run folder.
 
     Raises:

@@ -1,0 +1,209 @@
+"""Run folders in a bucket: the same as on this machine, whatever stops a run."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import fsspec
+import numpy as np
+import pytest
+from bucket import BUCKET, environment
+from kill_while_saving import state_of
+from test_checkpoint import restored
+from test_train import assert_same_result, finish, metrics, wait_for
+
+from glide_jax import Glide, UserError
+from glide_jax.command_line import parse_config
+from glide_jax.config import Config
+from glide_jax.storage import AnyPath, GrowingFiles, path_of, write_whole
+from glide_jax.training.checkpoint import Checkpoints
+from glide_jax.training.export import export
+from glide_jax.training.run_folder import COMMITTED, saved_steps
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """An empty bucket, for this process and for those with the same environment."""
+    command = [sys.executable, "-m", "tests.bucket", "0"]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        os.environ |= environment(int(server.stdout.readline()))
+        yield path_of(f"gs://{BUCKET}")
+        server.terminate()
+
+
+@pytest.fixture
+def folder(bucket, request):
+    """A folder of a test's own in the bucket."""
+    return bucket / request.node.name
+
+
+def save(run_dir, *steps):
+    checkpoints = Checkpoints(run_dir, kept=3)
+    for step in steps:
+        checkpoints.save(state_of(step), {"loader": {"batch": step}, "log": {"window": {}}})
+    checkpoints.close()
+
+
+def files(folder: AnyPath) -> dict[str, bytes]:
+    """All below it, by name."""
+    filesystem, root = fsspec.url_to_fs(str(folder))
+    found = filesystem.find(root)
+    return {name.removeprefix(root): filesystem.cat_file(name) for name in found}
+
+
+def test_a_path_is_of_this_machine_or_of_a_bucket(tmp_path):
+    assert path_of("runs/a") == Path("runs/a")
+    assert path_of(tmp_path) == tmp_path
+    there = path_of("gs://some/runs/a")
+    assert str(there / "x") == "gs://some/runs/a/x" and path_of(there) == there
+    for other in ("s3://some/runs/a", "https://some/runs/a"):
+        with pytest.raises(UserError, match=rf"{other}: give a folder of this machine, or gs://"):
+            path_of(other)
+
+
+def test_what_reads_buckets_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"gs://some/run needs gcsfs: pip install -e '\.\[gcs\]'"):
+        path_of("gs://some/run")
+
+
+def test_the_configuration_keeps_a_bucket():
+    flags = ("--config", "tests/tiny.py", "--train.run-dir", "gs://some/runs/a")
+    _, config = parse_config(flags, "train.py", "")
+    assert Config.from_json(config.to_json()).train.run_dir == "gs://some/runs/a"
+
+
+def test_files_that_grow_are_copied_when_they_have_grown(folder, tmp_path):
+    here = GrowingFiles(tmp_path)
+    assert here.path == tmp_path
+    here.copy()
+    write_whole(folder / "log", b"one\n")
+    write_whole(folder / "other", b"one\n")
+    growing = GrowingFiles(folder, ("log", "new"))
+    assert [path.name for path in growing.path.iterdir()] == ["log"]
+    with (growing.path / "log").open("a") as log:
+        log.write("two\n")
+    (growing.path / "sub").mkdir()
+    (growing.path / "sub" / "new").write_text("1")
+    growing.copy()
+    assert files(folder) == {"/log": b"one\ntwo\n", "/other": b"one\n", "/sub/new": b"1"}
+    (folder / "log").unlink()
+    growing.copy()  # which has not changed
+    assert set(files(folder)) == {"/other", "/sub/new"}
+
+
+@pytest.mark.slow
+def test_what_is_not_marked_whole_is_no_checkpoint(folder):
+    save(folder, 1, 2, 3)
+    assert saved_steps(folder) == [3, 2, 1]
+    (folder / "checkpoints" / "3" / COMMITTED).unlink()  # a kill before the end of the write
+    assert saved_steps(folder) == [2, 1]
+    assert restored(folder) == 2
+    save(folder, 3)
+    assert restored(folder) == 3
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_moved_aside_and_an_interrupted_move_loses_nothing(folder, capsys):
+    save(folder, 1, 2, 3)
+    three = folder / "checkpoints" / "3"
+    filesystem, root = fsspec.url_to_fs(str(three))
+    largest = max(filesystem.find(f"{root}/params"), key=filesystem.size)
+    content = bytearray(filesystem.cat_file(largest))
+    content[len(content) // 2] ^= 1
+    filesystem.pipe_file(largest, bytes(content))
+    whole = files(three)
+    # Interrupted while it is copied: some files are there twice.
+    some = random.Random(0).sample(sorted(set(whole) - {f"/{COMMITTED}"}), len(whole) // 2)
+    for name in some:
+        filesystem.pipe_file(f"{root}.damaged{name}", whole[name])
+    assert restored(folder) == 2
+    said = capsys.readouterr().err
+    assert "3 is damaged (" in said
+    aside = three.with_name(said.partition("moved to ")[2].partition(",")[0])
+    assert files(aside) == whole
+    assert saved_steps(folder) == [2, 1]
+    # Interrupted while the old ones are deleted: what is left does not count.
+    for name in some:
+        filesystem.pipe_file(f"{root}{name}", whole[name])
+    assert saved_steps(folder) == [2, 1]
+    assert restored(folder) == 2
+    assert files(aside) == whole
+    save(folder, 3)
+    assert restored(folder) == 3
+
+
+def test_an_exported_model_is_loaded_from_a_bucket(folder, trained_run, tmp_path):
+    for to in (tmp_path / "here", folder / "there"):
+        export(trained_run, to)
+    with pytest.raises(UserError, match="there is there already: remove it"):
+        export(trained_run, folder / "there")
+    ours = Glide.load(str(folder / "there")).stage("base")
+    theirs = Glide.load(tmp_path / "here").stage("base")
+    for name, value in theirs.params.items():
+        np.testing.assert_array_equal(ours.params[name], value, err_msg=name)
+    assert ours.config == theirs.config
+
+
+class NotAllowed(BaseHTTPRequestHandler):
+    """A bucket that may be read, is empty, and may not be written."""
+
+    def parse_request(self) -> bool:
+        super().parse_request()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        listing = self.command == "GET" and self.path.partition("?")[0].endswith("/o")
+        error = {"code": 403, "message": "you have no storage.objects.create access"}
+        status = 200 if listing else 403 if self.command == "POST" else 404
+        content = json.dumps({} if listing else {"error": error}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        return False
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_a_bucket_that_cannot_be_used_is_named_before_training(bucket, train):
+    nowhere = path_of("gs://nowhere/run")
+    with pytest.raises(UserError, match="cannot read gs://nowhere/run: no such bucket"):
+        saved_steps(nowhere)
+    with HTTPServer(("127.0.0.1", 0), NotAllowed) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        refused = train(f"gs://{BUCKET}/run", environment=environment(server.server_port))
+        said = finish(refused, status=2)
+        server.shutdown()
+    assert f"error: cannot write the run folder gs://{BUCKET}/run: Forbidden: " in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_the_run_of_a_folder_here(bucket, train, tmp_path):
+    flags = "--train.steps 20 --train.checkpoint-every-steps 6 --train.log-every-steps 5"
+    flags = f"{flags} --train.validate-every-steps 10 --train.sample-every-steps 10".split()
+    finish(train(tmp_path / "run", *flags))
+    run_dir = bucket / "run"
+    # Killed while it trains, it goes on from what is in the bucket.
+    process = train(run_dir, *flags)
+    wait_for((run_dir / "checkpoints" / "6" / COMMITTED).exists, process)
+    process.kill()
+    process.wait()
+    assert "resumed at step" in finish(train(run_dir, *flags))
+    assert_same_result(run_dir, tmp_path / "run")
+    assert {line["step"] for line in metrics(run_dir)} == {5, 10, 15, 20}
+    pictures = [path.name for path in (tmp_path / "run" / "samples").iterdir()]
+    for name in pictures:
+        ours, theirs = (place / "samples" / name for place in (run_dir, tmp_path / "run"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert len(pictures) == 2
+    assert len(list((run_dir / "tensorboard").glob("events*"))) == 2  # of each start
+    assert saved_steps(run_dir)[0] == 20
