@@ -86,8 +86,8 @@ class Programs:
         return batch_sharding(self.mesh) if divide else replicated(self.mesh)
 
     def _in_place(self, pictures: int) -> AbstractContextManager[None]:
-        """Around tracing: where parameters are shared out, pictures stay on their devices."""
-        if self.mesh.shape["fsdp"] == 1 or pictures % self.mesh.size:
+        """Around tracing: pictures stay on their devices, where they divide."""
+        if pictures % self.mesh.size:
             return nullcontext()
         return batch_over(batch_sharding(self.mesh))
 

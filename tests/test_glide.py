@@ -10,6 +10,7 @@ from golden_models import UNETS, load_golden
 
 from glide_jax.models import cpu
 from glide_jax.models.glide import glide_network
+from glide_jax.models.layers import gelu
 
 
 def close(ours, theirs, tolerance=1e-4):
@@ -78,6 +79,13 @@ def test_bfloat16_stays_near_float32(golden):
     out = jax.jit(lambda params: run(config, params, g))(params)
     assert out.dtype == jnp.float32
     close(out, g["out"], 0.03)  # bfloat16 keeps 8 bits: 0.4% an operation
+
+
+def test_gelu_is_pytorchs_in_bfloat16_as_well():
+    x = jnp.linspace(-4, 4, 257, dtype=jnp.bfloat16)
+    exact = jax.nn.gelu(x.astype(jnp.float32), approximate=False)
+    np.testing.assert_allclose(gelu(x.astype(jnp.float32)), exact, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(gelu(x), gelu(x.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
 def test_shifted_products_are_the_convolution():

@@ -88,7 +88,7 @@ def test_recomputing_keeps_less():
             dataclasses.replace(
                 config, model=dataclasses.replace(config.model, unet=unet, remat=remat)
             ),
-            chips=1,
+            jax.devices()[:1],
         )
         for remat in ("none", "products", "blocks")
     }

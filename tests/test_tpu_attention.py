@@ -72,10 +72,13 @@ def test_each_device_runs_the_kernel_on_its_own_examples(monkeypatch):
     expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
 
     monkeypatch.setattr(layers, "runs_on_tpu", lambda: True)
-    kernel = tpu_attention.attend
-    monkeypatch.setattr(
-        tpu_attention, "attend", lambda q, k, v, heads, causal: kernel(q, k, v, heads, causal, True)
-    )
+    kernel, seen = tpu_attention.attend, set()
+
+    def interpreted(q, k, v, heads, causal):
+        seen.add(q.shape)
+        return kernel(q, k, v, heads, causal, True)
+
+    monkeypatch.setattr(tpu_attention, "attend", interpreted)
     sharding = batch_sharding(Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp")))
 
     def shared_out_loss(params, x):
@@ -84,6 +87,7 @@ def test_each_device_runs_the_kernel_on_its_own_examples(monkeypatch):
 
     program = jax.jit(jax.value_and_grad(shared_out_loss, (0, 1)))
     found = program(params, jax.device_put(x, sharding))
+    assert seen == {(1, 16, 128)}  # one example
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, expected)
     assert found[1][1].sharding == sharding
 

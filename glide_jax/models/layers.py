@@ -117,11 +117,12 @@ def _group_mean(x: Float[Array, "b c"]) -> Float[Array, "b c"]:
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x times the normal distribution function at x, by erf, as PyTorch's.
+    """x times the normal distribution function at x, computed in float32 by erf, as PyTorch's.
 
     jax.nn.gelu's erfc is exact further into the tail, and costs a TPU more than the products.
     """
-    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+    precise = x.astype(jnp.float32)
+    return (precise * (0.5 + 0.5 * jax.lax.erf(precise * 0.5**0.5))).astype(x.dtype)
 
 
 def attend(

@@ -1,7 +1,7 @@
 """What a TPU program takes, read from the compiler's own text of it: time and communication.
 
 The text lists instructions in the order in which a chip runs them. Most carry the compiler's
-estimate in cycles; attention kernels carry their operations and bytes. For collectives it has no
+estimate in cycles; attention kernels carry their operations. For collectives it has no
 estimate: theirs are the bytes that go over the links of the rings that it has chosen, which is one
 axis of the torus, both ways round, where it does not say ("How to Scale Your Model",
 jax-ml.github.io/scaling-book, sec. 3). A collective that is started early waits only for what the
@@ -209,9 +209,5 @@ def _takes_s(kind: str, size: float, group: int, links: int, chip: Chip) -> floa
 def _compute_s(instruction: Instruction, chip: Chip) -> float:
     if cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.line):
         return int(cycles[1]) / chip.clock_hz
-    kernel = re.search(
-        r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', instruction.line
-    )
-    if kernel is None:
-        return 0.0
-    return int(kernel[1]) / chip.flops + int(kernel[2]) / chip.hbm_bytes_per_s
+    kernel = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.line)
+    return 0.0 if kernel is None else int(kernel[1]) / chip.kernel_flops

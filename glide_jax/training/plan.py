@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from glide_jax.command_line import parse_config
 from glide_jax.config import Config, Remat
 from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.models.placement import batch_over
 from glide_jax.shapes import Batch, Params
 from glide_jax.training import sharding
 from glide_jax.training.chips import GIB
@@ -193,7 +194,7 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
         parameter_bytes=part["params"],
         ema_bytes=part["ema"],
         optimizer_bytes=part["opt_state"],
-        activation_bytes=kept_activations(config, len(devices)),
+        activation_bytes=kept_activations(config, devices),
         temporary_bytes=memory.temp_size_in_bytes,
         batch_bytes=max(0, memory.argument_size_in_bytes - sum(part.values())),
         code_bytes=memory.generated_code_size_in_bytes,
@@ -210,21 +211,23 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
     )
 
 
-def kept_activations(config: Config, chips: int) -> int:
-    """Bytes of activations that one chip keeps for the backward pass of a micro-batch.
+def kept_activations(config: Config, devices: Sequence[jax.Device]) -> int:
+    """Bytes of activations that each device keeps for the backward pass of a micro-batch.
 
     Traced for two pictures and for three: what is more is each picture's. One would not do for a
     CLIP, which tells pictures apart.
     """
 
     def residual_bytes(pictures: int) -> int:
-        train = replace(config.train, batch_examples=pictures, micro_batches=1)
+        train = replace(config.train, batch_examples=pictures, micro_batches=1, fsdp=1)
         few = replace(config, train=train)
         objective = make_objective(few)
+        alone = sharding.batch_sharding(sharding.make_mesh(few, devices[:1]))
 
         def backward(params: Params, batch: Batch) -> Any:
             def loss(params: Params) -> jax.Array:
-                found = objective.validate(params, objective.frozen, batch, jax.random.key(0))
+                with batch_over(alone):
+                    found = objective.validate(params, objective.frozen, batch, jax.random.key(0))
                 return jnp.sum(found.values["loss"])
 
             return jax.vjp(loss, params)[1]
@@ -233,7 +236,7 @@ def kept_activations(config: Config, chips: int) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
     per_picture = residual_bytes(3) - residual_bytes(2)
-    pictures = config.train.batch_examples // config.train.micro_batches // chips
+    pictures = config.train.batch_examples // config.train.micro_batches // len(devices)
     return per_picture * pictures
 
 
@@ -261,7 +264,7 @@ def search(
         )
         if tried.train.batch_examples % (tried.train.micro_batches * chips):
             continue
-        activations = kept_activations(tried, chips)
+        activations = kept_activations(tried, devices)
         for fsdp in meshes:
             if made == most or state_bytes // fsdp + activations > chip.hbm_bytes:
                 continue
