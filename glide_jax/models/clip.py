@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Remat
 from glide_jax.models.layers import (
     attend,
-    gelu,
     layer_norm,
+    mlp,
     normal,
 )
 from glide_jax.models.network import Network
@@ -79,8 +79,7 @@ class ClipBlock(nnx.Module):
         h = self.norm1(x).astype(x.dtype)
         attended = attend(self.q(h), self.k(h), self.v(h), self.heads, causal=self.causal)
         x = x + self.out(attended)
-        h = self.mlp_in(self.norm2(x).astype(x.dtype))
-        return x + self.mlp_out(gelu(h))
+        return x + mlp(self.mlp_in, self.mlp_out, self.norm2(x).astype(x.dtype))
 
 
 class _Tower(nnx.Module):

@@ -125,6 +125,12 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return (precise * (0.5 + 0.5 * jax.lax.erf(precise * 0.5**0.5))).astype(x.dtype)
 
 
+def mlp(widen: nnx.Linear, narrow: nnx.Linear, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    """A transformer's second half: GELU between two projections."""
+    # Without the barrier, TPUs may compute the first anew for every tile of the second.
+    return narrow(jax.lax.optimization_barrier(gelu(widen(x))))
+
+
 def attend(
     q: Float[Array, "b q d"],
     k: Float[Array, "b l d"],

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 from glide_jax.config import Remat, TextConfig
 from glide_jax.models.layers import (
     attend,
-    gelu,
     layer_norm,
     linear,
+    mlp,
     normal,
     project_to_heads,
 )
@@ -44,8 +44,7 @@ class TransformerBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """x + attention(norm(x)), then the same with the MLP."""
         x = x + self.attention(self.norm1(x).astype(x.dtype))
-        h = self.mlp_in(self.norm2(x).astype(x.dtype))
-        return x + self.mlp_out(gelu(h))
+        return x + mlp(self.mlp_in, self.mlp_out, self.norm2(x).astype(x.dtype))
 
 
 class TextTransformer(nnx.Module):
