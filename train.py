@@ -134,12 +134,8 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
     )
     log.say(memory_report(trainer))
 
-    def keep_log() -> None:
-        log.flush()
-        growing.copy()
-
     def save() -> None:
-        keep_log()  # before what resumes from there
+        growing.copy()  # before what resumes from there
         checkpoints.save(state, {"loader": loader.state(), "log": log.state()})
 
     def validate() -> dict[str, float]:
@@ -198,11 +194,11 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
                 save()
             if settings.validate_every_steps and step % settings.validate_every_steps == 0:
                 log.write(step, validate())
-                keep_log()
+                growing.copy()
                 log.restart_clock()
             if settings.sample_every_steps and step % settings.sample_every_steps == 0:
                 draw_samples()
-                keep_log()
+                growing.copy()
                 log.restart_clock()
 
         if checkpoints.latest_step != step:
