@@ -200,9 +200,12 @@ MEMBER = """
 import sys, time
 from glide_jax.training.peers import Peers
 from glide_jax.training.roll_call import listen, roll_call
-index, port, fails = map(int, sys.argv[1:])
+index, port, fails, slow_s = map(int, sys.argv[1:])
+def last_step():
+    time.sleep(slow_s)
+    return 40
 listener = listen("127.0.0.1", port) if index == 0 else None
-peers = Peers(index, 3, roll_call(listener, f"127.0.0.1:{port}", index, 3, 20)[0], lambda: 40)
+peers = Peers(index, 3, roll_call(listener, f"127.0.0.1:{port}", index, 3, 20)[0], last_step)
 peers.barrier()
 print("here", flush=True)
 if index == fails:
@@ -211,11 +214,11 @@ time.sleep(60)
 """
 
 
-def members(fails):
+def members(fails, slow_s=0):
     port = free_port()
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", MEMBER, str(index), str(port), str(fails)],
+            [sys.executable, "-c", MEMBER, *map(str, (index, port, fails, slow_s))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -237,6 +240,19 @@ def test_when_one_is_killed_the_others_say_so_and_end(victim):
         _, errors = process.communicate(timeout=20)
         if index != victim:
             assert (process.returncode, errors) == (GONE, f"error: {line}\n")
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_bucket_that_does_not_say_from_where_the_run_resumes():
+    started = members(fails=-1, slow_s=60)
+    started[1].kill()
+    began = time.monotonic()
+    for process in (started[0], started[2]):
+        _, errors = process.communicate(timeout=20)
+        line = "process 1 of 3 is gone; start all again: the run resumes from its last checkpoint"
+        assert (process.returncode, errors) == (GONE, f"error: {line}\n")
+    assert time.monotonic() - began < 10
+    started[1].communicate()
 
 
 @pytest.mark.slow
