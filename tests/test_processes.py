@@ -242,6 +242,29 @@ def test_when_one_is_killed_the_others_say_so_and_end(victim):
             assert (process.returncode, errors) == (GONE, f"error: {line}\n")
 
 
+LISTENING = """
+import socket, sys, time
+from glide_jax.training.peers import Peers
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    Peers(1, 2, {0: connection}, lambda: 40)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("rest", [b'{"val', b'{"value": "\xc3'])
+def test_who_is_killed_in_the_middle_of_a_line_is_gone(rest):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", LISTENING, str(server.getsockname()[1])]
+        listening = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"{}\n" + rest)
+            connection.shutdown(socket.SHUT_WR)
+            _, errors = listening.communicate(timeout=20)
+    line = "process 0 of 2 is gone; start all again: the run resumes from step 40"
+    assert (listening.returncode, errors) == (GONE, f"error: {line}\n")
+
+
 @pytest.mark.slow
 def test_nobody_waits_for_a_bucket_that_does_not_say_from_where_the_run_resumes():
     started = members(fails=-1, slow_s=60)

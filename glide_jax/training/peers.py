@@ -132,7 +132,8 @@ class Peers:
             time.sleep(period_s)
 
     def _listen(self, peer: int, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection.makefile("r") as lines:
+        # ValueError: the last line of a process that is killed may be cut short.
+        with contextlib.suppress(OSError, ValueError), connection.makefile("r") as lines:
             for line in lines:
                 message = json.loads(line)
                 if "value" in message:
