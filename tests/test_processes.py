@@ -84,14 +84,14 @@ def test_flags_that_do_not_go_together_are_refused(flags, line):
 
 
 def called(*processes, limit_s=20):
-    """What the roll call gives each (number, count): its connections, or the error."""
+    """What the roll call gives each (number, count, ...): its connections, or the error."""
     address = f"127.0.0.1:{free_port()}"
     host, port = address.split(":")
 
-    def call(process, count):
+    def call(process, count, *silence_s):
         try:
             listener = listen(host, int(port)) if process == 0 else None
-            return roll_call(listener, address, process, count, limit_s)[0]
+            return roll_call(listener, address, process, count, limit_s, *silence_s)[0]
         except UserError as error:
             return str(error)
 
@@ -116,12 +116,14 @@ def test_all_meet_in_any_order():
     assert [sorted(links) for links in called((2, 3), (0, 3), (1, 3))] == [[0], [1, 2], [0]]
 
 
-def test_who_is_missing_comes_twice_or_counts_otherwise_is_named():
+def test_who_is_missing_comes_twice_or_was_started_otherwise_is_named():
     assert called((0, 3), (1, 3), limit_s=1) == ["process 2 of 3 did not come within 1 s"] * 2
     twice = called((0, 3), (1, 3), (1, 3))
     assert twice == ["two processes were started with --process 1"] * 3
     counts = called((0, 2), (1, 3))
     assert counts == ["process 1 was started with --processes 3, process 0 with 2"] * 2
+    silence = called((0, 2, 30), (1, 2, 5))
+    assert silence == ["process 1 was started with --silence-timeout-s 5, process 0 with 30"] * 2
     (alone,) = called((1, 2), limit_s=1)
     assert "cannot reach process 0 at 127.0.0.1:" in alone
 
