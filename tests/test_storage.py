@@ -12,6 +12,7 @@ from threading import Thread
 import fsspec
 import numpy as np
 import pytest
+import tyro
 from bucket import BUCKET, environment
 from kill_while_saving import state_of
 from test_checkpoint import restored
@@ -21,7 +22,17 @@ from test_train import assert_same_result, finish, metrics, wait_for
 from glide_jax import Glide, UserError
 from glide_jax.command_line import parse_config
 from glide_jax.config import Config
-from glide_jax.storage import AnyPath, GrowingFiles, path_of, write_whole
+from glide_jax.evaluation import (
+    guidance,
+    inpainting,
+    retrieval,
+    scenes,
+    train_scene_reader,
+    upsampling,
+)
+from glide_jax.models import convert
+from glide_jax.storage import AnyPath, GrowingFiles, path_of, require_here, write_whole
+from glide_jax.training import plot
 from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.export import export
 from glide_jax.training.run_folder import COMMITTED, saved_steps
@@ -68,6 +79,25 @@ def test_a_path_is_of_this_machine_or_of_a_bucket(tmp_path):
     for other in ("s3://some/runs/a", "https://some/runs/a"):
         with pytest.raises(UserError, match=rf"{other}: give a folder of this machine, or gs://"):
             path_of(other)
+
+
+def test_what_is_written_on_this_machine_alone_is_not_asked_for_elsewhere(tmp_path):
+    require_here(None, Path("x.png"), tmp_path / "a:" / "x.png", Path("."))
+    url = "gs://some/place/x.png"
+    trained = ("--checkpoint", "runs/a")
+    commands = {guidance: trained, inpainting: trained, retrieval: trained, scenes: trained}
+    commands |= {upsampling: trained, train_scene_reader: ()}
+    for module, flags in commands.items():
+        arguments = tyro.cli(module.Arguments, args=[*flags, "--out", url])
+        with pytest.raises(UserError, match=f"^{url}: give a file or folder of this machine$"):
+            module.main(arguments)
+    for main, flags in (
+        (plot.main, ("runs/a", "--out", url)),
+        (plot.main, ("runs/a", "--samples", url)),
+        (convert.main, ("runs/a", "--to", url)),
+    ):
+        with pytest.raises(UserError, match=f"^{url}: give a file or folder of this machine$"):
+            main(flags)
 
 
 def test_what_reads_buckets_is_asked_for_where_it_is_missing(monkeypatch):
