@@ -208,7 +208,7 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
     finally:
         log.say(profile.end(growing.path / "profile", run_dir / "profile"))
         log.close()
-        growing.copy()
+        growing.close()
     if not lead:
         return
     if step < settings.steps:

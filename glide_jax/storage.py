@@ -136,3 +136,9 @@ class GrowingFiles:
                 with errors_named("write", copy):
                     copy.write_bytes(file.read_bytes())
                 self._copied[file] = state
+
+    def close(self) -> None:
+        """Copies for the last time, and removes what was written here for it. Raises UserError."""
+        if self._bucket is not None:
+            with self._temporary:
+                self.copy()

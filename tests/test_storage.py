@@ -129,6 +129,21 @@ def test_files_that_grow_are_copied_when_they_have_grown(folder, tmp_path):
     (folder / "log").unlink()
     growing.copy()  # which has not changed
     assert set(files(folder)) == {"/other", "/sub/new"}
+    with (growing.path / "log").open("a") as log:
+        log.write("three\n")
+    growing.close()
+    assert files(folder)["/log"] == b"one\ntwo\nthree\n"
+    assert not growing.path.exists()
+    here.close()
+    assert tmp_path.exists()
+
+
+def test_what_cannot_be_copied_for_the_last_time_is_removed_all_the_same(bucket):
+    growing = GrowingFiles(path_of("gs://nowhere/run"))
+    (growing.path / "log").write_text("one")
+    with pytest.raises(UserError, match="cannot write gs://nowhere/run/log: no such bucket"):
+        growing.close()
+    assert not growing.path.exists()
 
 
 @pytest.mark.slow
