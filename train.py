@@ -164,7 +164,10 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
     stop, stops = StopRequest(), False
     try:
         while step < settings.steps and not stops:
-            log.say(profile.before_step(growing.path / "profile", run_dir / "profile"))
+            traced = profile.before_step(growing.path / "profile", run_dir / "profile")
+            if traced:
+                growing.copy()  # before it is said to be there
+            log.say(traced)
             waited = perf_counter()
             batch = sharding.to_devices(next(loader), mesh)
             waited = perf_counter() - waited
@@ -206,9 +209,10 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
         checkpoints.close()
         loader.close()
     finally:
-        log.say(profile.end(growing.path / "profile", run_dir / "profile"))
+        traced = profile.end(growing.path / "profile", run_dir / "profile")
         log.close()
         growing.close()
+        log.say(traced)
     if not lead:
         return
     if step < settings.steps:
