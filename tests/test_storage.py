@@ -12,9 +12,11 @@ from threading import Thread
 import fsspec
 import numpy as np
 import pytest
+import tiny
 import tyro
 from bucket import BUCKET, environment
 from kill_while_saving import state_of
+from model_set import CAPTIONS, write_random_run
 from test_checkpoint import restored
 from test_logging import logged_numbers, shown_numbers
 from test_train import assert_same_result, finish, metrics, wait_for
@@ -22,6 +24,7 @@ from test_train import assert_same_result, finish, metrics, wait_for
 from glide_jax import Glide, UserError
 from glide_jax.command_line import parse_config
 from glide_jax.config import Config
+from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.evaluation import (
     guidance,
     inpainting,
@@ -148,50 +151,52 @@ def test_what_cannot_be_copied_for_the_last_time_is_removed_all_the_same(bucket)
 
 @pytest.mark.slow
 def test_what_is_not_marked_whole_is_no_checkpoint(folder):
-    save(folder, 1, 2, 3)
-    assert saved_steps(folder) == [3, 2, 1]
-    (folder / "checkpoints" / "3" / COMMITTED).unlink()  # a kill before the end of the write
+    save(folder, 1, 2)
     assert saved_steps(folder) == [2, 1]
+    (folder / "checkpoints" / "2" / COMMITTED).unlink()  # a kill before the end of the write
+    assert saved_steps(folder) == [1]
+    assert restored(folder) == 1
+    save(folder, 2)
     assert restored(folder) == 2
-    save(folder, 3)
-    assert restored(folder) == 3
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_moved_aside_and_an_interrupted_move_loses_nothing(folder, capsys):
-    save(folder, 1, 2, 3)
-    three = folder / "checkpoints" / "3"
-    filesystem, root = fsspec.url_to_fs(str(three))
+    save(folder, 1, 2)
+    two = folder / "checkpoints" / "2"
+    filesystem, root = fsspec.url_to_fs(str(two))
     largest = max(filesystem.find(f"{root}/params"), key=filesystem.size)
     content = bytearray(filesystem.cat_file(largest))
     content[len(content) // 2] ^= 1
     filesystem.pipe_file(largest, bytes(content))
-    whole = files(three)
+    whole = files(two)
     # Interrupted while it is copied: some files are there twice.
     some = random.Random(0).sample(sorted(set(whole) - {f"/{COMMITTED}"}), len(whole) // 2)
     for name in some:
         filesystem.pipe_file(f"{root}.damaged{name}", whole[name])
-    assert restored(folder) == 2
+    assert restored(folder) == 1
     said = capsys.readouterr().err
-    assert "3 is damaged (" in said
-    aside = three.with_name(said.partition("moved to ")[2].partition(",")[0])
+    assert "2 is damaged (" in said
+    aside = two.with_name(said.partition("moved to ")[2].partition(",")[0])
     assert files(aside) == whole
-    assert saved_steps(folder) == [2, 1]
+    assert saved_steps(folder) == [1]
     # Interrupted while the old ones are deleted: what is left does not count.
     for name in some:
         filesystem.pipe_file(f"{root}{name}", whole[name])
-    assert saved_steps(folder) == [2, 1]
-    assert restored(folder) == 2
+    assert saved_steps(folder) == [1]
+    assert restored(folder) == 1
     assert files(aside) == whole
-    save(folder, 3)
-    assert restored(folder) == 3
+    save(folder, 2)
+    assert restored(folder) == 2
 
 
-def test_an_exported_model_is_loaded_from_a_bucket(folder, trained_run, tmp_path):
+def test_an_exported_model_is_loaded_from_a_bucket(folder, tmp_path):
+    run = tmp_path / "run"
+    write_random_run(run, tiny.get_config(), Tokenizer.train(CAPTIONS, 300))
     for to in (tmp_path / "here", folder / "there"):
-        export(trained_run, to)
+        export(run, to)
     with pytest.raises(UserError, match="there is there already: remove it"):
-        export(trained_run, folder / "there")
+        export(run, folder / "there")
     ours = Glide.load(str(folder / "there")).stage("base")
     theirs = Glide.load(tmp_path / "here").stage("base")
     for name, value in theirs.params.items():
@@ -234,22 +239,24 @@ def test_a_bucket_that_cannot_be_used_is_named_before_training(bucket, train):
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_of_a_folder_here(bucket, train, tmp_path):
-    flags = "--train.steps 20 --train.checkpoint-every-steps 6 --train.log-every-steps 5"
-    flags = f"{flags} --train.validate-every-steps 10 --train.sample-every-steps 10".split()
-    finish(train(tmp_path / "run", *flags))
-    run_dir = bucket / "run"
+    flags = "--model.unet.channel-mult 1 --model.unet.attention-px 8 --sample.steps 2"
+    flags += " --train.steps 9 --train.checkpoint-every-steps 3 --train.log-every-steps 3"
+    flags += " --train.validate-every-steps 0 --train.sample-every-steps 9"
+    here, run_dir = tmp_path / "run", bucket / "run"
+    undisturbed = train(here, *flags.split())
     # Killed while it trains, it goes on from what is in the bucket.
-    process = train(run_dir, *flags)
-    wait_for((run_dir / "checkpoints" / "6" / COMMITTED).exists, process)
+    process = train(run_dir, *flags.split())
+    wait_for((run_dir / "checkpoints" / "3" / COMMITTED).exists, process)
     process.kill()
     process.wait()
-    assert "resumed at step" in finish(train(run_dir, *flags))
-    assert_same_result(run_dir, tmp_path / "run")
-    assert {line["step"] for line in metrics(run_dir)} == {5, 10, 15, 20}
-    pictures = [path.name for path in (tmp_path / "run" / "samples").iterdir()]
-    for name in pictures:
-        ours, theirs = (place / "samples" / name for place in (run_dir, tmp_path / "run"))
-        assert ours.read_bytes() == theirs.read_bytes()
-    assert len(pictures) == 2
+    finish(undisturbed)
+    said = finish(train(run_dir, *flags.split(), "--profile", "1:2"))
+    assert "resumed at step" in said
+    assert_same_result(run_dir, here)
+    assert [line["step"] for line in metrics(run_dir)] == [3, 6, 9]
+    (picture,) = (here / "samples").iterdir()
+    assert (run_dir / "samples" / picture.name).read_bytes() == picture.read_bytes()
+    assert f"wrote a trace of the steps to {run_dir}/profile" in said
+    assert any(name.endswith(".xplane.pb") for name in files(run_dir / "profile"))
     assert shown_numbers(run_dir) == logged_numbers(run_dir)
-    assert saved_steps(run_dir)[0] == 20
+    assert saved_steps(run_dir)[0] == 9
