@@ -245,12 +245,15 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder_here(bucket, train, tmp_path):
     here, run_dir = tmp_path / "run", bucket / "run"
     undisturbed = train(here, *flags.split())
     # Killed while it trains, it goes on from what is in the bucket.
-    process = train(run_dir, *flags.split())
+    own = {"environment": {"TMPDIR": str(tmp_path)}}
+    process = train(run_dir, *flags.split(), **own)
     wait_for((run_dir / "checkpoints" / "3" / COMMITTED).exists, process)
     process.kill()
     process.wait()
     finish(undisturbed)
-    said = finish(train(run_dir, *flags.split(), "--profile", "1:2"))
+    left = set(tmp_path.glob("glide_jax_*"))
+    said = finish(train(run_dir, *flags.split(), "--profile", "1:2", **own))
+    assert set(tmp_path.glob("glide_jax_*")) == left
     assert "resumed at step" in said
     assert_same_result(run_dir, here)
     assert [line["step"] for line in metrics(run_dir)] == [3, 6, 9]
