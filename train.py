@@ -134,12 +134,8 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
     )
     log.say(memory_report(trainer))
 
-    def keep_log() -> None:
-        log.flush()
-        growing.copy()
-
     def save() -> None:
-        keep_log()  # before what resumes from there
+        growing.copy()  # before what resumes from there
         checkpoints.save(state, {"loader": loader.state(), "log": log.state()})
 
     def validate() -> dict[str, float]:
@@ -168,7 +164,10 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
     stop, stops = StopRequest(), False
     try:
         while step < settings.steps and not stops:
-            log.say(profile.before_step(growing.path / "profile", run_dir / "profile"))
+            traced = profile.before_step(growing.path / "profile", run_dir / "profile")
+            if traced:
+                growing.copy()  # before it is said to be there
+            log.say(traced)
             waited = perf_counter()
             batch = sharding.to_devices(next(loader), mesh)
             waited = perf_counter() - waited
@@ -198,11 +197,11 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
                 save()
             if settings.validate_every_steps and step % settings.validate_every_steps == 0:
                 log.write(step, validate())
-                keep_log()
+                growing.copy()
                 log.restart_clock()
             if settings.sample_every_steps and step % settings.sample_every_steps == 0:
                 draw_samples()
-                keep_log()
+                growing.copy()
                 log.restart_clock()
 
         if checkpoints.latest_step != step:
@@ -210,9 +209,10 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
         checkpoints.close()
         loader.close()
     finally:
-        log.say(profile.end(growing.path / "profile", run_dir / "profile"))
+        traced = profile.end(growing.path / "profile", run_dir / "profile")
         log.close()
-        growing.copy()
+        growing.close()
+        log.say(traced)
     if not lead:
         return
     if step < settings.steps:

@@ -45,6 +45,18 @@ def path_of(place: str | os.PathLike[str]) -> AnyPath:
     return epath.Path(text)
 
 
+def require_here(*paths: Path | None) -> None:
+    """Checks that what is to be written is of this machine: of a URL, Path makes a folder `gs:`.
+
+    Raises:
+        UserError: one of them is a URL.
+    """
+    for path in paths:
+        if path is not None and path.parts and path.parts[0].endswith(":"):
+            url = path.as_posix().replace(":/", "://", 1)
+            raise UserError(f"{url}: give a file or folder of this machine")
+
+
 @contextmanager
 def errors_named(what: str, path: AnyPath | str) -> Iterator[None]:
     """Makes any failure of storage the UserError `cannot WHAT PATH: why`."""
@@ -124,3 +136,9 @@ class GrowingFiles:
                 with errors_named("write", copy):
                     copy.write_bytes(file.read_bytes())
                 self._copied[file] = state
+
+    def close(self) -> None:
+        """Copies for the last time, and removes what was written here for it. Raises UserError."""
+        if self._bucket is not None:
+            with self._temporary:
+                self.copy()

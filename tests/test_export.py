@@ -88,6 +88,15 @@ def test_the_folder_holds_configuration_tokenizer_and_weights_alone(runs, export
     assert (exported.parent / "new" / "clip" / WEIGHTS).is_file()
 
 
+def test_hidden_files_are_not_given_away(runs, tmp_path):
+    shutil.copytree(runs / "base", tmp_path / "run")
+    (tmp_path / "run" / TOKENIZER / ".tokenizer.json.123").write_text("{")
+    (tmp_path / "run" / TOKENIZER / ".hidden").mkdir()
+    export(tmp_path / "run", tmp_path / "exported")
+    names = {path.name for path in (tmp_path / "exported" / TOKENIZER).iterdir()}
+    assert names == {"tokenizer.json", "tokenizer_config.json"}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_an_exported_model_draws_what_the_run_draws(runs, tmp_path, dtype):
     export(runs / "base", tmp_path / "base", dtype)
@@ -152,12 +161,15 @@ def test_export_says_what_it_cannot_do(runs, exported, tmp_path):
     (tmp_path / "file").write_text("")
     shutil.copytree(runs / "base", tmp_path / "no_tokenizer")
     shutil.rmtree(tmp_path / "no_tokenizer" / TOKENIZER)
+    shutil.copytree(runs / "base", tmp_path / "odd_tokenizer")
+    (tmp_path / "odd_tokenizer" / TOKENIZER / "folder").mkdir()
     for message, run, to in (
         ("is there already", runs / "base", exported),
         ("is not a folder", tmp_path / "nothing", tmp_path / "x"),
         ("is not a run folder", tmp_path, tmp_path / "x"),
         ("has no checkpoints/", exported, tmp_path / "x"),
         ("has no tokenizer/", tmp_path / "no_tokenizer", tmp_path / "x"),
+        ("cannot read .*tokenizer: ", tmp_path / "odd_tokenizer", tmp_path / "x"),
         ("cannot write .*file/x", runs / "base", tmp_path / "file" / "x"),
     ):
         with pytest.raises(UserError, match=message):

@@ -84,14 +84,14 @@ def test_flags_that_do_not_go_together_are_refused(flags, line):
 
 
 def called(*processes, limit_s=20):
-    """What the roll call gives each (number, count): its connections, or the error."""
+    """What the roll call gives each (number, count, ...): its connections, or the error."""
     address = f"127.0.0.1:{free_port()}"
     host, port = address.split(":")
 
-    def call(process, count):
+    def call(process, count, *silence_s):
         try:
             listener = listen(host, int(port)) if process == 0 else None
-            return roll_call(listener, address, process, count, limit_s)[0]
+            return roll_call(listener, address, process, count, limit_s, *silence_s)[0]
         except UserError as error:
             return str(error)
 
@@ -116,12 +116,14 @@ def test_all_meet_in_any_order():
     assert [sorted(links) for links in called((2, 3), (0, 3), (1, 3))] == [[0], [1, 2], [0]]
 
 
-def test_who_is_missing_comes_twice_or_counts_otherwise_is_named():
+def test_who_is_missing_comes_twice_or_was_started_otherwise_is_named():
     assert called((0, 3), (1, 3), limit_s=1) == ["process 2 of 3 did not come within 1 s"] * 2
     twice = called((0, 3), (1, 3), (1, 3))
     assert twice == ["two processes were started with --process 1"] * 3
     counts = called((0, 2), (1, 3))
     assert counts == ["process 1 was started with --processes 3, process 0 with 2"] * 2
+    silence = called((0, 2, 30), (1, 2, 5))
+    assert silence == ["process 1 was started with --silence-timeout-s 5, process 0 with 30"] * 2
     (alone,) = called((1, 2), limit_s=1)
     assert "cannot reach process 0 at 127.0.0.1:" in alone
 
@@ -200,9 +202,12 @@ MEMBER = """
 import sys, time
 from glide_jax.training.peers import Peers
 from glide_jax.training.roll_call import listen, roll_call
-index, port, fails = map(int, sys.argv[1:])
+index, port, fails, slow_s = map(int, sys.argv[1:])
+def last_step():
+    time.sleep(slow_s)
+    return 40
 listener = listen("127.0.0.1", port) if index == 0 else None
-peers = Peers(index, 3, roll_call(listener, f"127.0.0.1:{port}", index, 3, 20)[0], lambda: 40)
+peers = Peers(index, 3, roll_call(listener, f"127.0.0.1:{port}", index, 3, 20)[0], last_step)
 peers.barrier()
 print("here", flush=True)
 if index == fails:
@@ -211,11 +216,11 @@ time.sleep(60)
 """
 
 
-def members(fails):
+def members(fails, slow_s=0):
     port = free_port()
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", MEMBER, str(index), str(port), str(fails)],
+            [sys.executable, "-c", MEMBER, *map(str, (index, port, fails, slow_s))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -237,6 +242,42 @@ def test_when_one_is_killed_the_others_say_so_and_end(victim):
         _, errors = process.communicate(timeout=20)
         if index != victim:
             assert (process.returncode, errors) == (GONE, f"error: {line}\n")
+
+
+LISTENING = """
+import socket, sys, time
+from glide_jax.training.peers import Peers
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    Peers(1, 2, {0: connection}, lambda: 40)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("rest", [b'{"val', b'{"value": "\xc3'])
+def test_who_is_killed_in_the_middle_of_a_line_is_gone(rest):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", LISTENING, str(server.getsockname()[1])]
+        listening = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"{}\n" + rest)
+            connection.shutdown(socket.SHUT_WR)
+            _, errors = listening.communicate(timeout=20)
+    line = "process 0 of 2 is gone; start all again: the run resumes from step 40"
+    assert (listening.returncode, errors) == (GONE, f"error: {line}\n")
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_bucket_that_does_not_say_from_where_the_run_resumes():
+    started = members(fails=-1, slow_s=60)
+    started[1].kill()
+    began = time.monotonic()
+    for process in (started[0], started[2]):
+        _, errors = process.communicate(timeout=20)
+        line = "process 1 of 3 is gone; start all again: the run resumes from its last checkpoint"
+        assert (process.returncode, errors) == (GONE, f"error: {line}\n")
+    assert time.monotonic() - began < 10
+    started[1].communicate()
 
 
 @pytest.mark.slow

@@ -12,15 +12,30 @@ from threading import Thread
 import fsspec
 import numpy as np
 import pytest
+import tiny
+import tyro
 from bucket import BUCKET, environment
 from kill_while_saving import state_of
+from model_set import CAPTIONS, write_random_run
 from test_checkpoint import restored
+from test_logging import logged_numbers, shown_numbers
 from test_train import assert_same_result, finish, metrics, wait_for
 
 from glide_jax import Glide, UserError
 from glide_jax.command_line import parse_config
 from glide_jax.config import Config
-from glide_jax.storage import AnyPath, GrowingFiles, path_of, write_whole
+from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.evaluation import (
+    guidance,
+    inpainting,
+    retrieval,
+    scenes,
+    train_scene_reader,
+    upsampling,
+)
+from glide_jax.models import convert
+from glide_jax.storage import AnyPath, GrowingFiles, path_of, require_here, write_whole
+from glide_jax.training import plot
 from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.export import export
 from glide_jax.training.run_folder import COMMITTED, saved_steps
@@ -69,6 +84,25 @@ def test_a_path_is_of_this_machine_or_of_a_bucket(tmp_path):
             path_of(other)
 
 
+def test_what_is_written_on_this_machine_alone_is_not_asked_for_elsewhere(tmp_path):
+    require_here(None, Path("x.png"), tmp_path / "a:" / "x.png", Path("."))
+    url = "gs://some/place/x.png"
+    trained = ("--checkpoint", "runs/a")
+    commands = {guidance: trained, inpainting: trained, retrieval: trained, scenes: trained}
+    commands |= {upsampling: trained, train_scene_reader: ()}
+    for module, flags in commands.items():
+        arguments = tyro.cli(module.Arguments, args=[*flags, "--out", url])
+        with pytest.raises(UserError, match=f"^{url}: give a file or folder of this machine$"):
+            module.main(arguments)
+    for main, flags in (
+        (plot.main, ("runs/a", "--out", url)),
+        (plot.main, ("runs/a", "--samples", url)),
+        (convert.main, ("runs/a", "--to", url)),
+    ):
+        with pytest.raises(UserError, match=f"^{url}: give a file or folder of this machine$"):
+            main(flags)
+
+
 def test_what_reads_buckets_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"gs://some/run needs gcsfs: pip install -e '\.\[gcs\]'"):
@@ -98,54 +132,71 @@ def test_files_that_grow_are_copied_when_they_have_grown(folder, tmp_path):
     (folder / "log").unlink()
     growing.copy()  # which has not changed
     assert set(files(folder)) == {"/other", "/sub/new"}
+    with (growing.path / "log").open("a") as log:
+        log.write("three\n")
+    growing.close()
+    assert files(folder)["/log"] == b"one\ntwo\nthree\n"
+    assert not growing.path.exists()
+    here.close()
+    assert tmp_path.exists()
+
+
+def test_what_cannot_be_copied_for_the_last_time_is_removed_all_the_same(bucket):
+    growing = GrowingFiles(path_of("gs://nowhere/run"))
+    (growing.path / "log").write_text("one")
+    with pytest.raises(UserError, match="cannot write gs://nowhere/run/log: no such bucket"):
+        growing.close()
+    assert not growing.path.exists()
 
 
 @pytest.mark.slow
 def test_what_is_not_marked_whole_is_no_checkpoint(folder):
-    save(folder, 1, 2, 3)
-    assert saved_steps(folder) == [3, 2, 1]
-    (folder / "checkpoints" / "3" / COMMITTED).unlink()  # a kill before the end of the write
+    save(folder, 1, 2)
     assert saved_steps(folder) == [2, 1]
+    (folder / "checkpoints" / "2" / COMMITTED).unlink()  # a kill before the end of the write
+    assert saved_steps(folder) == [1]
+    assert restored(folder) == 1
+    save(folder, 2)
     assert restored(folder) == 2
-    save(folder, 3)
-    assert restored(folder) == 3
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_moved_aside_and_an_interrupted_move_loses_nothing(folder, capsys):
-    save(folder, 1, 2, 3)
-    three = folder / "checkpoints" / "3"
-    filesystem, root = fsspec.url_to_fs(str(three))
+    save(folder, 1, 2)
+    two = folder / "checkpoints" / "2"
+    filesystem, root = fsspec.url_to_fs(str(two))
     largest = max(filesystem.find(f"{root}/params"), key=filesystem.size)
     content = bytearray(filesystem.cat_file(largest))
     content[len(content) // 2] ^= 1
     filesystem.pipe_file(largest, bytes(content))
-    whole = files(three)
+    whole = files(two)
     # Interrupted while it is copied: some files are there twice.
     some = random.Random(0).sample(sorted(set(whole) - {f"/{COMMITTED}"}), len(whole) // 2)
     for name in some:
         filesystem.pipe_file(f"{root}.damaged{name}", whole[name])
-    assert restored(folder) == 2
+    assert restored(folder) == 1
     said = capsys.readouterr().err
-    assert "3 is damaged (" in said
-    aside = three.with_name(said.partition("moved to ")[2].partition(",")[0])
+    assert "2 is damaged (" in said
+    aside = two.with_name(said.partition("moved to ")[2].partition(",")[0])
     assert files(aside) == whole
-    assert saved_steps(folder) == [2, 1]
+    assert saved_steps(folder) == [1]
     # Interrupted while the old ones are deleted: what is left does not count.
     for name in some:
         filesystem.pipe_file(f"{root}{name}", whole[name])
-    assert saved_steps(folder) == [2, 1]
-    assert restored(folder) == 2
+    assert saved_steps(folder) == [1]
+    assert restored(folder) == 1
     assert files(aside) == whole
-    save(folder, 3)
-    assert restored(folder) == 3
+    save(folder, 2)
+    assert restored(folder) == 2
 
 
-def test_an_exported_model_is_loaded_from_a_bucket(folder, trained_run, tmp_path):
+def test_an_exported_model_is_loaded_from_a_bucket(folder, tmp_path):
+    run = tmp_path / "run"
+    write_random_run(run, tiny.get_config(), Tokenizer.train(CAPTIONS, 300))
     for to in (tmp_path / "here", folder / "there"):
-        export(trained_run, to)
+        export(run, to)
     with pytest.raises(UserError, match="there is there already: remove it"):
-        export(trained_run, folder / "there")
+        export(run, folder / "there")
     ours = Glide.load(str(folder / "there")).stage("base")
     theirs = Glide.load(tmp_path / "here").stage("base")
     for name, value in theirs.params.items():
@@ -188,22 +239,27 @@ def test_a_bucket_that_cannot_be_used_is_named_before_training(bucket, train):
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_of_a_folder_here(bucket, train, tmp_path):
-    flags = "--train.steps 20 --train.checkpoint-every-steps 6 --train.log-every-steps 5"
-    flags = f"{flags} --train.validate-every-steps 10 --train.sample-every-steps 10".split()
-    finish(train(tmp_path / "run", *flags))
-    run_dir = bucket / "run"
+    flags = "--model.unet.channel-mult 1 --model.unet.attention-px 8 --sample.steps 2"
+    flags += " --train.steps 9 --train.checkpoint-every-steps 3 --train.log-every-steps 3"
+    flags += " --train.validate-every-steps 0 --train.sample-every-steps 9"
+    here, run_dir = tmp_path / "run", bucket / "run"
+    undisturbed = train(here, *flags.split())
     # Killed while it trains, it goes on from what is in the bucket.
-    process = train(run_dir, *flags)
-    wait_for((run_dir / "checkpoints" / "6" / COMMITTED).exists, process)
+    own = {"environment": {"TMPDIR": str(tmp_path)}}
+    process = train(run_dir, *flags.split(), **own)
+    wait_for((run_dir / "checkpoints" / "3" / COMMITTED).exists, process)
     process.kill()
     process.wait()
-    assert "resumed at step" in finish(train(run_dir, *flags))
-    assert_same_result(run_dir, tmp_path / "run")
-    assert {line["step"] for line in metrics(run_dir)} == {5, 10, 15, 20}
-    pictures = [path.name for path in (tmp_path / "run" / "samples").iterdir()]
-    for name in pictures:
-        ours, theirs = (place / "samples" / name for place in (run_dir, tmp_path / "run"))
-        assert ours.read_bytes() == theirs.read_bytes()
-    assert len(pictures) == 2
-    assert len(list((run_dir / "tensorboard").glob("events*"))) == 2  # of each start
-    assert saved_steps(run_dir)[0] == 20
+    finish(undisturbed)
+    left = set(tmp_path.glob("glide_jax_*"))
+    said = finish(train(run_dir, *flags.split(), "--profile", "1:2", **own))
+    assert set(tmp_path.glob("glide_jax_*")) == left
+    assert "resumed at step" in said
+    assert_same_result(run_dir, here)
+    assert [line["step"] for line in metrics(run_dir)] == [3, 6, 9]
+    (picture,) = (here / "samples").iterdir()
+    assert (run_dir / "samples" / picture.name).read_bytes() == picture.read_bytes()
+    assert f"wrote a trace of the steps to {run_dir}/profile" in said
+    assert any(name.endswith(".xplane.pb") for name in files(run_dir / "profile"))
+    assert shown_numbers(run_dir) == logged_numbers(run_dir)
+    assert saved_steps(run_dir)[0] == 9

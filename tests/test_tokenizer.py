@@ -133,6 +133,21 @@ def test_save_and_load(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_files_are_read_alike_whatever_the_machines_language(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path)
+    saved = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(saved.replace(END_TOKEN, "<ende·>"), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_bytes('{"eos_token": "<ende·>"}'.encode())
+    program = (
+        "import sys, pathlib; from glide_jax.data.tokenizer import Tokenizer;"
+        "print(Tokenizer.load(pathlib.Path(sys.argv[1])).end_id)"
+    )
+    ascii_alone = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-c", program, tmp_path]
+    read = subprocess.run(command, env=ascii_alone, capture_output=True, text=True)
+    assert read.stdout == f"{TRAINED.end_id}\n", read.stderr
+
+
 def test_a_folder_may_name_its_own_end_token(tmp_path: Path) -> None:
     TRAINED.save(tmp_path)
     saved = (tmp_path / "tokenizer.json").read_text()

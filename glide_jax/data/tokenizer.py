@@ -128,7 +128,8 @@ class Tokenizer:
         # The library reports every failure, of reading or of parsing, as a plain Exception.
         try:
             if whole.is_file():
-                return cls(tokenizers.Tokenizer.from_str(whole.read_text()), _end_token(folder))
+                backend = tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))
+                return cls(backend, _end_token(folder))
             if vocab.is_file() and merges.is_file():
                 bpe = models.BPE.from_file(str(vocab), str(merges))
                 return cls(_byte_level(bpe), _end_token(folder))
@@ -242,7 +243,8 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 def _end_token(folder: AnyPath) -> str:
     """What the hub's settings file names as the end token: a text, or an object with its text."""
     try:
-        named = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
+        settings = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+        named = json.loads(settings)["eos_token"]
         return named["content"] if isinstance(named, dict) else str(named)
     except (FileNotFoundError, KeyError):
         return END_TOKEN

@@ -19,6 +19,7 @@ from glide_jax.evaluation.scenes import judge, require_scenes
 from glide_jax.pictures import new_figure, save_figure
 from glide_jax.pipeline import Glide
 from glide_jax.stage import MAX_BATCH
+from glide_jax.storage import require_here
 from glide_jax.training.sharding import use_all_cores
 
 SEEDS = 2
@@ -70,6 +71,7 @@ Row = tuple[float, float, float]
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
+    require_here(arguments.out)
     require_scenes(arguments.n, arguments.split)
     if arguments.caption_index not in range(4):
         raise UserError(f"--caption-index {arguments.caption_index}: must be 0, 1, 2 or 3")

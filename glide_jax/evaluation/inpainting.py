@@ -24,6 +24,7 @@ from glide_jax.evaluation.scenes import require_scenes
 from glide_jax.pictures import save_grid
 from glide_jax.pipeline import Glide
 from glide_jax.stage import MAX_BATCH, Conditions, Known
+from glide_jax.storage import require_here
 from glide_jax.training.sharding import use_all_cores
 
 REACH = 1.35
@@ -102,6 +103,7 @@ class Arguments(SharedOut):
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
+    require_here(arguments.out)
     require_scenes(arguments.n, arguments.split)
     keep_compiled_programs()
     use_all_cores(min(arguments.n, MAX_BATCH))

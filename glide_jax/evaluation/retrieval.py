@@ -17,6 +17,7 @@ from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import new_figure, save_figure
+from glide_jax.storage import require_here
 from glide_jax.training.run_folder import load_run_config
 
 
@@ -61,6 +62,7 @@ class Arguments(SharedOut):
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
+    require_here(arguments.out)
     if not 2 <= arguments.among <= arguments.n:
         raise UserError(f"--among {arguments.among}: must be from 2 to --n ({arguments.n})")
     keep_compiled_programs()

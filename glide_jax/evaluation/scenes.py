@@ -27,6 +27,7 @@ from glide_jax.evaluation.scene_reader import Found, Reading, read_scenes
 from glide_jax.pictures import save_grid
 from glide_jax.pipeline import Glide
 from glide_jax.stage import MAX_BATCH
+from glide_jax.storage import require_here
 from glide_jax.training.sharding import use_all_cores
 
 ATTRIBUTES = ("shape", "colour", "size", "texture")
@@ -180,6 +181,7 @@ def require_scenes(n: int, split: str) -> None:
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
+    require_here(arguments.out)
     require_scenes(arguments.n, arguments.split)
     if arguments.real == (arguments.checkpoint is not None):
         raise UserError("give --checkpoint RUN to judge a model, or --real: one of the two")

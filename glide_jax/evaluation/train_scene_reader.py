@@ -49,6 +49,7 @@ from glide_jax.evaluation.scene_reader import (
 )
 from glide_jax.models.weight_files import write_tensors
 from glide_jax.shapes import Params
+from glide_jax.storage import require_here
 
 FIRST_INDEX = 1_000_000
 """Of the records whose layouts are borrowed: far beyond those of any training set."""
@@ -79,7 +80,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """The command."""
+    """The command. Raises UserError."""
+    require_here(arguments.out)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, arguments.learning_rate, min(100, arguments.steps // 2), arguments.steps
     )

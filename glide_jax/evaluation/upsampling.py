@@ -18,6 +18,7 @@ from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_grid
 from glide_jax.pipeline import Glide
+from glide_jax.storage import require_here
 from glide_jax.training.sharding import use_all_cores
 
 Pictures = UInt8[np.ndarray, "n h w 3"]
@@ -69,6 +70,7 @@ class Arguments(SharedOut):
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
+    require_here(arguments.out)
     if arguments.n < 1:
         raise UserError(f"--n {arguments.n}: must be at least 1")
     keep_compiled_programs()

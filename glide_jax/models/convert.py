@@ -46,6 +46,7 @@ from glide_jax.models.original_sizes import (
 )
 from glide_jax.models.released import DRAWING
 from glide_jax.models.weight_files import FORMATS, Tensors, read_tensors, write_tensors
+from glide_jax.storage import require_here
 from glide_jax.training.checkpoint import Checkpoints, load_weights
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, open_run_folder
 
@@ -70,8 +71,9 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """The command. Raises UserError."""
     arguments = tyro.cli(Arguments, prog="python -m glide_jax.models.convert", args=argv)
+    require_here(arguments.to)
     if not arguments.files:
         raise UserError("nothing to convert: give files of weights, or a run folder")
     if any(path.is_dir() for path in arguments.files):

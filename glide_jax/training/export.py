@@ -58,8 +58,8 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
         dtype: of the stored parameters.
 
     Raises:
-        UserError: `run_dir` has no checkpoint, `to` is there already or cannot be written, or the
-            parameters are beyond the range of `dtype`.
+        UserError: `run_dir` has no checkpoint or cannot be read, `to` is there already or cannot
+            be written, or the parameters are beyond the range of `dtype`.
     """
     with errors_named("read", to):
         is_there = to.exists()
@@ -74,9 +74,12 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
         step = checkpoints.restored_step
     weights = _cast(params, dtype)
 
-    files = {
-        f"{TOKENIZER}/{file.name}": file.read_bytes() for file in (run_dir / TOKENIZER).iterdir()
-    }
+    with errors_named("read", run_dir / TOKENIZER):
+        files = {
+            f"{TOKENIZER}/{file.name}": file.read_bytes()
+            for file in (run_dir / TOKENIZER).iterdir()
+            if not file.name.startswith(".")  # what an interrupted write left, or a file browser
+        }
     # save_file would make a file that nobody else may read.
     files[WEIGHTS] = safetensors.numpy.save(weights, {"step": str(step), "dtype": dtype})
     # Last: without it, what is in a bucket is no run folder.

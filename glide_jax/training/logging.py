@@ -4,12 +4,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
@@ -17,6 +20,8 @@ METRICS = "metrics.jsonl"
 
 class RunLog:
     """The log of one run; a resumed run goes on as if it had never stopped.
+
+    What is logged is in its file when the call returns, for whoever copies the files then.
 
     Args:
         run_dir: the run folder.
@@ -45,11 +50,12 @@ class RunLog:
         if lead:
             self._forget_after(start_step)
         self._file = self._path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(
-            str(run_dir / "tensorboard"),
-            purge_step=start_step + 1 if start_step else None,
-            write_to_disk=lead,
-        )
+        if lead:
+            (run_dir / "tensorboard").mkdir(parents=True, exist_ok=True)
+            # SummaryWriter's queue could still hold what was added when it is flushed.
+            self._tensorboard = EventsWriter(str(run_dir / "tensorboard" / "events"))
+            if start_step:  # hides what an earlier process logged beyond it
+                self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._bar = tqdm(
             total=steps,
             initial=start_step,
@@ -105,12 +111,12 @@ class RunLog:
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Adds a line to metrics.jsonl, and the values to TensorBoard."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add_event(step, summary=Summary(value=scalars))
 
     def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Shows a picture in TensorBoard."""
-        self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+        self._add_event(step, summary=summary.image(name, picture, dataformats="HWC"))
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar; nothing if it is empty."""
@@ -125,15 +131,17 @@ class RunLog:
         """Takes up what `state` gave."""
         self._window = {name: list(values) for name, values in state["window"].items()}
 
-    def flush(self) -> None:
-        """Writes what TensorBoard still has in memory; metrics.jsonl is written line by line."""
-        self._tensorboard.flush()
-
     def close(self) -> None:
         """Ends the bar and the files."""
         self._bar.close()
         self._file.close()
-        self._tensorboard.close()
+        if self._lead:
+            self._tensorboard.close()
+
+    def _add_event(self, step: int, **what: Any) -> None:
+        if self._lead:
+            self._tensorboard.write_event(Event(wall_time=time(), step=step, **what))
+            self._tensorboard.flush()
 
     def _forget_after(self, step: int) -> None:
         if not self._path.exists():

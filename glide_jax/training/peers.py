@@ -29,6 +29,9 @@ GRACE_S = 5.0
 SILENCE_S = 30
 """A process of which nothing is heard for so long counts as gone, unless told otherwise."""
 
+ANSWER_S = 2.0
+"""How long a process that ends may take to find out from where the run would resume."""
+
 SIGNS = 6
 """Signs of life that a process gives in this time."""
 
@@ -129,7 +132,8 @@ class Peers:
             time.sleep(period_s)
 
     def _listen(self, peer: int, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection.makefile("r") as lines:
+        # ValueError: the last line of a process that is killed may be cut short.
+        with contextlib.suppress(OSError, ValueError), connection.makefile("r") as lines:
             for line in lines:
                 message = json.loads(line)
                 if "value" in message:
@@ -144,11 +148,10 @@ class Peers:
         """Ends this process for what happened to another."""
         if not self._ending.acquire(blocking=False):
             return  # another thread is at it
-        if "gone" in message:
-            _say(f"{self._name(message['gone'])} is gone; start all again: {self._resumes()}")
         if self.lead:
             self._tell(message)
         if "gone" in message:
+            _say(f"{self._name(message['gone'])} is gone; start all again: {self._resumes()}")
             if self.lead:
                 self._wait_for_others(GRACE_S)
             _exit(GONE)
@@ -170,9 +173,17 @@ class Peers:
         return f"process {peer} of {self.count}"
 
     def _resumes(self) -> str:
+        answer: queue.Queue[int | None] = queue.Queue()
+
+        def ask() -> None:
+            with contextlib.suppress(UserError):
+                answer.put(self._last_step())
+
+        # A bucket that cannot be reached is tried again and again.
+        threading.Thread(target=ask, daemon=True).start()
         try:
-            step = self._last_step()
-        except UserError:  # of a bucket that cannot be reached
+            step = answer.get(timeout=ANSWER_S)
+        except queue.Empty:
             return "the run resumes from its last checkpoint"
         return f"the run resumes from step {step}" if step else "the run begins anew"
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pictures import save_png
-from glide_jax.storage import AnyPath, errors_named, path_of
+from glide_jax.storage import AnyPath, errors_named, path_of, require_here
 from glide_jax.training.film import film_strip
 from glide_jax.training.logging import METRICS
 from glide_jax.training.run_folder import name_of
@@ -121,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
     arguments = tyro.cli(Arguments, prog="python -m glide_jax.training.plot", args=argv)
     runs = [path_of(run) for run in arguments.runs]
+    require_here(arguments.out, arguments.samples)
     if not runs:
         raise UserError("nothing to draw: give at least one run folder")
     figure = draw_curves(

@@ -179,7 +179,9 @@ def _meet(launch: Launch, last_step: Callable[[], int | None]) -> tuple[Peers, s
         address = _gathered(own)[0]
     else:
         listener = listen(*parse_address(address)) if index == 0 else None
-    connections, jax_port = roll_call(listener, address, index, count, launch.start_s)
+    connections, jax_port = roll_call(
+        listener, address, index, count, launch.start_s, launch.silence_s
+    )
     host = address.rpartition(":")[0]
     return Peers(index, count, connections, last_step, launch.silence_s), f"{host}:{jax_port}"
 

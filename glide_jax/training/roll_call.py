@@ -8,10 +8,11 @@ import contextlib
 import json
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from glide_jax.errors import UserError
-from glide_jax.training.peers import GRACE_S
+from glide_jax.training.peers import GRACE_S, SILENCE_S
 
 
 def parse_address(coordinator: str) -> tuple[str, int]:
@@ -44,7 +45,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def roll_call(
-    listener: socket.socket | None, address: str, index: int, count: int, limit_s: int
+    listener: socket.socket | None,
+    address: str,
+    index: int,
+    count: int,
+    limit_s: int,
+    silence_s: int = SILENCE_S,
 ) -> tuple[dict[int, socket.socket], int]:
     """Connects the lead and the others.
 
@@ -54,22 +60,24 @@ def roll_call(
         index: of this process.
         count: of processes.
         limit_s: how long they wait for each other.
+        silence_s: what `Peers` takes, which has to be the same for all.
 
     Returns:
         The connections that `Peers` takes, and a port of the lead's machine for JAX.
 
     Raises:
-        UserError: a process is missing, comes twice, or counts them otherwise.
+        UserError: a process is missing, comes twice, or was started otherwise.
     """
     deadline = time.monotonic() + limit_s
+    same = {"--processes": count, "--silence-timeout-s": silence_s}
     if listener is None:
-        connection, answer = _report(address, {"process": index, "processes": count}, deadline)
+        connection, answer = _report(address, {"process": index, **same}, deadline)
         connections = {0: connection}
         if "refused" in answer:
             raise UserError(answer["refused"])
     else:
         with listener:
-            connections, refusal = _gather_all(listener, count, deadline, limit_s)
+            connections, refusal = _gather_all(listener, same, deadline, limit_s)
         with socket.create_server(("", 0)) as free:
             answer = {"refused": refusal} if refusal else {"jax_port": free.getsockname()[1]}
         for connection in connections.values():
@@ -81,9 +89,10 @@ def roll_call(
 
 
 def _gather_all(
-    listener: socket.socket, count: int, deadline: float, limit_s: int
+    listener: socket.socket, same: Mapping[str, int], deadline: float, limit_s: int
 ) -> tuple[dict[int, socket.socket], str]:
     """A connection to every other process; and what is wrong with them, or nothing."""
+    count = same["--processes"]
     found: dict[int, socket.socket] = {}
     while len(found) < count - 1:
         listener.settimeout(max(0.01, deadline - time.monotonic()))
@@ -95,16 +104,17 @@ def _gather_all(
         try:
             connection.settimeout(10)
             hello = _line(connection)
-            process, processes = hello["process"], hello["processes"]
+            process, theirs = hello["process"], {flag: hello[flag] for flag in same}
         except (OSError, ValueError, LookupError, TypeError):
             connection.close()  # somebody else
             continue
-        if processes != count:
-            found[-1] = connection
-            return found, (
-                f"process {process} was started with --processes {processes}, process 0 with "
-                f"{count}"
-            )
+        for flag, ours in same.items():
+            if theirs[flag] != ours:
+                found[-1] = connection
+                return found, (
+                    f"process {process} was started with {flag} {theirs[flag]}, process 0 with "
+                    f"{ours}"
+                )
         if process in found or process == 0:
             found[-1] = connection
             return found, f"two processes were started with --process {process}"
