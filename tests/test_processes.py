@@ -211,7 +211,7 @@ peers = Peers(index, 3, roll_call(listener, f"127.0.0.1:{port}", index, 3, 20)[0
 peers.barrier()
 print("here", flush=True)
 if index == fails:
-    peers.fail("the disk is full", 2)
+    peers.fail("the disk is full", 2, "error: the disk is full\\n")
 time.sleep(60)
 """
 

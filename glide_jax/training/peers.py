@@ -64,6 +64,7 @@ class Peers:
         }
         self._sending = threading.Lock()
         self._ending = threading.Lock()
+        self._last_word = threading.Lock()
         self._over = False
         self._listeners = [
             threading.Thread(target=self._listen, args=item, daemon=True)
@@ -107,14 +108,17 @@ class Peers:
         self._over = True
         self.barrier()  # nobody goes before all know that going is no death
 
-    def fail(self, why: str, status: int) -> NoReturn:
+    def fail(self, why: str, status: int, text: str) -> NoReturn:
         """Ends this process, and the others after it.
 
         Args:
             why: the line that the others end with.
             status: exit status of all.
+            text: what this one prints.
         """
+        self._take_last_word()
         self._over = True
+        sys.stderr.write(text)
         self._tell({"failed": self.index, "why": why, "status": status})
         if self.lead:  # JAX ends the others with noise when the lead goes first
             self._wait_for_others(2 * GRACE_S)
@@ -151,6 +155,7 @@ class Peers:
         if self.lead:
             self._tell(message)
         if "gone" in message:
+            self._take_last_word()
             _say(f"{self._name(message['gone'])} is gone; start all again: {self._resumes()}")
             if self.lead:
                 self._wait_for_others(GRACE_S)
@@ -160,8 +165,13 @@ class Peers:
         else:
             time.sleep(GRACE_S)
         if not self._over:  # else this process fails by itself, and says why
+            self._take_last_word()
             _say(f"{self._name(message['failed'])}: {message['why']}")
             _exit(message["status"])
+
+    def _take_last_word(self) -> None:
+        """One thread ends the process; one that comes later waits for that end."""
+        self._last_word.acquire()
 
     def _wait_for_others(self, limit_s: float) -> None:
         deadline = time.monotonic() + limit_s

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import platform
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,13 +137,12 @@ def together(launch: Launch, last_step: Callable[[], int | None]) -> Iterator[Pe
         yield peers
         peers.part()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        peers.fail(str(error), status=2)
+        peers.fail(str(error), 2, f"error: {error}\n")
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, Exception):
             time.sleep(GRACE_S)  # if it comes from another's death, that is said meanwhile
-        traceback.print_exc()
-        peers.fail(f"{type(error).__name__}: {error}".splitlines()[0], status=GONE)
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        peers.fail(why, GONE, traceback.format_exc())
     jax.distributed.shutdown()
 
 
