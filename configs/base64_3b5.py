@@ -45,6 +45,6 @@ def get_config() -> Config:
             base.train,
             steps=2_500_000,  # paper
             batch_examples=2048,  # paper
-            fsdp=4,
+            fsdp=8,
         ),
     )

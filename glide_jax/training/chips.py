@@ -31,7 +31,7 @@ class Chip:
 CHIPS: dict[str, Chip] = {
     "TPU v4": Chip("v4", 275e12, 32 * GIB, 1.2e12, 4.5e10, 1.05e9, 1.6e14),
     "TPU v5 lite": Chip("v5e", 197e12, 16 * GIB, 8.1e11, 4.5e10, 1.5e9, 1.3e14),
-    "TPU v5": Chip("v5p", 459e12, 95 * GIB, 2.8e12, 9e10, 1.75e9, 2.66e14),
+    "TPU v5": Chip("v5p", 459e12, 95 * GIB, 2.8e12, 9e10, 1.75e9, 2.63e14),
     "TPU v6 lite": Chip("v6e", 918e12, 32 * GIB, 1.6e12, 9e10, 1.75e9, 1.88e14),
     "NVIDIA A100": Chip("A100", 312e12, 80 * GIB, 2.0e12),
     "NVIDIA H100": Chip("H100", 989e12, 80 * GIB, 3.35e12),

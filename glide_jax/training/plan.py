@@ -1,7 +1,7 @@
 r"""Whether a training fits a TPU slice and how fast it would be, before there is one.
 
     python -m glide_jax.training.plan --config configs/base64_3b5.py --topology v5p:4x4x4 \
-        --mesh 16x4
+        --mesh 8x8
 
 compiles the real train step with the real compiler, for TPUs that need not be there
 (pip install -e ".[tpu]"), and says what the compiler makes of it. `--search` tries meshes,
