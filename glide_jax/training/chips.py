@@ -25,7 +25,8 @@ class Chip:
     262,144 (v6e). TPUs only."""
     kernel_flops: float = 0.0
     """What attention kernels reach, in 1/s, of products whose heads fill 128 lanes:
-    benchmarks/attention_kernels.py. v4's is v5p's in proportion. TPUs only."""
+    benchmarks/attention_kernels.py. v4's is v5p's in proportion, and so is v5e's at 32 px.
+    TPUs only."""
 
 
 CHIPS: dict[str, Chip] = {
