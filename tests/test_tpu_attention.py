@@ -37,15 +37,15 @@ def with_gradients(attend, b, q_length, k_length, heads, width):
     ("b", "q_length", "k_length", "heads", "width", "causal"),
     [
         (2, 64, 80, 4, 64, False),  # a level of the U-Net, with text before the pixels
-        (1, 1024, 1152, 2, 64, False),  # queries in more than one block
-        (1, 1024, 1024, 2, 64, True),
+        (1, 512, 4096, 2, 64, False),  # queries in more than one block
+        (1, 1536, 1536, 2, 64, True),
         (1, 33, 33, 4, 32, True),  # lengths that fill no register
         (1, 16, 16, 1, 128, False),
     ],
 )
 def test_the_kernel_gives_what_attention_gives(b, q_length, k_length, heads, width, causal):
     sizes = (b, q_length, k_length, heads, width)
-    assert tpu_attention.fits(q_length, k_length, width, heads)
+    assert tpu_attention.fits("TPU v5p", q_length, k_length, width, heads)
     plain = with_gradients(partial(layers.attend, heads=heads, causal=causal), *sizes)
     fused = with_gradients(
         lambda q, k, v: tpu_attention.attend(q, k, v, heads, causal, True), *sizes
@@ -54,11 +54,19 @@ def test_the_kernel_gives_what_attention_gives(b, q_length, k_length, heads, wid
         np.testing.assert_allclose(of_fused, of_plain, rtol=5e-6, atol=5e-6)
 
 
-def test_what_does_not_fill_lanes_or_memory_is_left_to_the_compiler():
-    assert not tpu_attention.fits(64, 80, 48, 8)  # heads across registers
-    assert not tpu_attention.fits(64, 80, 32, 3)  # half a register
-    assert not tpu_attention.fits(4096 + 8, 4096, 64, 2)  # no block divides the queries
-    assert not tpu_attention.fits(2**14, 2**14, 64, 2)  # keys that vector memory cannot hold
+@pytest.mark.parametrize(
+    ("tpu", "sizes", "why"),
+    [
+        ("TPU v5p", (64, 80, 48, 8), "heads across registers"),
+        ("TPU v5p", (64, 80, 32, 3), "half a register"),
+        ("TPU v5p", (4096 + 8, 4096, 64, 2), "no block divides the queries"),
+        ("TPU v5p", (2**14, 2**14, 64, 2), "keys that vector memory cannot hold"),
+        ("TPU v4", (64, 80, 64, 2), "too little vector memory"),
+        ("", (64, 80, 64, 2), "no TPU"),
+    ],
+)
+def test_what_does_not_fill_lanes_or_memory_is_left_to_the_compiler(tpu, sizes, why):
+    assert not tpu_attention.fits(tpu, *sizes), why
 
 
 def test_each_device_runs_the_kernel_on_its_own_examples(monkeypatch):
@@ -71,7 +79,7 @@ def test_each_device_runs_the_kernel_on_its_own_examples(monkeypatch):
 
     expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
 
-    monkeypatch.setattr(layers, "runs_on_tpu", lambda: True)
+    monkeypatch.setattr(layers, "tpu_kind", lambda: "TPU v5p")
     kernel, seen = tpu_attention.attend, set()
 
     def interpreted(q, k, v, heads, causal):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Remat
 from glide_jax.models.layers import (
+    Linear,
     attend,
     layer_norm,
     mlp,
@@ -40,8 +41,8 @@ def _embedding(rows: int, width: int, deviation: float, rngs: nnx.Rngs) -> nnx.P
 
 def _linear(
     d_in: int, d_out: int, deviation: float, dtype: jnp.dtype, rngs: nnx.Rngs, bias: bool = True
-) -> nnx.Linear:
-    return nnx.Linear(
+) -> Linear:
+    return Linear(
         d_in,
         d_out,
         use_bias=bias,

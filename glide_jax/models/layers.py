@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import GROUPS
 from glide_jax.models import cpu, tpu_attention
-from glide_jax.models.placement import on_each_device, runs_on_tpu
+from glide_jax.models.placement import on_each_device, tpu_kind
+from glide_jax.models.remat import kept
 from glide_jax.shapes import Timesteps
 
 EPSILON = 1e-5
@@ -46,22 +47,42 @@ def _uniform_init(fan_in: int, zero: bool) -> dict[str, Any]:
     return {"kernel_init": init, "bias_init": init}
 
 
+def add_bias(x: Float[Array, "*b c"], bias: Float[Array, "c"]) -> Float[Array, "*b c"]:
+    """Their sum, computed in float32, and with it the bias's gradient, a sum over all of `x`.
+
+    In bfloat16 that would be coarser, and TPUs take it together with other sums in float32 only.
+    """
+    return (x.astype(jnp.float32) + bias).astype(x.dtype)
+
+
+class Linear(nnx.Linear):
+    """A dense layer, float32 parameters and products in `dtype`."""
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """(..., d) to (..., d2), as nnx.Linear."""
+        out = inputs.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return out if self.bias is None else add_bias(out, self.bias[...])
+
+
 def linear(
     d_in: int, d_out: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, zero: bool = False
-) -> nnx.Linear:
+) -> Linear:
     """A dense layer computed in `dtype`, with float32 parameters; `zero` starts it as zeros."""
-    return nnx.Linear(d_in, d_out, dtype=dtype, rngs=rngs, **_uniform_init(d_in, zero))
+    return Linear(d_in, d_out, dtype=dtype, rngs=rngs, **_uniform_init(d_in, zero))
 
 
 class Conv(nnx.Conv):
-    """A convolution, computed in the way that is quickest where it runs."""
+    """A convolution of stride 1 that keeps height and width, in the quickest way where it runs."""
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """(b, h, w, c) to (b, h, w, c2), as nnx.Conv."""
-        kernel, dtype = self.kernel[...], jnp.dtype(self.dtype)
-        if self.bias is not None and cpu.pays_to_shift(kernel, dtype):
-            return cpu.shifted_products(inputs.astype(dtype), kernel.astype(dtype), self.bias[...])
-        return super().__call__(inputs, out_sharding)
+        x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        assert self.bias is not None
+        if cpu.pays_to_shift(kernel, x.dtype):
+            return cpu.shifted_products(x, kernel, self.bias[...])
+        layout = ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        return add_bias(out, self.bias[...])
 
 
 def conv(
@@ -125,7 +146,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return (precise * (0.5 + 0.5 * jax.lax.erf(precise * 0.5**0.5))).astype(x.dtype)
 
 
-def mlp(widen: nnx.Linear, narrow: nnx.Linear, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+def mlp(widen: Linear, narrow: Linear, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     """A transformer's second half: GELU between two projections."""
     # Without the barrier, TPUs may compute the first anew for every tile of the second.
     return narrow(jax.lax.optimization_barrier(gelu(widen(x))))
@@ -143,7 +164,7 @@ def attend(
 
     The softmax is in float32. `causal` hides from each position those after it.
     """
-    if runs_on_tpu() and tpu_attention.fits(q.shape[1], k.shape[1], q.shape[2] // heads, heads):
+    if tpu_attention.fits(tpu_kind(), q.shape[1], k.shape[1], q.shape[2] // heads, heads):
         return on_each_device(lambda *qkv: tpu_attention.attend(*qkv, heads, causal))(q, k, v)
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
     # As GLIDE does it: each is scaled, which keeps half-precision products small.
@@ -158,7 +179,7 @@ def attend(
 
 
 def project_to_heads(
-    projection: nnx.Linear, x: Float[Array, "b l d"], heads: int, parts: int
+    projection: Linear, x: Float[Array, "b l d"], heads: int, parts: int
 ) -> tuple[Float[Array, "b l d2"], ...]:
     """Queries, keys and values, each of all heads; the projection's columns are [head][part][k].
 
@@ -167,10 +188,31 @@ def project_to_heads(
     assert projection.bias is not None
     d = x.shape[-1]
     kernel = projection.kernel[...].astype(x.dtype).reshape(d, heads, parts, -1)
-    bias = projection.bias[...].astype(x.dtype).reshape(heads, parts, -1)
+    bias = projection.bias[...].reshape(heads, parts, -1)
     return tuple(
-        x @ kernel[:, :, part].reshape(d, -1) + bias[:, part].reshape(-1) for part in range(parts)
+        add_bias(x @ kernel[:, :, part].reshape(d, -1), bias[:, part].reshape(-1))
+        for part in range(parts)
     )
+
+
+def dropout(x: Float[Array, "b h w c"], rate: float, key: PRNGKeyArray) -> Float[Array, "b h w c"]:
+    """Zeros with probability `rate`, and the rest scaled so that means stay (arXiv 1207.0580).
+
+    Drawing a random word for every number, as nnx.Dropout does, and again wherever the backward
+    pass needs it, costs a TPU as much as the convolutions. Here one word serves two channels, and
+    is drawn once.
+
+    Args:
+        x: of an even number of channels.
+        rate: in [0, 1), rounded to a multiple of 2^-16.
+        key: of this layer and step.
+    """
+    cut = round(rate * 2**16)
+    words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 2), jnp.uint32)
+    halves = (words >> 16) >= cut, (words & 0xFFFF) >= cut
+    # Without the barrier, TPUs would draw it anew wherever it is used.
+    mask = jax.lax.optimization_barrier(kept(jnp.concatenate(halves, -1)))
+    return jnp.where(mask, x / (1 - cut / 2**16), 0).astype(x.dtype)
 
 
 def timestep_embedding(t: Timesteps, width: int) -> Float[Array, "b d"]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding
 
 _batch: ContextVar[NamedSharding | None] = ContextVar("sharding of a batch", default=None)
@@ -31,10 +32,27 @@ def shared_out(x: jax.Array) -> jax.Array:
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
-def runs_on_tpu() -> bool:
-    """Whether it is TPUs that the batch is shared out over; False where the caller did not say."""
+def tpu_kind() -> str:
+    """Of the TPUs that the batch is shared out over, as "TPU v5p".
+
+    Empty if it is none, or the caller did not say.
+    """
     sharding = _batch.get()
-    return sharding is not None and sharding.mesh.devices.flat[0].platform == "tpu"
+    if sharding is None:
+        return ""
+    device = sharding.mesh.devices.flat[0]
+    return device.device_kind if device.platform == "tpu" else ""
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """`x`, and its gradient, with its axes in this order in a TPU's memory.
+
+    Convolutions there like pixels before examples and kernels examples before pixels, and the
+    compiler might bring all that is computed in between from one order into the other.
+    """
+    if not tpu_kind():
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def on_each_device(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -9,6 +9,7 @@ Policies, from the quickest to the smallest (docs/scaling.md has them measured):
     offload     as blocks, and the inputs wait in the host's memory (accelerators)
 
 Recomputing more than a block at once would save nothing: the way up needs every block's output.
+All of them keep what is dear to compute and small: dropout's masks, and what attention comes to.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ from glide_jax.models.placement import shared_out
 BLOCK_INPUT = "block_input"
 """The name of what `offload` sends to the host."""
 
+KEPT = "kept"
+"""The name of what every policy keeps."""
+
 Call = Callable[..., Any]
 
 
@@ -33,12 +37,15 @@ def recomputed(block: Call, remat: Remat) -> Call:
     """A block whose backward pass starts from what `remat` keeps of it."""
     if remat == "none":
         return block
-    return jax.checkpoint(block, policy=_is_product if remat == "products" else None)
+    policy = _keep_named
+    if remat == "products":
+        policy = jax.checkpoint_policies.save_from_both_policies(_is_product, _keep_named)
+    return jax.checkpoint(block, policy=policy)
 
 
 def recomputed_part(part: Call, remat: Remat) -> Call:
     """A part of a block, recomputed apart from the others where `remat` says so."""
-    return jax.checkpoint(part) if remat == "everything" else part
+    return jax.checkpoint(part, policy=_keep_named) if remat == "everything" else part
 
 
 def offloading(network: Call, remat: Remat) -> Call:
@@ -46,7 +53,7 @@ def offloading(network: Call, remat: Remat) -> Call:
     if remat != "offload":
         return network
     to_host = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
+        names_which_can_be_saved=[KEPT],
         names_which_can_be_offloaded=[BLOCK_INPUT],
         offload_src="device",
         offload_dst="pinned_host",
@@ -57,6 +64,11 @@ def offloading(network: Call, remat: Remat) -> Call:
 def block_input(x: jax.Array) -> jax.Array:
     """`x`, named as what a block is computed from, each device with its part of the batch."""
     return checkpoint_name(shared_out(x), BLOCK_INPUT)
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """`x`, named as what the backward pass keeps under every policy."""
+    return checkpoint_name(x, KEPT)
 
 
 def run_equal_blocks(
@@ -76,6 +88,9 @@ def run_equal_blocks(
 
     run = offloading(lambda x, stacked: jax.lax.scan(step, x, stacked)[0], remat)
     return shared_out(run(x, stacked))
+
+
+_keep_named = jax.checkpoint_policies.save_only_these_names(KEPT)
 
 
 def _is_product(primitive: Any, *_: Any, **settings: Any) -> bool:

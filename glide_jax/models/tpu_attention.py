@@ -4,9 +4,10 @@ As in FlashAttention (arXiv 2205.14135), the backward pass computes the weights 
 keys and the logarithm of each softmax's denominator. All keys of a head fit into vector memory, so
 a softmax is over whole rows, without FlashAttention's running maximum.
 
-A vector register has 128 lanes, and heads are narrower, so a program of the kernel takes as many
-neighbouring heads as fill the lanes. Of each product it keeps the lanes of one head, by zeros in
-the others: the matrix unit would fill its 128 columns with nothing else.
+A vector register has 128 lanes, and heads are narrower, so as many neighbouring heads as fill the
+lanes are read together, a tile. The product of a tile's keys with one head's queries has zeros in
+the lanes of the others: the matrix unit would fill its columns with nothing else. It comes out as
+keys by queries, so that what follows, there and back, transposes tiles, never the weights.
 """
 
 from functools import partial
@@ -18,14 +19,35 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from glide_jax.models.remat import kept
+
 LANES = 128
 
-MAX_LOGITS = 2**19
-"""Of one head that vector memory holds at once, in float32: 2 MiB of 16."""
+VMEM_BYTES = 24 * 2**20
+"""Of vector memory that a program may take."""
+
+SMALL = ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
+"""Generations with less vector memory than that: 16 MiB."""
+
+MAX_LOGITS = 1280 * 2**10
+"""Of one head that vector memory holds at once, in float32: 5 MiB."""
+
+PROGRAM_LOGITS = 2**20
+"""Of all heads of a program, where one does not have more."""
 
 
-def fits(q_length: int, k_length: int, width: int, heads: int) -> bool:
-    """Whether heads of this width fill lanes, and rows of this length vector memory."""
+def fits(tpu: str, q_length: int, k_length: int, width: int, heads: int) -> bool:
+    """Whether heads of this width fill lanes, and rows of this length a TPU's vector memory.
+
+    Args:
+        tpu: its kind, as JAX has it; empty if it is none.
+        q_length: queries.
+        k_length: keys.
+        width: of a head.
+        heads: that lie side by side.
+    """
+    if not tpu or tpu in SMALL:
+        return False
     whole = LANES % width == 0 and width * heads % LANES == 0
     return whole and _rows(q_length, k_length) > 0
 
@@ -62,10 +84,11 @@ def _forward(
         in_specs=[blocks.queries, blocks.keys, blocks.keys],
         out_specs=[blocks.queries, blocks.lse],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), blocks.lse_shape],
-        compiler_params=blocks.parallel,
+        compiler_params=blocks.compiler_params,
         cost_estimate=blocks.cost(products=2, q_sized=2, k_sized=2),
         interpret=interpret,
     )(q, k, v)
+    out, lse = _kept(out), _kept(lse)
     return out, (q, k, v, out, lse)
 
 
@@ -74,7 +97,6 @@ def _backward(
 ) -> tuple[jax.Array, ...]:
     q, k, v, out, lse = kept
     blocks = _Blocks(q, k, heads)
-    sums = pltpu.VMEM((k.shape[1], LANES), jnp.float32)
     return tuple(
         pl.pallas_call(
             partial(_backward_kernel, width=blocks.width, causal=causal),
@@ -89,8 +111,8 @@ def _backward(
             ],
             out_specs=[blocks.queries, blocks.keys, blocks.keys],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
-            scratch_shapes=[sums, sums],
-            compiler_params=blocks.parallel,
+            scratch_shapes=[blocks.sums, blocks.sums],
+            compiler_params=blocks.compiler_params,
             cost_estimate=blocks.cost(products=5, q_sized=4, k_sized=4),
             interpret=interpret,
         )(q, k, v, out, lse, d_out)
@@ -100,27 +122,37 @@ def _backward(
 attend.defvjp(_forward, _backward)
 
 
+def _kept(x: jax.Array) -> jax.Array:
+    """As bits: JAX rounds floating-point numbers that are kept, which is a pass over memory."""
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(kept(bits), x.dtype)
+
+
 class _Blocks:
-    """What a program sees of each array: some rows of the queries, all keys, as many heads."""
+    """What a program sees of each array: some rows of the queries, all keys, some heads."""
 
     def __init__(self, q: jax.Array, k: jax.Array, heads: int) -> None:
         (self.batch, self.q_length, d), self.k_length = q.shape, k.shape[1]
         self.d, self.bytes = d, q.dtype.itemsize
         self.width = d // heads
-        rows, self.tiles = _rows(self.q_length, self.k_length), d // LANES
-        self.grid = (self.batch, self.tiles, self.q_length // rows)
-        of_tile = LANES // self.width
-        self.queries = pl.BlockSpec((1, rows, LANES), lambda b, tile, row: (b, row, tile))
-        self.keys = pl.BlockSpec((1, self.k_length, LANES), lambda b, tile, row: (b, 0, tile))
-        self.lse = pl.BlockSpec((1, 1, of_tile, rows), lambda b, tile, row: (b, tile, 0, row))
+        rows, of_tile = _rows(self.q_length, self.k_length), LANES // self.width
+        tiles = _tiles(d // LANES, of_tile * rows * self.k_length)
+        lanes = tiles * LANES
+        self.grid = (self.batch, d // lanes, self.q_length // rows)
+        self.queries = pl.BlockSpec((1, rows, lanes), lambda b, tile, row: (b, row, tile))
+        self.keys = pl.BlockSpec((1, self.k_length, lanes), lambda b, tile, row: (b, 0, tile))
+        self.lse = pl.BlockSpec((1, tiles, of_tile, rows), lambda b, tile, row: (b, tile, 0, row))
         self.lse_shape = jax.ShapeDtypeStruct(
-            (self.batch, self.tiles, of_tile, self.q_length), jnp.float32
+            (self.batch, d // LANES, of_tile, self.q_length), jnp.float32
         )
+        self.sums = pltpu.VMEM((self.k_length, lanes), jnp.float32)
 
     @property
-    def parallel(self) -> Any:
+    def compiler_params(self) -> Any:
         """Rows come one after the other: gradients of keys and values are summed over them."""
-        return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+        return pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        )
 
     def cost(self, products: int, q_sized: int, k_sized: int) -> pl.CostEstimate:
         """So many products as large as that of queries and keys, reads and writes."""
@@ -137,23 +169,37 @@ def _rows(q_length: int, k_length: int) -> int:
     """Of the queries that a program takes; 0 if they do not fit."""
     if q_length * k_length <= MAX_LOGITS:
         return q_length
-    fitting = (rows for rows in (512, 256, 128) if rows * k_length <= MAX_LOGITS)
+    fitting = (rows for rows in (1024, 512, 256, 128) if rows * k_length <= MAX_LOGITS)
     return next((rows for rows in fitting if q_length % rows == 0), 0)
+
+
+def _tiles(most: int, logits: int) -> int:
+    """Of 128 lanes each, whose heads one program takes: more of them hide each other's latency.
+
+    Args:
+        most: that there are.
+        logits: of one.
+    """
+    fitting = (n for n in range(2, most + 1) if most % n == 0 and n * logits <= PROGRAM_LOGITS)
+    return max(fitting, default=1)
 
 
 def _forward_kernel(
     q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, lse_ref: Any, *, width: int, causal: bool
 ) -> None:
-    q, k, v = q_ref[0], k_ref[0], v_ref[0]
-    out = jnp.zeros(q.shape, jnp.float32)
-    for head in range(LANES // width):
-        logits = _logits(_of_head(q, head, width) * width**-0.5, k, causal)
-        highest = jnp.max(logits, 1, keepdims=True)
-        weights = jnp.exp(logits - highest)
-        total = jnp.sum(weights, 1, keepdims=True)
-        out += _of_head(_product(weights.astype(v.dtype), v) / total, head, width)
-        lse_ref[0, 0, head, :] = (highest + jnp.log(total))[:, 0]
-    out_ref[0] = out.astype(out_ref.dtype)
+    for tile in range(q_ref.shape[2] // LANES):
+        lanes = slice(tile * LANES, (tile + 1) * LANES)
+        q, k, v_t = q_ref[0, :, lanes], k_ref[0, :, lanes], v_ref[0, :, lanes].T
+        out = []
+        for head in range(LANES // width):
+            q_head = (_of_head(q, head, width) * width**-0.5).astype(k.dtype)
+            logits = _logits(q_head, k, causal)
+            highest = jnp.max(logits, 0, keepdims=True)
+            weights = jnp.exp(logits - highest)
+            total = jnp.sum(weights, 0, keepdims=True)
+            out.append(_product(_rows_of(v_t, head, width), weights.astype(k.dtype)) / total)
+            lse_ref[0, tile, head, :] = (highest + jnp.log(total))[0]
+        out_ref[0, :, lanes] = jnp.concatenate(out).T.astype(out_ref.dtype)
 
 
 def _backward_kernel(
@@ -179,21 +225,25 @@ def _backward_kernel(
         dk_sum_ref[...] = jnp.zeros_like(dk_sum_ref)
         dv_sum_ref[...] = jnp.zeros_like(dv_sum_ref)
 
-    q, k, v, d_out = q_ref[0], k_ref[0], v_ref[0], d_out_ref[0]
-    out_d_out = out_ref[0].astype(jnp.float32) * d_out.astype(jnp.float32)
-    dq = jnp.zeros(q.shape, jnp.float32)
-    for head in range(LANES // width):
-        of_head = partial(_of_head, head=head, width=width)
-        q_head = (of_head(q) * width**-0.5).astype(k.dtype)
-        d_out_head = of_head(d_out).astype(k.dtype)
-        weights = jnp.exp(_logits(q_head, k, causal) - lse_ref[0, 0, head, :][:, None])
-        dv_sum_ref[...] += _product(weights.astype(k.dtype), d_out_head, contract=(0, 0))
-        d_weights = _product(d_out_head, v, contract=(1, 1))
-        d_logits = weights * (d_weights - jnp.sum(of_head(out_d_out), 1, keepdims=True))
-        d_logits = d_logits.astype(k.dtype)
-        dq += of_head(_product(d_logits, k)) * width**-0.5
-        dk_sum_ref[...] += _product(d_logits, q_head, contract=(0, 0))
-    dq_ref[0] = dq.astype(dq_ref.dtype)
+    for tile in range(q_ref.shape[2] // LANES):
+        lanes = slice(tile * LANES, (tile + 1) * LANES)
+        q, k, v, out, d_out = (
+            ref[0, :, lanes] for ref in (q_ref, k_ref, v_ref, out_ref, d_out_ref)
+        )
+        k_t = k.T
+        out_d_out = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).T
+        dq = []
+        for head in range(LANES // width):
+            q_head = (_of_head(q, head, width) * width**-0.5).astype(k.dtype)
+            d_out_head = _of_head(d_out, head, width).astype(k.dtype)
+            weights = jnp.exp(_logits(q_head, k, causal) - lse_ref[0, tile, head, :][None])
+            dv_sum_ref[:, lanes] += _product(weights.astype(k.dtype), d_out_head)
+            d_weights = _product(v, d_out_head, contract=(1, 1))
+            d_total = jnp.sum(_rows_of(out_d_out, head, width), 0, keepdims=True)
+            d_logits = (weights * (d_weights - d_total)).astype(k.dtype)
+            dk_sum_ref[:, lanes] += _product(d_logits, q_head)
+            dq.append(_product(_rows_of(k_t, head, width), d_logits))
+        dq_ref[0, :, lanes] = (jnp.concatenate(dq).T * width**-0.5).astype(dq_ref.dtype)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _() -> None:
@@ -202,12 +252,13 @@ def _backward_kernel(
 
 
 def _logits(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
-    logits = _product(q.astype(k.dtype), k, contract=(1, 1))
+    """Keys by queries."""
+    logits = _product(k, q, contract=(1, 1))
     if not causal:
         return logits
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
-    first = pl.program_id(2) * logits.shape[0]
-    return jnp.where(column <= first + row, logits, -jnp.inf)
+    key, query = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
+    first = pl.program_id(2) * logits.shape[1]
+    return jnp.where(key <= first + query, logits, -jnp.inf)
 
 
 def _of_head(x: jax.Array, head: int, width: int) -> jax.Array:
@@ -215,6 +266,11 @@ def _of_head(x: jax.Array, head: int, width: int) -> jax.Array:
     lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
     mine = (lane >= head * width) & (lane < (head + 1) * width)
     return jnp.where(mine, x.astype(jnp.float32), 0)
+
+
+def _rows_of(x: jax.Array, head: int, width: int) -> jax.Array:
+    """Of an array whose heads lie one below the other, one's."""
+    return x[head * width : (head + 1) * width]
 
 
 def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int] = (1, 0)) -> jax.Array:

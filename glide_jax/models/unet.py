@@ -18,9 +18,11 @@ from glide_jax.models.layers import (
     GroupNorm,
     attend,
     conv,
+    dropout,
     linear,
     project_to_heads,
 )
+from glide_jax.models.placement import row_major
 from glide_jax.models.remat import block_input, offloading, recomputed, recomputed_part
 
 OUT_CHANNELS = 6
@@ -62,7 +64,7 @@ class ResBlock(nnx.Module):
         c_in: int,
         c_out: int,
         d_emb: int,
-        dropout: float,
+        dropout_rate: float,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
         resample: str = "none",
@@ -72,7 +74,7 @@ class ResBlock(nnx.Module):
         self.conv1 = conv(c_in, c_out, 3, dtype, rngs)
         self.emb = linear(d_emb, 2 * c_out, dtype, rngs)
         self.norm2 = GroupNorm(c_out, rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout_rate = dropout_rate
         self.conv2 = conv(c_out, c_out, 3, dtype, rngs, zero=True)
         self.skip = None if c_in == c_out else conv(c_in, c_out, 1, dtype, rngs)
 
@@ -87,9 +89,10 @@ class ResBlock(nnx.Module):
         h = self.conv1(resample(jax.nn.silu(self.norm1(x)).astype(x.dtype)))
         scale, shift = jnp.split(self.emb(jax.nn.silu(emb)).astype(jnp.float32), 2, axis=-1)
         h = jax.nn.silu(self.norm2(h, scale, shift)).astype(x.dtype)
-        h = self.conv2(self.dropout(h, deterministic=key is None, rngs=key))
+        if key is not None and self.dropout_rate:
+            h = dropout(h, self.dropout_rate, key)
         x = resample(x)
-        return h + (x if self.skip is None else self.skip(x))
+        return self.conv2(h) + (x if self.skip is None else self.skip(x))
 
 
 class AttentionBlock(nnx.Module):
@@ -111,11 +114,11 @@ class AttentionBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], text: TextKV) -> Float[Array, "b h w c"]:
         """x + attention(norm(x)); the projection's columns are [head][q|k|v][k]."""
         b, h, w, c = x.shape
-        pixels = self.norm(x).astype(x.dtype).reshape(b, h * w, c)
+        pixels = row_major(self.norm(x).astype(x.dtype).reshape(b, h * w, c))
         q, k, v = project_to_heads(self.qkv, pixels, self.heads, parts=3)
         k = jnp.concatenate([text.k, k], 1)
         v = jnp.concatenate([text.v, v], 1)
-        return x + self.out(attend(q, k, v, self.heads)).reshape(b, h, w, c)
+        return x + row_major(self.out(attend(q, k, v, self.heads))).reshape(b, h, w, c)
 
 
 class Block(nnx.Module):
