@@ -25,15 +25,13 @@ class Chip:
     262,144 (v6e). TPUs only."""
     kernel_flops: float = 0.0
     """What attention kernels reach, in 1/s, of products whose heads fill 128 lanes:
-    benchmarks/attention_kernels.py. v4's is v5p's in proportion, and so is v5e's at 32 px.
-    TPUs only."""
-
+    benchmarks/attention_kernels.py. TPUs that have such kernels only."""
 
 CHIPS: dict[str, Chip] = {
-    "TPU v4": Chip("v4", 275e12, 32 * GIB, 1.2e12, 4.5e10, 1.05e9, 1.6e14),
-    "TPU v5 lite": Chip("v5e", 197e12, 16 * GIB, 8.1e11, 4.5e10, 1.5e9, 1.3e14),
-    "TPU v5": Chip("v5p", 459e12, 95 * GIB, 2.8e12, 9e10, 1.75e9, 2.63e14),
-    "TPU v6 lite": Chip("v6e", 918e12, 32 * GIB, 1.6e12, 9e10, 1.75e9, 1.88e14),
+    "TPU v4": Chip("v4", 275e12, 32 * GIB, 1.2e12, 4.5e10, 1.05e9),
+    "TPU v5 lite": Chip("v5e", 197e12, 16 * GIB, 8.1e11, 4.5e10, 1.5e9, 1.56e14),
+    "TPU v5": Chip("v5p", 459e12, 95 * GIB, 2.8e12, 9e10, 1.75e9, 3.65e14),
+    "TPU v6 lite": Chip("v6e", 918e12, 32 * GIB, 1.6e12, 9e10, 1.75e9, 2.71e14),
     "NVIDIA A100": Chip("A100", 312e12, 80 * GIB, 2.0e12),
     "NVIDIA H100": Chip("H100", 989e12, 80 * GIB, 3.35e12),
     "NVIDIA H200": Chip("H200", 989e12, 141 * GIB, 4.8e12),
