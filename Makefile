@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-beam test-tpu lint clean
+.PHONY: demo test test-slow test-all test-beam test-tpu lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
+
+# Both in one go, which share what they have trained and compiled.
+test-all: $(INSTALLED)
+	$(PYTEST)
 
 # Each in an environment of its own: Beam holds back the versions of what the other tests run with,
 # and the TPU compiler, which needs no TPU, is large.
