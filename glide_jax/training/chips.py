@@ -27,6 +27,7 @@ class Chip:
     """What attention kernels reach, in 1/s, of products whose heads fill 128 lanes:
     benchmarks/attention_kernels.py. TPUs that have such kernels only."""
 
+
 CHIPS: dict[str, Chip] = {
     "TPU v4": Chip("v4", 275e12, 32 * GIB, 1.2e12, 4.5e10, 1.05e9),
     "TPU v5 lite": Chip("v5e", 197e12, 16 * GIB, 8.1e11, 4.5e10, 1.5e9, 1.56e14),
