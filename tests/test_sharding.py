@@ -1,6 +1,8 @@
 """Every kind of model on every mesh of eight devices: the loss and gradient of one device."""
 
 import dataclasses
+import math
+import re
 from functools import cache
 
 import jax
@@ -77,3 +79,23 @@ def test_eight_devices_compute_what_one_does(kind, fsdp, remat, monkeypatch):
     expected_grads, expected_metrics, expected_losses = on_one_device(kind)
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
     assert_same_gradient((grads, metrics), (expected_grads, expected_metrics))
+
+
+@pytest.mark.parametrize("remat", ["none", "products", "blocks"])
+def test_devices_exchange_parameters_not_activations(remat, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    config = tiny.get_config()
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, batch_examples=64, fsdp=4),
+        model=dataclasses.replace(config.model, remat=remat),
+    )
+    trainer = Trainer(config, make_objective(config), sharding.make_mesh(config))
+    text = trainer.lower(abstract_batch(config)).compile().as_text()
+    gathered = [
+        math.prod(int(n) for n in shape.split(",") if n)
+        for shape in re.findall(r"\w+\[([\d,]*)\]\S* all-gather\(", text)
+    ]
+    largest = max(math.prod(shape.shape) for shape in trainer.network.shapes.values())
+    assert gathered
+    assert max(gathered) <= largest

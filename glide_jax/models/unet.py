@@ -22,7 +22,7 @@ from glide_jax.models.layers import (
     linear,
     project_to_heads,
 )
-from glide_jax.models.placement import row_major
+from glide_jax.models.placement import row_major, shared_out
 from glide_jax.models.remat import block_input, offloading, recomputed, recomputed_part
 
 OUT_CHANNELS = 6
@@ -49,7 +49,13 @@ def nearest_x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
-RESAMPLE = {"none": lambda x: x, "down": mean_pool, "up": nearest_x2}
+RESAMPLE = {
+    "none": lambda x: x,
+    "down": lambda x: shared_out(mean_pool(x)),
+    "up": lambda x: shared_out(nearest_x2(x)),
+}
+"""Each device resamples its part of the batch. The compiler, which loses track of it in the
+reshaping, had every chip of a pod gather the whole batch for a convolution's gradient."""
 
 
 class ResBlock(nnx.Module):
