@@ -52,7 +52,9 @@ def row_major(x: jax.Array) -> jax.Array:
     """
     if not tpu_kind():
         return x
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    # On each device: the compiler, asked for a layout of the whole, gave every device all of it.
+    layout = Layout(major_to_minor=tuple(range(x.ndim)))
+    return on_each_device(lambda x: with_layout_constraint(x, layout))(x)
 
 
 def on_each_device(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
