@@ -9,14 +9,14 @@ make steps quicker. It is of the middle of a level, as many channels in as out.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from glide_jax.command_line import load_config
-from glide_jax.config import ModelConfig
+from glide_jax.config import ModelConfig, Remat
 from glide_jax.models.network import Network
 from glide_jax.models.placement import batch_over
 from glide_jax.models.remat import block_input, recomputed
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("topology", help="as v5p:2x2x1, v5e:2x2, v6e:2x2; one chip is taken")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--level", type=int, default=0, help="from the largest pictures on")
-    parser.add_argument("--remat", default="blocks")
+    parser.add_argument("--remat", choices=get_args(Remat), default="blocks")
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--effort", choices=EFFORTS, default="full")
     parser.add_argument("--text", type=Path, help="where to write the compiled program")
@@ -81,7 +81,7 @@ def main() -> None:
     )
 
 
-def make_block(model: ModelConfig, c: int, attends: bool, remat: Any, rngs: Any) -> Block:
+def make_block(model: ModelConfig, c: int, attends: bool, remat: Remat, rngs: Any) -> Block:
     """A block in the middle of a level of `c` channels."""
     dtype, unet = jnp.dtype(model.dtype), model.unet
     res = ResBlock(c, c, 4 * unet.channels, unet.dropout, dtype, rngs)
