@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PLANS = (
     ("base64_3b5", "v5p:4x4x4", "8x8", ()),
     ("base64_3b5", "v5p:2x2x2", "1x8", ("--train.batch-examples", "256")),
-    ("base64_3b5", "v6e:8x8", "8x8", ()),
+    ("base64_3b5", "v6e:8x8", "4x16", ("--model.remat", "products")),
     ("base64_3b5", "v5e:16x16", "16x16", ()),
     ("base64", "v5e:4x2", "8x1", ("--train.batch-examples", "256")),
     ("base64", "v5e:16x16", "256x1", ()),
