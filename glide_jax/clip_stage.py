@@ -13,9 +13,9 @@ from glide_jax.data.transforms import to_float
 from glide_jax.models.clip import clip_network
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath
-from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.training.sharding import infer, local_mesh
+from glide_jax.training.weights import load_weights
 
 MAX_BATCH = 64
 """Pictures that are compared at a time."""

@@ -24,9 +24,9 @@ from glide_jax.pictures import to_uint8
 from glide_jax.programs import Inputs, Programs, constants, equal_parts, schedule_of
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath
-from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.training.sharding import infer, local_mesh
+from glide_jax.training.weights import load_weights
 
 logger = logging.getLogger(__name__)
 

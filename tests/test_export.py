@@ -27,7 +27,7 @@ from glide_jax.models.glide import glide_network
 from glide_jax.pipeline import ROLES
 from glide_jax.stage import Stage, changed_settings
 from glide_jax.training import run_folder
-from glide_jax.training.checkpoint import Checkpoints, load_weights
+from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.export import export, main
 from glide_jax.training.fine_tune import network_of
 from glide_jax.training.run_folder import (
@@ -37,6 +37,7 @@ from glide_jax.training.run_folder import (
     open_run_folder,
     resolve_run,
 )
+from glide_jax.training.weights import load_weights
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
 

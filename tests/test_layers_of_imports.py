@@ -46,4 +46,5 @@ def test_import_is_quick():
     assert min(times) < 2
     command = "import glide_jax, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout
-    assert not {"tensorflow_datasets", "transformers", "torch", "tyro"} & set(modules.split())
+    slow = {"tensorflow_datasets", "transformers", "torch", "tyro", "grain", "orbax"}
+    assert not slow & set(modules.split())

@@ -13,10 +13,10 @@ from PIL import Image
 from glide_jax import UserError
 from glide_jax.config import DiffusionConfig, LowResConfig
 from glide_jax.data.sources import open_source
-from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.fine_tune import network_of
 from glide_jax.training.peers import Peers
 from glide_jax.training.profiling import Profile
+from glide_jax.training.weights import load_weights
 from train import for_validation, tokenizer_of, train
 
 

@@ -17,7 +17,6 @@ from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glide_jax.config import DataConfig
-from glide_jax.data.mixture import captions_to_learn_from
 from glide_jax.data.records import Source
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, errors_named, write_whole
@@ -174,6 +173,9 @@ def make_tokenizer(
         UserError: it cannot be had, or the model's embedding is too small for it.
     """
     if config.tokenizer == "train":
+        # Here, since it brings grain, which is long to import, and drawing does without.
+        from glide_jax.data.mixture import captions_to_learn_from
+
         return kind.train(captions_to_learn_from(source, TRAINING_CAPTIONS), vocab_size)
     return find_tokenizer(config.tokenizer, vocab_size, kind)
 

@@ -25,10 +25,10 @@ from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.scenes import require_scenes
 from glide_jax.pipeline import role_of
-from glide_jax.training.checkpoint import load_weights
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.training.validation import buckets
+from glide_jax.training.weights import load_weights
 
 BATCH = 64
 TURNED = {"left of": "above", "above": "left of", "right of": "below", "below": "right of"}

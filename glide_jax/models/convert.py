@@ -47,8 +47,9 @@ from glide_jax.models.original_sizes import (
 from glide_jax.models.released import DRAWING
 from glide_jax.models.weight_files import FORMATS, Tensors, read_tensors, write_tensors
 from glide_jax.storage import require_here
-from glide_jax.training.checkpoint import Checkpoints, load_weights
+from glide_jax.training.checkpoint import Checkpoints
 from glide_jax.training.run_folder import TOKENIZER, load_run_config, open_run_folder
+from glide_jax.training.weights import load_weights
 
 CLIP = "clip"
 LOGIT_SCALE = math.log(100)

@@ -28,48 +28,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from glide_jax.errors import UserError
-from glide_jax.models.weight_files import read_tensors
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath, move_folder
 from glide_jax.training.fingerprint import fingerprints
 from glide_jax.training.peers import Peers
-from glide_jax.training.run_folder import (
-    CHECKPOINTS,
-    COMMITTED,
-    WEIGHTS,
-    resolve_run,
-    saved_steps,
-)
+from glide_jax.training.run_folder import CHECKPOINTS, COMMITTED, saved_steps
 from glide_jax.training.step import TrainState
+from glide_jax.training.weights import require_same_shapes
 
 # Orbax tells of every thread and file at the level of warnings; its errors still come through.
 logging.getLogger("absl").setLevel(logging.ERROR)
-
-
-def load_weights(
-    run_dir: str | AnyPath,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
-    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
-) -> Params:
-    """A run folder's averaged parameters, as float32.
-
-    Args:
-        run_dir: see `resolve_run`. Its exported weights are read where there are some, else its
-            newest whole checkpoint.
-        shapes: of all parameters, by name.
-        shardings: where they go, likewise; this process's first device unless given.
-
-    Raises:
-        UserError: there are none, they cannot be read, or they have other names or shapes.
-    """
-    run_dir = resolve_run(run_dir)
-    weights = run_dir / WEIGHTS
-    if not weights.exists():
-        with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
-            return checkpoints.restore_ema(shapes, shardings)
-    found = read_tensors(weights)
-    require_same_shapes(shapes, found, f"the weights {weights}")
-    return jax.device_put(found, jax.local_devices()[0] if shardings is None else shardings)
 
 
 class Checkpoints:
@@ -303,18 +271,6 @@ class Checkpoints:
             raise UserError(
                 f"cannot {verb} checkpoints in {self._folder}: {_cause(error)}"
             ) from error
-
-
-def require_same_shapes(shapes: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> None:
-    """Raises UserError if the arrays `stored` at `where` are not of these names and shapes."""
-    for name in sorted(set(shapes) | set(stored)):
-        ours = tuple(shapes[name].shape) if name in shapes else "absent"
-        theirs = tuple(stored[name].shape) if name in stored else "absent"
-        if ours != theirs:
-            raise UserError(
-                f"the config does not match {where}: {name} is {theirs} there and {ours} in the "
-                "config"
-            )
 
 
 def _handlers(alone: Any = None) -> dict[str, Any]:

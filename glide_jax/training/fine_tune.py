@@ -8,8 +8,8 @@ from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 from glide_jax.models.network import Network
 from glide_jax.storage import AnyPath
-from glide_jax.training.checkpoint import load_weights, require_same_shapes
 from glide_jax.training.run_folder import load_run_config
+from glide_jax.training.weights import load_weights, require_same_shapes
 
 INPUT_KERNEL = "unet.conv_in.kernel"
 NEW_PARAMETERS = "low_res_emb"
