@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import GROUPS
-from glide_jax.models import cpu, tpu_attention
+from glide_jax.models import cpu
 from glide_jax.models.placement import on_each_device, tpu_kind
 from glide_jax.models.remat import kept
 from glide_jax.shapes import Timesteps
@@ -164,8 +164,12 @@ def attend(
 
     The softmax is in float32. `causal` hides from each position those after it.
     """
-    if tpu_attention.fits(tpu_kind(), q.shape[1], k.shape[1], q.shape[2] // heads, heads):
-        return on_each_device(lambda *qkv: tpu_attention.attend(*qkv, heads, causal))(q, k, v)
+    if tpu := tpu_kind():
+        # Here, since it brings Pallas, which is long to import, and other devices do without.
+        from glide_jax.models import tpu_attention
+
+        if tpu_attention.fits(tpu, q.shape[1], k.shape[1], q.shape[2] // heads, heads):
+            return on_each_device(lambda *qkv: tpu_attention.attend(*qkv, heads, causal))(q, k, v)
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
     # As GLIDE does it: each is scaled, which keeps half-precision products small.
     scale = q.shape[-1] ** -0.25
