@@ -98,3 +98,26 @@ def test_a_chain_of_instructions_is_one_collective():
     assert found.compute_s == pytest.approx(0.5e-3)
     assert found.collective_s["all-gather"] == pytest.approx(1.5e-3)
     assert found.waiting_s == pytest.approx(1e-3)
+
+
+ON_SPARSE_CORES = """HloModule step, is_scheduled=true
+
+%called (p: bf16[90000000], t: token[]) -> bf16[22500000] {
+  ROOT %reduce-scatter.1 = bf16[22500000]{0} reduce-scatter(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %prepare_start = s32[]{:S(2)} custom-call(), custom_call_target="PrepareAsyncCallStart"
+  %reduce-scatter.call-start = ((bf16[90000000]{0}, token[]), bf16[22500000]{0}) call-start(%x), async_execution_thread="sparsecore", to_apply=%called
+  %fusion.1 = f32[8]{0} fusion(%x), backend_config={"window_config":{"estimated_cycles":"750000"}}
+  ROOT %reduce-scatter.call-done = bf16[22500000]{0} call-done(%reduce-scatter.call-start)
+}
+"""  # noqa: E501
+
+
+def test_collectives_on_sparse_cores_run_beside_computation():
+    found = usage(ON_SPARSE_CORES, V5E)
+    assert found.collective_bytes == {"reduce-scatter": 180e6}
+    assert found.compute_s == pytest.approx(0.5e-3)
+    assert found.collective_s["reduce-scatter"] == pytest.approx(1.5e-3)
+    assert found.waiting_s == pytest.approx(1e-3)

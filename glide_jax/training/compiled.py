@@ -6,7 +6,7 @@ estimate: theirs are the bytes that go over the links of the rings that it has c
 axis of the torus, both ways round, where it does not say ("How to Scale Your Model",
 jax-ml.github.io/scaling-book, sec. 3). A collective that is started early waits only for what the
 computation in between does not cover. Some are a chain of instructions: one starts it, fusions that
-compute something else carry it on, and one ends it.
+compute something else carry it on, and one ends it. Others are called on the chip's sparse cores.
 """
 
 import math
@@ -145,6 +145,8 @@ def _called(
 ) -> list[Instruction]:
     """The instruction itself, and those of the computation that it stands for."""
     called = re.search(r"calls=%([\w.-]+)", instruction.line)
+    if instruction.operation == "call-start":
+        called = re.search(r"to_apply=%([\w.-]+)", instruction.line)
     return [instruction, *(computations.get(called[1], []) if called else [])]
 
 
@@ -155,9 +157,12 @@ def _collectives(
     for part in _called(instruction, computations):
         kind = part.operation.removesuffix("-start")
         if kind in COLLECTIVES:
+            size = _bytes(part)
+            if kind == "reduce-scatter":
+                size *= _group(part, computations)
             if "all-reduce-scatter" in instruction.line:
                 kind = "reduce-scatter"
-            yield kind, _bytes(part)
+            yield kind, size
 
 
 def _chain(instruction: Instruction, computations: dict[str, list[Instruction]]) -> str:
