@@ -4,7 +4,8 @@
     python benchmarks/plans.py --json out/plans.jsonl            # every plan: many hours
     python benchmarks/plans.py --json out/plans.jsonl --only base64_3b5 --effort quick
 
-A plan that the file holds already is not made again; the table shows all that it holds.
+A plan that the file holds already is not made again; the table shows all that it holds. Flags of
+the compiler, in LIBTPU_INIT_ARGS, are for all: v6e's tables are with configs/sparse_core_flags.txt.
 """
 
 import argparse
@@ -30,6 +31,7 @@ PLANS = (
     ("upsample256_1b5", "v6e:8x8", "16x4", ()),
     ("noised_clip_vit_l", "v5e:16x16", "256x1", ("--model.remat", "blocks")),
     ("noised_clip_vit_l", "v5p:4x4x4", "64x1", ("--model.remat", "blocks")),
+    ("noised_clip_vit_l", "v6e:8x8", "64x1", ("--model.remat", "blocks")),
 )
 """Configuration, slice, data x fsdp, and what else differs from the configuration."""
 

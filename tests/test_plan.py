@@ -1,8 +1,10 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +19,8 @@ from glide_jax.stage import Conditions, Known, Stage
 from glide_jax.training.chips import GIB
 from glide_jax.training.plan import Plan, kept_activations, table
 from glide_jax.training.plan_sampler import SamplerPlan, abstract_inputs, require_even
+
+ROOT = Path(__file__).parent.parent
 
 with_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: make test-tpu"
@@ -52,9 +56,12 @@ PLAN = Plan(
 )
 
 
-def plan(*arguments):
+def plan(*arguments, flags=""):
     command = [sys.executable, "-m", "glide_jax.training.plan", "--config", tiny.__file__]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=500)
+    environment = os.environ | {"LIBTPU_INIT_ARGS": flags}
+    return subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=500
+    )
 
 
 def test_a_plan_adds_up():
@@ -113,6 +120,20 @@ def test_the_train_step_compiles_for_tpus_that_are_not_there(tmp_path):
     assert made["collective_bytes"]["all-reduce"] > 0
     assert made["compute_s"] > 0 and made["hbm_bytes"] == 16 * GIB
     assert "fits" in found.stdout
+
+
+@with_compiler
+@pytest.mark.slow
+def test_what_sparse_cores_exchange_is_counted(tmp_path):
+    out = tmp_path / "plan.json"
+    flags = " ".join((ROOT / "configs" / "sparse_core_flags.txt").read_text().split())
+    slice = ("--topology", "v6e:2x2", "--mesh", "4x1", "--effort", "quick", "--json", str(out))
+    found = plan(*slice, flags=flags)
+    assert found.returncode == 0, found.stderr
+    made = json.loads(out.read_text())
+    # Gradients are summed over the chips, two bytes or four of each parameter.
+    parameters = made["parameter_bytes"] / 4
+    assert sum(made["collective_bytes"].values()) > 1.8 * parameters
 
 
 @with_compiler
