@@ -100,6 +100,26 @@ def test_a_chain_of_instructions_is_one_collective():
     assert found.waiting_s == pytest.approx(1e-3)
 
 
+def test_a_chain_through_a_loop_is_one_collective():
+    loop = """
+%condition (state: (s32[], f32[8])) -> pred[] {
+  %turns = s32[] constant(10)
+  ROOT %compare = pred[] compare(%turns, %turns), direction=LT
+}
+
+%body (state: (s32[], f32[8])) -> (s32[], f32[8]) {
+  ROOT %fusion.2 = (f32[8]{0}, bf16[90000000]{0}) fusion(%state), kind=kCustom, calls=%between, backend_config={"window_config":{"estimated_cycles":"75000"}}
+}
+
+ENTRY"""  # noqa: E501
+    turns = "  %while = (s32[], f32[8]{0}) while(%x), condition=%condition, body=%body\n"
+    program = CHAIN.replace("\nENTRY", loop).replace("  %fusion.1", turns + "  %fusion.1", 1)
+    found = usage(program, V5E)
+    assert found.collective_bytes == {"all-gather": 180e6}
+    assert found.compute_s == pytest.approx(1e-3)
+    assert found.waiting_s == pytest.approx(0.5e-3)
+
+
 ON_SPARSE_CORES = """HloModule step, is_scheduled=true
 
 %called (p: bf16[90000000], t: token[]) -> bf16[22500000] {

@@ -111,9 +111,10 @@ def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) ->
             total.compute_s += _compute_s(instruction, chip)
             continue
         chain = _chain(instruction, computations)
-        if chain in started:
+        starts_chain = instruction.name.startswith("async-collective-start")
+        if chain and not starts_chain:  # perhaps in a loop that it runs through
             total.compute_s += _compute_s(instruction, chip)
-            if instruction.name.startswith("async-collective-done"):
+            if chain in started and instruction.name.startswith("async-collective-done"):
                 start, takes_s = started.pop(chain)
                 total.waiting_s += max(0.0, takes_s - (total.step_s - start))
             continue
@@ -123,7 +124,7 @@ def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) ->
         total.count(kind, takes_s, size)
         if instruction.operation.endswith("-start"):
             started[instruction.name] = (total.step_s, takes_s)
-        elif instruction.name.startswith("async-collective-start"):
+        elif starts_chain:
             started[chain] = (total.step_s, takes_s)
         else:
             total.waiting_s += takes_s
