@@ -7,10 +7,10 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from glide_jax.models import layers, tpu_attention
-from glide_jax.models.layers import add_bias, dropout
+from glide_jax.models.layers import GroupNorm, LayerNorm, add_bias, dropout
 from glide_jax.models.network import Network
 from glide_jax.models.remat import recomputed
-from glide_jax.models.unet import ResBlock
+from glide_jax.models.unet import AttentionBlock, ResBlock, TextKV, mean_pool, nearest_x2
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -40,6 +40,19 @@ def test_a_biass_gradient_is_summed_in_float32():
     x, d_out = jnp.zeros((5000, 2), jnp.bfloat16), jnp.full((5000, 2), 1 + 2**-7, jnp.bfloat16)
     d_bias = jax.vjp(lambda bias: add_bias(x, bias), jnp.zeros(2))[1](d_out)[0]
     np.testing.assert_array_equal(d_bias, 5000 * (1 + 2**-7))  # bfloat16 has 5024 and 5056
+
+
+def test_pixels_are_averaged_and_repeated_and_so_are_gradients():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 6, 3)), jnp.float32)
+    d_small, d_large = mean_pool(x + 1), nearest_x2(x)
+    small, pull_small = jax.vjp(mean_pool, x)
+    large, pull_large = jax.vjp(nearest_x2, x)
+    by_four = np.asarray(x).reshape(2, 2, 2, 3, 2, 3)
+    np.testing.assert_allclose(small, by_four.mean((2, 4)), atol=1e-6)
+    np.testing.assert_array_equal(large, np.asarray(x).repeat(2, 1).repeat(2, 2))
+    # Of a linear map, the gradient is the transpose: <d, f(x)> = <f^T(d), x>.
+    for out, d_out, pull in ((small, d_small, pull_small), (large, d_large, pull_large)):
+        np.testing.assert_allclose(jnp.vdot(pull(d_out)[0], x), jnp.vdot(d_out, out), rtol=1e-5)
 
 
 def count(program, primitive, *arguments):
@@ -88,3 +101,37 @@ def test_attention_kernels_run_once_each_way_whatever_is_recomputed(remat, monke
 
     assert tpu_attention.fits("TPU v5p", 16, 16, 64, 2)
     assert count(jax.grad(loss), "pallas_call", q, k, v) == 2
+
+
+@pytest.mark.parametrize("norm", [GroupNorm, LayerNorm])
+@pytest.mark.parametrize("remat", ["products", "blocks", "everything"])
+def test_norms_sum_over_their_input_once_whatever_is_recomputed(norm, remat):
+    network = Network(lambda rngs: norm(32))
+    params, x = jax.device_put(network.init(seed=0)), jnp.ones((1, 4, 4, 32))
+
+    def sums(remat):
+        call = recomputed(lambda params, x: jnp.sin(network.bind(params)(x)), remat)
+        return count(
+            jax.grad(lambda *given: jnp.sum(call(*given)), (0, 1)), "reduce_sum", params, x
+        )
+
+    assert sums(remat) == sums("none")
+
+
+@pytest.mark.parametrize("primitive", ["dot_general", "conv_general_dilated", "concatenate"])
+def test_products_are_kept_as_the_next_layer_reads_them(primitive, monkeypatch):
+    monkeypatch.setattr(layers, "tpu_kind", lambda: "TPU v5p")
+    monkeypatch.setattr(layers, "on_each_device", lambda function: function)
+    float32 = jnp.dtype("float32")
+    res = Network(lambda rngs: ResBlock(128, 128, 8, 0.0, float32, rngs))
+    attention = Network(lambda rngs: AttentionBlock(128, 64, 8, float32, rngs))
+    x, emb, text = jnp.ones((1, 4, 4, 128)), jnp.ones((1, 8)), TextKV(*jnp.ones((2, 1, 16, 128)))
+
+    def times(remat, network, *arguments):
+        def loss(params, *arguments):
+            return jnp.sum(recomputed(network.bind(params).__call__, remat)(*arguments) ** 2)
+
+        return count(jax.grad(loss), primitive, jax.device_put(network.init(seed=0)), *arguments)
+
+    for arguments in ((res, x, emb), (attention, x, text)):
+        assert times("products", *arguments) == times("none", *arguments)

@@ -84,7 +84,7 @@ class SceneReader(nnx.Module):
         self.middle = nnx.List([Block(middle, rngs) for _ in range(2)])
         self.halve_again = conv(4 * middle, last, 1, dtype, rngs)
         self.last = nnx.List([Block(last, rngs) for _ in range(2)])
-        self.norm = GroupNorm(last, rngs)
+        self.norm = GroupNorm(last)
         words = sum(map(len, ATTRIBUTES.values()))
         self.cells = conv(last, 4 + words, 1, dtype, rngs)
         self.background = conv(last, len(BACKGROUNDS), 1, dtype, rngs)
@@ -117,9 +117,9 @@ class Block(nnx.Module):
 
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype("float32")
-        self.norm1 = GroupNorm(width, rngs)
+        self.norm1 = GroupNorm(width)
         self.conv1 = conv(width, width, 3, dtype, rngs)
-        self.norm2 = GroupNorm(width, rngs)
+        self.norm2 = GroupNorm(width)
         self.conv2 = conv(width, width, 3, dtype, rngs, zero=True)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Remat
 from glide_jax.models.layers import (
+    LayerNorm,
     Linear,
     attend,
-    layer_norm,
     mlp,
     normal,
 )
@@ -66,12 +66,12 @@ class ClipBlock(nnx.Module):
         self.causal = causal
         inner = width**-0.5
         residual = inner * (2 * layers) ** -0.5
-        self.norm1 = layer_norm(width, rngs)
+        self.norm1 = LayerNorm(width)
         self.q = _linear(width, width, inner, dtype, rngs)
         self.k = _linear(width, width, inner, dtype, rngs, bias=False)
         self.v = _linear(width, width, inner, dtype, rngs)
         self.out = _linear(width, width, residual, dtype, rngs)
-        self.norm2 = layer_norm(width, rngs)
+        self.norm2 = LayerNorm(width)
         self.mlp_in = _linear(width, 4 * width, (2 * width) ** -0.5, dtype, rngs)
         self.mlp_out = _linear(4 * width, width, residual, dtype, rngs)
 
@@ -101,7 +101,7 @@ class _Tower(nnx.Module):
         self.blocks = nnx.List(
             [ClipBlock(width, config.heads, layers, causal, dtype, rngs) for _ in range(layers)]
         )
-        self.final_norm = layer_norm(width, rngs)
+        self.final_norm = LayerNorm(width)
         float32 = jnp.dtype("float32")
         self.projection = _linear(width, d_embedding, width**-0.5, float32, rngs, bias=False)
 
@@ -166,7 +166,7 @@ class ClipImage(_Tower):
         positions = 1 + (config.resolution_px // patch) ** 2
         self.time_embedding = _embedding(steps, width, deviation, rngs)
         self.position_embedding = _embedding(positions, width, deviation, rngs)
-        self.input_norm = layer_norm(width, rngs)
+        self.input_norm = LayerNorm(width)
 
     def __call__(self, x_t: Image, t: Timesteps) -> Float[Array, "b d"]:
         """See `Clip.encode_image`."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from glide_jax.config import GROUPS
 from glide_jax.models import cpu
 from glide_jax.models.placement import on_each_device, tpu_kind
-from glide_jax.models.remat import kept
+from glide_jax.models.remat import kept, product
 from glide_jax.shapes import Timesteps
 
 EPSILON = 1e-5
@@ -61,7 +61,7 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """(..., d) to (..., d2), as nnx.Linear."""
         out = inputs.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
-        return out if self.bias is None else add_bias(out, self.bias[...])
+        return product(out if self.bias is None else add_bias(out, self.bias[...]))
 
 
 def linear(
@@ -79,10 +79,10 @@ class Conv(nnx.Conv):
         x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
         assert self.bias is not None
         if cpu.pays_to_shift(kernel, x.dtype):
-            return cpu.shifted_products(x, kernel, self.bias[...])
+            return product(cpu.shifted_products(x, kernel, self.bias[...]))
         layout = ("NHWC", "HWIO", "NHWC")
         out = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
-        return add_bias(out, self.bias[...])
+        return product(add_bias(out, self.bias[...]))
 
 
 def conv(
@@ -93,11 +93,20 @@ def conv(
     return Conv(c_in, c_out, (size, size), dtype=dtype, rngs=rngs, **init)
 
 
-def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm in float32, in two passes over its input for precision."""
-    return nnx.LayerNorm(
-        width, epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
-    )
+class LayerNorm(nnx.Module):
+    """Layer normalisation (arXiv 1607.06450) in float32, in two passes for precision."""
+
+    def __init__(self, width: int) -> None:
+        self.scale = nnx.Param(np.ones(width, np.float32))
+        self.bias = nnx.Param(np.zeros(width, np.float32))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Of the last axis, in float32."""
+        x = x.astype(jnp.float32)
+        mean = kept(jnp.mean(x, -1, keepdims=True))
+        variance = kept(jnp.mean(jnp.square(x - mean), -1, keepdims=True))
+        gain = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
+        return (x - mean) * gain + self.bias[...]
 
 
 class GroupNorm(nnx.Module):
@@ -108,7 +117,7 @@ class GroupNorm(nnx.Module):
     multiplication and one addition per channel.
     """
 
-    def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int) -> None:
         self.scale = nnx.Param(np.ones(channels, np.float32))
         self.bias = nnx.Param(np.zeros(channels, np.float32))
 
@@ -120,8 +129,8 @@ class GroupNorm(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         """`norm(x) * (1 + scale) + shift`, in float32."""
         x = x.astype(jnp.float32)
-        mean = _group_mean(jnp.mean(x, (1, 2)))  # b c
-        mean_square = _group_mean(jnp.mean(x * x, (1, 2)))
+        mean = kept(_group_mean(jnp.mean(x, (1, 2))))  # b c
+        mean_square = kept(_group_mean(jnp.mean(x * x, (1, 2))))
         variance = jnp.maximum(mean_square - mean * mean, 0)
         gain = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
         offset = self.bias[...] - mean * gain
@@ -194,7 +203,7 @@ def project_to_heads(
     kernel = projection.kernel[...].astype(x.dtype).reshape(d, heads, parts, -1)
     bias = projection.bias[...].reshape(heads, parts, -1)
     return tuple(
-        add_bias(x @ kernel[:, :, part].reshape(d, -1), bias[:, part].reshape(-1))
+        product(add_bias(x @ kernel[:, :, part].reshape(d, -1), bias[:, part].reshape(-1)))
         for part in range(parts)
     )
 

@@ -3,14 +3,15 @@
 Policies, from the quickest to the smallest (docs/scaling.md has them measured):
 
     none        everything is kept
-    products    the U-Net's matrix products and convolutions are kept, not norms and activations;
-                of transformers, as blocks
+    products    what the U-Net's matrix products and convolutions come to is kept, not norms and
+                activations; of transformers, as blocks
     blocks      each block's input is kept (arXiv 1604.06174)
     everything  as blocks; within a block, convolutions and attention are recomputed apart
     offload     as blocks, and the inputs wait in the host's memory (accelerators)
 
 Recomputing more than a block at once would save nothing: the way up needs every block's output.
-All of them keep what is dear to compute and small: dropout's masks, and what attention comes to.
+All of them keep what is dear to compute and small: dropout's masks, norms' means and variances, and
+what attention comes to.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ BLOCK_INPUT = "block_input"
 KEPT = "kept"
 """The name of what every policy keeps."""
 
+PRODUCT = "product"
+"""The name of what `products` keeps as well."""
+
 Call = Callable[..., Any]
 
 
@@ -38,15 +42,13 @@ def recomputed(block: Call, remat: Remat) -> Call:
     """A block whose backward pass starts from what `remat` keeps of it."""
     if remat == "none":
         return block
-    policy = _keep_named
-    if remat == "products":
-        policy = jax.checkpoint_policies.save_from_both_policies(_is_product, _keep_named)
-    return jax.checkpoint(block, policy=policy)
+    names = (KEPT, PRODUCT) if remat == "products" else (KEPT,)
+    return jax.checkpoint(block, policy=_keep(*names))
 
 
 def recomputed_part(part: Call, remat: Remat) -> Call:
     """A part of a block, recomputed apart from the others where `remat` says so."""
-    return jax.checkpoint(part, policy=_keep_named) if remat == "everything" else part
+    return jax.checkpoint(part, policy=_keep(KEPT)) if remat == "everything" else part
 
 
 def offloading(network: Call, remat: Remat) -> Call:
@@ -72,6 +74,11 @@ def kept(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, KEPT)
 
 
+def product(x: jax.Array) -> jax.Array:
+    """`x`, named as what comes of a matrix product: with its bias, as the next layer reads it."""
+    return checkpoint_name(x, PRODUCT)
+
+
 def run_equal_blocks(
     blocks: Sequence[nnx.Module], x: Float[Array, "b l d"], remat: Remat
 ) -> Float[Array, "b l d"]:
@@ -93,10 +100,4 @@ def run_equal_blocks(
     return shared_out(run(x, stacked))
 
 
-_keep_named = jax.checkpoint_policies.save_only_these_names(KEPT)
-
-
-def _is_product(primitive: Any, *_: Any, **settings: Any) -> bool:
-    """Convolutions, and matrix products but attention's, which are as large as its softmax."""
-    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return primitive.name == "conv_general_dilated" or bool(dense(primitive, *_, **settings))
+_keep = jax.checkpoint_policies.save_only_these_names

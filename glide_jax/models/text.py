@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from glide_jax.config import Remat, TextConfig
 from glide_jax.models.layers import (
+    LayerNorm,
     attend,
-    layer_norm,
     linear,
     mlp,
     normal,
@@ -35,9 +35,9 @@ class TransformerBlock(nnx.Module):
     """Pre-norm residual attention and MLP (4 wide, exact GELU)."""
 
     def __init__(self, width: int, heads: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        self.norm1 = layer_norm(width, rngs)
+        self.norm1 = LayerNorm(width)
         self.attention = SelfAttention(width, heads, dtype, rngs)
-        self.norm2 = layer_norm(width, rngs)
+        self.norm2 = LayerNorm(width)
         self.mlp_in = linear(width, 4 * width, dtype, rngs)
         self.mlp_out = linear(4 * width, width, dtype, rngs)
 
@@ -75,7 +75,7 @@ class TextTransformer(nnx.Module):
                 for _ in range(config.layers)
             ]
         )
-        self.final_norm = layer_norm(config.width, rngs)
+        self.final_norm = LayerNorm(config.width)
 
     def __call__(self, tokens: Tokens, mask: TokenMask) -> Float[Array, "b l d"]:
         """Features of every position, in float32.

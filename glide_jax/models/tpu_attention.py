@@ -83,13 +83,13 @@ def _forward(
         grid=blocks.grid,
         in_specs=[blocks.queries, blocks.keys, blocks.keys],
         out_specs=[blocks.queries, blocks.lse],
-        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), blocks.lse_shape],
+        out_shape=[jax.ShapeDtypeStruct(q.shape, _bits(q.dtype)), blocks.lse_shape],
         compiler_params=blocks.compiler_params,
         cost_estimate=blocks.cost(products=2, q_sized=2, k_sized=2),
         interpret=interpret,
     )(q, k, v)
-    out, lse = _kept(out), _kept(lse)
-    return out, (q, k, v, out, lse)
+    out, lse = kept(out), kept(lse)
+    return jax.lax.bitcast_convert_type(out, q.dtype), (q, k, v, out, lse)
 
 
 def _backward(
@@ -122,10 +122,9 @@ def _backward(
 attend.defvjp(_forward, _backward)
 
 
-def _kept(x: jax.Array) -> jax.Array:
-    """As bits: JAX rounds floating-point numbers that are kept, which is a pass over memory."""
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    return jax.lax.bitcast_convert_type(kept(bits), x.dtype)
+def _bits(dtype: jnp.dtype) -> jnp.dtype:
+    """What is kept between the passes: JAX rounds floating-point numbers, a pass over memory."""
+    return jnp.dtype(f"uint{8 * dtype.itemsize}")
 
 
 class _Blocks:
@@ -143,7 +142,7 @@ class _Blocks:
         self.keys = pl.BlockSpec((1, self.k_length, lanes), lambda b, tile, row: (b, 0, tile))
         self.lse = pl.BlockSpec((1, tiles, of_tile, rows), lambda b, tile, row: (b, tile, 0, row))
         self.lse_shape = jax.ShapeDtypeStruct(
-            (self.batch, d // LANES, of_tile, self.q_length), jnp.float32
+            (self.batch, d // LANES, of_tile, self.q_length), _bits(jnp.dtype(jnp.float32))
         )
         self.sums = pltpu.VMEM((self.k_length, lanes), jnp.float32)
 
@@ -198,8 +197,9 @@ def _forward_kernel(
             weights = jnp.exp(logits - highest)
             total = jnp.sum(weights, 0, keepdims=True)
             out.append(_product(_rows_of(v_t, head, width), weights.astype(k.dtype)) / total)
-            lse_ref[0, tile, head, :] = (highest + jnp.log(total))[0]
-        out_ref[0, :, lanes] = jnp.concatenate(out).T.astype(out_ref.dtype)
+            lse = highest + jnp.log(total)
+            lse_ref[0, tile, head, :] = pltpu.bitcast(lse, lse_ref.dtype)[0]
+        out_ref[0, :, lanes] = pltpu.bitcast(jnp.concatenate(out).T.astype(k.dtype), out_ref.dtype)
 
 
 def _backward_kernel(
@@ -227,16 +227,16 @@ def _backward_kernel(
 
     for tile in range(q_ref.shape[2] // LANES):
         lanes = slice(tile * LANES, (tile + 1) * LANES)
-        q, k, v, out, d_out = (
-            ref[0, :, lanes] for ref in (q_ref, k_ref, v_ref, out_ref, d_out_ref)
-        )
+        q, k, v, d_out = (ref[0, :, lanes] for ref in (q_ref, k_ref, v_ref, d_out_ref))
+        out = pltpu.bitcast(out_ref[0, :, lanes], q.dtype)
         k_t = k.T
         out_d_out = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).T
         dq = []
         for head in range(LANES // width):
             q_head = (_of_head(q, head, width) * width**-0.5).astype(k.dtype)
             d_out_head = _of_head(d_out, head, width).astype(k.dtype)
-            weights = jnp.exp(_logits(q_head, k, causal) - lse_ref[0, tile, head, :][None])
+            lse = pltpu.bitcast(lse_ref[0, tile, head, :][None], jnp.float32)
+            weights = jnp.exp(_logits(q_head, k, causal) - lse)
             dv_sum_ref[:, lanes] += _product(weights.astype(k.dtype), d_out_head)
             d_weights = _product(v, d_out_head, contract=(1, 1))
             d_total = jnp.sum(_rows_of(out_d_out, head, width), 0, keepdims=True)
