@@ -30,15 +30,13 @@ from glide_jax.training.chips import GIB
 from glide_jax.training.compiled import usage
 from glide_jax.training.flops import abstract_batch, step_flops
 from glide_jax.training.objectives import make_objective
-from glide_jax.training.plan_sampler import SamplerPlan, plan_sampler
+from glide_jax.training.plan_sampler import plan_sampler
 from glide_jax.training.slices import (
     EFFORTS,
-    QUICK,
-    collective_lines,
+    SlicePlan,
     compile_for,
     fsdp_of,
     known_chip,
-    memory_lines,
     topology_devices,
 )
 from glide_jax.training.step import Trainer
@@ -54,54 +52,32 @@ SEARCHED: tuple[tuple[Remat, int], ...] = (
 """Recomputation and micro-batches that `--search` tries, from the quickest to the smallest."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a step takes; bytes and seconds are of one chip."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(SlicePlan):
+    """What a step of training takes."""
 
-    config: str
-    topology: str
-    mesh: tuple[int, int]
     remat: str
     micro_batches: int
     batch_examples: int
     steps: int
     """Of the whole training."""
-    chips: int
-    hbm_bytes: int
-    parameter_bytes: int
     ema_bytes: int
     optimizer_bytes: int
     activation_bytes: int
     """Kept from the forward to the backward pass of a micro-batch, as traced; the compiler may
     keep less. Part of `temporary_bytes`."""
-    temporary_bytes: int
-    """All that lives within a step, gradients and gathered parameters too."""
-    batch_bytes: int
-    code_bytes: int
     model_flops: float
     """Of the step, over all chips: see `flops.step_flops`."""
     compiled_flops: float
     """By the compiler, of one chip; loops counted once."""
     accessed_bytes: float
     """Likewise, from and to HBM."""
-    compute_s: float
-    waiting_s: float
-    collective_s: dict[str, float]
-    collective_bytes: dict[str, float]
     peak_flops: float
-    compile_s: float
-    effort: str
 
     @property
     def used_bytes(self) -> int:
         """Of HBM."""
-        state = self.parameter_bytes + self.ema_bytes + self.optimizer_bytes
-        return state + self.temporary_bytes + self.batch_bytes + self.code_bytes
-
-    @property
-    def fits(self) -> bool:
-        """Whether it does."""
-        return self.used_bytes <= self.hbm_bytes
+        return super().used_bytes + self.ema_bytes + self.optimizer_bytes
 
     @property
     def step_s(self) -> float:
@@ -125,27 +101,20 @@ class Plan:
             "temporary": self.temporary_bytes,
             "  kept activations": self.activation_bytes,
         }
-        lines = [
-            f"{self.config} on {self.topology}: {self.chips} chips as {self.mesh[0]} data x "
-            f"{self.mesh[1]} fsdp, remat {self.remat}, batch {self.batch_examples} in "
-            f"{self.micro_batches} (compiled in {self.compile_s:.0f} s, effort {self.effort})",
-            *memory_lines(sizes, self.used_bytes, self.hbm_bytes),
-            "Collectives of a step",
-            *collective_lines(self.collective_bytes, self.collective_s),
-            "Estimated",
-            f"  computation         {self.compute_s:9.3f} s",
-            f"  waiting for others  {self.waiting_s:9.3f} s ({self.waiting_s / self.step_s:.1%})",
-            f"  step                {self.step_s:9.3f} s",
-            f"  pictures            {self.batch_examples / self.step_s:9.0f} /s",
-            f"  model FLOPs         {self.model_flops / 1e12:9.1f} T/step",
-            f"  MFU                 {self.mfu:9.1%}",
-            f"  compiler's FLOPs    {self.compiled_flops / 1e12:9.1f} T/chip, "
+        what = f"remat {self.remat}, batch {self.batch_examples} in {self.micro_batches}"
+        waiting = self.waiting_s / self.step_s
+        estimated = (
+            f"computation         {self.compute_s:9.3f} s",
+            f"waiting for others  {self.waiting_s:9.3f} s ({waiting:.1%})",
+            f"step                {self.step_s:9.3f} s",
+            f"pictures            {self.batch_examples / self.step_s:9.0f} /s",
+            f"model FLOPs         {self.model_flops / 1e12:9.1f} T/step",
+            f"MFU                 {self.mfu:9.1%}",
+            f"compiler's FLOPs    {self.compiled_flops / 1e12:9.1f} T/chip, "
             f"{self.accessed_bytes / 1e9:.0f} GB of HBM traffic (loops counted once)",
-            f"  {self.steps:,} steps: {total_h:,.0f} h, {total_h * self.chips:,.0f} chip-hours",
-        ]
-        if self.effort == "quick":
-            lines.append(QUICK)
-        return "\n".join(lines)
+            f"{self.steps:,} steps: {total_h:,.0f} h, {total_h * self.chips:,.0f} chip-hours",
+        )
+        return self.tell(what, sizes, "step", estimated)
 
 
 def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str = "full") -> Plan:
@@ -330,7 +299,7 @@ def main() -> None:
         raise UserError("--pictures is of --sampler; a training's are --train.batch-examples")
     chips = len(topology_devices(given.topology))
 
-    def keep(plan: Plan | SamplerPlan) -> None:
+    def keep(plan: SlicePlan) -> None:
         print(plan.report(), flush=True)
         if given.json:
             with open(given.json, "a") as out:

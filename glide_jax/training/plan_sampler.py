@@ -11,57 +11,21 @@ from glide_jax.errors import UserError
 from glide_jax.programs import Inputs, Programs, constants, equal_parts, schedule_of
 from glide_jax.training import sharding
 from glide_jax.training.compiled import usage
-from glide_jax.training.slices import (
-    QUICK,
-    collective_lines,
-    compile_for,
-    known_chip,
-    memory_lines,
-    topology_devices,
-)
+from glide_jax.training.slices import SlicePlan, compile_for, known_chip, topology_devices
 
 
-@dataclass(frozen=True)
-class SamplerPlan:
-    """What drawing takes; bytes and seconds are of one chip."""
+@dataclass(frozen=True, kw_only=True)
+class SamplerPlan(SlicePlan):
+    """What drawing takes: memory of both programs, seconds and collectives of one call."""
 
-    config: str
-    topology: str
-    mesh: tuple[int, int]
     pictures: int
     """Drawn at a time, over all chips."""
     sampler: str
     calls: int
     """Of the denoiser, for a drawing."""
     guided: bool
-    chips: int
-    hbm_bytes: int
-    parameter_bytes: int
-    temporary_bytes: int
-    """Of the larger program."""
-    batch_bytes: int
-    """Pictures, captions' features and conditions, before and after some steps."""
-    code_bytes: int
-    """Of both programs."""
     begin_s: float
-    """Estimated, as all seconds: encoding the text, and what else is done once."""
-    compute_s: float
-    """Of one call, as what follows."""
-    waiting_s: float
-    collective_s: dict[str, float]
-    collective_bytes: dict[str, float]
-    compile_s: float
-    effort: str
-
-    @property
-    def used_bytes(self) -> int:
-        """Of HBM."""
-        return self.parameter_bytes + self.temporary_bytes + self.batch_bytes + self.code_bytes
-
-    @property
-    def fits(self) -> bool:
-        """Whether it does."""
-        return self.used_bytes <= self.hbm_bytes
+    """Encoding the text, and what else is done once."""
 
     @property
     def call_s(self) -> float:
@@ -75,32 +39,24 @@ class SamplerPlan:
 
     def report(self) -> str:
         """For people."""
-        guided = "guided" if self.guided else "not guided"
         sizes = {
             "parameters": self.parameter_bytes,
             "batch": self.batch_bytes,
             "programs": self.code_bytes,
             "temporary": self.temporary_bytes,
         }
+        guided = "guided" if self.guided else "not guided"
+        what = f"{self.pictures} pictures by {self.calls} calls of {self.sampler}, {guided}"
         waiting = self.waiting_s / self.call_s
-        lines = [
-            f"{self.config} on {self.topology}: {self.chips} chips as {self.mesh[0]} data x "
-            f"{self.mesh[1]} fsdp, {self.pictures} pictures by {self.calls} calls of {self.sampler}"
-            f", {guided} (compiled in {self.compile_s:.0f} s, effort {self.effort})",
-            *memory_lines(sizes, self.used_bytes, self.hbm_bytes),
-            "Collectives of a call",
-            *collective_lines(self.collective_bytes, self.collective_s),
-            "Estimated",
-            f"  text, once          {1e3 * self.begin_s:9.2f} ms",
-            f"  computation         {1e3 * self.compute_s:9.2f} ms",
-            f"  waiting for others  {1e3 * self.waiting_s:9.2f} ms ({waiting:.1%})",
-            f"  call                {1e3 * self.call_s:9.2f} ms",
-            f"  drawing             {self.drawing_s:9.3f} s",
-            f"  pictures            {self.pictures / self.drawing_s:9.2f} /s",
-        ]
-        if self.effort == "quick":
-            lines.append(QUICK)
-        return "\n".join(lines)
+        estimated = (
+            f"text, once          {1e3 * self.begin_s:9.2f} ms",
+            f"computation         {1e3 * self.compute_s:9.2f} ms",
+            f"waiting for others  {1e3 * self.waiting_s:9.2f} ms ({waiting:.1%})",
+            f"call                {1e3 * self.call_s:9.2f} ms",
+            f"drawing             {self.drawing_s:9.3f} s",
+            f"pictures            {self.pictures / self.drawing_s:9.2f} /s",
+        )
+        return self.tell(what, sizes, "call", estimated)
 
 
 def plan_sampler(

@@ -1,9 +1,11 @@
-"""TPU slices that need not be there: their devices, their compiler, and how its finds are told."""
+"""TPU slices that need not be there: their devices, their compiler, and what it finds."""
 
 import importlib.util
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,8 +18,6 @@ EFFORTS: dict[str, dict[str, Any]] = {
     "full": {},
 }
 """How hard the compiler tries, as options to it; training gets `full`."""
-
-QUICK = "  Effort quick: memory holds; times and what is exchanged are upper bounds."
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
@@ -94,21 +94,76 @@ def fsdp_of(text: str, chips: int) -> int:
     return fsdp
 
 
-def memory_lines(sizes: Mapping[str, int], used: int, hbm: int) -> list[str]:
-    """For people: what takes how many bytes of a chip's HBM, and whether all of it fits."""
-    margin = (hbm - used) / GIB
-    verdict = f"fits, {margin:.1f} GiB to spare" if margin >= 0 else f"{-margin:.1f} GiB too much"
-    return [
-        "HBM of a chip",
-        *(f"  {name:20}{size / GIB:9.2f} GiB" for name, size in sizes.items()),
-        f"  {'all':20}{used / GIB:9.2f} GiB",
-        f"  of {hbm / GIB:.0f} GiB: {verdict}",
-    ]
+@dataclass(frozen=True, kw_only=True)
+class SlicePlan(ABC):
+    """What compiled programs take on a slice; bytes and seconds are of one chip."""
 
+    config: str
+    topology: str
+    mesh: tuple[int, int]
+    """Data x fsdp."""
+    chips: int
+    hbm_bytes: int
+    parameter_bytes: int
+    temporary_bytes: int
+    """All that lives within a program, gradients and gathered parameters too."""
+    batch_bytes: int
+    """What goes in and comes out besides parameters and a training's state."""
+    code_bytes: int
+    compute_s: float
+    """Estimated, as all seconds."""
+    waiting_s: float
+    """For other chips, with nothing to compute."""
+    collective_s: dict[str, float]
+    collective_bytes: dict[str, float]
+    compile_s: float
+    effort: str
 
-def collective_lines(sizes: Mapping[str, float], seconds: Mapping[str, float]) -> list[str]:
-    """For people: bytes and seconds of collectives, by kind."""
-    return [
-        f"  {kind:20}{size / 1e9:9.2f} GB {1e3 * seconds[kind]:9.1f} ms"
-        for kind, size in sorted(sizes.items())
-    ]
+    @property
+    def used_bytes(self) -> int:
+        """Of HBM."""
+        programs = self.temporary_bytes + self.batch_bytes + self.code_bytes
+        return self.parameter_bytes + programs
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.used_bytes <= self.hbm_bytes
+
+    @abstractmethod
+    def report(self) -> str:
+        """For people."""
+
+    def tell(self, what: str, sizes: Mapping[str, int], unit: str, estimated: Sequence[str]) -> str:
+        """For people.
+
+        Args:
+            what: was compiled.
+            sizes: bytes of a chip's HBM, by what takes them.
+            unit: that collectives and estimates are of.
+            estimated: lines.
+        """
+        sizes = {**sizes, "all": self.used_bytes}
+        margin = (self.hbm_bytes - self.used_bytes) / GIB
+        fits = f"fits, {margin:.1f} GiB to spare" if margin >= 0 else f"{-margin:.1f} GiB too much"
+        collectives = sorted(self.collective_bytes.items())
+        lines = [
+            f"{self.config} on {self.topology}: {self.chips} chips as {self.mesh[0]} data x "
+            f"{self.mesh[1]} fsdp, {what} (compiled in {self.compile_s:.0f} s, effort "
+            f"{self.effort})",
+            "HBM of a chip",
+            *(f"  {name:20}{size / GIB:9.2f} GiB" for name, size in sizes.items()),
+            f"  of {self.hbm_bytes / GIB:.0f} GiB: {fits}",
+            f"Collectives of a {unit}",
+            *(
+                f"  {kind:20}{size / 1e9:9.2f} GB {1e3 * self.collective_s[kind]:9.1f} ms"
+                for kind, size in collectives
+            ),
+            "Estimated",
+            *(f"  {line}" for line in estimated),
+        ]
+        if self.effort == "quick":
+            lines.append(
+                "  Effort quick: memory holds; times and what is exchanged are upper bounds."
+            )
+        return "\n".join(lines)
