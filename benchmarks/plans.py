@@ -20,18 +20,20 @@ from glide_jax.training.slices import EFFORTS
 ROOT = Path(__file__).parent.parent
 
 PLANS = (
-    ("base64_3b5", "v5p:4x4x4", "8x8", ()),
     ("base64_3b5", "v5p:2x2x2", "1x8", ("--train.batch-examples", "256")),
+    ("base64_3b5", "v5p:4x4x4", "8x8", ()),
     ("base64_3b5", "v6e:8x8", "4x16", ("--model.remat", "products")),
-    ("base64_3b5", "v5e:16x16", "16x16", ()),
     ("base64", "v5e:4x2", "8x1", ("--train.batch-examples", "256")),
+    ("base64", "v5e:8x8", "64x1", ()),
+    ("base64", "v5e:16x16", "256x1", ("--train.batch-examples", "8192")),
     ("base64", "v5p:8x8x4", "256x1", ("--train.batch-examples", "8192")),
-    ("base64", "v5e:16x16", "256x1", ()),
     ("upsample256_1b5", "v5p:4x4x4", "16x4", ()),
     ("upsample256_1b5", "v6e:8x8", "16x4", ()),
-    ("noised_clip_vit_l", "v5e:16x16", "256x1", ("--model.remat", "blocks")),
+    ("upsample256_1b5", "v5e:16x16", "64x4", ()),
     ("noised_clip_vit_l", "v5p:4x4x4", "64x1", ("--model.remat", "blocks")),
     ("noised_clip_vit_l", "v6e:8x8", "64x1", ("--model.remat", "blocks")),
+    ("noised_clip_vit_l", "v6e:16x16", "256x1", ("--model.remat", "blocks")),
+    ("noised_clip_vit_l", "v5e:16x16", "256x1", ("--model.remat", "blocks")),
 )
 """Configuration, slice, data x fsdp, and what else differs from the configuration."""
 
