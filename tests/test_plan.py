@@ -16,9 +16,11 @@ from glide_jax.config import UNetConfig
 from glide_jax.data.tokenizer import Tokenizer
 from glide_jax.errors import UserError
 from glide_jax.stage import Conditions, Known, Stage
+from glide_jax.training import sharding
 from glide_jax.training.chips import GIB
 from glide_jax.training.plan import Plan, kept_activations, table
 from glide_jax.training.plan_sampler import SamplerPlan, abstract_inputs, require_even
+from glide_jax.training.slices import compile_for, topology_devices
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,6 +122,24 @@ def test_the_train_step_compiles_for_tpus_that_are_not_there(tmp_path):
     assert made["collective_bytes"]["all-reduce"] > 0
     assert made["compute_s"] > 0 and made["hbm_bytes"] == 16 * GIB
     assert "fits" in found.stdout
+
+
+@with_compiler
+@pytest.mark.slow
+def test_parameters_shared_out_over_all_chips_are_gathered():
+    slice = "v5e:2x2"
+    mesh = sharding.local_mesh(4, topology_devices(slice))
+    x = jax.ShapeDtypeStruct((256, 256, 2048), "bfloat16", sharding=sharding.batch_sharding(mesh))
+    by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    w = jax.ShapeDtypeStruct((2048, 8192), "bfloat16", sharding=by_rows)
+
+    def program(options):
+        lowered = jax.jit(lambda x, w: x @ w, compiler_options=options).lower(x, w)
+        return compile_for(slice, lowered, "quick")[0].as_text()
+
+    assert "collective-permute" in program(None)
+    assert "collective-permute" not in program(sharding.compiler_options(mesh))
+    assert sharding.compiler_options(sharding.local_mesh(2, topology_devices(slice))) is None
 
 
 @with_compiler

@@ -79,6 +79,19 @@ def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh
     return _mesh(jax.devices() if given is None else given, fsdp)
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """For a train step on this mesh, to be given to `jax.jit`.
+
+    Where parameters are shared out over all chips, a TPU's compiler would rather take products
+    apart, and pass parts of the parameters around, than gather them, which is far slower
+    (docs/scaling.md). This is the size, in MiB, from which on it does.
+    """
+    tpus = mesh.devices.flat[0].platform == "tpu"
+    if not tpus or mesh.shape["data"] > 1 or mesh.size == 1:
+        return None
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": str(2**20)}
+
+
 def bytes_a_device(shapes: Any, shardings: Any) -> int:
     """Of a tree of arrays or their shapes, on each device."""
     sizes = jax.tree.map(

@@ -75,6 +75,7 @@ class Trainer:
             in_shardings=(frozen_shardings, self.state_shardings, batch),
             out_shardings=(self.state_shardings, replicated),
             donate_argnums=1,
+            compiler_options=sharding.compiler_options(mesh),
         )
         self._program, self._frozen = step, frozen
         self.step = partial(step, frozen)
