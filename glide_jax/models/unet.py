@@ -51,7 +51,7 @@ def nearest_x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 
 def _sums_of_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """In float32. A TPU adds four slices six times as fast as it sums over axes of length 2."""
+    """In float32. A TPU adds four slices faster than it sums over axes of length 2."""
     x = x.astype(jnp.float32)
     return x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]
 

@@ -122,8 +122,7 @@ class SlicePlan(ABC):
     @property
     def used_bytes(self) -> int:
         """Of HBM."""
-        programs = self.temporary_bytes + self.batch_bytes + self.code_bytes
-        return self.parameter_bytes + programs
+        return self.parameter_bytes + self.temporary_bytes + self.batch_bytes + self.code_bytes
 
     @property
     def fits(self) -> bool:
