@@ -63,7 +63,8 @@ def plain_group_norm(
     variance = jnp.var(grouped, (1, 2, 4), keepdims=True)
     y = ((grouped - mean) * jax.lax.rsqrt(variance + EPSILON)).reshape(b, h, w, c)
     y = y * self.scale[...] + self.bias[...]
-    return y if scale is None else y * (1 + scale[:, None, None]) + shift[:, None, None]
+    y = y if scale is None else y * (1 + scale[:, None, None]) + shift[:, None, None]
+    return y.astype(x.dtype)
 
 
 def plain_attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:

@@ -3,8 +3,7 @@
 Policies, from the quickest to the smallest (docs/scaling.md has them measured):
 
     none        everything is kept
-    products    what the U-Net's matrix products and convolutions come to is kept, not norms and
-                activations; of transformers, as blocks
+    products    what matrix products and convolutions come to is kept, not norms and activations
     blocks      each block's input is kept (arXiv 1604.06174)
     everything  as blocks; within a block, convolutions and attention are recomputed apart
     offload     as blocks, and the inputs wait in the host's memory (accelerators)
@@ -86,9 +85,12 @@ def run_equal_blocks(
 
     They are one loop over their stacked parameters, so that only one is compiled, and that of
     parameters shared out over devices only one block's at a time are gathered. What a loop keeps is
-    copied on the way in and out, which takes longer than `products` saves: here it is `blocks`.
+    copied on the way in and out, which takes longer than `products` saves: then each is compiled.
     """
-    remat = "blocks" if remat == "products" else remat
+    if remat == "products":
+        for block in blocks:
+            x = recomputed(block.__call__, remat)(block_input(x))
+        return shared_out(x)
     graphdef, _ = nnx.split(blocks[0])
     stacked = jax.tree.map(lambda *p: jnp.stack(p), *(nnx.state(block) for block in blocks))
 

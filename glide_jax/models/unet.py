@@ -21,6 +21,7 @@ from glide_jax.models.layers import (
     dropout,
     linear,
     project_to_heads,
+    silu,
 )
 from glide_jax.models.placement import row_major, shared_out
 from glide_jax.models.remat import block_input, offloading, product, recomputed, recomputed_part
@@ -105,9 +106,9 @@ class ResBlock(nnx.Module):
     ) -> Float[Array, "b h2 w2 c2"]:
         """Args: the input, the embedding of time and text, and a key to switch dropout on."""
         resample = RESAMPLE[self.resample]
-        h = self.conv1(resample(jax.nn.silu(self.norm1(x)).astype(x.dtype)))
+        h = self.conv1(resample(silu(self.norm1(x))))
         scale, shift = jnp.split(self.emb(jax.nn.silu(emb)).astype(jnp.float32), 2, axis=-1)
-        h = jax.nn.silu(self.norm2(h, scale, shift)).astype(x.dtype)
+        h = silu(self.norm2(h, scale, shift))
         if key is not None and self.dropout_rate:
             h = dropout(h, self.dropout_rate, key)
         x = resample(x)
@@ -133,7 +134,7 @@ class AttentionBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], text: TextKV) -> Float[Array, "b h w c"]:
         """x + attention(norm(x)); the projection's columns are [head][q|k|v][k]."""
         b, h, w, c = x.shape
-        pixels = row_major(self.norm(x).astype(x.dtype).reshape(b, h * w, c))
+        pixels = row_major(self.norm(x).reshape(b, h * w, c))
         q, k, v = project_to_heads(self.qkv, pixels, self.heads, parts=3)
         k = product(jnp.concatenate([text.k, k], 1))
         v = product(jnp.concatenate([text.v, v], 1))
@@ -268,7 +269,7 @@ class UNet(nnx.Module):
     ) -> Float[Array, "b h w 6"]:
         """Args: x_t with its conditioning, the embedding, `project_text`'s result, dropout key."""
         h = offloading(self._through_blocks, self.remat)(x, emb.astype(self.dtype), text, key)
-        return self.conv_out(jax.nn.silu(self.norm_out(h)))
+        return self.conv_out(silu(self.norm_out(h.astype(jnp.float32))))
 
     def _through_blocks(
         self,
