@@ -25,7 +25,7 @@ from glide_jax.shapes import Params
 from glide_jax.training import sharding
 from glide_jax.training.compiled import usage
 from glide_jax.training.flops import product_flops
-from glide_jax.training.slices import EFFORTS, compile_for, known_chip, topology_devices
+from glide_jax.training.slices import EFFORTS, compile_for, known_chip, shares, topology_devices
 
 
 def main() -> None:
@@ -72,12 +72,15 @@ def main() -> None:
     program = compiled.as_text() or ""
     if given.text:
         given.text.write_text(program)
-    step_s = usage(program, chip).step_s
+    used = usage(program, chip)
+    step_s = used.step_s
     flops = 3 * product_flops(loss, *arguments)
     print(
         f"{px} px, {c} channels, {'with' if attends else 'without'} attention, remat "
         f"{given.remat}, {given.pictures} pictures on {chip.name}: {1e3 * step_s:.2f} ms, "
-        f"MFU {flops / step_s / chip.flops:.1%} (compiled in {compile_s:.0f} s)"
+        f"MFU {flops / step_s / chip.flops:.1%} (compiled in {compile_s:.0f} s)",
+        *shares(used.operation_s),
+        sep="\n",
     )
 
 

@@ -33,7 +33,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
   %fusion.2 = f32[8]{0} fusion(%x), backend_config={"window_config":{"estimated_cycles":"1500000"}}
   %all-reduce-start = f32[45000000]{0} all-reduce-start(%fusion.2), replica_groups=[16,2]<=[32], to_apply=%add
-  %fusion.3 = f32[8]{0} fusion(%x), backend_config={"window_config":{"estimated_cycles":"1500000"}}
+  %fusion.3 = f32[8]{0} fusion(%x), metadata={op_name="jit(loss)/jvp()/while/body/dot_general" stack_frame_id=1}, backend_config={"window_config":{"estimated_cycles":"1500000"}}
   %all-reduce-done = f32[45000000]{0} all-reduce-done(%all-reduce-start)
   %while = (s32[], f32[8]{0}) while(%x), condition=%condition, body=%body
   %fusion.4 = bf16[16,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
@@ -46,6 +46,17 @@ def test_time_is_the_compilers_cycles_and_kernels_costs_in_every_turn():
     # 3 million cycles of 1.5 GHz; 24 times a microsecond of cycles, and the kernel's products.
     assert usage(PROGRAM, V5E).compute_s == pytest.approx(
         2e-3 + 24 * (1e-6 + 197e6 / V5E.kernel_flops)
+    )
+
+
+def test_time_is_of_jaxs_operations_and_otherwise_of_the_compilers():
+    found = usage(PROGRAM, V5E)
+    assert found.operation_s == pytest.approx(
+        {
+            "dot_general": 1e-3,
+            "fusion": 1e-3 + 24 * 1e-6,
+            "custom-call": 24 * 197e6 / V5E.kernel_flops,
+        }
     )
 
 

@@ -48,7 +48,7 @@ PLAN = Plan(
     model_flops=64 * 459e12 / 2,
     compiled_flops=1e14,
     accessed_bytes=1e12,
-    compute_s=0.9,
+    operation_s={"dot_general": 0.6, "copy": 0.29, "add_any": 0.01},
     waiting_s=0.1,
     collective_s={"all-gather": 0.2},
     collective_bytes={"all-gather": 5e9},
@@ -77,14 +77,17 @@ def test_a_plan_adds_up():
         "50.0%",
         "2048 /s",
         "1,000 h, 64,000 chip-hours",
+        "dot_general               600.00 ms   66.7%\n  copy ",
     ):
         assert said in report
+    assert "add_any" not in report  # 1.1%
     assert "13.0 GiB too much" in dataclasses.replace(PLAN, temporary_bytes=90 * GIB).report()
 
 
 def test_plans_are_ranked_by_speed_among_those_that_fit():
-    slower = dataclasses.replace(PLAN, compute_s=1.9, remat="everything")
-    too_large = dataclasses.replace(PLAN, compute_s=0.1, temporary_bytes=90 * GIB, remat="none")
+    slower = dataclasses.replace(PLAN, operation_s={"copy": 1.9}, remat="everything")
+    quicker = dataclasses.replace(PLAN, operation_s={"copy": 0.1}, remat="none")
+    too_large = dataclasses.replace(quicker, temporary_bytes=90 * GIB)
     rows = table([too_large, slower, PLAN]).splitlines()[2:]
     assert [row.split(" | ")[2] for row in rows] == ["blocks", "everything", "none"]
 
@@ -120,7 +123,7 @@ def test_the_train_step_compiles_for_tpus_that_are_not_there(tmp_path):
     made = json.loads(out.read_text())
     assert (made["chips"], made["mesh"]) == (4, [2, 2])
     assert made["collective_bytes"]["all-reduce"] > 0
-    assert made["compute_s"] > 0 and made["hbm_bytes"] == 16 * GIB
+    assert made["operation_s"]["dot_general"] > 0 and made["hbm_bytes"] == 16 * GIB
     assert "fits" in found.stdout
 
 
@@ -188,7 +191,7 @@ SAMPLER_PLAN = SamplerPlan(
     batch_bytes=GIB,
     code_bytes=GIB,
     begin_s=1.0,
-    compute_s=0.15,
+    operation_s={"dot_general": 0.15},
     waiting_s=0.05,
     collective_s={"all-gather": 0.1},
     collective_bytes={"all-gather": 14e9},
@@ -252,6 +255,10 @@ def test_the_sampler_compiles_for_tpus_that_are_not_there(tmp_path):
     assert found.returncode == 0, found.stderr
     made = json.loads(out.read_text())
     assert (made["chips"], made["mesh"], made["pictures"], made["calls"]) == (4, [2, 2], 8, 20)
-    assert made["compute_s"] > 0 and made["begin_s"] > 0 and made["temporary_bytes"] > 0
+    assert (
+        made["operation_s"]["dot_general"] > 0
+        and made["begin_s"] > 0
+        and made["temporary_bytes"] > 0
+    )
     assert "8 pictures by 20 calls of ddim, guided" in found.stdout
     assert plan(*flags, "--pictures", "6").returncode == 2

@@ -40,7 +40,8 @@ class Instruction:
 class Usage:
     """Of a program, or of a part of it; of one chip."""
 
-    compute_s: float = 0.0
+    operation_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Computation, by JAX's operation, or the compiler's own where there is none."""
     waiting_s: float = 0.0
     """For collectives that no computation covers."""
     collective_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -49,16 +50,27 @@ class Usage:
     """By kind: of the arrays that are exchanged, before they are cut up."""
 
     @property
+    def compute_s(self) -> float:
+        """All computation."""
+        return sum(self.operation_s.values(), 0.0)
+
+    @property
     def step_s(self) -> float:
         """The whole time."""
         return self.compute_s + self.waiting_s
 
     def add(self, other: "Usage", times: int) -> None:
         """Adds a part that runs so many times."""
-        self.compute_s += times * other.compute_s
+        for name, seconds in other.operation_s.items():
+            self.compute(name, times * seconds)
         self.waiting_s += times * other.waiting_s
         for kind in other.collective_s:
             self.count(kind, times * other.collective_s[kind], times * other.collective_bytes[kind])
+
+    def compute(self, operation: str, seconds: float) -> None:
+        """Adds computation."""
+        if seconds:
+            self.operation_s[operation] += seconds
 
     def count(self, kind: str, seconds: float, size: float) -> None:
         """Adds a collective."""
@@ -108,12 +120,12 @@ def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) ->
             continue
         collective = next(_collectives(instruction, computations), None)
         if collective is None:
-            total.compute_s += _compute_s(instruction, chip)
+            total.compute(_operation(instruction), _compute_s(instruction, chip))
             continue
         chain = _chain(instruction, computations)
         starts_chain = instruction.name.startswith("async-collective-start")
         if chain and not starts_chain:  # perhaps in a loop that it runs through
-            total.compute_s += _compute_s(instruction, chip)
+            total.compute(_operation(instruction), _compute_s(instruction, chip))
             if chain in started and instruction.name.startswith("async-collective-done"):
                 start, takes_s = started.pop(chain)
                 total.waiting_s += max(0.0, takes_s - (total.step_s - start))
@@ -210,6 +222,12 @@ def _takes_s(kind: str, size: float, group: int, links: int, chip: Chip) -> floa
     """Around rings through `group` chips, each with its part."""
     once = size * (group - 1) / group / (links * chip.link_bytes_per_s)
     return once * {"all-reduce": 2.0, "all-to-all": 0.25}.get(kind, 1.0)
+
+
+def _operation(instruction: Instruction) -> str:
+    """JAX's, the last part of the name that it gave; the compiler's own copies have none."""
+    named = re.search(r'op_name="[^"]*/([\w-]+)"', instruction.line)
+    return named[1] if named else instruction.operation
 
 
 def _compute_s(instruction: Instruction, chip: Chip) -> float:

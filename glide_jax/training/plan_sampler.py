@@ -138,7 +138,7 @@ def plan_sampler(
         batch_bytes=arguments + memory.output_size_in_bytes,
         code_bytes=once.generated_code_size_in_bytes + memory.generated_code_size_in_bytes,
         begin_s=usage(begun.as_text() or "", chip).step_s,
-        compute_s=spent.compute_s / at_a_time,
+        operation_s={name: s / at_a_time for name, s in spent.operation_s.items()},
         waiting_s=spent.waiting_s / at_a_time,
         collective_s={kind: s / at_a_time for kind, s in spent.collective_s.items()},
         collective_bytes={kind: b / at_a_time for kind, b in spent.collective_bytes.items()},

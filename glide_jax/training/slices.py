@@ -110,14 +110,19 @@ class SlicePlan(ABC):
     batch_bytes: int
     """What goes in and comes out besides parameters and a training's state."""
     code_bytes: int
-    compute_s: float
-    """Estimated, as all seconds."""
+    operation_s: dict[str, float]
+    """Computation, by JAX's operation; estimated, as all seconds."""
     waiting_s: float
     """For other chips, with nothing to compute."""
     collective_s: dict[str, float]
     collective_bytes: dict[str, float]
     compile_s: float
     effort: str
+
+    @property
+    def compute_s(self) -> float:
+        """All computation."""
+        return sum(self.operation_s.values(), 0.0)
 
     @property
     def used_bytes(self) -> int:
@@ -158,6 +163,8 @@ class SlicePlan(ABC):
                 f"  {kind:20}{size / 1e9:9.2f} GB {1e3 * self.collective_s[kind]:9.1f} ms"
                 for kind, size in collectives
             ),
+            f"Computation of a {unit}, what takes 2% and more of it",
+            *shares(self.operation_s),
             "Estimated",
             *(f"  {line}" for line in estimated),
         ]
@@ -166,3 +173,14 @@ class SlicePlan(ABC):
                 "  Effort quick: memory holds; times and what is exchanged are upper bounds."
             )
         return "\n".join(lines)
+
+
+def shares(operation_s: Mapping[str, float]) -> Sequence[str]:
+    """For people: the operations that take 2% and more of what all take, the longest first."""
+    total = sum(operation_s.values())
+    longest = sorted(operation_s.items(), key=lambda operation: -operation[1])
+    return [
+        f"  {name:20}{1e3 * seconds:12.2f} ms {seconds / total:7.1%}"
+        for name, seconds in longest
+        if seconds >= 0.02 * total
+    ]
