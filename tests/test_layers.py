@@ -128,6 +128,18 @@ def test_norms_sum_over_their_input_once_whatever_is_recomputed(norm, remat):
     assert sums(remat) == sums("none")
 
 
+def test_layer_norm_is_of_mean_zero_and_variance_one_and_so_is_its_gradient():
+    norm, x = LayerNorm(32), jnp.asarray(np.random.default_rng(0).normal(3, 2, (4, 32)))
+
+    def written(x):
+        return (x - x.mean(-1, keepdims=True)) / (x.var(-1, keepdims=True) + 1e-5) ** 0.5
+
+    d_out = jnp.linspace(-1, 1, 128).reshape(4, 32)
+    (out, pull), (expected, pull_expected) = jax.vjp(norm, x), jax.vjp(written, x)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    np.testing.assert_allclose(pull(d_out)[0], pull_expected(d_out)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("primitive", ["dot_general", "conv_general_dilated", "concatenate"])
 def test_products_are_kept_as_the_next_layer_reads_them(primitive, monkeypatch):
     monkeypatch.setattr(layers, "tpu_kind", lambda: "TPU v5p")

@@ -104,7 +104,9 @@ class LayerNorm(nnx.Module):
         """Of the last axis, in float32."""
         x = x.astype(jnp.float32)
         mean = kept(jnp.mean(x, -1, keepdims=True))
-        variance = kept(jnp.mean(jnp.square(x - mean), -1, keepdims=True))
+        # The sum of squares is least about the mean: its gradient there is zero, and not computed.
+        distance = x - jax.lax.stop_gradient(mean)
+        variance = kept(jnp.mean(jnp.square(distance), -1, keepdims=True))
         gain = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
         return (x - mean) * gain + self.bias[...]
 
@@ -163,8 +165,19 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def mlp(widen: Linear, narrow: Linear, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     """A transformer's second half: GELU between two projections."""
-    # Without the barrier, TPUs may compute the first anew for every tile of the second.
-    return narrow(jax.lax.optimization_barrier(gelu(widen(x))))
+    return narrow(_once(product(gelu(widen(x)))))
+
+
+@jax.custom_vjp
+def _once(x: jax.Array) -> jax.Array:
+    """`x`, which TPUs would otherwise compute anew for every tile of the product that it is for.
+
+    Of its gradient that is not so: that may be computed together with what it is for.
+    """
+    return jax.lax.optimization_barrier(x)
+
+
+_once.defvjp(lambda x: (_once(x), None), lambda _, d_out: (d_out,))
 
 
 def attend(

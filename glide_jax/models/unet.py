@@ -45,10 +45,18 @@ def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 @jax.custom_vjp
 def nearest_x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Doubles height and width by repeating pixels."""
-    b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-    return x.reshape(b, 2 * h, 2 * w, c)
+    """Doubles height and width by repeating pixels.
+
+    TPUs take the largest of four pictures with gaps faster than they broadcast six axes.
+    """
+
+    def spread(down: int, right: int) -> jax.Array:
+        rows, columns = (down, 1 - down, 1), (right, 1 - right, 1)
+        gap = jnp.array(-jnp.inf, x.dtype)
+        return jax.lax.pad(x, gap, ((0, 0, 0), rows, columns, (0, 0, 0)))
+
+    upper, lower = (jnp.maximum(spread(row, 0), spread(row, 1)) for row in (0, 1))
+    return jnp.maximum(upper, lower)
 
 
 def _sums_of_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
