@@ -118,7 +118,7 @@ class ModelConfig:
     inpaint: bool = False
     """Whether it sees known pixels and their mask beside x_t."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the matrix products; parameters, norms and softmax stay float32."""
+    """Type of the matrix products; parameters are float32, and norms and softmax computed in it."""
     remat: Remat = "none"
     """What the backward pass recomputes instead of keeping, from nothing, the quickest, to what
     takes the least memory: glide_jax.models.remat."""
@@ -199,7 +199,7 @@ class ClipConfig:
     """Noise levels that the image tower tells apart: T of the base model's diffusion; or 1, for a
     plain CLIP that sees pictures without noise and is for ranking alone."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the matrix products; parameters, norms and softmax stay float32."""
+    """Type of the matrix products; parameters are float32, and norms and softmax computed in it."""
     remat: Remat = "none"
     """As ModelConfig's."""
 

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from glide_jax.models import layers, tpu_attention
 from glide_jax.models.layers import GroupNorm, LayerNorm, add_bias, dropout
 from glide_jax.models.network import Network
-from glide_jax.models.remat import recomputed
+from glide_jax.models.remat import recomputed, run_equal_blocks
+from glide_jax.models.text import TransformerBlock
 from glide_jax.models.unet import AttentionBlock, ResBlock, TextKV, mean_pool, nearest_x2
 
 
@@ -128,7 +130,7 @@ def test_norms_sum_over_their_input_once_whatever_is_recomputed(norm, remat):
     assert sums(remat) == sums("none")
 
 
-def test_layer_norm_is_of_mean_zero_and_variance_one_and_so_is_its_gradient():
+def test_layer_norm_and_its_gradient_are_those_of_the_formula():
     norm, x = LayerNorm(32), jnp.asarray(np.random.default_rng(0).normal(3, 2, (4, 32)))
 
     def written(x):
@@ -146,6 +148,7 @@ def test_products_are_kept_as_the_next_layer_reads_them(primitive, monkeypatch):
     monkeypatch.setattr(layers, "on_each_device", lambda function: function)
     float32 = jnp.dtype("float32")
     res = Network(lambda rngs: ResBlock(128, 128, 8, 0.0, float32, rngs))
+    transformer = Network(lambda rngs: TransformerBlock(128, 2, float32, rngs))
     attention = Network(lambda rngs: AttentionBlock(128, 64, 8, float32, rngs))
     x, emb, text = jnp.ones((1, 4, 4, 128)), jnp.ones((1, 8)), TextKV(*jnp.ones((2, 1, 16, 128)))
 
@@ -155,5 +158,32 @@ def test_products_are_kept_as_the_next_layer_reads_them(primitive, monkeypatch):
 
         return count(jax.grad(loss), primitive, jax.device_put(network.init(seed=0)), *arguments)
 
-    for arguments in ((res, x, emb), (attention, x, text)):
+    for arguments in ((res, x, emb), (attention, x, text), (transformer, x[:, 0])):
         assert times("products", *arguments) == times("none", *arguments)
+
+
+def test_both_sides_of_gelu_are_kept_with_the_products_and_only_one_is_held_apart():
+    network = Network(lambda rngs: TransformerBlock(32, 2, jnp.dtype("float32"), rngs))
+    params, x = jax.device_put(network.init(seed=0)), jnp.ones((1, 4, 32))
+
+    def wide(remat):
+        call = recomputed(lambda params, x: network.bind(params)(x), remat)
+        held = jax.eval_shape(lambda *given: jax.vjp(call, *given)[1], params, x)
+        return sum(kept.shape == (1, 4, 128) for kept in jax.tree.leaves(held))
+
+    assert (wide("products"), wide("blocks")) == (2, 0)
+
+    def loss(params):
+        return jnp.sum(network.bind(params)(x) ** 2)
+
+    assert count(jax.grad(loss), "optimization_barrier", params) == 1
+
+
+@pytest.mark.parametrize(("remat", "loops"), [("products", 0), ("blocks", 1), ("none", 1)])
+def test_equal_blocks_are_a_loop_unless_their_products_are_kept(remat, loops):
+    def run(x):
+        rngs = nnx.Rngs(0)
+        blocks = [TransformerBlock(32, 2, jnp.dtype("float32"), rngs) for _ in range(2)]
+        return run_equal_blocks(blocks, x, remat)
+
+    assert count(run, "scan", jnp.ones((1, 4, 32))) == loops

@@ -68,7 +68,8 @@ def on_one_device(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fsdp", "remat"),
-    [(kind, fsdp, "none") for kind in KINDS for fsdp in (1, 2, 4, 8)] + [("base", 4, "blocks")],
+    [(kind, fsdp, "none") for kind in KINDS for fsdp in (1, 2, 4, 8)]
+    + [("base", 4, "products"), ("base", 4, "blocks")],
 )
 def test_eight_devices_compute_what_one_does(kind, fsdp, remat, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)

@@ -105,6 +105,7 @@ class LayerNorm(nnx.Module):
         x = x.astype(jnp.float32)
         mean = kept(jnp.mean(x, -1, keepdims=True))
         # The sum of squares is least about the mean: its gradient there is zero, and not computed.
+        # (A second derivative would miss a term.)
         distance = x - jax.lax.stop_gradient(mean)
         variance = kept(jnp.mean(jnp.square(distance), -1, keepdims=True))
         gain = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
@@ -114,10 +115,11 @@ class LayerNorm(nnx.Module):
 class GroupNorm(nnx.Module):
     """Group normalisation (arXiv 1803.08494), with an optional scale and shift.
 
-    It is computed in float32 and rounded to what `x` is of, as the original does: the backward pass
-    then holds gradients of that precision. Sums are taken per channel first and then over each
-    group's channels, so that the large array is never reshaped; normalisation, the parameters and
-    the given scale and shift then become one multiplication and one addition per channel.
+    It is computed in float32 and rounded once, to what `x` is of: the backward pass then holds
+    gradients of that precision. (The original rounds before the scale and shift as well.) Sums are
+    taken per channel first and then over each group's channels, so that the large array is never
+    reshaped; normalisation, the parameters and the given scale and shift then become one
+    multiplication and one addition per channel.
     """
 
     def __init__(self, channels: int) -> None:
@@ -165,19 +167,20 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def mlp(widen: Linear, narrow: Linear, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     """A transformer's second half: GELU between two projections."""
-    return narrow(_once(product(gelu(widen(x)))))
+    # Named as a product, since the gradient of the second reads it.
+    return narrow(_apart(product(gelu(widen(x)))))
 
 
 @jax.custom_vjp
-def _once(x: jax.Array) -> jax.Array:
+def _apart(x: jax.Array) -> jax.Array:
     """`x`, which TPUs would otherwise compute anew for every tile of the product that it is for.
 
-    Of its gradient that is not so: that may be computed together with what it is for.
+    Its gradient passes without a barrier: that is better computed with the product before it.
     """
     return jax.lax.optimization_barrier(x)
 
 
-_once.defvjp(lambda x: (_once(x), None), lambda _, d_out: (d_out,))
+_apart.defvjp(lambda x: (_apart(x), None), lambda _, d_out: (d_out,))
 
 
 def attend(

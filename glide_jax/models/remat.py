@@ -1,9 +1,10 @@
-"""What the backward pass computes anew instead of keeping, and equal blocks as one loop.
+"""What the backward pass computes anew instead of keeping, and equal blocks, mostly as one loop.
 
 Policies, from the quickest to the smallest (docs/scaling.md has them measured):
 
     none        everything is kept
-    products    what matrix products and convolutions come to is kept, not norms and activations
+    products    what matrix products and convolutions come to is kept, and GELU's results, not norms
+                and other activations
     blocks      each block's input is kept (arXiv 1604.06174)
     everything  as blocks; within a block, convolutions and attention are recomputed apart
     offload     as blocks, and the inputs wait in the host's memory (accelerators)
@@ -74,7 +75,7 @@ def kept(x: jax.Array) -> jax.Array:
 
 
 def product(x: jax.Array) -> jax.Array:
-    """`x`, named as what comes of a matrix product: with its bias, as the next layer reads it."""
+    """`x`, named as what `products` keeps: a product with its bias, as the next layer reads it."""
     return checkpoint_name(x, PRODUCT)
 
 
@@ -85,7 +86,8 @@ def run_equal_blocks(
 
     They are one loop over their stacked parameters, so that only one is compiled, and that of
     parameters shared out over devices only one block's at a time are gathered. What a loop keeps is
-    copied on the way in and out, which takes longer than `products` saves: then each is compiled.
+    copied on the way in and out, which takes longer than `products` saves: with it, each block is
+    compiled, also where no gradient is taken. `none` is for small models, and loops.
     """
     if remat == "products":
         for block in blocks:

@@ -225,7 +225,10 @@ def _takes_s(kind: str, size: float, group: int, links: int, chip: Chip) -> floa
 
 
 def _operation(instruction: Instruction) -> str:
-    """JAX's, the last part of the name that it gave; the compiler's own copies have none."""
+    """JAX's, the last part of the name that it gave; else, as of copies, the compiler's.
+
+    What several operations were fused into is counted as the one that the compiler named it after.
+    """
     named = re.search(r'op_name="[^"]*/([\w-]+)"', instruction.line)
     return named[1] if named else instruction.operation
 

@@ -182,5 +182,5 @@ def shares(operation_s: Mapping[str, float]) -> Sequence[str]:
     return [
         f"  {name:20}{1e3 * seconds:12.2f} ms {seconds / total:7.1%}"
         for name, seconds in longest
-        if seconds >= 0.02 * total
+        if seconds > 0 and seconds >= 0.02 * total
     ]
