@@ -4,12 +4,12 @@
     python benchmarks/plans.py --json out/plans.jsonl            # every plan: many hours
     python benchmarks/plans.py --json out/plans.jsonl --only base64_3b5 --effort quick
 
-A plan that the file holds already is not made again; the table shows all that it holds. Flags of
-the compiler, in LIBTPU_INIT_ARGS, are for all: v6e's tables are with configs/sparse_core_flags.txt.
+A plan that the file holds already is not made again; the table shows all that it holds.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,23 +19,41 @@ from glide_jax.training.slices import EFFORTS
 
 ROOT = Path(__file__).parent.parent
 
+SPARSE_CORES = " ".join((ROOT / "configs" / "sparse_core_flags.txt").read_text().split())
+LARGE_TILES = f"{SPARSE_CORES} --xla_tpu_scoped_vmem_limit_kib=40960"
+"""Flags of the compiler, for LIBTPU_INIT_ARGS."""
+
+BLOCKS, PRODUCTS = ("--model.remat", "blocks"), ("--model.remat", "products")
+
+
+def batch(examples: int) -> tuple[str, str]:
+    """Another batch than the configuration's."""
+    return "--train.batch-examples", str(examples)
+
+
 PLANS = (
-    ("base64_3b5", "v5p:2x2x2", "1x8", ("--train.batch-examples", "256")),
-    ("base64_3b5", "v5p:4x4x4", "8x8", ()),
-    ("base64_3b5", "v6e:8x8", "4x16", ("--model.remat", "products")),
-    ("base64", "v5e:4x2", "8x1", ("--train.batch-examples", "256")),
-    ("base64", "v5e:8x8", "64x1", ()),
-    ("base64", "v5e:16x16", "256x1", ("--train.batch-examples", "8192")),
-    ("base64", "v5p:8x8x4", "256x1", ("--train.batch-examples", "8192")),
-    ("upsample256_1b5", "v5p:4x4x4", "16x4", ()),
-    ("upsample256_1b5", "v6e:8x8", "16x4", ()),
-    ("upsample256_1b5", "v5e:16x16", "64x4", ()),
-    ("noised_clip_vit_l", "v5p:4x4x4", "64x1", ("--model.remat", "blocks")),
-    ("noised_clip_vit_l", "v6e:8x8", "64x1", ("--model.remat", "blocks")),
-    ("noised_clip_vit_l", "v6e:16x16", "256x1", ("--model.remat", "blocks")),
-    ("noised_clip_vit_l", "v5e:16x16", "256x1", ("--model.remat", "blocks")),
+    ("base64_3b5", "v5p:4x4x4", "8x8", SPARSE_CORES, PRODUCTS),
+    ("base64_3b5", "v6e:8x8", "4x16", LARGE_TILES, PRODUCTS),
+    ("base64_3b5", "v5p:2x2x2", "1x8", "", (*batch(256), *BLOCKS)),
+    ("base64_3b5", "v5p:8x8x4", "32x8", "", (*batch(8192), *BLOCKS)),
+    ("base64_3b5", "v6e:16x16", "16x16", SPARSE_CORES, (*batch(8192), *PRODUCTS)),
+    ("base64_3b5", "v6e:4x2", "1x8", SPARSE_CORES, (*batch(256), *PRODUCTS)),
+    ("base64_3b5", "v5e:16x16", "16x16", "", BLOCKS),
+    ("base64", "v5e:4x2", "8x1", "", batch(256)),
+    ("base64", "v5e:8x8", "64x1", "", ()),
+    ("base64", "v5e:16x16", "256x1", "", batch(8192)),
+    ("base64", "v5p:8x8x4", "256x1", "", batch(8192)),
+    ("upsample256_1b5", "v5p:4x4x4", "16x4", "", ()),
+    ("upsample256_1b5", "v6e:8x8", "16x4", "", ()),
+    ("upsample256_1b5", "v5e:16x16", "64x4", "", ()),
+    ("upsample256_1b5", "v5e:16x16", "64x4", "", batch(2048)),
+    ("noised_clip_vit_l", "v5p:4x4x4", "64x1", "", BLOCKS),
+    ("noised_clip_vit_l", "v6e:8x8", "64x1", "", BLOCKS),
+    ("noised_clip_vit_l", "v6e:16x16", "256x1", "", BLOCKS),
+    ("noised_clip_vit_l", "v5e:16x16", "256x1", "", BLOCKS),
+    ("noised_clip_vit_l", "v5e:16x16", "128x2", "", BLOCKS),
 )
-"""Configuration, slice, data x fsdp, and what else differs from the configuration."""
+"""Configuration, slice, data x fsdp, flags, and what else differs from the configuration."""
 
 
 def main() -> None:
@@ -45,12 +63,12 @@ def main() -> None:
     parser.add_argument("--only", help="the plans of this configuration")
     parser.add_argument("--effort", choices=EFFORTS, default="full")
     given = parser.parse_args()
-    for config, topology, mesh, changes in PLANS:
+    for config, topology, mesh, flags, changes in PLANS:
         if given.only in (None, config):
             command = ("--config", f"configs/{config}.py", "--topology", topology, "--mesh", mesh)
             command = (*command, "--effort", given.effort, *changes)
             if not any(row["command"] == list(command) for row in rows(given.json)):
-                make(command, given.json)
+                make(command, flags, given.json)
     for config in dict.fromkeys(row["plan"]["config"] for row in rows(given.json)):
         for effort in EFFORTS:
             plans = [
@@ -67,13 +85,14 @@ def rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def make(command: tuple[str, ...], file: Path) -> None:
+def make(command: tuple[str, ...], flags: str, file: Path) -> None:
     """Makes a plan, in a process of its own, which gives its memory back."""
-    print("python -m glide_jax.training.plan", *command, flush=True)
+    print(f'LIBTPU_INIT_ARGS="{flags}" python -m glide_jax.training.plan', *command, flush=True)
     made = file.with_suffix(".new")
     file.parent.mkdir(parents=True, exist_ok=True)
     plan = (sys.executable, "-m", "glide_jax.training.plan", *command, "--json", str(made))
-    if subprocess.run(plan, cwd=ROOT).returncode == 0:
+    environment = os.environ | {"LIBTPU_INIT_ARGS": flags}
+    if subprocess.run(plan, cwd=ROOT, env=environment).returncode == 0:
         row = {"command": command, "plan": json.loads(made.read_text())}
         with file.open("a") as out:
             out.write(json.dumps(row) + "\n")
