@@ -46,6 +46,7 @@ PLANS = (
     ("upsample256_1b5", "v5p:4x4x4", "16x4", "", ()),
     ("upsample256_1b5", "v6e:8x8", "16x4", "", ()),
     ("upsample256_1b5", "v5e:16x16", "64x4", "", ()),
+    ("upsample256_1b5", "v5p:8x8x4", "64x4", "", batch(2048)),
     ("upsample256_1b5", "v5e:16x16", "64x4", "", batch(2048)),
     ("noised_clip_vit_l", "v5p:4x4x4", "64x1", "", BLOCKS),
     ("noised_clip_vit_l", "v6e:8x8", "64x1", "", BLOCKS),
