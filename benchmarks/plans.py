@@ -43,6 +43,7 @@ PLANS = (
     ("base64", "v5e:8x8", "64x1", "", ()),
     ("base64", "v5e:16x16", "256x1", "", batch(8192)),
     ("base64", "v5p:8x8x4", "256x1", "", batch(8192)),
+    ("base64", "v6e:8x8", "64x1", SPARSE_CORES, ()),
     ("upsample256_1b5", "v5p:4x4x4", "16x4", "", ()),
     ("upsample256_1b5", "v6e:8x8", "16x4", "", ()),
     ("upsample256_1b5", "v5e:16x16", "64x4", "", ()),
