@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from glide_jax.models import layers, tpu_attention
+from glide_jax.models import layers, tpu_attention, unet
 from glide_jax.models.layers import GroupNorm, LayerNorm, add_bias, dropout
 from glide_jax.models.network import Network
 from glide_jax.models.remat import recomputed, run_equal_blocks
@@ -54,7 +54,9 @@ def test_group_norm_is_of_its_inputs_precision_and_rounds_once():
     np.testing.assert_array_equal(norm(x, scale, shift), precise.astype(jnp.bfloat16))
 
 
-def test_pixels_are_averaged_and_repeated_and_so_are_gradients():
+@pytest.mark.parametrize("kind", ["", "TPU v5p"])
+def test_pixels_are_averaged_and_repeated_and_so_are_gradients(kind, monkeypatch):
+    monkeypatch.setattr(unet, "tpu_kind", lambda: kind)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 6, 3)), jnp.float32)
     d_small, d_large = mean_pool(x + 1), nearest_x2(x)
     small, pull_small = jax.vjp(mean_pool, x)
