@@ -23,7 +23,7 @@ SPARSE_CORES = " ".join((ROOT / "configs" / "sparse_core_flags.txt").read_text()
 LARGE_TILES = f"{SPARSE_CORES} --xla_tpu_scoped_vmem_limit_kib=40960"
 """Flags of the compiler, for LIBTPU_INIT_ARGS."""
 
-BLOCKS, PRODUCTS = ("--model.remat", "blocks"), ("--model.remat", "products")
+BLOCKS = ("--model.remat", "blocks")
 
 
 def batch(examples: int) -> tuple[str, str]:
@@ -32,12 +32,12 @@ def batch(examples: int) -> tuple[str, str]:
 
 
 PLANS = (
-    ("base64_3b5", "v5p:4x4x4", "8x8", SPARSE_CORES, PRODUCTS),
-    ("base64_3b5", "v6e:8x8", "4x16", LARGE_TILES, PRODUCTS),
+    ("base64_3b5", "v5p:4x4x4", "8x8", SPARSE_CORES, ()),
+    ("base64_3b5", "v6e:8x8", "4x16", LARGE_TILES, ()),
     ("base64_3b5", "v5p:2x2x2", "1x8", "", (*batch(256), *BLOCKS)),
     ("base64_3b5", "v5p:8x8x4", "32x8", "", (*batch(8192), *BLOCKS)),
-    ("base64_3b5", "v6e:16x16", "16x16", SPARSE_CORES, (*batch(8192), *PRODUCTS)),
-    ("base64_3b5", "v6e:4x2", "1x8", SPARSE_CORES, (*batch(256), *PRODUCTS)),
+    ("base64_3b5", "v6e:16x16", "16x16", SPARSE_CORES, batch(8192)),
+    ("base64_3b5", "v6e:4x2", "1x8", SPARSE_CORES, batch(256)),
     ("base64_3b5", "v5e:16x16", "16x16", "", BLOCKS),
     ("base64", "v5e:4x2", "8x1", "", batch(256)),
     ("base64", "v5e:8x8", "64x1", "", ()),
