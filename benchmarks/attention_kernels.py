@@ -26,7 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
 
 from glide_jax.models import tpu_attention  # noqa: E402
-from glide_jax.training.slices import known_chip, topology_devices  # noqa: E402
+from glide_jax.plan.slices import known_chip, topology_devices  # noqa: E402
 
 PICTURES = 32
 WIDTH = 64

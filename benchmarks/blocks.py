@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from glide_jax.command_line import load_config
+from glide_jax.cli import load_config
 from glide_jax.config import ModelConfig, Remat
 from glide_jax.models.network import Network
 from glide_jax.models.placement import batch_over
 from glide_jax.models.remat import block_input, recomputed
 from glide_jax.models.unet import AttentionBlock, Block, ResBlock, TextKV
+from glide_jax.parallel import sharding
+from glide_jax.plan.compiled import usage
+from glide_jax.plan.slices import EFFORTS, compile_for, known_chip, shares, topology_devices
 from glide_jax.shapes import Params
-from glide_jax.training import sharding
-from glide_jax.training.compiled import usage
 from glide_jax.training.flops import product_flops
-from glide_jax.training.slices import EFFORTS, compile_for, known_chip, shares, topology_devices
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from glide_jax.training.plan import Plan, table
-from glide_jax.training.slices import EFFORTS
+from glide_jax.plan.slices import EFFORTS
+from glide_jax.plan.training import Plan, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,10 +89,10 @@ def rows(file: Path) -> list[dict]:
 
 def make(command: tuple[str, ...], flags: str, file: Path) -> None:
     """Makes a plan, in a process of its own, which gives its memory back."""
-    print(f'LIBTPU_INIT_ARGS="{flags}" python -m glide_jax.training.plan', *command, flush=True)
+    print(f'LIBTPU_INIT_ARGS="{flags}" python -m glide_jax.plan', *command, flush=True)
     made = file.with_suffix(".new")
     file.parent.mkdir(parents=True, exist_ok=True)
-    plan = (sys.executable, "-m", "glide_jax.training.plan", *command, "--json", str(made))
+    plan = (sys.executable, "-m", "glide_jax.plan", *command, "--json", str(made))
     environment = os.environ | {"LIBTPU_INIT_ARGS": flags}
     if subprocess.run(plan, cwd=ROOT, env=environment).returncode == 0:
         row = {"command": command, "plan": json.loads(made.read_text())}

@@ -63,7 +63,7 @@ def main() -> None:
     for workers in sorted({1, os.cpu_count() or 1}):
         to = arguments.to / f"shards-{workers}"
         shutil.rmtree(to, ignore_errors=True)
-        command = [sys.executable, "-m", "glide_jax.data.prepare", "--px", "256"]
+        command = [sys.executable, "-m", "glide_jax.prepare", "--px", "256"]
         command += ["--from", str(arguments.to / "tars"), "--to", str(to)]
         print(f"{workers} worker(s):", flush=True)
         subprocess.run([*command, "--workers", str(workers)], check=True)

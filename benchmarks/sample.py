@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glide_jax.command_line import load_config
+from glide_jax.cli import load_config
 from glide_jax.config import ModelConfig
 from glide_jax.models.cpu import drawing_on
 from glide_jax.models.glide import glide_network

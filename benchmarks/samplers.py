@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from glide_jax.diffusion.samplers import SAMPLERS, sample
+from glide_jax.diffusion.loop import SAMPLERS, sample
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.shapes import Denoiser
 

@@ -31,7 +31,7 @@ from glide_jax.config import (
 )
 from glide_jax.models import text, unet
 from glide_jax.models.layers import EPSILON, GroupNorm
-from glide_jax.training import sharding
+from glide_jax.parallel import sharding
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
 

@@ -17,7 +17,7 @@ Hardware: a TPU pod, with parameters sharded by --train.fsdp; not trained by thi
 import dataclasses
 from pathlib import Path
 
-from glide_jax.command_line import load_config
+from glide_jax.cli import load_config
 from glide_jax.config import Config, TextConfig
 
 

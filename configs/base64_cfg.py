@@ -12,9 +12,9 @@ Hardware: made for a TPU pod or several GPUs; not trained by this project.
 import dataclasses
 from pathlib import Path
 
-from glide_jax.command_line import load_config
+from glide_jax.cli import load_config
 from glide_jax.config import Config
-from glide_jax.models.released import DRAWING
+from glide_jax.pretrained.defaults import DRAWING
 
 
 def get_config() -> Config:

@@ -11,7 +11,7 @@ Hardware: made for a TPU pod; not trained by this project.
 import dataclasses
 from pathlib import Path
 
-from glide_jax.command_line import load_config
+from glide_jax.cli import load_config
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Config
 
 

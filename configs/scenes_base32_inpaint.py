@@ -8,7 +8,7 @@ It starts from runs/scenes_base32; --train.init-from names another folder.
 import dataclasses
 from pathlib import Path
 
-from glide_jax.command_line import load_config
+from glide_jax.cli import load_config
 from glide_jax.config import Config
 
 

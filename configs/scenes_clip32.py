@@ -8,7 +8,7 @@ A batch of 128 scenes seldom holds two that one caption fits, which it would cou
 import dataclasses
 from pathlib import Path
 
-from glide_jax.command_line import load_config
+from glide_jax.cli import load_config
 from glide_jax.config import (
     ClipConfig,
     ClipImageConfig,

@@ -13,7 +13,7 @@ the smaller one: five steps are enough, and after a short training more of them 
 import dataclasses
 from pathlib import Path
 
-from glide_jax.command_line import load_config
+from glide_jax.cli import load_config
 from glide_jax.config import (
     Config,
     DataConfig,

@@ -9,7 +9,7 @@ Hardware: made for a TPU pod or several GPUs; not trained by this project.
 """
 
 from glide_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, UNetConfig
-from glide_jax.models.released import DRAWING
+from glide_jax.pretrained.defaults import DRAWING
 
 
 def get_config() -> Config:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from glide_jax import Glide
-from glide_jax.pictures import save_grid
+from glide_jax.images import save_grid
 
 glide = Glide.load(sys.argv[1])
 out = Path("out")

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from glide_jax import Glide
-from glide_jax.pictures import save_grid
-from glide_jax.training.sharding import use_all_cores
+from glide_jax.images import save_grid
+from glide_jax.parallel.sharding import use_all_cores
 
 PROMPTS = [
     "a red star above a blue ring",

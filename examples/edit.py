@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from glide_jax import Glide
-from glide_jax.data.editing import read_picture
-from glide_jax.pictures import save_grid
+from glide_jax.images import save_grid
+from glide_jax.sampling.user_images import read_picture
 
 glide = Glide.load(sys.argv[1])
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from glide_jax import Glide
-from glide_jax.data.editing import read_alpha, read_picture
-from glide_jax.pictures import save_grid
+from glide_jax.images import save_grid
+from glide_jax.sampling.user_images import read_alpha, read_picture
 
 glide = Glide.load(sys.argv[1])
 out = Path("out")

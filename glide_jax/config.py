@@ -327,7 +327,7 @@ class DataConfig:
     with any of the settings of MIXTURE_SETTINGS; what it does not set is as said here."""
     path: str = ""
     """source=folder: the folder of images with captions beside them. source=shards: what
-    glide_jax.data.prepare wrote, a folder or a URL such as gs://bucket/folder."""
+    glide_jax.prepare wrote, a folder or a URL such as gs://bucket/folder."""
     data_dir: str = ""
     """Where prepared data sets are kept; empty: TFDS's own default (~/tensorflow_datasets)."""
     cache_dir: str = ""
@@ -446,7 +446,7 @@ class SampleConfig:
     """How pictures are drawn unless the caller says otherwise; the defaults are GLIDE's base's."""
 
     sampler: str = "ddpm"
-    """A key of glide_jax.diffusion.samplers.SAMPLERS."""
+    """A key of glide_jax.diffusion.loop.SAMPLERS."""
     steps: str = "100"
     """Respacing: a number of steps, sections as '10,10,3,2,2', 'ddim50', 'karras20' or 'fast27'."""
     guidance_scale: float = 3.0

@@ -20,8 +20,8 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 
 import jax
 import pytest
+from helpers.model_set import write_set
 from hypothesis import settings
-from model_set import write_set
 from PIL import Image
 
 jax.config.update("jax_platforms", "cpu")
@@ -89,7 +89,7 @@ def train(python, colour_folder):
         data = ("--data.source", "folder", "--data.path", colour_folder)
         run = ("--train.run-dir", run_dir, "--data.train-split", "all")
         run += ("--data.validation-split", "all")
-        config = ("--config", Path(__file__).parent / "tiny.py")
+        config = ("--config", Path(__file__).parent / "helpers" / "tiny.py")
         return python("train.py", *config, *data, *run, *flags, **options)
 
     return start

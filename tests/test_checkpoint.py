@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kill_while_saving import SIZE, state_of
-from tiny import get_config
+from helpers.kill_while_saving import SIZE, state_of
+from helpers.tiny import get_config
 
 from glide_jax import UserError
-from glide_jax.training.checkpoint import Checkpoints
-from glide_jax.training.fingerprint import fingerprints
-from glide_jax.training.run_folder import open_run_folder, saved_steps
+from glide_jax.runs.checkpoint import Checkpoints
+from glide_jax.runs.fingerprint import fingerprints
+from glide_jax.runs.folder import open_run_folder, saved_steps
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_no_byte_of_a_checkpoint_can_go_wrong_unnoticed(saved, tmp_path):
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing(python, tmp_path):
-    process = python("-m", "tests.kill_while_saving", tmp_path / "run", 50)
+    process = python("-m", "tests.helpers.kill_while_saving", tmp_path / "run", 50)
     said, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     kills, interrupted, lost = (int(word) for word in said.split() if word.isdigit())
@@ -182,11 +182,11 @@ WITHOUT_RIGHTS = """
 import os, sys
 sys.path[:0] = ["tests"]
 from pathlib import Path
-from kill_while_saving import SIZE, state_of
-from tiny import get_config
+from helpers.kill_while_saving import SIZE, state_of
+from helpers.tiny import get_config
 from glide_jax import UserError
-from glide_jax.training.checkpoint import Checkpoints
-from glide_jax.training.run_folder import open_run_folder
+from glide_jax.runs.checkpoint import Checkpoints
+from glide_jax.runs.folder import open_run_folder
 run_dir = Path(sys.argv[1])
 checkpoints = Checkpoints(run_dir, kept=1)
 state = state_of(1)

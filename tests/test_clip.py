@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import load_golden_clip
+from helpers.golden_models import load_golden_clip
 
 from glide_jax.config import ClipConfig
 from glide_jax.models.clip import clip_network, similarity_gradient

@@ -2,8 +2,8 @@
 
 import pytest
 
-from glide_jax.training.chips import chip_of
-from glide_jax.training.compiled import usage
+from glide_jax.parallel.chips import chip_of
+from glide_jax.plan.compiled import usage
 
 V5E = chip_of("TPU v5 lite")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from glide_jax.command_line import load_config, parse_config
+from glide_jax.cli import load_config, parse_config
 from glide_jax.config import (
     ClipConfig,
     Config,
@@ -18,12 +18,12 @@ from glide_jax.config import (
     UNetConfig,
 )
 from glide_jax.data.sources import SOURCES
-from glide_jax.diffusion.samplers import SAMPLERS
+from glide_jax.diffusion.loop import SAMPLERS
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
-from glide_jax.models.released import DRAWING
+from glide_jax.pretrained.defaults import DRAWING
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -2,12 +2,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import model_set
 import numpy as np
 import pytest
-from one_device import assert_same_gradient, one_device_mesh
+from helpers import model_set
+from helpers.one_device import assert_same_gradient, one_device_mesh
 
-from glide_jax.training import sharding
+from glide_jax.parallel import sharding
 from glide_jax.training.contrastive import LARGEST_SCALE, Contrastive
 from glide_jax.training.step import Trainer
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from golden_models import (
+from helpers.golden_models import (
     GOLDEN,
     UNETS,
     config_of,
@@ -20,13 +20,15 @@ from golden_models import (
     golden_weights,
 )
 
-from glide_jax.data.clip_tokenizer import ClipTokenizer
-from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.convert.__main__ import main
+from glide_jax.convert.conversion import LOGIT_SCALE, network_shapes, tower
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network
-from glide_jax.models.convert import LOGIT_SCALE, main, network_shapes, tower
 from glide_jax.models.glide import glide_network
-from glide_jax.models.original_names import (
+from glide_jax.parallel.sharding import make_mesh
+from glide_jax.pretrained.names import (
     CLIP_IMAGE,
     CLIP_TEXT,
     DENOISER,
@@ -34,12 +36,11 @@ from glide_jax.models.original_names import (
     original_names,
     to_original,
 )
-from glide_jax.models.original_sizes import Unseen, clip_sizes, denoiser_sizes, kind_of
-from glide_jax.models.weight_files import read_tensors, write_tensors
-from glide_jax.training.checkpoint import Checkpoints
+from glide_jax.pretrained.sizes import Unseen, clip_sizes, denoiser_sizes, kind_of
+from glide_jax.pretrained.weight_files import read_tensors, write_tensors
+from glide_jax.runs.checkpoint import Checkpoints
+from glide_jax.runs.folder import load_run_config
 from glide_jax.training.denoising import Denoising
-from glide_jax.training.run_folder import load_run_config
-from glide_jax.training.sharding import make_mesh
 from glide_jax.training.step import Trainer
 
 PARAMETERS = {
@@ -346,7 +347,7 @@ def test_the_command_ends_with_one_line(tmp_path):
     file = tmp_path / "base.npz"
     file.write_bytes(b"hello")
     result = subprocess.run(
-        [sys.executable, "-m", "glide_jax.models.convert", file, "--to", tmp_path / "runs"],
+        [sys.executable, "-m", "glide_jax.convert", file, "--to", tmp_path / "runs"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 2

@@ -4,13 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import model_set
 import numpy as np
 import pytest
-import tiny
+from helpers import model_set, tiny
 
 from glide_jax.config import ClipImageConfig, LowResConfig
-from glide_jax.diffusion import timesteps
+from glide_jax.diffusion import timestep_sampling
 from glide_jax.models.clip import clip_network
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
@@ -157,7 +156,7 @@ def test_losses_by_second_moment_are_weighted_back_and_remembered():
     assert int(state.history.counts.sum()) == 25 * B
     assert (np.asarray(state.history.values) > 0).all()
     found = jax.jit(trainer.gradient)({}, state, batch)
-    shares = timesteps.probabilities(state.history)
+    shares = timestep_sampling.probabilities(state.history)
     assert np.ptp(shares) > 0.01  # each t has its ten losses, and they differ
     weights = 1 / (4 * np.asarray(shares)[np.asarray(found.t)])
     np.testing.assert_allclose(

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glide_jax.data import drawing
-from glide_jax.data.drawing import draw
-from glide_jax.data.scene_graph import COLOURS, SHAPES, SPLITS, TEXTURES, Scene, Thing, make
+from glide_jax.data.scenes import drawing
+from glide_jax.data.scenes.drawing import draw
+from glide_jax.data.scenes.graph import COLOURS, SHAPES, SPLITS, TEXTURES, Scene, Thing, make
 
 records = st.tuples(st.sampled_from(SPLITS), st.integers(0, 10**6))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glide_jax.data.drawing import draw
-from glide_jax.data.scene_graph import (
+from glide_jax.data.scenes.drawing import draw
+from glide_jax.data.scenes.graph import (
     COLOURS,
     HELD_OUT,
     SHAPES,
@@ -17,14 +17,15 @@ from glide_jax.data.scene_graph import (
     Thing,
     make,
 )
-from glide_jax.data.scene_workers import encoded_scene
+from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
-from glide_jax.evaluation import train_scene_reader
-from glide_jax.evaluation.captions import WORDS, Asked, AskedObject, parse_caption
-from glide_jax.evaluation.scene_reader import NETWORK, WEIGHTS, read_scenes
-from glide_jax.evaluation.scenes import MEASURES, Arguments, judge, main
-from glide_jax.models.weight_files import read_tensors
+from glide_jax.evaluation.scenes import train_reader
+from glide_jax.evaluation.scenes.__main__ import Arguments, main
+from glide_jax.evaluation.scenes.captions import WORDS, Asked, AskedObject, parse_caption
+from glide_jax.evaluation.scenes.reader import NETWORK, WEIGHTS, read_scenes
+from glide_jax.evaluation.scenes.score import MEASURES, judge
+from glide_jax.pretrained.weight_files import read_tensors
 
 N = 400
 SAYS_ALL = 1
@@ -269,7 +270,7 @@ def test_a_reading_does_not_depend_on_what_is_read_with_it():
 
 def test_training_writes_weights_that_fit(tmp_path, capsys):
     out = tmp_path / "reader.safetensors"
-    train_scene_reader.main(train_scene_reader.Arguments(out=out, steps=2, batch_examples=4))
+    train_reader.main(train_reader.Arguments(out=out, steps=2, batch_examples=4))
     assert str(out) in capsys.readouterr().out
     shapes = {name: tensor.shape for name, tensor in read_tensors(out).items()}
     assert shapes == {name: tensor.shape for name, tensor in read_tensors(WEIGHTS).items()}

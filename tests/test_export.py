@@ -12,32 +12,31 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-import tiny
 from conftest import ROOT
-from model_set import CAPTIONS, clip_config, upsampler_config, write_random_run
+from helpers import tiny
+from helpers.model_set import CAPTIONS, clip_config, upsampler_config, write_random_run
 
-import sample
-from glide_jax import Glide, UserError
-from glide_jax.clip_stage import ClipStage
+from glide_jax import Glide, UserError, sample
 from glide_jax.config import ClipConfig, Config
-from glide_jax.data.clip_tokenizer import ClipTokenizer
-from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
+from glide_jax.export.__main__ import main
+from glide_jax.export.publish import export
+from glide_jax.models.build import build_network
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
-from glide_jax.pipeline import ROLES
-from glide_jax.stage import Stage, changed_settings
-from glide_jax.training import run_folder
-from glide_jax.training.checkpoint import Checkpoints
-from glide_jax.training.export import export, main
-from glide_jax.training.fine_tune import network_of
-from glide_jax.training.run_folder import (
+from glide_jax.runs.checkpoint import Checkpoints
+from glide_jax.runs.folder import (
     TOKENIZER,
     WEIGHTS,
     load_run_config,
     open_run_folder,
     resolve_run,
 )
-from glide_jax.training.weights import load_weights
+from glide_jax.runs.weights import load_weights
+from glide_jax.sampling.clip import ClipStage
+from glide_jax.sampling.pipeline import ROLES
+from glide_jax.sampling.stage import Stage, changed_settings
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
 
@@ -226,7 +225,7 @@ def test_training_does_not_go_on_in_an_exported_folder(exported):
 def demo(runs, tmp_path, monkeypatch):
     """An installation that has a base model and an upsampler, each with its model card."""
     folder = tmp_path / "installed" / "demo"
-    monkeypatch.setattr(run_folder, "DEMO", folder)
+    monkeypatch.setattr("glide_jax.runs.folder.DEMO", folder)
     for role in ("base", "upsample"):
         export(runs / role, folder / role)
         (folder / role / "MODEL_CARD.md").write_text("# Where it comes from\n")
@@ -258,7 +257,7 @@ def test_what_is_there_under_a_shipped_models_name_comes_first(demo, runs, tmp_p
 
 
 def test_an_installation_without_models_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "DEMO", tmp_path / "demo")
+    monkeypatch.setattr("glide_jax.runs.folder.DEMO", tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     for name in ("demo", "demo/base"):
         with pytest.raises(UserError, match=f"{name}: no models are shipped with this installa"):
@@ -280,8 +279,8 @@ def test_the_shipped_models_are_whole_and_small(tmp_path, monkeypatch):
     glide = Glide.load("demo")
     assert set(glide.folders) == set(ROLES)
     for role, folder in glide.folders.items():
-        shapes = network_of(glide.config(role).model).shapes
+        shapes = build_network(glide.config(role).model).shapes
         assert load_weights(folder, shapes).keys() == shapes.keys()
         assert (folder / "MODEL_CARD.md").read_text().startswith("# ")
-    sizes = [path.stat().st_size for path in run_folder.DEMO.rglob("*") if path.is_file()]
+    sizes = [path.stat().st_size for path in folder.DEMO.rglob("*") if path.is_file()]
     assert sum(sizes) < 40e6

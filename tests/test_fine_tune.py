@@ -4,19 +4,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import model_set
 import numpy as np
 import pytest
-import tiny
+from helpers import model_set, tiny
 
 from glide_jax.errors import UserError
-from glide_jax.training.fine_tune import network_of, starting_params
+from glide_jax.models.build import build_network
+from glide_jax.runs.fine_tune import starting_params
 
 
 def denoised(config, params, **conditions):
     """What a model makes of fixed inputs."""
     rng = np.random.default_rng(0)
-    network = network_of(config.model)
+    network = build_network(config.model)
     px, length = config.model.resolution_px, config.model.text.length
     x_t = jnp.asarray(rng.standard_normal((2, px, px, 3)), jnp.float32)
     tokens = jnp.asarray(rng.integers(0, 300, (2, length)), jnp.int32)
@@ -102,4 +102,4 @@ def test_what_does_not_fit_is_refused(models, trained_run, tmp_path):
 
 def test_a_clip_starts_from_a_clip(models):
     params = starting_params(models / "clip", model_set.clip_config())
-    assert params.keys() == network_of(model_set.clip_config().model).shapes.keys()
+    assert params.keys() == build_network(model_set.clip_config().model).shapes.keys()

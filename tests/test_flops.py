@@ -2,16 +2,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import model_set
 import numpy as np
 import pytest
-import tiny
+from helpers import model_set, tiny
 
 from glide_jax.models.clip import clip_network
-from glide_jax.training.chips import chip_of
+from glide_jax.parallel.chips import chip_of
+from glide_jax.training.build import make_objective
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.flops import abstract_batch, product_flops, step_flops
-from glide_jax.training.objectives import make_objective
 
 
 def array(*shape):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from numbered_pictures import write_pictures
+from helpers.numbered_images import write_pictures
 
 from glide_jax.data.folder import INDEX_FILE, FolderSource, open_folder
 from glide_jax.data.records import BadRecordError

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import UNETS, load_golden
+from helpers.golden_models import UNETS, load_golden
 
 from glide_jax.models import cpu
 from glide_jax.models.glide import glide_network

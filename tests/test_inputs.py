@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from numbered_pictures import write_pictures
-from packed_pictures import picture, write_parquet, write_tar
+from helpers.numbered_images import write_pictures
+from helpers.packed_images import picture, write_parquet, write_tar
 
-from glide_jax.data import inputs
-from glide_jax.data.inputs import Keys, find_units, read_unit
 from glide_jax.data.records import BadRecordError, Record
 from glide_jax.errors import UserError
+from glide_jax.prepare import inputs
+from glide_jax.prepare.inputs import Keys, find_units, read_unit
 
 PICTURES = [picture(number) for number in range(6)]
 

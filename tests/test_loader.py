@@ -7,13 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import model_set
 import numpy as np
 import pytest
+from helpers import model_set
+from helpers.numbered_images import numbers, write_pictures
+from helpers.tiny import get_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered_pictures import numbers, write_pictures
-from tiny import get_config
 
 from glide_jax.config import Config, DiffusionConfig, LowResConfig, MaskConfig
 from glide_jax.data.folder import FolderSource, open_folder
@@ -24,7 +24,7 @@ from glide_jax.data.loader import (
     validation_batches,
     validation_examples,
 )
-from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch
 
@@ -235,10 +235,10 @@ def test_the_program_ends_though_the_loader_is_not_closed(tmp_path: Path) -> Non
     program = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from tiny import get_config
+from helpers.tiny import get_config
 from glide_jax.data.folder import open_folder
 from glide_jax.data.loader import Loader
-from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.data.tokenizers.bpe import Tokenizer
 source = open_folder(Path({str(tmp_path)!r}), "all", 0.0)
 loader = Loader(source, Tokenizer.train(["a"], 300), get_config())
 next(loader)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from glide_jax.models.low_res import area_average, gaussian_blur
+from glide_jax.training.low_res import area_average, gaussian_blur
 
 IMAGE = np.random.default_rng(0).uniform(-1, 1, (3, 12, 8, 3)).astype(np.float32)
 blur = jax.jit(gaussian_blur)

@@ -8,17 +8,17 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from numbered_pictures import write_pictures
+from helpers.numbered_images import write_pictures
 from test_loader import TOKENIZER, captions, config
 
-from glide_jax.command_line import parse_config
+from glide_jax.cli import parse_config
 from glide_jax.config import Config, DataConfig
 from glide_jax.data.folder import FolderSource, open_folder
 from glide_jax.data.loader import Loader, validation_batches
 from glide_jax.data.mixture import FINENESS, Mixture, captions_to_learn_from
-from glide_jax.data.prepare import main
 from glide_jax.data.sources import open_source
 from glide_jax.errors import UserError
+from glide_jax.prepare.__main__ import main
 
 SIZES = (3, 7, 20)
 WEIGHTS = (1.0, 0.29, 2.0)
@@ -122,7 +122,7 @@ def mixed(folders: list[Path]) -> tuple[str, ...]:
 
 
 def test_flags_and_json_say_it(folders: list[Path]) -> None:
-    file = Path(__file__).parent / "tiny.py"
+    file = Path(__file__).parent / "helpers" / "tiny.py"
     flags = ["--data.source", "folder", "--data.path", "unused", "--data.mixture", *mixed(folders)]
     _, settings = parse_config(["--config", str(file), *flags], "train.py", "Trains.")
     assert settings.data.mixture == mixed(folders)

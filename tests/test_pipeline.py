@@ -5,15 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.model_set import CAPTIONS, clip_config, write_random_run
 from jax.sharding import PartitionSpec
-from model_set import CAPTIONS, clip_config, write_random_run
 
 from glide_jax import Glide, UserError
-from glide_jax.data.clip_tokenizer import ClipTokenizer
-from glide_jax.data.editing import square_known, square_picture
-from glide_jax.pipeline import ROLES
-from glide_jax.stage import Conditions, Stage, changed_settings
-from glide_jax.training import sharding
+from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
+from glide_jax.parallel import sharding
+from glide_jax.sampling.pipeline import ROLES
+from glide_jax.sampling.stage import Conditions, Stage, changed_settings
+from glide_jax.sampling.user_images import square_known, square_picture
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
-from model_set import upsampler_config
+from helpers import tiny
+from helpers.model_set import upsampler_config
 
 from glide_jax.config import UNetConfig
-from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.errors import UserError
-from glide_jax.stage import Conditions, Known, Stage
-from glide_jax.training import sharding
-from glide_jax.training.chips import GIB
-from glide_jax.training.plan import Plan, kept_activations, table
-from glide_jax.training.plan_sampler import SamplerPlan, abstract_inputs, require_even
-from glide_jax.training.slices import compile_for, topology_devices
+from glide_jax.parallel import sharding
+from glide_jax.parallel.chips import GIB
+from glide_jax.plan.sampling import SamplerPlan, abstract_inputs, require_even
+from glide_jax.plan.slices import compile_for, topology_devices
+from glide_jax.plan.training import Plan, kept_activations, table
+from glide_jax.sampling.stage import Conditions, Known, Stage
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,7 +59,7 @@ PLAN = Plan(
 
 
 def plan(*arguments, flags=""):
-    command = [sys.executable, "-m", "glide_jax.training.plan", "--config", tiny.__file__]
+    command = [sys.executable, "-m", "glide_jax.plan", "--config", tiny.__file__]
     environment = os.environ | {"LIBTPU_INIT_ARGS": flags}
     return subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=500

@@ -5,14 +5,15 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
-from model_set import inpaint_config
+from helpers import tiny
+from helpers.model_set import inpaint_config
 from PIL import Image
 
 from glide_jax.errors import UserError
-from glide_jax.pictures import draw_grid, save_png
-from glide_jax.training.film import film_strip
-from glide_jax.training.plot import COLOURS, bucket_panels, draw_curves, main, read_curves, smoothed
+from glide_jax.images import draw_grid, save_png
+from glide_jax.plot.__main__ import main
+from glide_jax.plot.curves import COLOURS, bucket_panels, draw_curves, read_curves, smoothed
+from glide_jax.plot.sample_strip import film_strip
 
 BUCKETS = ("t000-199", "t200-399", "t400-599", "t600-799", "t800-999")
 

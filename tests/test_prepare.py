@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered_pictures import write_pictures
-from packed_pictures import picture, write_parquet, write_tar
+from helpers.numbered_images import write_pictures
+from helpers.packed_images import picture, write_parquet, write_tar
 from test_shards import opened
 
-from glide_jax.data import staging
-from glide_jax.data.prepare import Report, main
 from glide_jax.data.records import Record
-from glide_jax.data.staging import cut
 from glide_jax.errors import UserError
+from glide_jax.prepare import staging
+from glide_jax.prepare.__main__ import main
+from glide_jax.prepare.pipeline import Report
+from glide_jax.prepare.staging import cut
 
 Contents = dict[str, list[tuple[bytes, tuple[str, ...]]]]
 
@@ -180,7 +181,7 @@ def test_killed_it_goes_on_without_what_is_done(tmp_path: Path, python) -> None:
         write_tar(tmp_path / "tars" / f"{number:05}.tar", pictures[2 * number :][:20])
     prepare(tmp_path / "whole", "--from", tmp_path / "tars", *FLAGS)
     to = tmp_path / "to"
-    command = ("-m", "glide_jax.data.prepare", "--from", tmp_path / "tars", "--to", to, *FLAGS)
+    command = ("-m", "glide_jax.prepare", "--from", tmp_path / "tars", "--to", to, *FLAGS)
     process = python(*command, "--workers", 2)
     deadline = time.monotonic() + 120
     while not [*to.glob(".unfinished/unit-*.json")] and time.monotonic() < deadline:
@@ -259,7 +260,7 @@ def test_what_cannot_be_done_is_one_clear_line(inputs: Sequence[Path], tmp_path:
 
 
 def test_the_command_ends_with_status_2(python, tmp_path: Path) -> None:
-    process = python("-m", "glide_jax.data.prepare", "--from", "nowhere", "--to", tmp_path / "to")
+    process = python("-m", "glide_jax.prepare", "--from", "nowhere", "--to", tmp_path / "to")
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (2, "")
     assert errors == "error: --from nowhere: there is no such file or folder\n"

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_set import CAPTIONS
-from tiny import get_config
+from helpers.model_set import CAPTIONS
+from helpers.tiny import get_config
 
 from glide_jax.data.sources import open_source
-from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.models.glide import glide_network
-from glide_jax.stage import Stage
-from glide_jax.training import sharding
+from glide_jax.parallel import sharding
+from glide_jax.sampling.stage import Stage
 from glide_jax.training.preview import Preview
 
 

@@ -15,22 +15,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from broken_network import Network
-from model_set import clip_config, upsampler_config
-from packed_pictures import picture
+from helpers.broken_network import Network
+from helpers.model_set import clip_config, upsampler_config
+from helpers.packed_images import picture
+from helpers.tiny import get_config
 from test_checkpoint import data_file, flip
 from test_train import assert_same_result, metrics, wait_for
 from test_train_stages import changed, on_colours
-from tiny import get_config
 
 from glide_jax import UserError
 from glide_jax.config import Config
 from glide_jax.data.shards import Shard, encode, shard_name, write_index, write_records
-from glide_jax.training import run_folder
-from glide_jax.training.peers import GONE, Peers
-from glide_jax.training.processes import Launch, require_same
-from glide_jax.training.roll_call import listen, roll_call
-from glide_jax.training.run_folder import last_step
+from glide_jax.parallel.launch import Launch, require_same
+from glide_jax.parallel.process_group import GONE, Peers
+from glide_jax.parallel.rendezvous import listen, roll_call
+from glide_jax.runs import folder
+from glide_jax.runs.folder import last_step
 
 STEPS = 9
 SMALL = "--model.unet.channels 96 --model.unet.channel-mult 1 --model.unet.attention-px 8"
@@ -184,24 +184,24 @@ def test_processes_that_were_started_otherwise_are_named(change, pictures, line)
 
 def test_another_version_of_the_program_is_named(monkeypatch):
     numbers = iter("ab")
-    monkeypatch.setattr("glide_jax.training.processes._source_digest", lambda: next(numbers))
+    monkeypatch.setattr("glide_jax.parallel.launch._source_digest", lambda: next(numbers))
     with connected(2) as together, pytest.raises(UserError) as error:
         together(lambda peers: require_same(peers, get_config(), 8))
     assert re.match("process 1 has another version of glide_jax than", str(error.value))
 
 
 def test_a_run_folder_that_another_process_does_not_see_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(run_folder, "SEEN_S", 0)
+    monkeypatch.setattr(folder, "SEEN_S", 0)
     with pytest.raises(UserError, match="on storage that all processes share"):
-        run_folder.require_shared(tmp_path, get_config())
-    run_folder.open_run_folder(tmp_path, get_config())
-    run_folder.require_shared(tmp_path, get_config())
+        folder.require_shared(tmp_path, get_config())
+    folder.open_run_folder(tmp_path, get_config())
+    folder.require_shared(tmp_path, get_config())
 
 
 MEMBER = """
 import sys, time
-from glide_jax.training.peers import Peers
-from glide_jax.training.roll_call import listen, roll_call
+from glide_jax.parallel.process_group import Peers
+from glide_jax.parallel.rendezvous import listen, roll_call
 index, port, fails, slow_s = map(int, sys.argv[1:])
 def last_step():
     time.sleep(slow_s)
@@ -246,7 +246,7 @@ def test_when_one_is_killed_the_others_say_so_and_end(victim):
 
 LISTENING = """
 import socket, sys, time
-from glide_jax.training.peers import Peers
+from glide_jax.parallel.process_group import Peers
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
     Peers(1, 2, {0: connection}, lambda: 40)
     time.sleep(60)
@@ -292,7 +292,7 @@ def test_when_one_fails_the_others_end_with_its_line(failing):
 
 WAITING = """
 import os, sys
-from glide_jax.training.processes import Launch, anywhere, together
+from glide_jax.parallel.launch import Launch, anywhere, together
 with together(Launch.parse(sys.argv[1:], os.environ)[0], lambda: 40) as peers:
     peers.barrier()
     print("here", flush=True)
@@ -358,7 +358,7 @@ def test_a_process_that_is_lost_ends_the_others_in_the_middle_of_a_collective(lo
 
 MEETING = """
 import os
-from glide_jax.training.processes import Launch, together
+from glide_jax.parallel.launch import Launch, together
 with together(Launch.parse([], os.environ)[0], lambda: None) as peers:
     print(peers.gather(os.environ["SLURM_PROCID"]))
 """
@@ -501,7 +501,15 @@ def start_in_turn(python, tmp_path_factory):
             files[-1].write_text(config.to_json())
         return [
             python(
-                *("-m", "tests.train_in_turn", *files, "--process", index, "--processes", count),
+                *(
+                    "-m",
+                    "tests.helpers.train_in_turn",
+                    *files,
+                    "--process",
+                    index,
+                    "--processes",
+                    count,
+                ),
                 *("--coordinator", f"127.0.0.1:{ports[index]}", *flags),
                 environment={"JAX_NUM_CPU_DEVICES": "1"},
             )

@@ -3,12 +3,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny
+from helpers import tiny
 
 from glide_jax.errors import UserError
-from glide_jax.training import sharding
+from glide_jax.parallel import sharding
+from glide_jax.training.build import make_objective
 from glide_jax.training.logging import health_line
-from glide_jax.training.objectives import make_objective
 from glide_jax.training.profiling import Profile, memory_report
 from glide_jax.training.step import Trainer
 

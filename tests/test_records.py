@@ -3,7 +3,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from numbered_pictures import write_pictures
+from helpers.numbered_images import write_pictures
 
 from glide_jax.data.folder import FolderSource, open_folder
 from glide_jax.data.records import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sample
+from glide_jax import sample
 from glide_jax.errors import exit_on_user_error
 
 

@@ -1,4 +1,4 @@
-"""Samplers against denoisers that are known exactly."""
+"""The samplers against their papers' algorithms, and on distributions that are known exactly."""
 
 import runpy
 from pathlib import Path
@@ -7,317 +7,224 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from glide_jax.diffusion.guidance import classifier_free
-from glide_jax.diffusion.process import q_sample
-from glide_jax.diffusion.samplers import (
-    SAMPLERS,
-    advance,
-    begin,
-    denoiser_calls,
-    dynamic_threshold,
-    initial_noise,
-    invert,
-    per_image_noise,
-    sample,
-    trajectory,
-)
+from glide_jax.diffusion.guidance import classifier
+from glide_jax.diffusion.loop import sample, trajectory
+from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
-from glide_jax.errors import UserError
 
-BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "samplers.py"
-gaussian_mixture = runpy.run_path(str(BENCHMARK))["gaussian_mixture"]
-SHAPE = (8, 6, 3)
-RNG = np.random.default_rng(0)
-X_T = jnp.asarray(RNG.normal(size=(4, *SHAPE)), jnp.float32)
-X_0 = jnp.asarray(np.tanh(RNG.normal(size=(4, *SHAPE))), jnp.float32)
-
-
-def recorded(noise):
-    """Noise drawn beforehand, (s, b, h, w, c): a loop without a generator compiles faster."""
-    noise = jnp.asarray(noise, jnp.float32)
-    return lambda k: noise[k]
-
-
-STEP_NOISE = RNG.normal(size=(60, 4, *SHAPE))
-NOISE = recorded(STEP_NOISE)
-WHOLE = {name: Schedule.create(name) for name in SCHEDULES}
-
-
-def column(table, t):
-    return jnp.asarray(table, jnp.float32)[t][:, None, None, None]
-
-
-def exact_eps(name, x_0, v=-1.0):
-    """The denoiser of a data set that holds x_0 alone."""
-
-    def denoise(x_t, t):
-        alpha_bar = WHOLE[name].alpha_bar
-        eps = (x_t - column(np.sqrt(alpha_bar), t) * x_0) / column(np.sqrt(1 - alpha_bar), t)
-        return jnp.concatenate([eps, jnp.full_like(eps, v)], axis=-1)
-
-    return denoise
-
-
-@settings(max_examples=8)
-@given(
-    st.sampled_from(sorted(SCHEDULES)),
-    st.one_of(
-        st.integers(1, 60).map(str),
-        st.sampled_from(["fast27", "ddim50", "10,10,3,2,2"]),
-        st.lists(st.integers(1, 9), min_size=1, max_size=5).map(lambda n: ",".join(map(str, n))),
-    ),
+BENCHMARK = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "samplers.py"))
+SEVEN = Schedule.create("squaredcos_cap_v2", 1000, "7")
+MANY = jnp.asarray(  # x_T and 100 steps for 16,384 pixels
+    np.random.default_rng(0).normal(size=(101, 16, 32, 32, 1)), jnp.float32
 )
-def test_exact_eps_walks_ddim_straight_back_to_x_0(name, respacing):
-    """Not only x_0 at the end: with eta 0 every x_t on the way is q_sample of the same eps."""
-    schedule = Schedule.create(name, 1000, respacing)
-    last = schedule.alpha_bar[-1]
-    x_T = jnp.float32(np.sqrt(last)) * X_0 + jnp.float32(np.sqrt(1 - last)) * X_T
-    x, _ = trajectory(exact_eps(name, X_0), schedule, x_T, NOISE, sampler="ddim")
-    np.testing.assert_allclose(x[-1], X_0, atol=2e-4)
-    alpha_bar = schedule.alpha_bar[::-1, None, None, None, None][1:]
-    on_the_way = np.sqrt(alpha_bar) * np.asarray(X_0) + np.sqrt(1 - alpha_bar) * np.asarray(X_T)
-    np.testing.assert_allclose(x[:-1], on_the_way, atol=5e-3)
+X_T = np.random.default_rng(0).normal(size=(2, 4, 4, 1))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("respacing", ["1", "karras1", "2", "4", "fast27"])
-def test_exact_eps_gives_x_0(sampler, respacing):
-    schedule = Schedule.create("squaredcos_cap_v2", 1000, respacing)
-    denoise = exact_eps("squaredcos_cap_v2", X_0)
-    x_0 = sample(denoise, schedule, X_T, NOISE, sampler=sampler, eta=0.6)
-    np.testing.assert_allclose(x_0, X_0, atol=1e-3)
-
-
-def wavy(x_t, t):
-    """A denoiser of no data set, that never agrees with itself from step to step."""
-    phase = t[:, None, None, None] / 100
-    return jnp.concatenate([jnp.sin(3 * x_t + phase), jnp.cos(2 * x_t - phase)], axis=-1)
-
-
-TEN = Schedule.create("squaredcos_cap_v2", 1000, "10")
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_an_image_does_not_depend_on_its_batch(sampler):
-    def draw(keys):
-        x_T, noise = initial_noise(keys, SHAPE), per_image_noise(keys, SHAPE)
-        return sample(wavy, TEN, x_T, noise, sampler=sampler, eta=0.7)
-
-    keys = jax.random.split(jax.random.key(1), 3)
-    together, alone = draw(keys), draw(keys[1:2])
-    np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
-    assert jnp.abs(together[0] - together[1]).max() > 0.1
-
-
-def test_noise_differs_between_images_steps_and_the_start():
-    keys, shape = jax.random.split(jax.random.key(0), 4), (40, 40, 3)
-    noise = per_image_noise(keys, shape)
-    draws = jnp.stack([initial_noise(keys, shape), noise(jnp.int32(0)), noise(jnp.int32(1))])
-    assert abs(draws.mean()) < 0.02 and abs(draws.std() - 1) < 0.02
-    correlation = np.corrcoef(draws.reshape(12, -1)) - np.eye(12)
-    assert np.abs(correlation).max() < 0.07  # a standard error is 0.014
-
-
-def test_noise_is_used_as_the_sampler_says():
-    def run(scale_first_nine, scale_last, sampler, eta):
-        scale = np.array([scale_first_nine] * 9 + [scale_last]).reshape(10, 1, 1, 1, 1)
-        noise = recorded(scale * STEP_NOISE[:10])
-        return np.asarray(sample(wavy, TEN, X_T, noise, sampler=sampler, eta=eta))
-
-    for sampler, eta in (("ddpm", 0.0), ("ddim", 0.7)):
-        base = run(1, 1, sampler, eta)
-        np.testing.assert_array_equal(run(1, 50, sampler, eta), base)
-        assert np.abs(run(0.5, 1, sampler, eta) - base).max() > 0.01
-    np.testing.assert_array_equal(run(9, 1, "ddim", 0.0), run(1, 1, "ddim", 0.0))
-    np.testing.assert_array_equal(run(1, 1, "ddpm", 0.3), run(1, 1, "ddpm", 0.0))
-
-
-def test_ddim_with_eta_1_is_ancestral_with_the_smallest_variance():
-    def smallest(x_t, t):
-        eps, v = jnp.split(wavy(x_t, t), 2, axis=-1)
-        return jnp.concatenate([eps, -jnp.ones_like(v)], axis=-1)
-
-    ddim, _ = trajectory(smallest, TEN, X_T, NOISE, sampler="ddim", eta=1.0)
-    ddpm, _ = trajectory(smallest, TEN, X_T, NOISE, sampler="ddpm")
-    np.testing.assert_allclose(ddim, ddpm, atol=1e-4)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_trajectory_ends_where_sample_does(sampler):
-    x, x_0 = trajectory(wavy, TEN, X_T, NOISE, sampler=sampler)
-    assert x.shape == x_0.shape == (10, 4, *SHAPE)
-    np.testing.assert_allclose(
-        sample(wavy, TEN, X_T, NOISE, sampler=sampler), x[-1], rtol=0, atol=1e-6
+@pytest.mark.parametrize(
+    ("sampler", "least", "most"),
+    [("ddim", 0.8, 1.2), ("heun", 1.8, 3.0), ("plms", 1.7, 4.0), ("dpmpp_2m", 1.8, 3.0)],
+)
+def test_order_of_convergence(sampler, least, most):
+    """By the benchmark: the exact solution for a mixture's pixels is its quantiles."""
+    few, many = (
+        BENCHMARK["error"](sampler, Schedule.create("linear", 1000, f"karras{steps}"))
+        for steps in (12, 36)
     )
-    # The last step's coefficients are 1 and 0: what is left is their rounding to float32.
-    np.testing.assert_allclose(x[-1], x_0[-1], rtol=0, atol=1e-6)
-    assert jnp.abs(x_0).max() <= 1
+    assert least < np.log(few / many) / np.log(3) < most, (few, many)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_known_pixels_stay(sampler):
-    mask = (jnp.arange(SHAPE[1]) < 3)[None, None, :, None]
-
-    def run(image):
-        return trajectory(
-            wavy,
-            TEN,
-            X_T,
-            NOISE,
-            sampler=sampler,
-            on_x_0=lambda x_0: jnp.where(mask, image, x_0),
-        )
-
-    x, x_0 = run(X_0)
-    known = jnp.broadcast_to(mask, x_0[0].shape)
-    np.testing.assert_array_equal(x[-1][known], X_0[known])
-    np.testing.assert_array_equal(x_0[:, known], jnp.broadcast_to(X_0[known], (10, known.sum())))
-    # The hook has the last word: a threshold that scales pictures leaves known pixels alone.
-    np.testing.assert_array_equal(run(2 * X_0)[1][:, known], 2 * x_0[:, known])
+def noise(k):
+    return MANY[k]
 
 
-def test_thresholding_can_be_off():
-    x_0 = sample(
-        exact_eps("squaredcos_cap_v2", 3 * X_0), TEN, X_T, NOISE, sampler="ddim", threshold=None
+def denoise(x_t, t):
+    """A denoiser that changes slowly from step to step."""
+    eps = jnp.sin(x_t) + jnp.cos(t / 300)[:, None, None, None]
+    return jnp.concatenate([eps, eps], axis=-1)
+
+
+def eps_at(x_t, row):
+    """As `denoise`."""
+    return np.sin(x_t) + np.cos(SEVEN.timestep_map[row] / 300)
+
+
+def alpha_sigma(row):
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar); row -1 is the picture."""
+    alpha_bar = np.append(SEVEN.alpha_bar, 1.0)[row]
+    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+
+
+def euler(x, row, eps):
+    """A step in x / alpha against sigma / alpha, to the row before."""
+    (alpha, noise), (alpha_prev, noise_prev) = alpha_sigma(row), alpha_sigma(row - 1)
+    return alpha_prev * (x / alpha + (noise_prev / alpha_prev - noise / alpha) * eps)
+
+
+def by_euler():
+    x = X_T
+    for row in range(6, -1, -1):
+        x = euler(x, row, eps_at(x, row))
+        yield x
+
+
+def by_heun():
+    x = X_T
+    for row in range(6, -1, -1):
+        eps = eps_at(x, row)
+        end = euler(x, row, eps)
+        if row not in (0, 6):
+            end = euler(x, row, (eps + eps_at(end, row - 1)) / 2)
+        x = end
+        yield x
+
+
+def by_plms():
+    x, seen = X_T, []
+    for row in range(6, -1, -1):
+        seen.insert(0, eps_at(x, row))
+        weights = {
+            1: [1],
+            2: [3 / 2, -1 / 2],
+            3: [23 / 12, -16 / 12, 5 / 12],
+        }.get(len(seen), [55 / 24, -59 / 24, 37 / 24, -9 / 24])
+        if row == 0:
+            weights = [1]
+        x = euler(x, row, sum(w * eps for w, eps in zip(weights, seen, strict=False)))
+        yield x
+
+
+def by_dpmpp_2m():
+    x, before, h_before = X_T, X_T, 1.0
+    for row in range(6, -1, -1):
+        alpha, noise = alpha_sigma(row)
+        alpha_prev, noise_prev = alpha_sigma(row - 1)
+        x_0 = guess = (x - noise * eps_at(x, row)) / alpha
+        if row > 0:
+            h = np.log(alpha_prev / noise_prev) - np.log(alpha / noise)
+            if row not in (1, 6):
+                ratio = h_before / h
+                guess = (1 + 1 / (2 * ratio)) * x_0 - before / (2 * ratio)
+            x = noise_prev / noise * x - alpha_prev * np.expm1(-h) * guess
+            h_before = h
+        else:
+            x = x_0
+        before = x_0
+        yield x
+
+
+@pytest.mark.parametrize(
+    ("sampler", "reference"),
+    [("ddim", by_euler), ("heun", by_heun), ("plms", by_plms), ("dpmpp_2m", by_dpmpp_2m)],
+)
+def test_every_step_is_the_papers(sampler, reference):
+    """In NumPy and float64. The first: DDIM is Euler's method."""
+    ours, _ = trajectory(
+        denoise,
+        SEVEN,
+        jnp.asarray(X_T, jnp.float32),
+        jnp.zeros_like,
+        sampler=sampler,
+        threshold=None,
     )
-    np.testing.assert_allclose(x_0, 3 * X_0, atol=1e-3)
+    for mine, expected in zip(ours, reference(), strict=True):
+        np.testing.assert_allclose(mine, expected, atol=2e-4 * np.abs(expected).max())
 
 
-def test_dynamic_threshold_scales_only_pictures_that_leave_the_range():
-    """By a NumPy percentile, which is told in hundredths and picture by picture."""
-    x_0 = np.array(3 * X_0)
-    x_0[0] /= 3.1
-    ours = np.asarray(dynamic_threshold(0.9)(jnp.asarray(x_0)))
-    np.testing.assert_array_equal(ours[0], x_0[0])
-    for picture, thresholded in zip(x_0[1:], ours[1:], strict=True):
-        s = np.percentile(np.abs(picture), 90)
-        assert s > 1
-        np.testing.assert_allclose(thresholded, np.clip(picture, -s, s) / s, rtol=1e-5)
-    static = np.asarray(dynamic_threshold(0.0)(jnp.asarray(0.9 * x_0)))
-    assert static.max() <= 1 and static.min() >= -1
-
-
-def test_the_threshold_is_seen_by_the_sampler():
-    half = trajectory(wavy, TEN, X_T, NOISE, sampler="ddim", threshold=lambda x_0: x_0 / 2)[1]
-    none = trajectory(wavy, TEN, X_T, NOISE, sampler="ddim", threshold=None)[1]
-    np.testing.assert_allclose(half[0], none[0] / 2, rtol=1e-5)
-    assert jnp.abs(half[-1] - none[-1] / 2).max() > 0.1
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_plans_visit_every_row(sampler, steps):
+    schedule = Schedule.create("linear", 1000, str(steps))
+    plan = SAMPLERS[sampler](schedule, 0.0)
+    calls = max(2 * steps - 2, 1) if sampler == "heun" else steps
+    assert len(plan.rows) == len(plan.step_of_call) == calls
+    assert sorted(set(plan.rows)) == sorted(set(plan.step_of_call)) == list(range(steps))
+    assert (np.diff(plan.rows) <= 0).all() and (np.diff(plan.step_of_call) >= 0).all()
+    assert all(len(table) == calls for table in plan.coefficients.values())
+    assert all(np.isfinite(table).all() for table in plan.coefficients.values())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_starting_in_the_middle_gives_x_0(sampler):
-    """As SDEdit does, but from the right picture."""
-    part = Schedule.create("squaredcos_cap_v2", 1000, "12").first(5)
-    assert part.timestep_map.tolist() == [0, 91, 182, 272, 363]
-    x_t = q_sample(part, X_0, jnp.full(4, 4), X_T)
-    denoise = exact_eps("squaredcos_cap_v2", X_0)
-    np.testing.assert_allclose(sample(denoise, part, x_t, NOISE, sampler=sampler), X_0, atol=1e-4)
+def test_the_program_holds_one_denoiser(sampler):
+    """Also where a step calls it twice: compiling a large network takes long enough."""
+    program = jax.make_jaxpr(
+        lambda x_T: sample(denoise, SEVEN, x_T, jnp.zeros_like, sampler=sampler)
+    )(jnp.asarray(X_T, jnp.float32))
+    assert str(program).count(" = sin ") == 1
 
 
-def test_starting_in_the_middle_goes_on_as_from_the_top():
-    x, _ = trajectory(wavy, TEN, X_T, NOISE, sampler="ddim")
-    rest, _ = trajectory(wavy, TEN.first(4), x[5], NOISE, sampler="ddim")
-    np.testing.assert_allclose(rest, x[6:], atol=1e-5)
-    for rows in (0, 11):
-        with pytest.raises(UserError, match=f"cannot take {rows} of 10 steps"):
-            TEN.first(rows)
+def test_ddpm_of_a_gaussian_is_exact_in_any_number_of_steps():
+    """p(x_{t-1} | x_t) is then normal, so the right mean and variance at each step leave no error.
 
-
-def test_ddim_returns_to_an_inverted_picture():
-    """The closer the more steps: both ways are of first order."""
-    whole = WHOLE["linear"]
-    denoise = gaussian_mixture(whole, *np.array([[0.3, 0.7], [-0.5, 0.4], [0.3, 0.3]]))
-    errors, codes = [], []
-    for steps in ("20", "40", "80"):
+    The last step returns the mean, which lacks the variance of x_0 given the last x_t.
+    """
+    mean, std = -0.2, 0.15
+    for steps in ("5", "40"):
         schedule = Schedule.create("linear", 1000, steps)
-        codes.append(invert(denoise, schedule, 0.5 * X_0))
-        back = sample(denoise, schedule, codes[-1], NOISE, sampler="ddim", threshold=None)
-        errors.append(float(jnp.abs(back - 0.5 * X_0).mean()))
-    assert errors[0] / errors[2] > 3 and errors[0] > errors[1] > errors[2]
-    assert errors[2] < 0.03
-    assert jnp.abs(codes[2] - codes[1]).mean() < jnp.abs(codes[1] - codes[0]).mean()
-
-
-def test_inversion_in_one_step():
-    one = Schedule.create("squaredcos_cap_v2", 1000, "karras1")
-    denoise = exact_eps("squaredcos_cap_v2", X_0)
-    x_T = invert(denoise, one, X_0)
-    back = sample(denoise, one, x_T, NOISE, sampler="ddim")
-    np.testing.assert_allclose(back, X_0, atol=1e-4)
-
-
-def test_classifier_free_guidance_and_a_gradient_add_up():
-    """In eps, and x_0 follows out of range. The gradient is told original steps."""
-    seen = []
-
-    def two_captions(x_t, t):
-        caption = jnp.where(jnp.arange(len(t)) < len(t) // 2, 0, 90)
-        return wavy(x_t, t + caption)
-
-    def gradient(x_t, t):
-        jax.debug.callback(lambda t: seen.append(int(t[0])), t)
-        return 0.5 * jnp.cos(x_t)
-
-    guided = classifier_free(two_captions, 2.0)
-
-    def shifted(x_t, t):
-        eps, v = jnp.split(guided(x_t, t), 2, axis=-1)
-        noise = column(np.sqrt(1 - WHOLE["squaredcos_cap_v2"].alpha_bar), t)
-        return jnp.concatenate([eps - noise * 0.5 * jnp.cos(x_t), v], axis=-1)
-
-    def run(denoise, gradient=None):
-        return trajectory(
-            denoise, TEN, X_T, NOISE, sampler="ddim", threshold=None, gradient=gradient
+        denoise = BENCHMARK["gaussian_mixture"](schedule, *np.array([[1.0], [mean], [std]]))
+        x_T = MANY[-1]
+        x_0 = sample(denoise, schedule, x_T, noise, sampler="ddpm", threshold=None)
+        left = (
+            std**2
+            * (1 - schedule.alpha_bar[0])
+            / (schedule.alpha_bar[0] * std**2 + 1 - schedule.alpha_bar[0])
         )
-
-    for both, expected in zip(run(guided, gradient), run(shifted), strict=True):
-        np.testing.assert_allclose(both, expected, rtol=1e-3, atol=1e-3)
-    jax.effects_barrier()
-    assert sorted(seen) == TEN.timestep_map.tolist()
-    _, x_0 = trajectory(guided, TEN, X_T, NOISE, sampler="ddim", gradient=gradient)
-    assert jnp.abs(x_0).max() > 1
+        assert abs(x_0.mean() - mean) < 0.004  # three and a half standard errors
+        assert abs(x_0.var() / (std**2 - left) - 1) < 0.03
 
 
-def test_ddpm_adds_variance_times_gradient_to_the_mean_and_leaves_x_0():
-    one = TEN.first(1)  # whose step adds no noise; variance and v are known
-    plain_x, plain_x_0 = trajectory(wavy, one, X_T, NOISE, sampler="ddpm")
-    x, x_0 = trajectory(
-        wavy, one, X_T, NOISE, sampler="ddpm", gradient=lambda x_t, t: jnp.full_like(x_t, 100.0)
+@pytest.mark.parametrize(("sampler", "eta"), [*((name, 0.0) for name in SAMPLERS), ("ddim", 0.7)])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_moments_of_a_gaussian_mixture_come_back(sampler, eta, name):
+    weights, means, stds = np.array([0.3, 0.7]), np.array([-0.5, 0.4]), np.array([0.05, 0.15])
+    schedule = Schedule.create(name, 1000, "100")
+    x_0 = np.asarray(
+        sample(
+            BENCHMARK["gaussian_mixture"](schedule, weights, means, stds),
+            schedule,
+            MANY[-1],
+            noise,
+            sampler=sampler,
+            eta=eta,
+        )
     )
-    np.testing.assert_array_equal(x_0, plain_x_0)
-    np.testing.assert_allclose((x - plain_x)[0], 100 * one.betas[0], rtol=2e-2)
+    mean = weights @ means
+    std = np.sqrt(weights @ (stds**2 + means**2) - mean**2)
+    left, right = x_0[x_0 < -0.25], x_0[x_0 > -0.25]
+    assert abs(x_0.mean() - mean) < 0.02
+    assert abs(x_0.std() - std) < 0.02
+    assert abs(left.size / x_0.size - weights[0]) < 0.02
+    assert abs(left.mean() - means[0]) < 0.01 and abs(right.mean() - means[1]) < 0.02
+    assert abs(left.std() - stds[0]) < 0.015 and abs(right.std() - stds[1]) < 0.015
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_drawn_in_parts_it_is_the_same(sampler):
-    whole = jax.jit(lambda x_T: sample(wavy, TEN, x_T, NOISE, sampler=sampler))(X_T)
-    calls = denoiser_calls(TEN, sampler=sampler)
-    part = jax.jit(
-        lambda state, first: advance(wavy, TEN, state, NOISE, first=first, calls=2, sampler=sampler)
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", "100"), ("ddim", "100"), ("heun", "25")])
+def test_a_classifier_multiplies_its_probability_in(sampler, steps):
+    """A normal distribution times a normal likelihood of x_0 is normal, with a known mean.
+
+    Given x_t, x_0 is normal too, so log p(y | x_t) is known exactly.
+    """
+    name = "squaredcos_cap_v2"
+    mean, std, y, deviation = -0.1, 0.2, 0.3, 0.25
+    whole, schedule = Schedule.create(name), Schedule.create(name, 1000, steps)
+
+    def log_prob(x_t, t):
+        alpha_bar = jnp.asarray(whole.alpha_bar, jnp.float32)[t][:, None, None, None]
+        shrink = jnp.sqrt(alpha_bar) * std**2 / (alpha_bar * std**2 + 1 - alpha_bar)
+        x_0 = mean + shrink * (x_t - jnp.sqrt(alpha_bar) * mean)
+        variance = std**2 * (1 - jnp.sqrt(alpha_bar) * shrink) + deviation**2
+        return -0.5 * (jnp.square(y - x_0) / variance).sum(axis=(1, 2, 3))
+
+    x_0 = sample(
+        BENCHMARK["gaussian_mixture"](schedule, *np.array([[1.0], [mean], [std]])),
+        schedule,
+        MANY[-1],
+        noise,
+        sampler=sampler,
+        threshold=None,
+        gradient=classifier(log_prob),
     )
-    assert calls % 2 == 0
-    state = begin(TEN, X_T, sampler=sampler)
-    for first in range(0, calls, 2):
-        state = part(state, first)
-    np.testing.assert_allclose(state.x_t, whole, rtol=0, atol=1e-5)
-
-
-def test_bfloat16_networks_are_sampled_in_float32():
-    def half(x_t, t):
-        return wavy(x_t, t).astype(jnp.bfloat16)
-
-    assert sample(half, TEN, X_T, NOISE, sampler="ddpm").dtype == jnp.float32
-
-
-def test_bad_settings_are_named():
-    with pytest.raises(
-        UserError, match="sampler 'euler' is unknown: use ddpm, ddim, heun, plms or dpm"
-    ):
-        sample(wavy, TEN, X_T, NOISE, sampler="euler")
-    with pytest.raises(UserError, match=r"eta \(1.5\) must be in \[0, 1\]"):
-        sample(wavy, TEN, X_T, NOISE, sampler="ddim", eta=1.5)
-    with pytest.raises(UserError, match=r"threshold \(99.5\) must be a fraction in \[0, 1\]"):
-        dynamic_threshold(99.5)
+    precisions = np.array([std**-2, deviation**-2])
+    expected = precisions @ [mean, y] / precisions.sum()
+    assert abs(x_0.mean() - expected) < 0.01
+    assert abs(x_0.std() - precisions.sum() ** -0.5) < 0.01

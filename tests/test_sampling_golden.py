@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import load_golden, load_golden_clip
+from helpers.golden_models import load_golden, load_golden_clip
 
 from glide_jax.diffusion.guidance import classifier_free
-from glide_jax.diffusion.samplers import trajectory
+from glide_jax.diffusion.loop import trajectory
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.clip import clip_network, similarity_gradient
 from glide_jax.models.glide import glide_network

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import re
 import subprocess
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from glide_jax.data.drawing import draw
-from glide_jax.data.scene_graph import (
+from glide_jax.data.scenes.builder import ScenesConfig, load
+from glide_jax.data.scenes.drawing import draw
+from glide_jax.data.scenes.graph import (
     BACKGROUNDS,
     COLOURS,
     GAP,
@@ -23,8 +25,7 @@ from glide_jax.data.scene_graph import (
     Scene,
     make,
 )
-from glide_jax.data.scene_workers import encoded_scene, encoded_scenes
-from glide_jax.data.scenes import ScenesConfig, load
+from glide_jax.data.scenes.workers import encoded_scene, encoded_scenes
 from glide_jax.errors import UserError
 
 TINY = ScenesConfig(name="tiny", train=12, validation=4, novel=4)
@@ -33,6 +34,39 @@ records = st.tuples(st.sampled_from(SPLITS), st.integers(0, 10**6))
 
 def words(caption: str, vocabulary) -> Counter:
     return Counter(word for word in re.findall("[a-z]+", caption) if word in vocabulary)
+
+
+# The data set is fixed: models were trained on it, and results are compared on it
+
+
+@pytest.mark.parametrize(
+    ("split", "captions_sha256", "images_sha256"),
+    [
+        (
+            "train",
+            "fa40ba260cfc7d49ab2f23283be593a419847fa27b5058c46b11d903e8b40ba0",
+            "81b1732bbe89b6c026b610b6f2bf6540971d338a4be927f17ed800dda0db4dfd",
+        ),
+        (
+            "validation",
+            "9838051d9b8c59ef76f9ecbe6e5f35fb8e511b1d6748fe7df43cdb897020892f",
+            "8895c94616af3f1844f07e742b546bdb14b669d393f58e128eb0f3654f37aebc",
+        ),
+        (
+            "novel",
+            "59cd112508e68caac49aafc30c795a02a3a101a5583cce3c3718ff06dffd83bb",
+            "1241e31afa2146c23dc5caa5a6a8ad75185078edc3d7763ea79aa5e34176acbb",
+        ),
+    ],
+)
+def test_captions_and_images_never_change(split, captions_sha256, images_sha256):
+    captions_digest, images_digest = hashlib.sha256(), hashlib.sha256()
+    for index in range(1000):
+        scene, captions = make(split, index)
+        captions_digest.update("\n".join(captions).encode())
+        images_digest.update(draw(scene, 128).tobytes())
+    assert captions_digest.hexdigest() == captions_sha256
+    assert images_digest.hexdigest() == images_sha256
 
 
 # Scene graphs
@@ -170,7 +204,7 @@ def load_elsewhere(data_dir, pictures: int) -> subprocess.Popen:
         [
             sys.executable,
             "-c",
-            "from glide_jax.data.scenes import ScenesConfig, load;"
+            "from glide_jax.data.scenes.builder import ScenesConfig, load;"
             f"print(len(load('train', {str(data_dir)!r}, {config})))",
         ],
         stdout=subprocess.PIPE,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from glide_jax.diffusion.loop import SAMPLERS, sample
 from glide_jax.diffusion.process import denoiser_of_velocity
-from glide_jax.diffusion.samplers import SAMPLERS, sample
 from glide_jax.diffusion.schedule import SCHEDULES, TERMINAL_ROOT, Schedule, betas, respace
 from glide_jax.errors import UserError
 

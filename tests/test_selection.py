@@ -3,12 +3,12 @@
 import io
 
 import pytest
-from packed_pictures import picture
+from helpers.packed_images import picture
 from PIL import Image
 
 from glide_jax.data.records import BadRecordError, Record
-from glide_jax.data.selection import REASONS, Kept, Selection, Tally, select
 from glide_jax.errors import UserError
+from glide_jax.prepare.selection import REASONS, Kept, Selection, Tally, select
 
 
 def record(image: bytes, *captions: str) -> Record:

@@ -7,16 +7,15 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
-import model_set
 import numpy as np
 import pytest
-import tiny
-from one_device import assert_same_gradient, one_device_mesh
+from helpers import model_set, tiny
+from helpers.one_device import assert_same_gradient, one_device_mesh
 
 from glide_jax.models import placement
-from glide_jax.training import sharding
+from glide_jax.parallel import sharding
+from glide_jax.training.build import make_objective
 from glide_jax.training.flops import abstract_batch
-from glide_jax.training.objectives import make_objective
 from glide_jax.training.step import Trainer
 
 KINDS = {

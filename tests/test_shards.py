@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
-from packed_pictures import picture
+from helpers.packed_images import picture
 
 from glide_jax.config import DataConfig
 from glide_jax.data import shards
@@ -188,7 +188,7 @@ def test_records_damaged_inside_are_bad_records(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("nowhere", "there is no shards.json in it; python -m glide_jax.data.prepare makes"),
+        ("nowhere", "there is no shards.json in it; python -m glide_jax.prepare makes"),
         ("nothing://x", "cannot read shards.json: Protocol not known"),
         ("broken", "cannot read shards.json: Expecting value"),
         ("other", "cannot read shards.json"),

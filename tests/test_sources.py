@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from numbered_pictures import numbers, write_pictures
+from helpers.numbered_images import numbers, write_pictures
 from PIL import Image
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as tf
 

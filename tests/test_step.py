@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
+from helpers.one_device import assert_same_gradient, one_device_mesh
 from jax.sharding import PartitionSpec
-from one_device import assert_same_gradient, one_device_mesh
 
 from glide_jax.config import DiffusionConfig, OptimConfig
 from glide_jax.errors import UserError
-from glide_jax.training import sharding
+from glide_jax.parallel import sharding
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.optim import ema_decay, learning_rate
 from glide_jax.training.step import Trainer

@@ -12,39 +12,34 @@ from threading import Thread
 import fsspec
 import numpy as np
 import pytest
-import tiny
 import tyro
-from bucket import BUCKET, environment
-from kill_while_saving import state_of
-from model_set import CAPTIONS, write_random_run
+from helpers import tiny
+from helpers.bucket import BUCKET, environment
+from helpers.kill_while_saving import state_of
+from helpers.model_set import CAPTIONS, write_random_run
 from test_checkpoint import restored
 from test_logging import logged_numbers, shown_numbers
 from test_train import assert_same_result, finish, metrics, wait_for
 
 from glide_jax import Glide, UserError
-from glide_jax.command_line import parse_config
+from glide_jax.cli import parse_config
 from glide_jax.config import Config
-from glide_jax.data.tokenizer import Tokenizer
-from glide_jax.evaluation import (
-    guidance,
-    inpainting,
-    retrieval,
-    scenes,
-    train_scene_reader,
-    upsampling,
-)
-from glide_jax.models import convert
+from glide_jax.convert import __main__ as convert
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.evaluation import retrieval, upsampling
+from glide_jax.evaluation.scenes import __main__ as scenes
+from glide_jax.evaluation.scenes import guidance, inpainting, train_reader
+from glide_jax.export.publish import export
+from glide_jax.plot import __main__ as plot
+from glide_jax.runs.checkpoint import Checkpoints
+from glide_jax.runs.folder import COMMITTED, saved_steps
 from glide_jax.storage import AnyPath, GrowingFiles, path_of, require_here, write_whole
-from glide_jax.training import plot
-from glide_jax.training.checkpoint import Checkpoints
-from glide_jax.training.export import export
-from glide_jax.training.run_folder import COMMITTED, saved_steps
 
 
 @pytest.fixture(scope="session")
 def bucket():
     """An empty bucket, for this process and for those with the same environment."""
-    command = [sys.executable, "-m", "tests.bucket", "0"]
+    command = [sys.executable, "-m", "tests.helpers.bucket", "0"]
     with subprocess.Popen(
         command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True
     ) as server:
@@ -89,7 +84,7 @@ def test_what_is_written_on_this_machine_alone_is_not_asked_for_elsewhere(tmp_pa
     url = "gs://some/place/x.png"
     trained = ("--checkpoint", "runs/a")
     commands = {guidance: trained, inpainting: trained, retrieval: trained, scenes: trained}
-    commands |= {upsampling: trained, train_scene_reader: ()}
+    commands |= {upsampling: trained, train_reader: ()}
     for module, flags in commands.items():
         arguments = tyro.cli(module.Arguments, args=[*flags, "--out", url])
         with pytest.raises(UserError, match=f"^{url}: give a file or folder of this machine$"):

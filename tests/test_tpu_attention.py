@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from glide_jax.models import layers, tpu_attention
 from glide_jax.models.placement import batch_over
 from glide_jax.models.text import SelfAttention
-from glide_jax.training.sharding import batch_sharding
-from glide_jax.training.slices import topology_devices
+from glide_jax.parallel.sharding import batch_sharding
+from glide_jax.plan.slices import topology_devices
 
 
 def normal(key, *shape):

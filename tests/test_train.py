@@ -17,11 +17,11 @@ from conftest import COLOURS
 from PIL import Image
 
 from glide_jax import Glide, UserError
-from glide_jax.training.checkpoint import Checkpoints, _cause
+from glide_jax.runs.checkpoint import Checkpoints, _cause
+from glide_jax.runs.folder import load_run_config
+from glide_jax.train import StopRequest
 from glide_jax.training.denoising import Denoising
-from glide_jax.training.run_folder import load_run_config
 from glide_jax.training.step import Trainer
-from train import StopRequest
 
 
 def metrics(run_dir: Path) -> list[dict]:

@@ -5,19 +5,19 @@ import json
 import shutil
 import signal
 
-import model_set
 import numpy as np
 import pytest
+from helpers import model_set
 from PIL import Image
 
 from glide_jax import UserError
 from glide_jax.config import DiffusionConfig, LowResConfig
 from glide_jax.data.sources import open_source
-from glide_jax.training.fine_tune import network_of
-from glide_jax.training.peers import Peers
+from glide_jax.models.build import build_network
+from glide_jax.parallel.process_group import Peers
+from glide_jax.runs.weights import load_weights
+from glide_jax.train import for_validation, tokenizer_of, train
 from glide_jax.training.profiling import Profile
-from glide_jax.training.weights import load_weights
-from train import for_validation, tokenizer_of, train
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_a_stage_trains_and_goes_on_bit_for_bit(stage, colour_folder, models, tm
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
     train(config, tmp_path / "parts", Peers(), Profile())
 
-    shapes = network_of(config.model).shapes
+    shapes = build_network(config.model).shapes
     whole, parts = (load_weights(tmp_path / run, shapes) for run in ("whole", "parts"))
     for name, value in whole.items():
         np.testing.assert_array_equal(parts[name], value, err_msg=name)

@@ -1,1 +1,1 @@
-"""Captioned pictures: sources, transforms, tokenizer, loader."""
+"""Captioned images: sources, transforms, tokenizers, masks, loader."""

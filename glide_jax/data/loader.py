@@ -19,7 +19,7 @@ from glide_jax.config import Config, ModelConfig
 from glide_jax.data.masks import draw_mask, with_place
 from glide_jax.data.mixture import Mixture, in_proportion, parts_of
 from glide_jax.data.records import Record, RecordReader, Source
-from glide_jax.data.tokenizer import Tokenizer
+from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch

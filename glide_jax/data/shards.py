@@ -111,7 +111,7 @@ def write_index(folder: str, splits: Mapping[str, Sequence[Shard]], identity: st
             for split, shards in splits.items()
         ],
         filename_template=template,
-        description="Captioned pictures, written by glide_jax.data.prepare.",
+        description="Captioned pictures, written by glide_jax.prepare.",
         check_data=False,  # it would need TensorFlow
     )
     index = {
@@ -223,7 +223,7 @@ class Files:
         except FileNotFoundError:
             raise UserError(
                 f"data.path {folder}: there is no {INDEX_FILE} in it; "
-                "python -m glide_jax.data.prepare makes such folders"
+                "python -m glide_jax.prepare makes such folders"
             ) from None
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             raise UserError(f"data.path {folder}: cannot read {INDEX_FILE}: {error}") from None

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from glide_jax.diffusion.loop import Gradient
 from glide_jax.diffusion.process import split_output
-from glide_jax.diffusion.samplers import Gradient
 from glide_jax.shapes import Denoiser
 
 Number = float | Float[Array, ""]

@@ -1,10 +1,12 @@
-"""From noise to pictures: one loop for every sampler.
+"""The samplers: each is what to do with one prediction, and float64 tables of its coefficients.
 
-At each call of the denoiser the loop makes its eps a prediction of x_0, thresholds it and hands it
-to hooks; the sampler's step, one of `steps`, says what the next x_t then is.
+All but ancestral sampling solve the probability flow, which is simplest in x_t / sqrt(alpha_bar_t):
 
-To start in the middle (SDEdit, arXiv 2108.01073), give the schedule's `first` rows and a picture
-noised to the last of them.
+    d (x_t / sqrt(alpha_bar_t)) = eps(x_t, t) d sigma,   sigma = sqrt(1 / alpha_bar_t - 1)
+
+(Eq. 14, arXiv 2010.02502). DDIM without noise takes eps for constant over a step: Euler's method.
+The others correct DDIM's step by what earlier predictions tell of how eps changes. To add one: a
+function of the schedule and eta that returns a `Plan`, and a line in SAMPLERS.
 """
 
 from collections.abc import Callable
@@ -13,294 +15,225 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float64, Int64
 
-from glide_jax.diffusion.process import eps_from_x_0, split_output, x_0_from_eps
-from glide_jax.diffusion.schedule import Schedule
-from glide_jax.diffusion.steps import SAMPLERS, Plan, Prediction, StepInput, inverse_ddim
+from glide_jax.diffusion.process import learned_log_variance, q_posterior
+from glide_jax.diffusion.schedule import Schedule, Table
 from glide_jax.errors import UserError
-from glide_jax.shapes import Denoiser
-
-Noise = Callable[[jax.Array], jax.Array]
-"""`k -> (b, h, w, c)`: standard normal noise for the k-th step taken, k = 0 first; k is traced."""
-OnX0 = Callable[[jax.Array], jax.Array]
-"""A change to each predicted x_0, (b, h, w, c) to the same: known pixels put back, for example."""
-Gradient = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(x_t, t) -> (b, h, w, c)`: the gradient by x_t of a log probability, t the original index."""
 
 
-class State(NamedTuple):
-    """What a sampler has when it has come so far: what one call of the denoiser hands on."""
+class Prediction(NamedTuple):
+    """What the denoiser said, after thresholding and hooks; (b, h, w, c) float32."""
 
-    x_t: Float[Array, "b h w c"]
-    past: tuple[Prediction, ...]
-    """The latest predictions, as many as the sampler looks back at."""
-
-
-def static_threshold(x_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Clips a predicted x_0 to [-1, 1]."""
-    return jnp.clip(x_0, -1, 1)
+    x_0: jax.Array
+    """The picture."""
+    eps: jax.Array
+    """The noise that leads from this x_0 to x_t."""
 
 
-def dynamic_threshold(percentile: float) -> OnX0:
-    """Clips each picture at a percentile of its own magnitudes and scales it into [-1, 1].
+class StepInput(NamedTuple):
+    """What a sampler knows at a call; arrays are (b, h, w, c) float32 unless said otherwise."""
 
-    Sec. 2.3, arXiv 2205.11487: s is the percentile of |x_0|, or 1 if that is more, and x_0 becomes
-    clip(x_0, -s, s) / s. Strong guidance then does not saturate so many pixels.
-
-    Args:
-        percentile: as a fraction, in [0, 1]; 0.995 is usual.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not 0 <= percentile <= 1:
-        raise UserError(f"dynamic threshold ({percentile}) must be a fraction in [0, 1]")
-
-    def threshold(x_0: jax.Array) -> jax.Array:
-        s = jnp.quantile(jnp.abs(x_0), percentile, axis=(1, 2, 3), keepdims=True)
-        s = jnp.maximum(s, 1)
-        return jnp.clip(x_0, -s, s) / s
-
-    return threshold
-
-
-def sample(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x_T: Float[Array, "b h w c"],
-    noise: Noise,
-    *,
-    sampler: str,
-    eta: float = 0.0,
-    threshold: OnX0 | None = static_threshold,
-    on_x_0: OnX0 | None = None,
-    gradient: Gradient | None = None,
-) -> Float[Array, "b h w c"]:
-    """Draws pictures.
-
-    Args:
-        denoise: given original step indices, also when the schedule is respaced.
-        schedule: the steps to visit.
-        x_T: where to start: standard normal noise, or a picture noised to the last row.
-        noise: for each step; not used at the last, and only by DDPM and DDIM with eta.
-        sampler: a key of SAMPLERS.
-        eta: see `ddim`; other samplers ignore it.
-        threshold: keeps each predicted x_0 in range; None lets it be.
-        on_x_0: changes each predicted x_0, after thresholding.
-        gradient: guidance by a classifier or CLIP, see `guidance.classifier`. DDPM's mean is
-            shifted by variance * gradient, eps of all others by -sqrt(1 - alpha_bar_t) * gradient
-            (algorithms 1 and 2, arXiv 2105.05233), and x_0 with it, past threshold and hook.
-
-    Returns:
-        x_0; within the threshold, unless a gradient moved it.
-
-    Raises:
-        UserError: unknown sampler, or eta out of range.
-    """
-    state = begin(schedule, x_T, sampler=sampler, eta=eta)
-    return advance(
-        denoise,
-        schedule,
-        state,
-        noise,
-        sampler=sampler,
-        eta=eta,
-        threshold=threshold,
-        on_x_0=on_x_0,
-        gradient=gradient,
-    ).x_t
-
-
-def begin(
-    schedule: Schedule, x_T: Float[Array, "b h w c"], *, sampler: str, eta: float = 0.0
-) -> State:
-    """The state before the first call: for `advance`, which draws in parts."""
-    return _start(_plan(sampler, schedule, eta), x_T)
-
-
-def denoiser_calls(schedule: Schedule, *, sampler: str, eta: float = 0.0) -> int:
-    """How often a sampler calls the denoiser: as often as there are steps, or more often."""
-    return len(_plan(sampler, schedule, eta).rows)
-
-
-def advance(
-    denoise: Denoiser,
-    schedule: Schedule,
-    state: State,
-    noise: Noise,
-    *,
-    first: int | Int[Array, ""] = 0,
-    calls: int | None = None,
-    sampler: str,
-    eta: float = 0.0,
-    threshold: OnX0 | None = static_threshold,
-    on_x_0: OnX0 | None = None,
-    gradient: Gradient | None = None,
-) -> State:
-    """Takes some of the denoiser's calls: `sample` in parts, between which the host may look on.
-
-    Args:
-        state: from `begin`, or from `advance` as far as `first`.
-        first: the first call to take, from 0; may be traced, so that one program serves all parts.
-        calls: how many; all unless given.
-        denoise, schedule, noise, sampler, eta, threshold, on_x_0, gradient: as for `sample`.
-
-    Returns:
-        The state after them; its x_t is x_0 if they were the last.
-    """
-    plan = _plan(sampler, schedule, eta)
-    body, rows = _loop(denoise, schedule, noise, plan, threshold, on_x_0, gradient)
-    if calls is not None:
-        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, calls), rows)
-    state, _ = jax.lax.scan(lambda state, call: (body(state, call)[0], None), state, rows)
-    return state
-
-
-def trajectory(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x_T: Float[Array, "b h w c"],
-    noise: Noise,
-    *,
-    sampler: str,
-    eta: float = 0.0,
-    threshold: OnX0 | None = static_threshold,
-    on_x_0: OnX0 | None = None,
-    gradient: Gradient | None = None,
-) -> tuple[Float[Array, "s b h w c"], Float[Array, "s b h w c"]]:
-    """As `sample`, but returns x_{t-1} and the predicted x_0 of every step, first step first."""
-    plan = _plan(sampler, schedule, eta)
-    body, calls = _loop(denoise, schedule, noise, plan, threshold, on_x_0, gradient)
-
-    def recorded(state: State, call: _Call) -> tuple[State, tuple[jax.Array, jax.Array]]:
-        state, x_0 = body(state, call)
-        return state, (state.x_t, x_0)
-
-    _, (x, x_0) = jax.lax.scan(recorded, _start(plan, x_T), calls)
-    last_calls = np.flatnonzero(np.diff(plan.step_of_call, append=schedule.steps))
-    return x[last_calls], x_0[last_calls]
-
-
-def invert(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x_0: Float[Array, "b h w c"],
-) -> Float[Array, "b h w c"]:
-    """Encodes pictures: the x_T from which DDIM, with eta 0, draws them. See `inverse_ddim`.
-
-    The more steps there are the closer DDIM comes back, with the same schedule and denoiser. A
-    guided denoiser comes back less closely.
-
-    Args:
-        denoise: as for `sample`.
-        schedule: the steps to visit, in the opposite order.
-        x_0: pictures in [-1, 1].
-
-    Returns:
-        x_t at the schedule's last row.
-    """
-    plan = inverse_ddim(schedule)
-    body, calls = _loop(denoise, schedule, jnp.zeros_like, plan, None, None, None)
-    start = _start(plan, x_0)
-    state, _ = jax.lax.scan(lambda state, call: (body(state, call)[0], None), start, calls)
-    return state.x_t
-
-
-def initial_noise(
-    keys: Key[Array, "b"], shape: tuple[int, int, int]
-) -> Float[Array, "b {shape[0]} {shape[1]} {shape[2]}"]:
-    """x_T for each image from its own key, so that an image does not depend on its batch.
-
-    Args:
-        keys: a key for each image, as for `per_image_noise`.
-        shape: (h, w, c).
-
-    Returns:
-        Standard normal noise.
-    """
-    return _normal(keys, 0, shape)
-
-
-def per_image_noise(keys: Key[Array, "b"], shape: tuple[int, int, int]) -> Noise:
-    """Noise for each image and step from the image's own key, whatever its batch.
-
-    Args:
-        keys: a key for each image; may be the same as for `initial_noise`, which draws from
-            other parts of it.
-        shape: (h, w, c).
-
-    Returns:
-        For `sample`'s `noise`.
-    """
-    return lambda k: _normal(keys, k + 1, shape)
-
-
-def _normal(
-    keys: Key[Array, "b"], index: int | Int[Array, ""], shape: tuple[int, int, int]
-) -> Float[Array, "b {shape[0]} {shape[1]} {shape[2]}"]:
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
-
-
-class _Call(NamedTuple):
-    """What changes from call to call: stacked over calls, then scanned."""
-
-    k: jax.Array
     row: jax.Array
-    t: jax.Array
-    sqrt_1m_alpha_bar: jax.Array
-    coefficients: dict[str, jax.Array]
+    """(b,): the schedule's row, the same for every example."""
+    x_t: jax.Array
+    x_0: jax.Array
+    """See `Prediction`."""
+    eps: jax.Array
+    """See `Prediction`."""
+    v: jax.Array
+    """The denoiser's variance fraction."""
+    noise: jax.Array
+    """Fresh standard normal noise."""
+    past: tuple[Prediction, ...]
+    """Predictions of earlier calls, the latest first; zeros where there were none."""
+    gradient: jax.Array | None
+    """For a plan that `shifts_mean`, and if there is one."""
 
 
-def _plan(sampler: str, schedule: Schedule, eta: float) -> Plan:
-    if sampler not in SAMPLERS:
-        *names, last = SAMPLERS
-        raise UserError(f"sampler '{sampler}' is unknown: use {', '.join(names)} or {last}")
-    return SAMPLERS[sampler](schedule, eta)
+Coefficients = dict[str, jax.Array]
+"""One call's, by name."""
+Step = Callable[[Coefficients, StepInput], jax.Array]
+"""`(coefficients, input) -> the next x_t`."""
 
 
-def _loop(
-    denoise: Denoiser,
-    schedule: Schedule,
-    noise: Noise,
-    plan: Plan,
-    threshold: OnX0 | None,
-    on_x_0: OnX0 | None,
-    gradient: Gradient | None,
-) -> tuple[Callable[[State, _Call], tuple[State, jax.Array]], _Call]:
-    """For a scan: its body `(state, call) -> (state, x_0)`, and the calls."""
-    calls = _Call(
-        k=jnp.asarray(plan.step_of_call, jnp.int32),
-        row=jnp.asarray(plan.rows, jnp.int32),
-        t=jnp.asarray(schedule.timestep_map[plan.rows], jnp.int32),
-        sqrt_1m_alpha_bar=jnp.asarray(np.sqrt(1 - schedule.alpha_bar[plan.rows]), jnp.float32),
-        coefficients={
-            name: jnp.asarray(table, jnp.float32) for name, table in plan.coefficients.items()
-        },
+class Plan(NamedTuple):
+    """A sampler ready for a schedule: e calls of the denoiser, in tables in the order of calls."""
+
+    step_of_call: Int64[np.ndarray, "e"]
+    """k, counting steps from 0: a step may take several calls."""
+    rows: Int64[np.ndarray, "e"]
+    """The schedule's row that each call's x_t is at."""
+    coefficients: dict[str, Float64[np.ndarray, "e"]]
+    step: Step
+    history: int = 0
+    """How many earlier predictions the step looks at."""
+    shifts_mean: bool = False
+    """Whether the step itself uses the gradient of guidance. For all others it goes into eps."""
+
+
+Sampler = Callable[[Schedule, float], Plan]
+"""`(schedule, eta) -> plan`."""
+
+
+def _a_call_a_step(
+    by_row: dict[str, Table], step: Step, history: int = 0, shifts_mean: bool = False
+) -> Plan:
+    """The plan that visits every row once, last to first; tables are given as the schedule's."""
+    steps = len(next(iter(by_row.values())))
+    backwards = {name: table[::-1] for name, table in by_row.items()}
+    k = np.arange(steps)
+    return Plan(k, k[::-1], backwards, step, history, shifts_mean)
+
+
+def ddpm(schedule: Schedule, eta: float) -> Plan:
+    """Ancestral sampling: x_{t-1} ~ N(mu~(x_t, x_0), learned variance). Sec. 3.1, arXiv 2102.09672.
+
+    Guidance by a gradient shifts the mean by variance * gradient: algorithm 1, arXiv 2105.05233.
+
+    Args:
+        schedule: s rows.
+        eta: not used, nor by any other but `ddim`.
+    """
+
+    def step(c: Coefficients, at: StepInput) -> jax.Array:
+        mean = q_posterior(schedule, at.x_0, at.x_t, at.row).mean
+        log_variance = learned_log_variance(schedule, at.v, at.row)
+        if at.gradient is not None:
+            mean += jnp.exp(log_variance) * at.gradient
+        return mean + c["noise"] * jnp.exp(0.5 * log_variance) * at.noise
+
+    noise = np.where(np.arange(schedule.steps) > 0, 1.0, 0.0)
+    return _a_call_a_step({"noise": noise}, step, shifts_mean=True)
+
+
+def ddim(schedule: Schedule, eta: float) -> Plan:
+    """DDIM. Eqs. 12 and 16, arXiv 2010.02502.
+
+        x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - s^2) eps + s noise
+        s^2 = eta^2 (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t
+
+    Args:
+        schedule: s rows.
+        eta: 0 is deterministic, 1 is ancestral sampling with the variance beta~.
+
+    Raises:
+        UserError: eta is not in [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta ({eta}) must be in [0, 1]")
+
+    def step(c: Coefficients, at: StepInput) -> jax.Array:
+        return _ddim_step(c, at) + c["noise"] * at.noise
+
+    s = eta * np.sqrt(schedule.posterior_variance)
+    return _a_call_a_step(_ddim_tables(schedule, s) | {"noise": s}, step)
+
+
+def _ddim_step(c: Coefficients, at: StepInput) -> jax.Array:
+    return c["x_0"] * at.x_0 + c["eps"] * at.eps
+
+
+def _ddim_tables(schedule: Schedule, s: Table | float = 0.0) -> dict[str, Table]:
+    return {
+        "x_0": np.sqrt(schedule.alpha_bar_prev),
+        "eps": np.sqrt(np.maximum(1 - schedule.alpha_bar_prev - s**2, 0)),
+    }
+
+
+def heun(schedule: Schedule, eta: float) -> Plan:
+    """Heun's second-order method in sigma: a step of DDIM, then its mean with one from its end.
+
+    Algorithm 1, arXiv 2206.00364, without noise. Two calls a step:
+
+        x_{t-1}  = DDIM's step from x_t, where eps was predicted
+        x_{t-1} += sqrt(alpha_bar_{t-1}) (sigma_{t-1} - sigma_t) / 2 (eps(x_{t-1}) - eps)
+
+    The last step, to sigma 0, is DDIM's, and so is the first: squaredcos_cap_v2 starts at a sigma
+    of 20,000, from where eps's change over the step says nothing about eps on the way.
+    """
+    sigma, k = schedule.sqrt_recipm1_alpha_bar, np.arange(schedule.steps)
+    visit = np.repeat(k, np.where(k < 2, 1, 2))
+    corrects = np.append(np.diff(visit) == 0, False)  # the first of two calls at the same row
+    rows = schedule.steps - 1 - visit
+    half_step = np.sqrt(schedule.alpha_bar) * np.diff(sigma, append=sigma[-1]) / 2
+    coefficients = {name: table[rows] * ~corrects for name, table in _ddim_tables(schedule).items()}
+    coefficients |= {"x_t": 1.0 * corrects, "change": half_step[rows] * corrects}
+
+    def step(c: Coefficients, at: StepInput) -> jax.Array:
+        change = at.past[0].eps - at.eps
+        return _ddim_step(c, at) + c["x_t"] * at.x_t + c["change"] * change
+
+    return Plan(visit - corrects, rows, coefficients, step, history=1)
+
+
+def plms(schedule: Schedule, eta: float) -> Plan:
+    """Pseudo linear multistep, PNDM: DDIM's step with eps extrapolated. arXiv 2202.09778.
+
+        eps' = (55 eps_t - 59 eps_{t+1} + 37 eps_{t+2} - 9 eps_{t+3}) / 24
+
+    Adams and Bashforth's weights for evenly spaced t, of lower order while there are fewer
+    predictions. The last step, a single t long however few the others are, is DDIM's.
+    """
+    sigma = schedule.sqrt_recipm1_alpha_bar
+    weights = np.array([[0, 0, 0], [-12, 0, 0], [-32, 10, 0], [-59, 37, -9]]) / 24
+    weights = weights[np.minimum(np.arange(schedule.steps), 3)[::-1]]  # by row
+    weights[0] = 0
+    # All weights sum to 1, so eps' - eps is a sum over what earlier predictions differ by.
+    change = -np.sqrt(schedule.alpha_bar_prev) * np.diff(sigma, prepend=0.0) * weights.T
+    changes = {f"change_{i}": table for i, table in enumerate(change, start=1)}
+
+    def step(c: Coefficients, at: StepInput) -> jax.Array:
+        x = _ddim_step(c, at)
+        for i, earlier in enumerate(at.past, start=1):
+            x += c[f"change_{i}"] * (earlier.eps - at.eps)
+        return x
+
+    return _a_call_a_step(_ddim_tables(schedule) | changes, step, history=3)
+
+
+def dpmpp_2m(schedule: Schedule, eta: float) -> Plan:
+    """DPM-Solver++(2M): x_0 extrapolated along l = -log sigma. Algorithm 2, arXiv 2211.01095.
+
+        x_{t-1} = sqrt(1 - alpha_bar_{t-1}) / sqrt(1 - alpha_bar_t) x_t
+                + sqrt(alpha_bar_{t-1}) (1 - exp(l_t - l_{t-1})) x_0'
+        x_0'    = x_0 + (l_{t-1} - l_t) / (2 (l_t - l_{t+1})) (x_0 - x_0 of t+1)
+
+    With x_0' = x_0 that is DDIM's step, which is taken first, where there is no earlier prediction,
+    and for the last two rows: from row 1 to 0 l rises much more than before, and then without end.
+    """
+    ascent = np.diff(np.log(schedule.sqrt_recipm1_alpha_bar), prepend=-np.inf)  # of l, by row
+    share = np.zeros(schedule.steps)
+    share[2:-1] = -np.expm1(-ascent[2:-1]) * ascent[2:-1] / (2 * ascent[3:])
+    tables = _ddim_tables(schedule) | {"change": np.sqrt(schedule.alpha_bar_prev) * share}
+
+    def step(c: Coefficients, at: StepInput) -> jax.Array:
+        return _ddim_step(c, at) + c["change"] * (at.x_0 - at.past[0].x_0)
+
+    return _a_call_a_step(tables, step, history=1)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "heun": heun,
+    "plms": plms,
+    "dpmpp_2m": dpmpp_2m,
+}
+
+
+def inverse_ddim(schedule: Schedule) -> Plan:
+    """DDIM run backwards: the probability flow from a picture to its noise, by Euler's method.
+
+    x_{t+1} / sqrt(alpha_bar_{t+1}) = x_t / sqrt(alpha_bar_t) + (sigma_{t+1} - sigma_t) eps(x_t, t):
+    Eq. 13, arXiv 2010.02502. The picture, at sigma 0, is taken for row 0's x_t.
+    """
+    k = np.arange(schedule.steps)
+    root = np.sqrt(schedule.alpha_bar)
+    coefficients = {
+        "x_t": root / np.sqrt(schedule.alpha_bar_prev),
+        "eps": root * np.diff(schedule.sqrt_recipm1_alpha_bar, prepend=0.0),
+    }
+    return Plan(
+        k, np.maximum(k - 1, 0), coefficients, lambda c, at: c["x_t"] * at.x_t + c["eps"] * at.eps
     )
-    changes_x_0 = [change for change in (threshold, on_x_0) if change is not None]
-
-    def body(state: State, call: _Call) -> tuple[State, jax.Array]:
-        x_t, past = state
-        b = x_t.shape[0]
-        row, t = jnp.full(b, call.row), jnp.full(b, call.t)
-        eps, v = split_output(denoise(x_t, t))
-        x_0 = x_0_from_eps(schedule, x_t, row, eps)
-        for change in changes_x_0:
-            x_0 = change(x_0)
-        if changes_x_0:
-            eps = eps_from_x_0(schedule, x_t, row, x_0)
-        shift = None if gradient is None else gradient(x_t, t)
-        if shift is not None and not plan.shifts_mean:
-            eps -= call.sqrt_1m_alpha_bar * shift
-            x_0 = x_0_from_eps(schedule, x_t, row, eps)
-        at = StepInput(row, x_t, x_0, eps, v, noise(call.k), past, shift)
-        past = (Prediction(x_0, eps), *past)[: plan.history]
-        return State(plan.step(call.coefficients, at), past), x_0
-
-    return body, calls
-
-
-def _start(plan: Plan, x_T: jax.Array) -> State:
-    nothing = jnp.zeros_like(x_T)
-    return State(x_T, (Prediction(nothing, nothing),) * plan.history)

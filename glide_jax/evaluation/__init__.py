@@ -1,1 +1,1 @@
-"""Measures of what the models draw, each a module."""
+"""Metrics on any images, and the scorer of the built-in data set."""

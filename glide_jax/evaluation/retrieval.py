@@ -10,15 +10,15 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from glide_jax.clip_stage import ClipStage
-from glide_jax.command_line import SharedOut, keep_compiled_programs
+from glide_jax.cli import SharedOut, keep_compiled_programs
 from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.pictures import new_figure, save_figure
+from glide_jax.images import new_figure, save_figure
+from glide_jax.runs.folder import load_run_config
+from glide_jax.sampling.clip import ClipStage
 from glide_jax.storage import require_here
-from glide_jax.training.run_folder import load_run_config
 
 
 def top_1(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], among: int) -> float:

@@ -11,15 +11,15 @@ import tyro
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from glide_jax.command_line import SharedOut, keep_compiled_programs
+from glide_jax.cli import SharedOut, keep_compiled_programs
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.pictures import save_grid
-from glide_jax.pipeline import Glide
+from glide_jax.images import save_grid
+from glide_jax.parallel.sharding import use_all_cores
+from glide_jax.sampling.pipeline import Glide
 from glide_jax.storage import require_here
-from glide_jax.training.sharding import use_all_cores
 
 Pictures = UInt8[np.ndarray, "n h w 3"]
 
@@ -57,7 +57,7 @@ class Arguments(SharedOut):
     steps: str | None = None
     """A respacing; this and the next two default to the run's own settings."""
     sampler: str | None = None
-    """A key of glide_jax.diffusion.samplers.SAMPLERS."""
+    """A key of glide_jax.diffusion.loop.SAMPLERS."""
     low_res_noise: int | None = None
     """See `SampleConfig`."""
     batch_size: int = 4

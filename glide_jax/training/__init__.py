@@ -1,1 +1,1 @@
-"""Optimiser, sharding, train step, checkpoints, logs."""
+"""Objectives, the train step, the optimizer, validation and logs."""

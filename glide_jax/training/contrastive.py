@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.config import Config
-from glide_jax.diffusion import timesteps
+from glide_jax.diffusion import timestep_sampling
 from glide_jax.diffusion.process import q_sample
 from glide_jax.diffusion.schedule import Schedule
-from glide_jax.diffusion.timesteps import LossHistory
+from glide_jax.diffusion.timestep_sampling import LossHistory
 from glide_jax.models.clip import Clip, clip_network
 from glide_jax.models.network import Network
 from glide_jax.shapes import Batch, Image, Params, TokenMask, Tokens
@@ -60,7 +60,7 @@ class Contrastive:
         """
         t_key, eps_key = jax.random.split(key)
         b = len(batch["image"])
-        t = timesteps.uniform(t_key, b, self.timestep_count)
+        t = timestep_sampling.uniform(t_key, b, self.timestep_count)
         x_t = self._noised(batch["image"], t, eps_key)
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:

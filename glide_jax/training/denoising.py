@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.config import Config
-from glide_jax.diffusion import timesteps
+from glide_jax.diffusion import timestep_sampling
 from glide_jax.diffusion.loss import (
     HybridLoss,
     correction_weights,
@@ -22,12 +22,12 @@ from glide_jax.diffusion.loss import (
 )
 from glide_jax.diffusion.process import q_sample, split_output, velocity_around, x_0_from_eps
 from glide_jax.diffusion.schedule import Schedule
-from glide_jax.diffusion.timesteps import LossHistory
+from glide_jax.diffusion.timestep_sampling import LossHistory
 from glide_jax.models.clip import Clip
 from glide_jax.models.glide import GlideModel, glide_network
-from glide_jax.models.low_res import area_average, gaussian_blur
 from glide_jax.models.network import Network
 from glide_jax.shapes import Batch, Denoiser, Image, Params
+from glide_jax.training.low_res import area_average, gaussian_blur
 from glide_jax.training.objective import (
     Gradient,
     Validation,
@@ -165,11 +165,11 @@ class Denoising:
         b, T = len(batch["image"]), self.schedule.steps
         weights = jnp.ones(b)
         if history is not None:
-            t, weights = timesteps.draw(t_key, b, history)
+            t, weights = timestep_sampling.draw(t_key, b, history)
         elif self.config.diffusion.timesteps == "rising":
-            t = timesteps.rising(t_key, b, T)
+            t = timestep_sampling.rising(t_key, b, T)
         else:
-            t = timesteps.uniform(t_key, b, T)
+            t = timestep_sampling.uniform(t_key, b, T)
         eps = jax.random.normal(eps_key, batch["image"].shape)
         low_res = None
         if self.model.low_res_px:
@@ -178,7 +178,7 @@ class Denoising:
             blur_key, t_key, eps_key = jax.random.split(low_res_key, 3)
             low_res = _LowResDraws(
                 blur_px=settings.blur_px * jax.random.uniform(blur_key, (b,)),
-                t=timesteps.uniform(t_key, b, max(settings.noise_steps, 1)),
+                t=timestep_sampling.uniform(t_key, b, max(settings.noise_steps, 1)),
                 eps=jax.random.normal(eps_key, (b, px, px, 3)),
             )
         return _Draws(t, weights, eps, low_res)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from glide_jax.diffusion.timesteps import LossHistory
+from glide_jax.diffusion.timestep_sampling import LossHistory
 from glide_jax.models.network import Network
 from glide_jax.shapes import Batch, Params
 

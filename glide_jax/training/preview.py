@@ -11,9 +11,9 @@ from PIL import Image
 from glide_jax.config import Config
 from glide_jax.data.loader import Example, validation_examples
 from glide_jax.data.records import Source
-from glide_jax.data.tokenizer import Tokenizer
-from glide_jax.pictures import draw_grid
-from glide_jax.stage import Conditions, Known, Stage, Weights, require_usable
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.images import draw_grid
+from glide_jax.sampling.stage import Conditions, Known, Stage, Weights, require_usable
 
 PICTURES = 8
 HIDDEN_GREY = 128

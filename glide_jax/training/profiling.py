@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 
 from glide_jax.errors import UserError
+from glide_jax.parallel import sharding
+from glide_jax.parallel.chips import GIB
 from glide_jax.storage import AnyPath
-from glide_jax.training import sharding
-from glide_jax.training.chips import GIB
 from glide_jax.training.step import Trainer
 
 HELP = "To look into some steps: --profile 10:15 traces those of this start, for XProf."

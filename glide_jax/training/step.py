@@ -1,9 +1,8 @@
 """The train state and one step of training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +12,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from glide_jax.config import Config
-from glide_jax.diffusion.timesteps import LossHistory, update
+from glide_jax.diffusion.timestep_sampling import LossHistory, update
 from glide_jax.models.placement import batch_over
+from glide_jax.parallel import sharding
+from glide_jax.runs.state import TrainState
 from glide_jax.shapes import Batch, Params
-from glide_jax.training import sharding
 from glide_jax.training.objective import Gradient, Objective, Validation
 from glide_jax.training.optim import ema_decay, ema_update, optimizer
-
-Leaf = Any
-"""An array, its ShapeDtypeStruct or its sharding."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainState:
-    """All that training changes. Randomness is a function of the seed and the step.
-
-    The same tree with shapes or shardings for its leaves says what the arrays are and where.
-    """
-
-    step: Leaf
-    """Steps taken, skipped ones included; () int32, as the other two counters."""
-    params: dict[str, Leaf]
-    ema: dict[str, Leaf]
-    """Moving average of the parameters: what is sampled from."""
-    opt_state: Any
-    skipped: Leaf
-    """Steps whose loss or gradient was not finite and that changed nothing."""
-    skipped_in_a_row: Leaf
-    history: Any
-    """`LossHistory` where training draws t by it, else None."""
 
 
 class Trainer:

@@ -1,0 +1,1 @@
+"""Convert OpenAI's released checkpoints to run folders and back."""

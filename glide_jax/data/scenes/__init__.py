@@ -1,0 +1,1 @@
+"""The built-in data set `scenes`: procedurally drawn, captioned images."""

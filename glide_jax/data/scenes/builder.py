@@ -1,0 +1,136 @@
+"""The built-in data set `scenes`: captioned pictures drawn on first use, nothing to download.
+
+`load` is what most callers want. The TFDS builder writes array_record files and works without
+TensorFlow: pictures are handed over encoded, and read back so. Record i of a split is
+`make(split, i)`, whatever the size of the split; of close-ups, `make(split, i, closeup=True)`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from glide_jax.data.scenes.graph import SPLITS, Scene, Thing, make
+from glide_jax.data.scenes.workers import SIZE_PX, encoded_scenes
+from glide_jax.errors import UserError
+
+__all__ = ["SPLITS", "Scene", "Scenes", "ScenesConfig", "Thing", "load", "make"]
+
+SMALL_SPLIT = 1000
+"""So many records are done before other processes have started."""
+MAX_WORKERS = 16
+"""More than this, and they wait for the one that writes."""
+
+
+@dataclasses.dataclass(eq=False)
+class ScenesConfig(tfds.core.BuilderConfig):
+    """How many pictures each split holds, and of which kind."""
+
+    train: int = 50_000
+    validation: int = 2_000
+    novel: int = 2_000
+    closeup: bool = False
+    """One large object in each, see `scene_graph.make`."""
+
+
+class Scenes(tfds.core.GeneratorBasedBuilder):
+    """One or two shapes with captions that say more or less about them.
+
+    Each record has `image` (JPEG of 128 px), `captions` (four, see `scene_graph.make`) and `scene`
+    (JSON for `Scene.from_json`). Splits: train, validation, and novel, whose pairs of shape and
+    colour are in neither of the others.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 (the name and type that TFDS reads)
+        ScenesConfig(name="full"),
+        ScenesConfig(name="mini", train=256, validation=64, novel=64),
+        ScenesConfig(name="closeups", train=20_000, validation=1_000, novel=1_000, closeup=True),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(SIZE_PX, SIZE_PX, 3), encoding_format="jpeg"),
+                "captions": tfds.features.Sequence(tfds.features.Text()),
+                "scene": tfds.features.Text(),
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Procedurally drawn scenes of coloured shapes.",
+            features=features,
+            disable_shuffling=True,  # scenes are independent already; a record keeps its index
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        config = self.builder_config
+        count = getattr(config, split)
+        workers = 1 if count <= SMALL_SPLIT else min(os.cpu_count() or 1, MAX_WORKERS)
+        records = encoded_scenes(split, count, workers, closeup=config.closeup)
+        for index, record in enumerate(tqdm(records, f"drawing scenes: {split}", count)):
+            yield (
+                index,
+                {
+                    "image": io.BytesIO(record.image),
+                    "captions": list(record.captions),
+                    "scene": record.scene,
+                },
+            )
+
+
+def load(
+    split: str, data_dir: str | Path = "", config: str | ScenesConfig = "full"
+) -> Sequence[dict[str, Any]]:
+    """Opens a split, and draws the data set first if it is not there yet.
+
+    The data set is drawn into a folder of its own that is renamed when whole, so an interrupted
+    preparation leaves nothing that would be taken for a data set.
+
+    Args:
+        split: train, validation, novel, or a part as in TFDS: "train[:1000]".
+        data_dir: where TFDS keeps its data sets; empty for its own default.
+        config: "full" (50,000 + 2,000 + 2,000 pictures), "mini" (256 + 64 + 64), "closeups"
+            (20,000 + 1,000 + 1,000, one large object each), or another.
+
+    Returns:
+        Random access to records: a dict of `image` (JPEG bytes), `captions` (list of UTF-8 bytes)
+        and `scene` (JSON bytes).
+
+    Raises:
+        UserError: there is no such split or size, or the data set cannot be written.
+    """
+    names = [known.name for known in Scenes.BUILDER_CONFIGS]
+    if isinstance(config, str) and config not in names:
+        raise UserError(f"scenes come as {', '.join(names)}, not {config!r}")
+    arguments = {"data_dir": data_dir or None, "config": config, "file_format": "array_record"}
+    _prepare(Scenes(**arguments))
+    # A builder of its own to read with: the first may have lost a race, see `_prepare`.
+    builder = Scenes(**arguments)
+    try:
+        return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except ValueError as error:
+        raise UserError(f"scenes has no split {split!r}, only {', '.join(SPLITS)}") from error
+
+
+def _prepare(builder: Scenes) -> None:
+    """Draws the data set, unless it is there."""
+    tfds.display_progress_bar(False)  # `_generate_examples` shows a better one
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of a download
+            builder.download_and_prepare()
+    except (OSError, RuntimeError) as error:  # RuntimeError: array_record's, of a full disk
+        # Another process may have drawn the same data set meanwhile, which is as good.
+        if not Path(builder.data_dir).exists():
+            raise UserError(f"cannot draw scenes into {builder.data_dir}: {error}") from error
+    finally:
+        tfds.display_progress_bar(True)

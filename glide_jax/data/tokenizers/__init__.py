@@ -1,0 +1,1 @@
+"""Tokenizers: GLIDE's byte-level BPE and CLIP's BPE."""

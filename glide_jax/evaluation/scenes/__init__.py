@@ -1,0 +1,1 @@
+"""Scoring models on the built-in data set `scenes`."""

@@ -1,0 +1,1 @@
+"""Write a run's EMA parameters as a folder to publish."""

@@ -1,0 +1,117 @@
+"""Writes a run's averaged weights as a folder to give away.
+
+    python -m glide_jax.export runs/base64 --to base64
+    python sample.py --checkpoint base64 --prompt "a red star"
+
+The folder holds config.json, tokenizer/ and weights.safetensors, nothing else: an eighth of a
+checkpoint's size in bfloat16. It does wherever a run folder is read, but no training goes on in it.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from glide_jax.config import Config
+from glide_jax.errors import UserError
+from glide_jax.models.build import build_network
+from glide_jax.runs.checkpoint import Checkpoints
+from glide_jax.runs.folder import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, load_run_config
+from glide_jax.storage import BUCKETS, AnyPath, errors_named, write_whole
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
+    """Writes the newest whole checkpoint's averaged parameters: a run folder or nothing.
+
+    Args:
+        run_dir: with checkpoints.
+        to: a folder that is not there yet.
+        dtype: of the stored parameters.
+
+    Raises:
+        UserError: `run_dir` has no checkpoint or cannot be read, `to` is there already or cannot
+            be written, or the parameters are beyond the range of `dtype`.
+    """
+    with errors_named("read", to):
+        is_there = to.exists()
+    if is_there:
+        raise UserError(f"{to} is there already: remove it, or give another --to")
+    config = load_run_config(run_dir)
+    for name in (CHECKPOINTS, TOKENIZER):
+        if not (run_dir / name).is_dir():
+            raise UserError(f"{run_dir} has no {name}/: give the folder that train.py wrote")
+    with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
+        params = checkpoints.restore_ema(build_network(config.model).shapes)
+        step = checkpoints.restored_step
+    weights = _cast(params, dtype)
+
+    with errors_named("read", run_dir / TOKENIZER):
+        files = {
+            f"{TOKENIZER}/{file.name}": file.read_bytes()
+            for file in (run_dir / TOKENIZER).iterdir()
+            if not file.name.startswith(".")  # what an interrupted write left, or a file browser
+        }
+    # save_file would make a file that nobody else may read.
+    files[WEIGHTS] = safetensors.numpy.save(weights, {"step": str(step), "dtype": dtype})
+    # Last: without it, what is in a bucket is no run folder.
+    files[CONFIG] = (_portable(config).to_json() + "\n").encode()
+    with errors_named("write", to):
+        _write_folder(to, files)
+    count = sum(value.size for value in weights.values())
+    size = sum(value.nbytes for value in weights.values())
+    print(f"{to}: {count:,} parameters of step {step:,}, {size / 1e6:,.1f} MB in {dtype}")
+
+
+def _write_folder(to: AnyPath, files: Mapping[str, bytes]) -> None:
+    unfinished = to
+    if isinstance(to, Path):
+        unfinished = to.absolute().with_name(f".{to.absolute().name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for name, content in files.items():
+            write_whole(unfinished / name, content)
+        if isinstance(to, Path):
+            unfinished.rename(to)
+    finally:
+        if isinstance(to, Path):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _cast(params: Mapping[str, jax.Array], dtype: Dtype) -> dict[str, np.ndarray]:
+    weights = {}
+    for name, value in params.items():
+        with np.errstate(over="ignore"):
+            weights[name] = np.asarray(value, order="C").astype(jnp.dtype(dtype))
+        if not np.isfinite(weights[name].astype(np.float32)).all():
+            raise UserError(
+                f"{name} has values that {dtype} does not hold: give --dtype bfloat16 or float32"
+            )
+    return weights
+
+
+def _portable(config: Config) -> Config:
+    """Without places of one's own, here or in buckets: of what a setting names, the name stays."""
+    data, train = config.data, config.train
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            data, data_dir="", path=_name(data.path), tokenizer=_name(data.tokenizer)
+        ),
+        train=dataclasses.replace(
+            train, run_dir="", init_from=_name(train.init_from), clip_run=_name(train.clip_run)
+        ),
+    )
+
+
+def _name(place: str) -> str:
+    own = Path(place).is_absolute() or place.startswith(BUCKETS)
+    return Path(place).name if own else place

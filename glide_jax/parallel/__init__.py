@@ -1,0 +1,1 @@
+"""Devices and processes: sharding rules, launching and connecting the processes of a run."""

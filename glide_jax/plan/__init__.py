@@ -1,0 +1,1 @@
+"""Plan TPU runs without hardware: memory and step time from the TPU compiler."""

@@ -1,0 +1,240 @@
+"""What a TPU program takes, read from the compiler's own text of it: time and communication.
+
+The text lists instructions in the order in which a chip runs them. Most carry the compiler's
+estimate in cycles; attention kernels carry their operations. For collectives it has no
+estimate: theirs are the bytes that go over the links of the rings that it has chosen, which is one
+axis of the torus, both ways round, where it does not say ("How to Scale Your Model",
+jax-ml.github.io/scaling-book, sec. 3). A collective that is started early waits only for what the
+computation in between does not cover. Some are a chain of instructions: one starts it, fusions that
+compute something else carry it on, and one ends it. Others are called on the chip's sparse cores.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from glide_jax.parallel.chips import Chip
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((%[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of the text."""
+
+    name: str
+    shape: str
+    operation: str
+    first_operand: str
+    line: str
+
+
+@dataclass
+class Usage:
+    """Of a program, or of a part of it; of one chip."""
+
+    operation_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Computation, by JAX's operation, or the compiler's own where there is none."""
+    waiting_s: float = 0.0
+    """For collectives that no computation covers."""
+    collective_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By kind: all of it, covered or not."""
+    collective_bytes: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By kind: of the arrays that are exchanged, before they are cut up."""
+
+    @property
+    def compute_s(self) -> float:
+        """All computation."""
+        return sum(self.operation_s.values(), 0.0)
+
+    @property
+    def step_s(self) -> float:
+        """The whole time."""
+        return self.compute_s + self.waiting_s
+
+    def add(self, other: "Usage", times: int) -> None:
+        """Adds a part that runs so many times."""
+        for name, seconds in other.operation_s.items():
+            self.compute(name, times * seconds)
+        self.waiting_s += times * other.waiting_s
+        for kind in other.collective_s:
+            self.count(kind, times * other.collective_s[kind], times * other.collective_bytes[kind])
+
+    def compute(self, operation: str, seconds: float) -> None:
+        """Adds computation."""
+        if seconds:
+            self.operation_s[operation] += seconds
+
+    def count(self, kind: str, seconds: float, size: float) -> None:
+        """Adds a collective."""
+        self.collective_s[kind] += seconds
+        self.collective_bytes[kind] += size
+
+
+def usage(text: str, chip: Chip) -> Usage:
+    """What a program takes.
+
+    Args:
+        text: `jax.stages.Compiled.as_text()` of a program compiled for TPUs.
+        chip: that it is compiled for.
+    """
+    computations, entry = _computations(text)
+    return _usage(entry, computations, chip)
+
+
+def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", []
+    for line in text.splitlines():
+        header = _COMPUTATION.match(line)
+        if header is not None:
+            current = computations[header[2]] = []
+            if header[1]:
+                entry = header[2]
+            continue
+        found = _INSTRUCTION.match(line)
+        if found is not None:
+            current.append(Instruction(found[1], found[2], found[3], found[4] or "", line))
+    return computations, entry
+
+
+def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) -> Usage:
+    total = Usage()
+    started: dict[str, tuple[float, float]] = {}  # name or chain: when, and how long it takes
+    for instruction in computations[name]:
+        if instruction.operation == "while":
+            body, turns = _loop(instruction, computations)
+            total.add(_usage(body, computations, chip), turns)
+            continue
+        if instruction.operation.endswith("-done"):
+            if instruction.first_operand.strip("%") in started:
+                start, takes_s = started.pop(instruction.first_operand.strip("%"))
+                total.waiting_s += max(0.0, takes_s - (total.step_s - start))
+            continue
+        collective = next(_collectives(instruction, computations), None)
+        if collective is None:
+            total.compute(_operation(instruction), _compute_s(instruction, chip))
+            continue
+        chain = _chain(instruction, computations)
+        starts_chain = instruction.name.startswith("async-collective-start")
+        if chain and not starts_chain:  # perhaps in a loop that it runs through
+            total.compute(_operation(instruction), _compute_s(instruction, chip))
+            if chain in started and instruction.name.startswith("async-collective-done"):
+                start, takes_s = started.pop(chain)
+                total.waiting_s += max(0.0, takes_s - (total.step_s - start))
+            continue
+        kind, size = collective
+        links = _links(instruction, computations)
+        takes_s = _takes_s(kind, size, _group(instruction, computations), links, chip)
+        total.count(kind, takes_s, size)
+        if instruction.operation.endswith("-start"):
+            started[instruction.name] = (total.step_s, takes_s)
+        elif starts_chain:
+            started[chain] = (total.step_s, takes_s)
+        else:
+            total.waiting_s += takes_s
+    return total
+
+
+def _loop(instruction: Instruction, computations: dict[str, list[Instruction]]) -> tuple[str, int]:
+    """The body of a while loop, and how often it runs: what its counter is compared with."""
+    condition, body = (
+        re.search(rf"{part}=%([\w.-]+)", instruction.line)[1]  # type: ignore[index]
+        for part in ("condition", "body")
+    )
+    constants = (re.search(r"constant\((\d+)\)", i.line) for i in computations[condition])
+    return body, max((int(found[1]) for found in constants if found), default=1)
+
+
+def _called(
+    instruction: Instruction, computations: dict[str, list[Instruction]]
+) -> list[Instruction]:
+    """The instruction itself, and those of the computation that it stands for."""
+    called = re.search(r"calls=%([\w.-]+)", instruction.line)
+    if instruction.operation == "call-start":
+        called = re.search(r"to_apply=%([\w.-]+)", instruction.line)
+    return [instruction, *(computations.get(called[1], []) if called else [])]
+
+
+def _collectives(
+    instruction: Instruction, computations: dict[str, list[Instruction]]
+) -> Iterator[tuple[str, float]]:
+    """Kind and bytes of the collectives that an instruction is or holds."""
+    for part in _called(instruction, computations):
+        kind = part.operation.removesuffix("-start")
+        if kind in COLLECTIVES:
+            size = _bytes(part)
+            if kind == "reduce-scatter":
+                size *= _group(part, computations)
+            if "all-reduce-scatter" in instruction.line:
+                kind = "reduce-scatter"
+            yield kind, size
+
+
+def _chain(instruction: Instruction, computations: dict[str, list[Instruction]]) -> str:
+    """The chain that an instruction is a link of; empty if of none."""
+    found = (re.search(r'chain_id="\d+"', i.line) for i in _called(instruction, computations))
+    return next((link[0] for link in found if link), "")
+
+
+def _bytes(instruction: Instruction) -> float:
+    """Of the result; of what a start also holds, the largest array."""
+    shapes = re.findall(r"(\w+)\[([\d,]*)\]", instruction.shape)
+    sizes = [
+        BYTES.get(kind, 0) * math.prod(int(n) for n in axes.split(",") if n)
+        for kind, axes in shapes
+    ]
+    combined = max if instruction.operation.endswith("-start") else sum
+    return float(combined(sizes or [0]))
+
+
+def _group(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """How many chips take part."""
+    for part in _called(instruction, computations):
+        line = part.line
+        if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line):
+            sizes = {axis: int(n) for axis, n in re.findall(r"'(\w+)'=(\d+)", found[1])}
+            return math.prod(sizes[axis] for axis in re.findall(r"'(\w+)'", found[2]))
+        if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+            return len(found[1].split(","))
+        if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+            return int(found[1])
+    return 2  # collective-permute: from one to another
+
+
+def _links(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """How many of a chip's links are used at once, one way."""
+    for part in _called(instruction, computations):
+        rings = re.search(r'"strategy":"UniDirection\w*","debug":"[^"]*?colors:(\d+)', part.line)
+        if rings:
+            return int(rings[1])
+    return 2
+
+
+def _takes_s(kind: str, size: float, group: int, links: int, chip: Chip) -> float:
+    """Around rings through `group` chips, each with its part."""
+    once = size * (group - 1) / group / (links * chip.link_bytes_per_s)
+    return once * {"all-reduce": 2.0, "all-to-all": 0.25}.get(kind, 1.0)
+
+
+def _operation(instruction: Instruction) -> str:
+    """JAX's, the last part of the name that it gave; else, as of copies, the compiler's.
+
+    What several operations were fused into is counted as the one that the compiler named it after.
+    """
+    named = re.search(r'op_name="[^"]*/([\w-]+)"', instruction.line)
+    return named[1] if named else instruction.operation
+
+
+def _compute_s(instruction: Instruction, chip: Chip) -> float:
+    if cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.line):
+        return int(cycles[1]) / chip.clock_hz
+    kernel = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.line)
+    return 0.0 if kernel is None else int(kernel[1]) / chip.kernel_flops

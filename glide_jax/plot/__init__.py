@@ -1,0 +1,1 @@
+"""Plot training curves and sample strips."""

@@ -1,0 +1,297 @@
+"""Draws what metrics.jsonl tells: learning curves, of several runs over each other.
+
+    python -m glide_jax.plot runs/scenes_tiny --out curves.png
+    python -m glide_jax.plot runs/a runs/b --out curves.png --samples film.png
+
+There is a panel for whatever a run has logged, and none for the rest. `--samples` puts the grids of
+samples/ together to a film strip: the same prompts and seeds, as training goes on.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from glide_jax.errors import UserError
+from glide_jax.runs.folder import name_of
+from glide_jax.storage import AnyPath, errors_named
+from glide_jax.training.logging import METRICS
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
+"""Of the runs: Okabe and Ito's, which the colour-blind tell apart, and a brown."""
+GREY = "#555555"
+COLUMNS = 3
+PANEL_INCHES = (4.6, 3.1)
+PIXELS_PER_INCH = 130
+SMOOTHED_SHARE = 1 / 40
+"""Of a curve's points, those that are averaged into one of its smooth line."""
+LEAST_LOG_RANGE = 4.0
+"""Largest over smallest value from which an axis is logarithmic."""
+BUCKET = re.compile(r"validation_(?:mse|accuracy)_t(\d+)-(\d+)")
+
+Figure = Any
+"""Matplotlib's, which is loaded when something is drawn. So are its axes."""
+
+
+class Curve(NamedTuple):
+    """One metric of one run."""
+
+    steps: Float[np.ndarray, "n"]
+    values: Float[np.ndarray, "n"]
+
+
+Curves = Mapping[str, Curve]
+"""By metric."""
+
+
+class Line(NamedTuple):
+    """How a metric is drawn in a panel."""
+
+    metric: str
+    label: str = ""
+    """What tells it from the panel's other lines."""
+    smooth: bool = False
+    """Points faint, and a line through their moving average."""
+    style: str = "-"
+    marker: str = ""
+
+
+class Panel(NamedTuple):
+    """One pair of axes."""
+
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+    log: bool = False
+    scale: float = 1.0
+    """What the metrics are multiplied with, to be in `unit`."""
+    buckets: bool = False
+    """Whether a line's colour is its timestep, not its run."""
+
+
+PANELS = (
+    Panel("Training loss", "loss", (Line("loss", smooth=True),), log=True),
+    Panel(
+        "Validation loss",
+        "loss",
+        (
+            Line("validation_loss", "averaged parameters", marker="."),
+            Line("validation_loss_raw", "raw parameters", style="--"),
+        ),
+        log=True,
+    ),
+    Panel(
+        "Accuracy",
+        "pairs found in their batch (%)",
+        (
+            Line("validation_accuracy", "validation, averaged parameters", marker="."),
+            Line("validation_accuracy_raw", "validation, raw parameters", style="--"),
+            Line("accuracy", "training", smooth=True, style=":"),
+        ),
+        scale=100,
+    ),
+    Panel("Temperature", "1 / scale of the cosines", (Line("temperature", smooth=True),), log=True),
+    Panel("Gradient", "norm before clipping", (Line("grad_norm", smooth=True),), log=True),
+    Panel("Speed", "images / s", (Line("images_per_s", smooth=True),)),
+)
+
+
+def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
+    """Every metric that a run has logged, without the values that are not finite.
+
+    Raises:
+        UserError: `run_dir` is not the folder of a training, or nothing is logged yet.
+    """
+    path = run_dir / METRICS
+    with errors_named("read", path):
+        lines = path.read_text().splitlines() if path.is_file() else None
+    if lines is None:
+        raise UserError(
+            f"{run_dir} is not the folder of a training: it has no {METRICS} (give the folder that "
+            "train.py wrote)"
+        )
+    points: dict[str, list[tuple[float, float]]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            step = float(values.pop("step"))
+            found = {name: float(value) for name, value in values.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):  # that of a killed process may be cut short
+                break
+            raise UserError(f"{path}, line {number} is not one of a training's: {error}") from None
+        for name, value in found.items():
+            if math.isfinite(value):
+                points.setdefault(name, []).append((step, value))
+    if not points:
+        raise UserError(f"{path} is empty: nothing is logged yet")
+    return {name: Curve(*np.array(sorted(pairs), np.float64).T) for name, pairs in points.items()}
+
+
+def draw_curves(runs: Mapping[str, Curves]) -> Figure:
+    """The curves of runs, by their names: a matplotlib figure.
+
+    With a single run, colours are those of the timesteps where a panel is about them. With several,
+    they are the runs', and each timestep bucket has a panel.
+
+    Raises:
+        UserError: matplotlib is not installed, there are more runs than colours, or they have
+            logged nothing that there is a panel for.
+    """
+    try:
+        import matplotlib.figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError:
+        raise UserError("drawing curves needs matplotlib: pip install -e '.[plot]'") from None
+    if len(runs) > len(COLOURS):
+        raise UserError(f"{len(runs)} runs cannot be told apart: give {len(COLOURS)} at most")
+    logged = {name for curves in runs.values() for name in curves}
+    panels = [
+        panel
+        for panel in (*PANELS[:3], *bucket_panels(logged, together=len(runs) == 1), *PANELS[3:])
+        if any(line.metric in logged for line in panel.lines)
+    ]
+    if not panels:
+        raise UserError(f"nothing to draw in {', '.join(runs)}: no loss is logged yet")
+
+    columns = 2 if len(panels) == 4 else min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    title_inches = 0.6
+    size = columns * PANEL_INCHES[0], rows * PANEL_INCHES[1] + title_inches
+    top = 1 - title_inches / size[1]
+    layout = ConstrainedLayoutEngine(rect=(0.005, 0.005, 0.99, top), hspace=0.06, wspace=0.04)
+    figure = matplotlib.figure.Figure(size, layout=layout)
+    last_step = max(curve.steps[-1] for curves in runs.values() for curve in curves.values())
+    for number, panel in enumerate(panels, start=1):
+        _draw_panel(figure.add_subplot(rows, columns, number), panel, runs, last_step)
+    middle = (1 + top) / 2
+    if len(runs) == 1:
+        figure.text(0.5, middle, next(iter(runs)), ha="center", va="center", fontsize=14)
+    else:
+        handles = [_handle(color=colour, linewidth=2.5) for colour in COLOURS[: len(runs)]]
+        figure.legend(
+            handles,
+            list(runs),
+            loc="center",
+            bbox_to_anchor=(0.5, middle),
+            ncols=min(4, len(runs)),
+            frameon=False,
+            fontsize=11,
+        )
+    return figure
+
+
+def bucket_panels(logged: set[str], together: bool) -> list[Panel]:
+    """The panels of what validation found in each part of the timesteps.
+
+    Args:
+        logged: names of metrics.
+        together: one panel with a line for each, instead of a panel for each.
+    """
+    found = sorted(
+        (int(match[1]), int(match[2]), name)
+        for name in logged
+        if (match := BUCKET.fullmatch(name)) is not None
+    )
+    panels = []
+    for kind, title, unit, scale in (
+        ("mse", "Validation error", "mean squared error", 1),
+        ("accuracy", "Validation accuracy", "pairs found in their batch (%)", 100),
+    ):
+        lines = [
+            Line(name, f"t {low}–{high}", marker=".")
+            for low, high, name in found
+            if f"_{kind}_" in name
+        ]
+        whole = Panel(f"{title} by timestep", unit, tuple(lines), kind == "mse", scale, True)
+        if together:
+            panels.append(whole)
+        else:
+            panels += [
+                whole._replace(
+                    title=f"{title}, {line.label}",
+                    lines=(line._replace(label=""),),
+                    buckets=False,
+                )
+                for line in lines
+            ]
+    return panels
+
+
+def _draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Curves], last_step: float) -> None:
+    import matplotlib
+    from matplotlib.ticker import EngFormatter
+
+    shown: dict[str, Any] = {}
+    extent = []
+    for line_number, line in enumerate(panel.lines):
+        for colour, curves in zip(COLOURS, runs.values(), strict=False):
+            if line.metric not in curves:
+                continue
+            steps, values = curves[line.metric]
+            values = values * panel.scale
+            extent.append(values)
+            paint: Any = colour
+            if panel.buckets:  # from the finest details to the roughest outline
+                place = line_number / max(len(panel.lines) - 1, 1)
+                paint = matplotlib.colormaps["viridis_r"](0.15 + 0.85 * place)
+            look = {"linestyle": line.style, "marker": line.marker, "color": paint}
+            if line.smooth:
+                axes.plot(steps, values, linewidth=0.8, alpha=0.25, color=paint)
+                values = smoothed(values)
+            axes.plot(steps, values, linewidth=1.6, **look)
+            shown[line.label] = look if panel.buckets else look | {"color": GREY}
+    everything = np.concatenate(extent)
+    if panel.log and everything.min() > 0:
+        _log_scale(axes, everything)
+    axes.set_title(panel.title, fontsize=11)
+    axes.set_xlabel("step", fontsize=9)
+    axes.set_ylabel(panel.unit, fontsize=9)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.tick_params(labelsize=8)
+    axes.set_xlim(0, 1.02 * last_step)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(panel.lines) > 1:
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+        handles = [_handle(**look) for look in shown.values()]
+        axes.legend(handles, list(shown), fontsize=8, **(beside if panel.buckets else {}))
+
+
+def _handle(**look: Any) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **look)
+
+
+def _log_scale(axes: Any, values: np.ndarray) -> None:
+    """A logarithmic axis with plain numbers, where the values are far enough apart for one."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    if values.max() < LEAST_LOG_RANGE * values.min():
+        return
+    decades = math.log10(values.max() / values.min())
+    subs = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def smoothed(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Centred moving average; at the start, which is steep, over as few points as lie before."""
+    index = np.arange(len(values))
+    half = np.minimum(max(1, round(len(values) * SMOOTHED_SHARE / 2)), index)
+    first, end = index - half, np.minimum(index + half + 1, len(values))
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return (total[end] - total[first]) / (end - first)
+
+
+def run_names(runs: Sequence[AnyPath]) -> list[str]:
+    """The folders' own names, or their whole paths where two have the same."""
+    names = [name_of(run) for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]

@@ -1,0 +1,1 @@
+"""Published checkpoints: their parameter names, layouts, sizes and file formats."""

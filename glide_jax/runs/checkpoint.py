@@ -1,0 +1,330 @@
+"""Checkpoints of a run: written in the background, and checked when they are read.
+
+    checkpoints/STEP/           orbax: params, ema, optimizer, progress (counters), host
+    checkpoints/STEP.damaged/   one that storage did not give back as it was written
+
+`host` is JSON: what else the run needs to go on (loader, log), a fingerprint of every array, and a
+digest of itself. A checkpoint is written to a temporary name and renamed when whole (in a bucket,
+marked when whole), so an interrupted write never harms the last good one; where an array is not
+what was saved, the checkpoint before is taken.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from glide_jax.errors import UserError
+from glide_jax.parallel.process_group import Peers
+from glide_jax.runs.fingerprint import fingerprints
+from glide_jax.runs.folder import CHECKPOINTS, COMMITTED, saved_steps
+from glide_jax.runs.state import TrainState, require_same_shapes
+from glide_jax.shapes import Params
+from glide_jax.storage import AnyPath, move_folder
+
+# Orbax tells of every thread and file at the level of warnings; its errors still come through.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+        run_dir: the run folder.
+        kept: how many checkpoints stay; the oldest go first. None: for reading only.
+        peers: the processes that save and restore together, each its part; readers are alone.
+    """
+
+    def __init__(
+        self, run_dir: AnyPath, kept: int | None = None, peers: Peers | None = None
+    ) -> None:
+        absolute = run_dir.absolute() if isinstance(run_dir, Path) else run_dir
+        self._folder: AnyPath = absolute / CHECKPOINTS
+        self._writes = kept is not None
+        self._peers = peers or Peers()
+        self.restored_step: int | None = None
+        """Step of the checkpoint that was restored last."""
+        # Each process reads by itself: one that cannot must not leave the others waiting.
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
+        )
+        with self._errors_named("open"):
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=kept,
+                    read_only=not self._writes,
+                    create=self._writes,
+                    multiprocessing_options=(
+                        ocp.options.MultiprocessingOptions() if self._writes else alone
+                    ),
+                ),
+                item_handlers=_handlers(),
+            )
+            self._reader = ocp.Checkpointer(
+                ocp.CompositeCheckpointHandler(
+                    composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+                    **_handlers(alone),
+                ),
+                multiprocessing_options=alone,
+            )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, host_state: dict[str, Any]) -> None:
+        """Starts to write a checkpoint; returns when the state has been copied.
+
+        Args:
+            state: of the step just taken.
+            host_state: what else the run needs to go on, as JSON: the loader's position, the log.
+
+        Raises:
+            UserError: this or the previous write failed, for example because the disk is full.
+        """
+        self._require_room(
+            sum(
+                shard.data.nbytes
+                for x in jax.tree.leaves(state)
+                for shard in x.addressable_shards
+                if shard.replica_id == 0  # copies on other devices are not written
+            )
+        )
+        self._save(int(state.step), _items(state), host_state)
+
+    def save_ema(self, params: Mapping[str, np.ndarray | jax.Array]) -> None:
+        """Starts to write a checkpoint of weights alone, step 0, which `restore_ema` reads.
+
+        Raises:
+            UserError: the write failed, for example because the disk is full.
+        """
+        self._require_room(sum(x.nbytes for x in params.values()))
+        self._save(0, {"ema": dict(params)}, {})
+
+    def _save(self, step: int, items: dict[str, Any], host_state: dict[str, Any]) -> None:
+        record = {"state": host_state, "arrays": {k: _described(v) for k, v in items.items()}}
+        host = ocp.args.JsonSave(record | {"sha256": _digest(record)})
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        with self._errors_named("save"):
+            self._manager.save(step, args=ocp.args.Composite(**arrays, host=host))
+
+    def restore(
+        self, abstract: TrainState, shardings: TrainState
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The train state and host state of the newest checkpoint that is as it was written.
+
+        Newer ones that are not are moved aside.
+
+        Args:
+            abstract: shapes and types of the state.
+            shardings: where each array goes.
+
+        Raises:
+            UserError: there is none, or its parameters have other names or shapes.
+        """
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            shardings,
+        )
+        found, host_state = self._newest(_items(target))
+        progress = {"history": None} | found["progress"]
+        state = TrainState(
+            params=found["params"], ema=found["ema"], opt_state=found["optimizer"], **progress
+        )
+        return state, host_state
+
+    def restore_ema(
+        self,
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
+        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    ) -> Params:
+        """The averaged parameters alone of `restore`'s checkpoint.
+
+        Args:
+            shapes, shardings: as `load_weights`'s.
+
+        Raises:
+            UserError: as `restore`.
+        """
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = {
+            name: jax.ShapeDtypeStruct(
+                s.shape, s.dtype, sharding=first if shardings is None else shardings[name]
+            )
+            for name, s in shapes.items()
+        }
+        return self._newest({"ema": target})[0]["ema"]
+
+    def _newest(self, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The items, as given by shape and sharding, and the host state."""
+        steps = self._peers.gather(saved_steps(self._folder.parent))[0]
+        if not steps:
+            raise UserError(f"{self._folder} has no whole checkpoint yet")
+        damaged: dict[int, str] = {}
+        for step in steps:
+            found, host_state, why = self._read(step, items)
+            if not why:
+                self._leave_out(damaged, step)
+                self.restored_step = step
+                return found, host_state
+            del found  # as large as the model
+            damaged[step] = why
+        raise UserError(
+            f"every checkpoint in {self._folder} is damaged, the newest because of this: "
+            f"{damaged[steps[0]]}; nothing was changed there: bring one back from a copy, or give "
+            "another --train.run-dir"
+        )
+
+    def _read(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """Items, host state, and what is wrong with them: the same for all processes."""
+        folder = self._folder / str(step)
+        found: Any = {}
+        record, why = {}, ""
+        try:
+            record = self._reader.restore(folder, ocp.args.Composite(host=ocp.args.JsonRestore()))
+            record = dict(record.host)
+            if "sha256" not in record:
+                raise ValueError("an earlier version of glide_jax wrote it, without fingerprints")
+            if record.pop("sha256") != _digest(record):
+                raise ValueError("its list of contents is not what was saved")
+            for name, tree in items.items():
+                if name not in record["arrays"]:
+                    raise UserError(
+                        f"{folder} holds weights alone, without the state of a training that "
+                        "could go on"
+                    )
+                stored = {k: SimpleNamespace(**v) for k, v in record["arrays"][name].items()}
+                require_same_shapes(_named(tree), stored, f"the checkpoint {folder}")
+            arrays = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+            found = dict(self._reader.restore(folder, ocp.args.Composite(**arrays)).items())
+        except UserError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            why = _cause(error)
+        why = next(filter(None, self._peers.gather(why)), "")
+        for name in items if not why else ():
+            for place, now in fingerprints(found[name]).items():
+                if now != record["arrays"][name][place]["fingerprint"]:
+                    why = why or f"{name} {place} is not what was saved"
+        return found, record.get("state", {}), why
+
+    def _leave_out(self, damaged: dict[int, str], good: int) -> None:
+        """Tells of damaged checkpoints, and moves them out of the way of new ones."""
+        for step, why in damaged.items() if self._peers.lead else ():
+            folder = self._folder / str(step)
+            what = "it is left out"
+            if self._writes:
+                aside = _unused(folder.with_name(f"{step}.damaged"))
+                what = f"moved to {aside.name}"
+                with self._errors_named("move damaged"):
+                    move_folder(folder, aside, last=COMMITTED)
+            line = f"warning: the checkpoint {folder} is damaged ({why}): {what}, going on from"
+            sys.stderr.write(f"{line} step {good}\n")
+        self._peers.barrier()
+        if damaged:
+            self._manager.reload()
+
+    def close(self) -> None:
+        """Waits until everything is written. Raises UserError as `save` does."""
+        with self._errors_named("save"):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _require_room(self, needed: int) -> None:
+        if not isinstance(self._folder, Path):
+            return  # buckets have no end
+        if not os.access(self._folder, os.W_OK | os.X_OK):  # orbax would take minutes to tell
+            raise UserError(f"cannot save checkpoints in {self._folder}: it may not be written")
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise UserError(
+                f"cannot save checkpoints in {self._folder}: {needed / 1e6:,.0f} MB are needed and "
+                f"{free / 1e6:,.0f} MB are free; make room and start again, or set "
+                "train.checkpoints_kept lower"
+            )
+
+    @contextlib.contextmanager
+    def _errors_named(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise UserError(
+                f"cannot {verb} checkpoints in {self._folder}: {_cause(error)}"
+            ) from error
+
+
+def _handlers(alone: Any = None) -> dict[str, Any]:
+    """Of a checkpoint's items, for all processes together or for one alone."""
+    options = {} if alone is None else {"multiprocessing_options": alone}
+    arrays = ("params", "ema", "optimizer", "progress")
+    return {name: ocp.StandardCheckpointHandler(**options) for name in arrays} | {
+        "host": ocp.JsonCheckpointHandler(**options)
+    }
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint's items; None is left out."""
+    names = ("step", "skipped", "skipped_in_a_row", "history")
+    progress = {name: getattr(state, name) for name in names}
+    return {
+        "params": state.params,
+        "ema": state.ema,
+        "optimizer": state.opt_state,
+        "progress": {name: value for name, value in progress.items() if value is not None},
+    }
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by their place."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _described(tree: Any) -> dict[str, dict[str, Any]]:
+    """What is to be found again of every array."""
+    found = fingerprints(tree)
+    return {
+        name: {"shape": list(leaf.shape), "fingerprint": found[name]}
+        for name, leaf in _named(tree).items()
+    }
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _unused(path: AnyPath) -> AnyPath:
+    """This path or, where there is something, one like it."""
+    candidates = [path, *(path.with_name(f"{path.name}{i}") for i in range(2, 1000))]
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, from orbax's many lines: the system's own words, where it has any."""
+    text = str(error)
+    system = re.search(r"([^:\"]+: [^:\"]+) \[os_error_code", text)
+    if system is not None:
+        return system[1].strip()
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:  # far into it, behind paths
+            return os.strerror(number)
+    return next(iter(text.strip().splitlines()), type(error).__name__)[:300]

@@ -1,0 +1,1 @@
+"""Sampling with trained models: `Glide`, one model at a time, compiled programs, outputs."""

@@ -1,0 +1,85 @@
+"""Saves checkpoints in a loop, kills itself at random moments, and counts what is lost by it.
+
+    python -m tests.kill_while_saving FOLDER 50
+
+A checkpoint is lost if it was whole before a kill, and the next start does not find it or a newer
+one, or finds other numbers in it.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from glide_jax.runs.checkpoint import Checkpoints
+from glide_jax.runs.folder import CHECKPOINTS
+from glide_jax.runs.state import TrainState
+
+SIZE = 300_000
+
+
+def state_of(step: int) -> TrainState:
+    numbers = np.random.default_rng(step).standard_normal(SIZE, np.float32)
+    params = {"w": jnp.asarray(numbers), "b": jnp.arange(7) + jnp.float32(step)}
+    return TrainState(
+        step=jnp.int32(step),
+        params=params,
+        ema=params,
+        opt_state=optax.adam(0.1).init(params),
+        skipped=jnp.int32(0),
+        skipped_in_a_row=jnp.int32(0),
+        history=None,
+    )
+
+
+def save_until_killed(run_dir: Path, known: int, report) -> None:
+    """Restores, tells whether nothing was lost, then saves step after step."""
+    checkpoints = Checkpoints(run_dir, kept=2)
+    step = 0
+    if known or checkpoints.latest_step is not None:
+        like = state_of(0)
+        state, host_state = checkpoints.restore(like, jax.tree.map(lambda x: x.sharding, like))
+        step = int(state.step)
+        right = jax.tree.map(np.array_equal, state, state_of(step))
+        whole = all(jax.tree.leaves(right)) and host_state == {"step": step} and step >= known
+        report.write(f"restored {step if whole else -1}\n")
+    while True:
+        step += 1
+        checkpoints.save(state_of(step), {"step": step})
+        report.write(f"whole {step - 1}\n")  # a save waits for the one before
+
+
+def main(run_dir: Path, kills: int) -> None:
+    rng = random.Random(0)
+    (run_dir / CHECKPOINTS).mkdir(parents=True)
+    known, lost, interrupted = 0, 0, 0
+    for _ in range(kills + 1):
+        read, write = os.pipe()
+        pid = os.fork()  # what is imported need not be imported again
+        if pid == 0:
+            with os.fdopen(write, "w", buffering=1) as report:
+                save_until_killed(run_dir, known, report)
+        os.close(write)
+        with os.fdopen(read) as report:
+            first = report.readline()  # it is at work
+            time.sleep(rng.uniform(0, 0.6))
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            lines = [first or "restored -1", *report]
+        interrupted += any("tmp" in path.name for path in (run_dir / CHECKPOINTS).iterdir())
+        for kind, step in (line.split() for line in lines):
+            if kind == "restored":
+                lost += int(step) < 0
+            known = max(known, int(step))
+    print(f"{kills} kills, {interrupted} of them in the middle of a write, {lost} lost")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

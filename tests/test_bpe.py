@@ -1,0 +1,218 @@
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.numbered_images import write_pictures
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glide_jax.config import DataConfig
+from glide_jax.data.folder import open_folder
+from glide_jax.data.tokenizers.bpe import END_TOKEN, Tokenizer, make_tokenizer
+from glide_jax.errors import UserError
+
+CAPTIONS = [
+    f"a {size} {colour} {shape} on a {colour} background"
+    for size in ("small", "large")
+    for colour in ("red", "blue", "café")
+    for shape in ("star", "ring")
+]
+TRAINED = Tokenizer.train(CAPTIONS, 320)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2's two files, from a folder that has them as encoder.json.gz and vocab.bpe.gz."""
+    if "GLIDE_JAX_VOCAB" not in os.environ:
+        pytest.skip("GLIDE_JAX_VOCAB does not name a folder with encoder.json.gz and vocab.bpe.gz")
+    folder = tmp_path_factory.mktemp("gpt2")
+    for packed, name in (("encoder.json.gz", "vocab.json"), ("vocab.bpe.gz", "merges.txt")):
+        data = gzip.decompress((Path(os.environ["GLIDE_JAX_VOCAB"]) / packed).read_bytes())
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_tokens_are_those_of_the_original(gpt2: Path, tmp_path: Path) -> None:
+    """The released model's own tokens, for awkward prompts, also after a save."""
+    golden = json.loads((Path(__file__).parent / "golden" / "tokens.json").read_text())
+    Tokenizer.load(gpt2).save(tmp_path / "saved")
+    for tokenizer in (Tokenizer.load(gpt2), Tokenizer.load(tmp_path / "saved")):
+        assert (tokenizer.vocab_size, tokenizer.end_id) == (50_257, 50_256)
+        tokens, mask = tokenizer.encode([row["prompt"] for row in golden], 128)
+        np.testing.assert_array_equal(tokens, [row["glide_tokens"] for row in golden])
+        np.testing.assert_array_equal(mask.sum(axis=1), [row["glide_length"] for row in golden])
+
+
+def test_captions_are_lowered_padded_and_masked() -> None:
+    tokens, mask = TRAINED.encode(["A Red STAR", "", "a red star"], 12)
+    assert tokens.dtype == np.int32
+    assert mask.dtype == np.bool_
+    assert tokens.shape == mask.shape == (3, 12)
+    np.testing.assert_array_equal(tokens[0], tokens[2])
+    length = mask[0].sum()
+    assert 3 <= length < 12
+    assert mask[0, :length].all()
+    assert TRAINED.decode(tokens[0, :length].tolist()) == "a red star"
+    assert (tokens[0, length:] == TRAINED.end_id).all()
+    # The empty caption, the unconditional input, is all padding.
+    assert not mask[1].any()
+    assert (tokens[1] == TRAINED.end_id).all()
+
+
+def test_long_captions_are_truncated_and_counted() -> None:
+    tokenizer = Tokenizer.train(CAPTIONS, 320)
+    whole, mask = tokenizer.encode([CAPTIONS[0]], 64)
+    length = int(mask.sum())
+    cut, _ = tokenizer.encode([CAPTIONS[0], "a", CAPTIONS[1]], 4)
+    np.testing.assert_array_equal(cut[0], whole[0, :4])
+    assert tokenizer.truncated == 2
+    tokenizer.encode([CAPTIONS[0]], length)
+    assert tokenizer.truncated == 2
+
+
+def test_threads_agree_on_tokens_and_count() -> None:
+    tokenizer = Tokenizer.train(CAPTIONS, 320)
+    expected, _ = tokenizer.encode(CAPTIONS, 4)
+    results: list[np.ndarray] = []
+
+    def work() -> None:
+        results.extend(tokenizer.encode(CAPTIONS, 4)[0] for _ in range(20))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tokenizer.truncated == 81 * len(CAPTIONS)
+    assert all(np.array_equal(tokens, expected) for tokens in results)
+
+
+@given(st.text(max_size=40))
+def test_any_text_survives(text: str) -> None:
+    """Byte-level: nothing is unknown, and special tokens in a caption are plain text."""
+    for caption in (text, text + END_TOKEN):
+        tokens, mask = TRAINED.encode([caption], 400)
+        kept = tokens[mask].tolist()
+        assert TRAINED.end_id not in kept
+        assert TRAINED.decode(kept) == caption.lower()
+
+
+def test_training_learns_words_within_the_size_it_is_given() -> None:
+    assert Tokenizer.train(CAPTIONS, 280).vocab_size == 280
+    _, mask = TRAINED.encode(["a red star on a red background"], 64)
+    assert mask.sum() <= 10
+    assert TRAINED.vocab_size < 320  # nothing is left that occurs twice
+    assert Tokenizer.train([], 257).vocab_size == 257
+    with pytest.raises(UserError, match=r"vocab_size = 256 is too small .* at least 257"):
+        Tokenizer.train(CAPTIONS, 256)
+
+
+def test_training_repeats_in_another_process(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path / "here")
+    program = (
+        "import sys, pathlib, json; from glide_jax.data.tokenizers.bpe import Tokenizer;"
+        "Tokenizer.train(json.loads(sys.argv[1]), 320).save(pathlib.Path(sys.argv[2]))"
+    )
+    there = tmp_path / "there"
+    subprocess.run([sys.executable, "-c", program, json.dumps(CAPTIONS), there], check=True)
+    for path in (tmp_path / "here").iterdir():
+        assert (there / path.name).read_bytes() == path.read_bytes()
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path / "run" / "tokenizer")
+    loaded = Tokenizer.load(tmp_path / "run" / "tokenizer")
+    assert (loaded.vocab_size, loaded.end_id) == (TRAINED.vocab_size, TRAINED.end_id)
+    for ours, theirs in zip(loaded.encode(CAPTIONS, 16), TRAINED.encode(CAPTIONS, 16), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_files_are_read_alike_whatever_the_machines_language(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path)
+    saved = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(saved.replace(END_TOKEN, "<ende·>"), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_bytes('{"eos_token": "<ende·>"}'.encode())
+    program = (
+        "import sys, pathlib; from glide_jax.data.tokenizers.bpe import Tokenizer;"
+        "print(Tokenizer.load(pathlib.Path(sys.argv[1])).end_id)"
+    )
+    ascii_alone = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-c", program, tmp_path]
+    read = subprocess.run(command, env=ascii_alone, capture_output=True, text=True)
+    assert read.stdout == f"{TRAINED.end_id}\n", read.stderr
+
+
+def test_a_folder_may_name_its_own_end_token(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path)
+    saved = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(saved.replace(END_TOKEN, "</s>"))
+    settings = tmp_path / "tokenizer_config.json"
+    for named in ("</s>", {"content": "</s>", "lstrip": False}):
+        settings.write_text(json.dumps({"eos_token": named}))
+        assert Tokenizer.load(tmp_path).end_id == TRAINED.end_id
+    settings.unlink()
+    with pytest.raises(UserError, match=r"has no end token '<\|endoftext\|>'"):
+        Tokenizer.load(tmp_path)
+
+
+def test_folders_without_a_usable_tokenizer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"neither tokenizer.json nor vocab.json with merges.txt"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"half')
+    with pytest.raises(UserError, match=f"cannot read the tokenizer in {tmp_path}"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match="cannot write the tokenizer"):
+        TRAINED.save(tmp_path / "tokenizer.json" / "inside a file")
+
+
+def test_make_tokenizer(tmp_path: Path) -> None:
+    source = open_folder(write_pictures(tmp_path / "pictures", 40), "all", 0.0)
+
+    def make(name: str, vocab_size: int) -> Tokenizer:
+        return make_tokenizer(DataConfig(tokenizer=name), vocab_size, source)
+
+    trained = make("train", 300)
+    assert trained.vocab_size <= 300
+    _, mask = trained.encode(["number 12"], 16)
+    assert mask.sum() <= 3
+    trained.save(tmp_path / "saved")
+    assert make(str(tmp_path / "saved"), 300).vocab_size == trained.vocab_size
+    with pytest.raises(UserError, match=rf"more than the model's 260: .*={trained.vocab_size}$"):
+        make(str(tmp_path / "saved"), 260)
+    with pytest.raises(UserError, match=r"there is no folder \./nowhere"):
+        make("./nowhere", 300)
+
+
+def test_the_hub_out_of_reach_is_one_line() -> None:
+    """In a process of its own, because the hub's library reads the variable when imported."""
+    program = (
+        "from glide_jax.data.tokenizers.bpe import Tokenizer\n"
+        "from glide_jax.errors import exit_on_user_error\n"
+        "with exit_on_user_error(): Tokenizer.from_hub('glide-jax-no/such')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: data.tokenizer 'glide-jax-no/such'")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_hub_tokenizer_is_found_in_the_local_cache_format(tmp_path: Path) -> None:
+    """What `save` writes is what AutoTokenizer reads: the hub's own layout."""
+    TRAINED.save(tmp_path)
+    tokenizer = Tokenizer.from_hub(str(tmp_path))
+    for ours, theirs in zip(
+        tokenizer.encode(CAPTIONS, 16), TRAINED.encode(CAPTIONS, 16), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,130 @@
+"""Captions become CLIP's tokens: cleaned, in words, between a start and an end token."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.tokenizers.clip_bpe import CLIP_FILE, ClipTokenizer, clean
+from glide_jax.errors import UserError
+
+CAPTIONS = [
+    f"a {size} {colour} {shape} on a {colour} background"
+    for size in ("small", "large")
+    for colour in ("red", "blue", "café")
+    for shape in ("star", "ring")
+]
+TRAINED = ClipTokenizer.train(CAPTIONS, 600)
+
+
+@pytest.fixture(scope="module")
+def released() -> Path:
+    """CLIP's own file of merges, from a folder that has it."""
+    if "GLIDE_JAX_VOCAB" not in os.environ:
+        pytest.skip(f"GLIDE_JAX_VOCAB does not name a folder with {CLIP_FILE}")
+    return Path(os.environ["GLIDE_JAX_VOCAB"]) / CLIP_FILE
+
+
+def test_tokens_are_those_of_the_original(released: Path, tmp_path: Path) -> None:
+    """The released model's own tokens, for awkward prompts, from every form of the vocabulary."""
+    golden = json.loads((Path(__file__).parent / "golden" / "tokens.json").read_text())
+    (tmp_path / "published").mkdir()
+    shutil.copy(released, tmp_path / "published")
+    tokenizer = ClipTokenizer.load(released)
+    tokenizer.save(tmp_path / "saved")
+    model = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["model"]
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "vocab.json").write_text(json.dumps(model["vocab"]))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (tmp_path / "hub" / "merges.txt").write_text("\n".join(lines) + "\n")
+    loaded = [ClipTokenizer.load(tmp_path / name) for name in ("published", "saved", "hub")]
+    for found in (tokenizer, *loaded, ClipTokenizer.from_hub(str(tmp_path / "saved"))):
+        assert (found.vocab_size, found.start_id, found.end_id) == (49_408, 49_406, 49_407)
+        tokens, mask = found.encode([row["prompt"] for row in golden], 77)
+        np.testing.assert_array_equal(tokens, [row["clip_tokens"] for row in golden])
+        np.testing.assert_array_equal(mask.sum(axis=1), [row["clip_length"] for row in golden])
+        assert found.truncated == 1
+
+
+def test_captions_stand_between_start_and_end_token_before_zeros() -> None:
+    tokens, mask = TRAINED.encode(["A Red  STAR ", "", "a red star"], 12)
+    assert tokens.dtype == np.int32
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(tokens[0], tokens[2])
+    length = int(mask[0].sum())
+    assert 5 <= length < 12
+    assert mask[0, :length].all()
+    assert (tokens[0, 0], tokens[0, length - 1]) == (TRAINED.start_id, TRAINED.end_id)
+    assert not tokens[0, length:].any()
+    assert TRAINED.decode(tokens[0, :length].tolist()) == "a red star"
+    assert tokens[1].tolist() == [TRAINED.start_id, TRAINED.end_id] + [0] * 10
+    assert mask[1].sum() == 2
+
+
+def test_truncation_keeps_the_end_token_and_is_counted() -> None:
+    tokenizer = ClipTokenizer.train(CAPTIONS, 600)
+    whole, mask = tokenizer.encode([CAPTIONS[0]], 64)
+    assert tokenizer.truncated == 0
+    cut, cut_mask = tokenizer.encode([CAPTIONS[0], "a"], 5)
+    assert cut[0].tolist() == [*whole[0, :4], tokenizer.end_id]
+    assert cut_mask[0].all()
+    assert tokenizer.truncated == 1
+    length = int(mask.sum())
+    tokenizer.encode([CAPTIONS[0]], length)
+    assert tokenizer.truncated == 1
+
+
+def test_cleaning() -> None:
+    assert clean("  Tabs\tand\n LINES ") == "tabs and lines"
+    assert clean("&amp;lt;b&gt; cafÃ©") == "<b> café"
+    assert clean("“curly”") == '"curly"'
+
+
+def test_special_tokens_in_a_caption_are_themselves_where_a_word_begins() -> None:
+    [row], _ = TRAINED.encode(["<|ENDOFTEXT|> !<|endoftext|>"], 40)
+    assert row[1] == TRAINED.end_id
+    assert (row == TRAINED.end_id).sum() == 2  # the caption's first, and the end
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=40))
+def test_any_text_survives(text: str) -> None:
+    """Byte-level: nothing is unknown, though words are taken apart."""
+    [tokens], [mask] = TRAINED.encode([text], 400)
+    decoded = TRAINED.decode(tokens[mask].tolist())
+    special = ("<|startoftext|>", "<|endoftext|>")
+    if not any(token in clean(text) for token in special):
+        assert "".join(decoded.split()) == "".join(clean(text).split())
+
+
+def test_training_learns_words_within_the_size_it_is_given() -> None:
+    assert ClipTokenizer.train(CAPTIONS, 530).vocab_size == 530
+    _, mask = TRAINED.encode(["a red star on a red background"], 64)
+    assert mask.sum() <= 10
+    assert ClipTokenizer.train([], 514).vocab_size == 514
+    with pytest.raises(UserError, match=r"vocab_size = 513 is too small .* least 514"):
+        ClipTokenizer.train(CAPTIONS, 513)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path / "run" / "tokenizer")
+    loaded = ClipTokenizer.load(tmp_path / "run" / "tokenizer")
+    assert (loaded.vocab_size, loaded.end_id) == (TRAINED.vocab_size, TRAINED.end_id)
+    for ours, theirs in zip(loaded.encode(CAPTIONS, 16), TRAINED.encode(CAPTIONS, 16), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_no_clip_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"neither tokenizer.json .* nor {CLIP_FILE}"):
+        ClipTokenizer.load(tmp_path)
+    (tmp_path / CLIP_FILE).write_bytes(b"not gzip")
+    with pytest.raises(UserError, match=f"cannot read the tokenizer in {tmp_path}"):
+        ClipTokenizer.load(tmp_path)
+    Tokenizer.train(CAPTIONS, 300).save(tmp_path / "glide")
+    with pytest.raises(UserError, match=r"not a tokenizer of CLIP's kind"):
+        ClipTokenizer.load(tmp_path / "glide")

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax.errors import UserError
+from glide_jax.images import draw_grid, save_png, to_pil, to_uint8
+
+
+def test_levels_round_to_the_nearest_and_clip():
+    images = np.array([-2, -1, -1 + 1.4 / 127.5, 0, 1, 3], np.float32).reshape(1, 1, 2, 3)
+    assert to_uint8(images).ravel().tolist() == [0, 0, 1, 128, 255, 255]
+    levels = np.arange(255, dtype=np.uint8).reshape(1, 5, 17, 3)
+    np.testing.assert_array_equal(to_uint8(levels.astype(np.float32) / 127.5 - 1), levels)
+
+
+def test_png_keeps_its_text(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    save_png(tmp_path / "new" / "x.png", picture, {"prompt": "ein Löwe 🦁"})
+    with Image.open(tmp_path / "new" / "x.png") as image:
+        assert image.text == {"prompt": "ein Löwe 🦁"}
+        np.testing.assert_array_equal(np.asarray(image), picture)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        save_png(tmp_path / "file" / "x.png", picture)
+
+
+def test_grid_shows_every_picture_and_writes_under_it():
+    pictures = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (50, 100, 150)])
+    grid = draw_grid(pictures, ["one", "two", "two"], columns=2)
+    assert {50, 100, 150} <= set(np.unique(grid[..., 0]))
+    row_1, row_2 = grid[: len(grid) // 2], grid[len(grid) // 2 :]
+    assert (row_1[..., 0] < 40).any()  # black letters
+    assert (row_2[..., 0] < 40).any()  # the first of a row is captioned again
+
+
+def test_pillow_gets_the_same_levels():
+    pictures = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    images = to_pil(pictures)
+    assert [image.size for image in images] == [(5, 4)] * 2
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), pictures)

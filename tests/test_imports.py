@@ -1,0 +1,115 @@
+"""Who may import whom, as CONTRIBUTING.md says, and how long `import glide_jax` takes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "glide_jax"
+FLOORS = (
+    {"errors", "shapes", "storage", "images", "config"},
+    {"cli"},
+    {"diffusion", "models", "data"},  # which do not know each other
+    {"parallel"},
+    {"pretrained"},
+    {"runs"},
+    {"sampling"},
+    {"__init__"},
+    {"training"},
+    {"evaluation"},
+    {"train", "sample", "convert", "prepare", "plan", "plot", "export"},  # nor do these
+)
+APART = (FLOORS[2], FLOORS[-1])
+FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(file: Path) -> set[str]:
+    """The modules of this package that a file imports, as a.b.c without glide_jax."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    ours = {name.removeprefix("glide_jax.") for name in names if name.startswith("glide_jax")}
+    return {_module(name) for name in ours}
+
+
+def _module(name: str) -> str:
+    """`a.b.name` and `a.b` both as the module a.b; a name of the package itself as __init__."""
+    path = PACKAGE.joinpath(*name.split("."))
+    if path.with_suffix(".py").exists():
+        return name
+    if (path / "__init__.py").exists():
+        return f"{name}.__init__"
+    parent = name.rpartition(".")[0]
+    return _module(parent) if parent else "__init__"
+
+
+def test_every_part_has_a_floor():
+    parts = {part_of(file) for file in PACKAGE.rglob("*.py")} - {"demo"}
+    assert parts == set(FLOOR)
+
+
+def test_imports_run_downward():
+    for file in PACKAGE.rglob("*.py"):
+        part = part_of(file)
+        for module in imported_modules(file):
+            other = module.partition(".")[0]
+            below = FLOOR[other] < FLOOR[part]
+            beside = FLOOR[other] == FLOOR[part] and not any(part in apart for apart in APART)
+            assert below or beside or other == part, f"{file} imports {module}"
+
+
+def test_no_import_cycle():
+    """Neither between modules nor between parts of a floor."""
+    graph = {}
+    for file in PACKAGE.rglob("*.py"):
+        name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+        graph[name] = imported_modules(file) - {name}
+    _assert_no_cycle(graph)
+    parts = {}
+    for name, modules in graph.items():
+        part = name.partition(".")[0]
+        parts.setdefault(part, set()).update(m.partition(".")[0] for m in modules)
+    _assert_no_cycle({part: others - {part} for part, others in parts.items()})
+
+
+def _assert_no_cycle(graph: dict[str, set[str]]) -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_import_is_quick():
+    """Beside jax and flax, which it needs and which the same process, as busy, imports first."""
+    command = (
+        "from time import process_time as now; before = now();"
+        "import jax, flax.nnx; between = now(); import glide_jax;"
+        "print(between - before, now() - between)"
+    )
+
+    def import_s() -> list[float]:
+        done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+        return [float(seconds) for seconds in done.stdout.split()]
+
+    theirs, ours = (min(of_one) for of_one in zip(*(import_s() for _ in range(3)), strict=True))
+    assert ours < theirs / 2
+
+    command = "import glide_jax, sys; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout
+    slow = {"tensorflow_datasets", "transformers", "torch", "tyro", "grain", "orbax"}
+    assert not slow & set(modules.split())
