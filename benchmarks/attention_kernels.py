@@ -6,8 +6,8 @@
 The estimate in cycles is only made together with a profile of the schedule, which takes the
 compiler hours for a train step. Plans therefore take the rate of the last
 line, `Chip.kernel_flops`: products, as the matrix unit does them, of all attention in a train step
-of the paper's 3.5B base model. A program of the kernel has one picture and some heads, so few
-pictures and channels are measured, and the table tells of 32 and of all.
+of the paper's 3.5B base model. A program of the kernel has one image and some heads, so few
+images and channels are measured, and the table tells of 32 and of all.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from jax.sharding import SingleDeviceSharding  # noqa: E402
 from glide_jax.models import tpu_attention  # noqa: E402
 from glide_jax.plan.slices import known_chip, topology_devices  # noqa: E402
 
-PICTURES = 32
+IMAGES = 32
 WIDTH = 64
 
 SHAPES = (
@@ -58,9 +58,9 @@ def main() -> None:
             for length in (q_length, k_length)
         )
         attend = partial(tpu_attention.attend, heads=few // WIDTH)
-        times = PICTURES * d / few / clock_hz
+        times = IMAGES * d / few / clock_hz
         forward_s, backward_s = (times * n for n in cycles(gradient(attend), [q, k, k]))
-        product = 2 * PICTURES * q_length * k_length * d // WIDTH * tpu_attention.LANES
+        product = 2 * IMAGES * q_length * k_length * d // WIDTH * tpu_attention.LANES
         forward, backward = 2 * product, 5 * product
         print(
             f"{name} | {1e3 * forward_s:.2f} | {forward / forward_s / 1e12:.0f} | "

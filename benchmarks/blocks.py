@@ -33,9 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("topology", help="as v5p:2x2x1, v5e:2x2, v6e:2x2; one chip is taken")
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--level", type=int, default=0, help="from the largest pictures on")
+    parser.add_argument("--level", type=int, default=0, help="from the largest images on")
     parser.add_argument("--remat", choices=get_args(Remat), default="blocks")
-    parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--effort", choices=EFFORTS, default="full")
     parser.add_argument("--text", type=Path, help="where to write the compiled program")
     given = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
         return jnp.mean(out.astype(jnp.float32) ** 2)
 
     def array(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((given.pictures, *shape), model.dtype, sharding=examples)
+        return jax.ShapeDtypeStruct((given.images, *shape), model.dtype, sharding=examples)
 
     params = {
         name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=everywhere)
@@ -77,7 +77,7 @@ def main() -> None:
     flops = 3 * product_flops(loss, *arguments)
     print(
         f"{px} px, {c} channels, {'with' if attends else 'without'} attention, remat "
-        f"{given.remat}, {given.pictures} pictures on {chip.name}: {1e3 * step_s:.2f} ms, "
+        f"{given.remat}, {given.images} images on {chip.name}: {1e3 * step_s:.2f} ms, "
         f"MFU {flops / step_s / chip.flops:.1%} (compiled in {compile_s:.0f} s)",
         *shares(used.operation_s),
         sep="\n",

@@ -1,8 +1,8 @@
-"""How fast pictures are prepared as shards, of each number of worker processes.
+"""How fast images are prepared as shards, of each number of worker processes.
 
     python benchmarks/prepare.py --to out/prepare
 
-Draws tars of pictures of 640 x 480 px, as rich in detail as photographs are, and prepares them.
+Draws tars of images of 640 x 480 px, as rich in detail as photographs are, and prepares them.
 The shards stay, for benchmarks/loader.py: out/prepare/shards-1, of 256 px.
 """
 
@@ -35,7 +35,7 @@ def photograph(rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def write_tars(folder: Path, pictures: int) -> None:
+def write_tars(folder: Path, images: int) -> None:
     """Draws them as img2dataset would leave them, unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(TARS):
@@ -44,8 +44,8 @@ def write_tars(folder: Path, pictures: int) -> None:
             continue
         rng = np.random.default_rng(number)
         with tarfile.open(path.with_suffix(".unfinished"), "w") as tar:
-            for i in range(pictures // TARS):
-                caption = f"picture {i} of tar {number}".encode()
+            for i in range(images // TARS):
+                caption = f"image {i} of tar {number}".encode()
                 for suffix, content in (("jpg", photograph(rng)), ("txt", caption)):
                     info = tarfile.TarInfo(f"{number:05}{i:04}.{suffix}")
                     info.size = len(content)
@@ -57,9 +57,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=4000)
     arguments = parser.parse_args()
-    write_tars(arguments.to / "tars", arguments.pictures)
+    write_tars(arguments.to / "tars", arguments.images)
     for workers in sorted({1, os.cpu_count() or 1}):
         to = arguments.to / f"shards-{workers}"
         shutil.rmtree(to, ignore_errors=True)

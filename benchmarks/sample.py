@@ -4,8 +4,8 @@
     taskset -c 1 python benchmarks/sample.py --cpu-time [--no-shift]
 
 Weights are random: time does not depend on them. Base: 64 px with classifier-free guidance, so that
-one picture is a batch of two. Upsampler: 256 px, without. What is timed is a call of the denoiser,
-for one picture and for a batch; the fastest of several counts, because machines are noisy. The
+one image is a batch of two. Upsampler: 256 px, without. What is timed is a call of the denoiser,
+for one image and for a batch; the fastest of several counts, because machines are noisy. The
 cascade is 100 calls of the one and 27 of the other, the released settings. FLOPs are XLA's own
 count of the compiled program; the peak they are compared with is a large matrix product's, measured
 here in the same type. --no-shift leaves wide bfloat16 convolutions to XLA, to see what
@@ -40,9 +40,9 @@ class Model(NamedTuple):
 
     file: str
     rows: int
-    """Rows of the batch for a picture: two with guidance."""
+    """Rows of the batch for an image: two with guidance."""
     calls: int
-    """Of the denoiser for a picture."""
+    """Of the denoiser for an image."""
 
 
 MODELS = {"base": Model("base64.py", 2, 100), "upsample": Model("upsample256.py", 1, 27)}
@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--batch", type=int, default=2, help="pictures, beside one alone")
+    parser.add_argument("--batch", type=int, default=2, help="images, beside one alone")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
         "--no-shift", action="store_true", help="leave all convolutions to XLA, on CPUs too"
@@ -125,7 +125,7 @@ def main() -> None:
     peak = matrix_peak(arguments.dtype, arguments.turns, clock)
     print(
         f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {arguments.dtype}, "
-        f"matrix products at {peak / 1e9:,.0f} GFLOP/s"
+        f"matmuls at {peak / 1e9:,.0f} GFLOP/s"
     )
     sizes = sorted({1, arguments.batch})
     seconds = {}
@@ -133,21 +133,21 @@ def main() -> None:
         model = MODELS[name]
         config = load_config(CONFIGS / model.file).denoiser
         config = dataclasses.replace(config, dtype=arguments.dtype)
-        for pictures in sizes:
-            rows = model.rows * pictures
+        for images in sizes:
+            rows = model.rows * images
             m = measure(config, rows, arguments.turns, clock, shift=not arguments.no_shift)
-            seconds[name, pictures] = model.calls * m.call_s
+            seconds[name, images] = model.calls * m.call_s
             print(
-                f"{name:9}{pictures:4} picture(s): a call {m.call_s:6.2f} s, "
-                f"{model.calls} calls {seconds[name, pictures]:6.1f} s, "
-                f"{pictures / seconds[name, pictures]:.4f} pictures/s, "
+                f"{name:9}{images:4} image(s): a call {m.call_s:6.2f} s, "
+                f"{model.calls} calls {seconds[name, images]:6.1f} s, "
+                f"{images / seconds[name, images]:.4f} images/s, "
                 f"{m.flops / m.call_s / 1e9:6,.0f} GFLOP/s ({m.flops / m.call_s / peak:.0%} of "
                 f"the peak), {m.memory_bytes / 1e9:.1f} GB, compiled in {m.compiling_s:.0f} s"
             )
     if len(arguments.models) == len(MODELS):
-        for pictures in sizes:
-            total = sum(seconds[name, pictures] for name in MODELS)
-            print(f"cascade  {pictures:4} picture(s): {total:6.1f} s")
+        for images in sizes:
+            total = sum(seconds[name, images] for name in MODELS)
+            print(f"cascade  {images:4} image(s): {total:6.1f} s")
 
 
 if __name__ == "__main__":

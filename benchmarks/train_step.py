@@ -3,7 +3,7 @@
     python benchmarks/train_step.py
 
 The model is the benchmark's own: 64 channels, multipliers 1 2 2, one residual block a level,
-attention at 16 and 8 px, 32 px pictures, batch 32, float32. "plain" is the same model with group
+attention at 16 and 8 px, 32 px images, batch 32, float32. "plain" is the same model with group
 norm over a grouped reshape and attention with heads on the third axis, on one device; "ours" is
 the project's on one device; "ours, a device a core" is what train.py does on a CPU.
 The three take turns, and the fastest of several turns counts, because machines are noisy.

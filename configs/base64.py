@@ -1,11 +1,11 @@
 """A base model of the size that OpenAI released, its first stage: 64 px, 385,030,726 parameters.
 
-    python train.py --config configs/base64.py --data.source folder --data.path pictures/
+    python train.py --config configs/base64.py --data.source folder --data.path images/
 
-The paper trained its small model, on filtered pictures, for 1.1M iterations, and then for 500K with
+The paper trained its small model, on filtered images, for 1.1M iterations, and then for 500K with
 classifier-free guidance and inpainting (appendix C, arXiv 2112.10741). This is the first stage;
 configs/base64_cfg.py and configs/base64_inpaint.py go on from it, and configs/base64_3b5.py is the
-paper's larger model. The paper's pictures are not public: COCO stands for them.
+paper's larger model. The paper's images are not public: COCO stands for them.
 Hardware: made for a TPU pod or several GPUs; not trained by this project.
 """
 
@@ -24,9 +24,9 @@ def get_config() -> Config:
             name="coco_captions",
             tokenizer="gpt2",
             crop="random",  # not published: a choice
-            caption_drop=0.0,  # paper: the fine-tuning drops captions, not the first stage
+            caption_dropout=0.0,  # paper: the fine-tuning drops captions, not the first stage
         ),
-        # Optimiser not published: the defaults, which are ADM's at 64 px.
+        # Optimizer not published: the defaults, which are ADM's at 64 px.
         sample=SampleConfig(guidance_scale=1.0),  # the empty caption is only learned later
         train=TrainConfig(
             steps=1_100_000,  # paper

@@ -1,7 +1,7 @@
 """The inpainting base model that OpenAI released: 64 px, 385,037,638 parameters.
 
-    python train.py --config configs/base64.py --data.source folder --data.path pictures/
-    python train.py --config configs/base64_inpaint.py --data.source folder --data.path pictures/
+    python train.py --config configs/base64.py --data.source folder --data.path images/
+    python train.py --config configs/base64_inpaint.py --data.source folder --data.path images/
 
 The second command goes on from the first's runs/base64: four more input channels, the known pixels
 and their mask, whose weights start as zeros (section 3.3, arXiv 2112.10741), and 20% of the
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import Config
-from glide_jax.pretrained.defaults import DRAWING
+from glide_jax.pretrained.defaults import RELEASED
 
 
 def get_config() -> Config:
@@ -23,8 +23,8 @@ def get_config() -> Config:
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.denoiser, inpaint=True),
-        data=dataclasses.replace(base.data, caption_drop=0.2),  # paper
-        sample=DRAWING["base-inpaint"].sample,
+        data=dataclasses.replace(base.data, caption_dropout=0.2),  # paper
+        sample=RELEASED["base-inpaint"].sample,
         train=dataclasses.replace(
             base.train,
             init_from="runs/base64",

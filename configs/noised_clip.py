@@ -1,8 +1,8 @@
 """The noised CLIP that OpenAI released: 64 px, image tower 86,443,776 and text tower 71,679,488.
 
-    python train.py --config configs/noised_clip.py --data.source folder --data.path pictures/
+    python train.py --config configs/noised_clip.py --data.source folder --data.path images/
 
-It sees pictures with the base model's noise, and is told the time (section 3.4, arXiv 2112.10741).
+It sees images with the base model's noise, and is told the time (section 3.4, arXiv 2112.10741).
 Of this smaller one nothing is published: iterations, batch and weight decay are those of the
 paper's last one (configs/noised_clip_vit_l.py), all else is from CLIP's ViT-B (arXiv 2103.00020).
 Hardware: made for a TPU pod; not trained by this project.

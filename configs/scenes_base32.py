@@ -2,7 +2,7 @@
 
     python train.py --config configs/scenes_base32.py
 
-The shipped one learnt in lessons, which docs/training.md has as commands; its card,
+The shipped one learned in lessons, which docs/training.md has as commands; its card,
 glide_jax/demo/base/MODEL_CARD.md, says how well it draws.
 Differs from the paper as configs/scenes_tiny.py does, and for the same reasons.
 """
@@ -35,7 +35,7 @@ def get_config() -> Config:
             dtype="float32",
         ),
         diffusion=DiffusionConfig(prediction="v", timesteps="rising"),
-        data=DataConfig(caption_drop=0.1),
+        data=DataConfig(caption_dropout=0.1),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, ema_decay=0.998),
         sample=SampleConfig(sampler="ddim", steps="50"),
         train=TrainConfig(

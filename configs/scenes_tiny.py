@@ -3,11 +3,11 @@
     python train.py --config configs/scenes_tiny.py
     python -m glide_jax.evaluation.scenes --checkpoint runs/scenes_tiny --n 64
 
-Measured: 8 minutes 32 seconds on one core of an AMD EPYC (Zen 5); it then gets 95.3% of the colours
+Measured: 8 minutes 32 seconds on one core of an AMD EPYC (Zen 5); it then gets 95.3% of the colors
 that 64 captions ask for right, and 18.8% of the shapes.
 
 Some things differ from the paper, because some 1,200 steps must do, and captions are what training
-comes to last: they only decide what the noise hides. The pictures are small, and each shows one
+comes to last: they only decide what the noise hides. The images are small, and each shows one
 large object, so that the caption decides most of them. The network predicts velocity instead of
 noise, whose squared error hardly counts what a caption tells, and training dwells on the noisy
 steps. Switch one back to see what it is worth, for example with --diffusion.timesteps uniform.
@@ -41,7 +41,7 @@ def get_config() -> Config:
             dtype="float32",
         ),
         diffusion=DiffusionConfig(prediction="v", timesteps="rising"),
-        data=DataConfig(name="closeups", caption_drop=0.1),
+        data=DataConfig(name="closeups", caption_dropout=0.1),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, decay_steps=1200, ema_decay=0.98),
         sample=SampleConfig(sampler="ddim", steps="50", guidance_scale=2.0),
         train=TrainConfig(

@@ -2,11 +2,11 @@
 
     python train.py --config configs/scenes_upsample128.py
 
-Trained on squares of 64 px cut from the pictures: a quarter of the time, for a network that looks
-at places alike. The smaller pictures are blurred and noised a little, since a base model's are
+Trained on squares of 64 px cut from the images: a quarter of the time, for a network that looks
+at places alike. The smaller images are blurred and noised a little, since a base model's are
 never quite right; the model is told of the noise. It corrects them instead of drawing from nothing
-(--diffusion.low-res-deviation 0 does as GLIDE, and learns far more slowly): scenes differ from
-their smaller pictures enlarged by 0.07, root mean square. Most of the larger picture follows from
+(--diffusion.low-res-std 0 does as GLIDE, and learns far more slowly): scenes differ from
+their smaller images enlarged by 0.07, root mean square. Most of the larger image follows from
 the smaller one: five steps are enough, and after a short training more of them only add grain.
 """
 
@@ -44,9 +44,9 @@ def get_config() -> Config:
             low_res_noise=True,
             dtype="float32",
         ),
-        diffusion=DiffusionConfig(schedule="linear", prediction="v", low_res_deviation=0.07),
+        diffusion=DiffusionConfig(schedule="linear", prediction="v", low_res_std=0.07),
         data=DataConfig(
-            caption_drop=0.1, low_res=LowResConfig(crop_px=64, blur_px=0.6, noise_steps=40)
+            caption_dropout=0.1, low_res=LowResConfig(crop_px=64, blur_px=0.6, noise_steps=40)
         ),
         sample=SampleConfig(sampler="ddim", steps="5", guidance_scale=1.0),
         train=dataclasses.replace(base.train, batch_examples=16),

@@ -1,19 +1,19 @@
 """The upsampler that OpenAI released: 64 to 256 px, 398,361,286 parameters.
 
-    python train.py --config configs/upsample256.py --data.source folder --data.path pictures/
+    python train.py --config configs/upsample256.py --data.source folder --data.path images/
 
-A U-Net as the base model's that also sees the smaller picture, and the caption as well (section
+A U-Net as the base model's that also sees the smaller image, and the caption as well (section
 3.1, arXiv 2112.10741). It learns to undo an average over areas, as ADM's upsampler (arXiv
 2105.05233), of which it also takes what is not published.
 Hardware: made for a TPU pod or several GPUs; not trained by this project.
 """
 
 from glide_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, UNetConfig
-from glide_jax.pretrained.defaults import DRAWING
+from glide_jax.pretrained.defaults import RELEASED
 
 
 def get_config() -> Config:
-    diffusion, sample = DRAWING["upsample"]
+    diffusion, sample = RELEASED["upsample"]
     return Config(
         model=ModelConfig(
             # ADM's 64 to 256 px upsampler (paper), which has no dropout either.
@@ -27,7 +27,7 @@ def get_config() -> Config:
             name="coco_captions",
             tokenizer="gpt2",
             crop="random",  # not published: a choice
-            caption_drop=0.0,  # paper: only the base model is fine-tuned for guidance
+            caption_dropout=0.0,  # paper: only the base model is fine-tuned for guidance
         ),
         optim=OptimConfig(learning_rate=1e-4),  # not published: ADM's upsampler's
         sample=sample,

@@ -1,12 +1,12 @@
 r"""The inpainting upsampler that OpenAI released: 64 to 256 px, 398,368,198 parameters.
 
-    python train.py --config configs/upsample256.py --data.source folder --data.path pictures/
+    python train.py --config configs/upsample256.py --data.source folder --data.path images/
     python train.py --config configs/upsample256_inpaint.py --data.source folder \
-        --data.path pictures/
+        --data.path images/
 
 The second command goes on from the first's runs/upsample256: four more input channels, the known
-pixels of the large picture and their mask, whose weights start as zeros; it sees all of the small
-picture (section 3.3, arXiv 2112.10741). The regions erased are "random", and no more is published:
+pixels of the large image and their mask, whose weights start as zeros; it sees all of the small
+image (section 3.3, arXiv 2112.10741). The regions erased are "random", and no more is published:
 those here are the defaults of data.masks. `--train.init-from` names another run.
 Hardware: made for a TPU pod or several GPUs; not trained by this project.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import Config
-from glide_jax.pretrained.defaults import DRAWING
+from glide_jax.pretrained.defaults import RELEASED
 
 
 def get_config() -> Config:
@@ -24,7 +24,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         upsample,
         model=dataclasses.replace(upsample.denoiser, inpaint=True),
-        sample=DRAWING["upsample-inpaint"].sample,
+        sample=RELEASED["upsample-inpaint"].sample,
         train=dataclasses.replace(
             upsample.train,
             init_from="runs/upsample256",

@@ -31,19 +31,19 @@ use_all_cores(4)
 glide = Glide.load(sys.argv[1] if len(sys.argv) > 1 else "demo")
 out = Path("out")
 
-# %% Pictures from captions
+# %% Images from captions
 small = glide.generate(PROMPTS, upsample=False, progress=True)
 large = glide.upsample(small, PROMPTS, batch_size=4, progress=True)
 save_grid(out / "demo.png", large, PROMPTS, columns=4)
 
-# %% What enlarging adds: each small picture, and what the upsampler made of it
+# %% What enlarging adds: each small image, and what the upsampler made of it
 side = large.shape[1]
 shown = [Image.fromarray(p).resize((side, side), Image.Resampling.NEAREST) for p in small[:4]]
 pairs = np.stack([np.stack(shown), large[:4]], 1).reshape(-1, side, side, 3)
 labels = [label for prompt in PROMPTS[:4] for label in (prompt, "enlarged")]
 save_grid(out / "demo_enlarged.png", pairs, labels, columns=4)
 
-# %% The lower half of the first picture, painted anew in two ways
+# %% The lower half of the first image, painted anew in two ways
 known = np.ones((side, side), bool)
 known[side // 2 :] = False
 hidden = np.where(known[:, :, None], large[0], 128).astype(np.uint8)

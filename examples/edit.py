@@ -1,4 +1,4 @@
-"""From a sketch to a picture: SDEdit.
+"""From a sketch to an image: SDEdit.
 
 python examples/edit.py runs/released [sketch.png]
 """
@@ -11,13 +11,13 @@ import numpy as np
 
 from glide_jax import Glide
 from glide_jax.images import save_grid
-from glide_jax.sampling.user_images import read_picture
+from glide_jax.sampling.user_images import read_image
 
 glide = Glide.load(sys.argv[1])
 
-# %% A sketch: flat colours are enough
+# %% A sketch: flat colors are enough
 if len(sys.argv) > 2:
-    sketch = read_picture(Path(sys.argv[2]))
+    sketch = read_image(Path(sys.argv[2]))
 else:
     sketch = np.full((64, 64, 3), (120, 170, 230), np.uint8)  # sky
     sketch[40:] = (60, 140, 60)  # grass

@@ -1,4 +1,4 @@
-"""Text to 256 px pictures.
+"""Text to 256 px images.
 
     python examples/text2im.py runs/released
 
@@ -15,19 +15,19 @@ from glide_jax.images import save_grid
 glide = Glide.load(sys.argv[1])
 out = Path("out")
 
-# %% Four pictures for a prompt; another seed gives others
+# %% Four images for a prompt; another seed gives others
 prompt = "an oil painting of a corgi"
-pictures = glide.generate([prompt], n=4, guidance_scale=3.0, steps=20, seed=0, progress=True)
-save_grid(out / "text2im.png", pictures, [prompt] * 4, columns=4)
+images = glide.generate([prompt], n=4, guidance_scale=3.0, steps=20, seed=0, progress=True)
+save_grid(out / "text2im.png", images, [prompt] * 4, columns=4)
 
-# %% The same in two steps: small pictures first, and only the one you like is enlarged
+# %% The same in two steps: small images first, and only the one you like is enlarged
 small = glide.generate([prompt], n=4, steps=20, seed=0, upsample=False)
 if glide.has("upsample"):
     large = glide.upsample(small[2:3], [prompt])
     save_grid(out / "enlarged.png", large, [prompt], columns=1)
 
 # %% Fewer steps with a better solver, and away from what is not wanted
-pictures = glide.generate(
+images = glide.generate(
     [prompt], n=4, sampler="dpmpp_2m", steps="karras15", negative_prompt="a photograph"
 )
-save_grid(out / "negative.png", pictures, [prompt] * 4, columns=4)
+save_grid(out / "negative.png", images, [prompt] * 4, columns=4)

@@ -14,7 +14,7 @@ from glide_jax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedOut:
+class ShardingFlags:
     """What every command that loads models for drawing or comparing takes."""
 
     fsdp: int = 1

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, errors_named
 
-Remat = Literal["none", "products", "blocks", "everything", "offload"]
+Remat = Literal["none", "matmuls", "blocks", "everything", "offload"]
 
 GROUPS = 32
 """Groups of every GroupNorm; channel counts are multiples of it."""
@@ -112,13 +112,13 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     low_res_px: int = 0
-    """Side of the smaller picture that an upsampler sees beside x_t; 0 for a base model."""
+    """Side of the smaller image that an upsampler sees beside x_t; 0 for a base model."""
     low_res_noise: bool = False
-    """Whether an upsampler is told how much noise there is in the smaller picture."""
+    """Whether an upsampler is told how much noise there is in the smaller image."""
     inpaint: bool = False
     """Whether it sees known pixels and their mask beside x_t."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the matrix products; parameters are float32, and norms and softmax computed in it."""
+    """Type of the matmuls; parameters are float32, and norms and softmax computed in it."""
     remat: Remat = "none"
     """What the backward pass recomputes instead of keeping, from nothing, the quickest, to what
     takes the least memory: glide_jax.models.remat."""
@@ -143,17 +143,17 @@ class ModelConfig:
 
     @property
     def resolution_px(self) -> int:
-        """Side of the pictures."""
+        """Side of the images."""
         return self.unet.resolution_px
 
     @property
-    def enlargement(self) -> int:
-        """How many times an upsampler's pictures are larger than the smaller ones; 1 for a base."""
+    def upscale_factor(self) -> int:
+        """How many times an upsampler's images are larger than the smaller ones; 1 for a base."""
         return self.unet.resolution_px // self.low_res_px if self.low_res_px else 1
 
     @property
     def condition_channels(self) -> int:
-        """Input channels beside x_t: known pixels and mask, then the smaller picture."""
+        """Input channels beside x_t: known pixels and mask, then the smaller image."""
         return 4 * self.inpaint + 3 * bool(self.low_res_px)
 
 
@@ -189,17 +189,17 @@ class ClipImageConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """A noised CLIP: tells how well a picture, with noise in it, fits a caption."""
+    """A noised CLIP: tells how well an image, with noise in it, fits a caption."""
 
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
     image: ClipImageConfig = field(default_factory=ClipImageConfig)
     embedding_width: int = 512
-    """Of the space in which captions and pictures are compared."""
+    """Of the space in which captions and images are compared."""
     steps: int = 1000
     """Noise levels that the image tower tells apart: T of the base model's diffusion; or 1, for a
-    plain CLIP that sees pictures without noise and is for ranking alone."""
+    plain CLIP that sees images without noise and is for ranking alone."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the matrix products; parameters are float32, and norms and softmax computed in it."""
+    """Type of the matmuls; parameters are float32, and norms and softmax computed in it."""
     remat: Remat = "none"
     """As ModelConfig's."""
 
@@ -213,7 +213,7 @@ class ClipConfig:
 
     @property
     def resolution_px(self) -> int:
-        """Side of the pictures."""
+        """Side of the images."""
         return self.image.resolution_px
 
 
@@ -226,11 +226,11 @@ class DiffusionConfig:
     prediction: Literal["eps", "v"] = "eps"
     """What the network predicts and its error is measured in: noise, as GLIDE, or velocity."""
     zero_terminal_snr: bool = False
-    """Rescale the schedule so that nothing of the picture is left in the last step, as sampling
+    """Rescale the schedule so that nothing of the image is left in the last step, as sampling
     takes for granted (arXiv 2305.08891); needs prediction=v."""
-    low_res_deviation: float = 0.0
-    """For upsamplers, where pictures are in [-1, 1]: their root mean square difference from the
-    smaller ones enlarged. Above 0, the network corrects the smaller picture instead of drawing the
+    low_res_std: float = 0.0
+    """For upsamplers, where images are in [-1, 1]: their root mean square difference from the
+    smaller ones enlarged. Above 0, the network corrects the smaller image instead of drawing the
     larger one from nothing (`velocity_around`); needs prediction=v. 0: as GLIDE."""
     timesteps: Literal["uniform", "rising", "loss-second-moment"] = "uniform"
     """How training draws t: uniformly, as GLIDE; with a probability that rises in proportion to
@@ -246,13 +246,13 @@ class DiffusionConfig:
         _require(
             self.prediction == "v" or not self.zero_terminal_snr,
             "diffusion.zero_terminal_snr",
-            "needs diffusion.prediction v: where no picture is left, its noise says nothing of it",
+            "needs diffusion.prediction v: where no image is left, its noise says nothing of it",
         )
         _require(self.min_snr_gamma > 0, "diffusion.min_snr_gamma", "must be above 0")
-        _require(self.low_res_deviation >= 0, "diffusion.low_res_deviation", "must be at least 0")
+        _require(self.low_res_std >= 0, "diffusion.low_res_std", "must be at least 0")
         _require(
-            self.prediction == "v" or not self.low_res_deviation,
-            "diffusion.low_res_deviation",
+            self.prediction == "v" or not self.low_res_std,
+            "diffusion.low_res_std",
             "needs diffusion.prediction v",
         )
 
@@ -271,7 +271,7 @@ class MaskConfig:
     half_plane: float = 0.5
     """All on one side of a straight line."""
     whole: float = 0.25
-    """All of the picture: the model stays able to draw from nothing."""
+    """All of the image: the model stays able to draw from nothing."""
     place_caption: float = 0.0
     """Share of captions that are told where the hidden part is, as ", at the top left"."""
 
@@ -287,14 +287,14 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class LowResConfig:
-    """What training does to an upsampler's smaller pictures, which base models draw imperfectly."""
+    """What training does to an upsampler's smaller images, which base models draw imperfectly."""
 
     crop_px: int = 0
-    """Train on squares of this side, cut from anywhere in the larger picture (sec. 2.5, arXiv
-    2205.11487): cheaper by their share of its area. 0: on whole pictures."""
+    """Train on squares of this side, cut from anywhere in the larger image (sec. 2.5, arXiv
+    2205.11487): cheaper by their share of its area. 0: on whole images."""
     blur_px: float = 0.0
     """Gaussian blur: its standard deviation is uniform up to this, in pixels of the smaller
-    picture. unCLIP blurs with 0.6 (arXiv 2204.06125)."""
+    image. unCLIP blurs with 0.6 (arXiv 2204.06125)."""
     noise_steps: int = 0
     """Noise-conditioning augmentation (arXiv 2106.15282): noise as at a step drawn below this of
     the model's own schedule, of which the model is told; needs model.low_res_noise."""
@@ -314,14 +314,14 @@ MIXTURE_SETTINGS = (
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where captioned pictures come from and how they are prepared."""
+    """Where captioned images come from and how they are prepared."""
 
     source: str = "scenes"
     """A key of glide_jax.data.sources.SOURCES: scenes, tfds, folder or shards."""
     name: str = ""
     """source=tfds: the data set's TFDS name, such as coco_captions or coco_captions/2014.
     source=scenes: full (or empty); closeups, of one large object each; or mini, a few hundred
-    pictures for trying things out."""
+    images for trying things out."""
     mixture: tuple[str, ...] = ()
     """Several data sets at once, in place of `source`: each as "weight=3 source=folder path=cats",
     with any of the settings of MIXTURE_SETTINGS; what it does not set is as said here."""
@@ -339,32 +339,32 @@ class DataConfig:
     caption_key: str = "captions"
     """source=tfds: the caption feature, a text or a list of texts; parts separated by '/'."""
     caption_pattern: str = ""
-    """Only captions in which this regular expression is found (case counts), and pictures that have
-    one: for a part of a data set, or lessons. Held-out pictures go by it too. Empty: all."""
+    """Only captions in which this regular expression is found (case counts), and images that have
+    one: for a part of a data set, or lessons. Held-out images go by it too. Empty: all."""
     crop: Literal["center", "random"] = "center"
     """Square crop after resizing the shorter side to the model's resolution."""
     horizontal_flip: bool = False
-    """Mirror half of the pictures; wrong where captions speak of left and right."""
-    caption_drop: float = 0.2
+    """Mirror half of the images; wrong where captions speak of left and right."""
+    caption_dropout: float = 0.2
     """Share of captions replaced by the empty one, for classifier-free guidance (paper: 0.2). A
     CLIP always gets its captions: without one there is nothing to compare."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     low_res: LowResConfig = field(default_factory=LowResConfig)
     tokenizer: str = "train"
     """'train' (byte-level BPE on this data set's captions), a local folder, or a hub name: gpt2."""
-    max_bad_share: float = 0.01
+    max_bad_fraction: float = 0.01
     """Bad records are skipped and counted; past this share of those read, the run stops."""
     loader_threads: int = 4
 
     def __post_init__(self) -> None:
-        _require(0 <= self.caption_drop <= 1, "data.caption_drop", "must be in [0, 1]")
+        _require(0 <= self.caption_dropout <= 1, "data.caption_dropout", "must be in [0, 1]")
         try:
             re.compile(self.caption_pattern)
         except re.error as error:
             raise UserError(
                 f"config: data.caption_pattern is no regular expression: {error}"
             ) from None
-        _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", "must be in [0, 1]")
+        _require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "must be in [0, 1]")
         _require(self.loader_threads >= 1, "data.loader_threads", "must be at least 1")
         _require(self.source != "tfds" or bool(self.name), "data.name", "is needed by source=tfds")
         _require(
@@ -380,7 +380,7 @@ class DataConfig:
         """The data sets of the mixture, each with its weight; without a mixture, itself.
 
         Raises:
-            UserError: one is not spelt as a mixture is.
+            UserError: one is not spelled as a mixture is.
         """
         return tuple(_mixed(self, text) for text in self.mixture) or ((1.0, self),)
 
@@ -443,7 +443,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How pictures are drawn unless the caller says otherwise; the defaults are GLIDE's base's."""
+    """How images are drawn unless the caller says otherwise; the defaults are GLIDE's base's."""
 
     sampler: str = "ddpm"
     """A key of glide_jax.diffusion.loop.SAMPLERS."""
@@ -466,7 +466,7 @@ class SampleConfig:
     """Percentile, such as 0.995, of a predicted x_0's values that is scaled to fit (arXiv
     2205.11487, sec. 2.3); 0 clips to [-1, 1]."""
     low_res_noise: int = 0
-    """Noise added to an upsampler's smaller pictures, as at this step of its schedule: hides what a
+    """Noise added to an upsampler's smaller images, as at this step of its schedule: hides what a
     base model gets wrong; for models that are told of it (model.low_res_noise)."""
 
     def __post_init__(self) -> None:
@@ -497,7 +497,7 @@ class TrainConfig:
     seed: int = 0
     steps: int = 1_000_000
     batch_examples: int = 2048
-    """Pictures a step, over all devices and micro-batches."""
+    """Images a step, over all devices and micro-batches."""
     micro_batches: int = 1
     """Gradient accumulation: a step's batch is computed in this many parts."""
     fsdp: int = 1
@@ -506,13 +506,13 @@ class TrainConfig:
     """Stop after this many steps in a row whose loss or gradient is not finite."""
     log_every_steps: int = 50
     checkpoint_every_steps: int = 5000
-    checkpoints_kept: int = 3
+    max_checkpoints: int = 3
     sample_every_steps: int = 5000
     """A grid of `sample_prompts`, drawn with the EMA parameters; 0 never."""
     sample_prompts: tuple[str, ...] = ()
     """Empty: the first captions of the validation split."""
     validate_every_steps: int = 5000
-    """Loss of the EMA parameters on `validation_examples` held-out pictures; 0 never."""
+    """Loss of the EMA parameters on `validation_examples` held-out images; 0 never."""
     validation_examples: int = 512
 
     def __post_init__(self) -> None:
@@ -524,7 +524,7 @@ class TrainConfig:
             "max_bad_steps",
             "log_every_steps",
             "checkpoint_every_steps",
-            "checkpoints_kept",
+            "max_checkpoints",
         ):
             _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
         _require(
@@ -559,9 +559,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(
-            not self.diffusion.low_res_deviation
+            not self.diffusion.low_res_std
             or (isinstance(self.model, ModelConfig) and self.model.low_res_px > 0),
-            "diffusion.low_res_deviation",
+            "diffusion.low_res_std",
             "is for upsamplers",
         )
         if isinstance(self.model, ClipConfig):
@@ -574,7 +574,7 @@ class Config:
                 self.model.steps in (1, self.diffusion.steps),
                 "model.steps",
                 f"({self.model.steps}) must be diffusion.steps ({self.diffusion.steps}), or 1 for "
-                "a CLIP that sees pictures without noise",
+                "a CLIP that sees images without noise",
             )
             _require(not self.data.low_res.crop_px, "data.low_res.crop_px", "must be 0 for a CLIP")
             _require(
@@ -592,7 +592,7 @@ class Config:
         crop_px = self.data.low_res.crop_px
         if crop_px:
             unet = self.model.unet
-            smallest = math.lcm(self.model.enlargement, 2 ** (len(unet.channel_mult) - 1))
+            smallest = math.lcm(self.model.upscale_factor, 2 ** (len(unet.channel_mult) - 1))
             _require(self.model.low_res_px > 0, "data.low_res.crop_px", "is for upsamplers")
             _require(
                 crop_px <= unet.resolution_px and crop_px % smallest == 0,
@@ -603,7 +603,7 @@ class Config:
             _require(
                 not self.train.clip_loss_weight,
                 "train.clip_loss_weight",
-                "must be 0 with data.low_res.crop_px: captions are of whole pictures",
+                "must be 0 with data.low_res.crop_px: captions are of whole images",
             )
         _require(
             self.model.low_res_noise or not self.data.low_res.noise_steps,

@@ -1,4 +1,4 @@
-"""Pictures as people see them: PNG files that remember their prompt, and captioned grids."""
+"""Images as people see them: PNG files that remember their prompt, and captioned grids."""
 
 import io
 import textwrap
@@ -22,13 +22,13 @@ def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def to_pil(pictures: UInt8[np.ndarray, "b h w 3"]) -> list[Image.Image]:
-    """Each picture as Pillow's, for all that it can do and save."""
-    return [Image.fromarray(picture) for picture in pictures]
+def to_pil(images: UInt8[np.ndarray, "b h w 3"]) -> list[Image.Image]:
+    """Each image as Pillow's, for all that it can do and save."""
+    return [Image.fromarray(image) for image in images]
 
 
 def save_png(
-    path: AnyPath, picture: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
+    path: AnyPath, image: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a PNG whose text chunks hold `metadata` (prompt, seed, settings).
 
@@ -39,7 +39,7 @@ def save_png(
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
     png = io.BytesIO()
-    Image.fromarray(picture).save(png, format="PNG", pnginfo=info)
+    Image.fromarray(image).save(png, format="PNG", pnginfo=info)
     with errors_named("write", path):
         # All of it or nothing: a run that goes on later takes what is there for whole.
         write_whole(path, png.getvalue())
@@ -47,17 +47,17 @@ def save_png(
 
 def save_grid(
     path: Path,
-    pictures: UInt8[np.ndarray, "b h w 3"],
+    images: UInt8[np.ndarray, "b h w 3"],
     captions: Sequence[str],
     columns: int,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a PNG of pictures in rows, each with its caption under it.
+    """Writes a PNG of images in rows, each with its caption under it.
 
     Raises:
         UserError: the file cannot be written.
     """
-    save_png(path, draw_grid(pictures, captions, columns), metadata)
+    save_png(path, draw_grid(images, captions, columns), metadata)
 
 
 def new_figure(width_in: float, height_in: float) -> Any:
@@ -83,22 +83,22 @@ def save_figure(path: Path, figure: Any) -> None:
 
 
 def draw_grid(
-    pictures: UInt8[np.ndarray, "b h w 3"], captions: Sequence[str], columns: int
+    images: UInt8[np.ndarray, "b h w 3"], captions: Sequence[str], columns: int
 ) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
-    """Pictures in rows on white, each with its caption under it.
+    """Images in rows on white, each with its caption under it.
 
-    Small pictures are shown at least 192 px wide, so that captions fit; a run of equal captions
-    is written once, under its first picture.
+    Small images are shown at least 192 px wide, so that captions fit; a run of equal captions
+    is written once, under its first image.
 
     Args:
-        pictures: (b, h, w, 3).
-        captions: one a picture.
-        columns: pictures in a row; fewer where there are not as many.
+        images: (b, h, w, 3).
+        captions: one an image.
+        columns: images in a row; fewer where there are not as many.
     """
-    assert len(pictures) == len(captions) > 0
-    columns = min(columns, len(pictures))
-    width_px = pictures.shape[2] * max(1, -(-192 // pictures.shape[2]))
-    height_px = width_px * pictures.shape[1] // pictures.shape[2]
+    assert len(images) == len(captions) > 0
+    columns = min(columns, len(images))
+    width_px = images.shape[2] * max(1, -(-192 // images.shape[2]))
+    height_px = width_px * images.shape[1] // images.shape[2]
     font = ImageFont.load_default(_FONT_PX)
     lines = [
         textwrap.wrap(caption, int(width_px / (_FONT_PX * 0.5)), max_lines=6, placeholder=" ...")
@@ -109,13 +109,13 @@ def draw_grid(
     line_px = int(_FONT_PX * 1.25)
     text_px = max(map(len, lines)) * line_px + 4
     cell_w, cell_h = width_px + _MARGIN_PX, height_px + text_px + _MARGIN_PX
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     grid = Image.new("RGB", (columns * cell_w + _MARGIN_PX, rows * cell_h + _MARGIN_PX), "white")
     draw = ImageDraw.Draw(grid)
-    for i, (picture, text) in enumerate(zip(pictures, lines, strict=True)):
+    for i, (image, text) in enumerate(zip(images, lines, strict=True)):
         x = _MARGIN_PX + i % columns * cell_w
         y = _MARGIN_PX + i // columns * cell_h
-        shown = Image.fromarray(picture).resize((width_px, height_px), Image.Resampling.BICUBIC)
+        shown = Image.fromarray(image).resize((width_px, height_px), Image.Resampling.BICUBIC)
         grid.paste(shown, (x, y))
         for n, line in enumerate(text):
             draw.text((x, y + height_px + 4 + n * line_px), line, fill="black", font=font)

@@ -1,4 +1,4 @@
-"""Draws, enlarges and edits pictures with trained models.
+"""Draws, enlarges and edits images with trained models.
 
     python sample.py --checkpoint runs/scenes_tiny --prompt "a red star" --n 4 --out out.png
     python sample.py inpaint --checkpoint models --image cat.png --mask hole.png --prompt "a hat"
@@ -6,7 +6,7 @@
     python sample.py upsample --checkpoint models --low-res small.png --prompt "a house"
     python sample.py rank --checkpoint models --image a.png --image b.png --prompt "a house"
 
-Without a name of a command, `generate` is meant. One picture becomes one PNG file; several become
+Without a name of a command, `generate` is meant. One image becomes one PNG file; several become
 a grid, and a folder beside it (out/) holds each as a file of its own; --out FOLDER writes the files
 alone, and passes over those that are there already, so that an interrupted night goes on. PNG files
 keep prompt, seed and settings in their text chunks.
@@ -24,19 +24,19 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from glide_jax import Glide, UserError
-from glide_jax.cli import SharedOut, keep_compiled_programs
+from glide_jax.cli import ShardingFlags, keep_compiled_programs
 from glide_jax.config import SampleConfig
 from glide_jax.errors import exit_on_user_error
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.outputs import Job, is_folder, make_jobs
-from glide_jax.sampling.pipeline import one_each
+from glide_jax.sampling.pipeline import broadcast_prompts
 from glide_jax.sampling.stage import MAX_BATCH
-from glide_jax.sampling.user_images import Fit, read_alpha, read_mask, read_picture, square_picture
+from glide_jax.sampling.user_images import Fit, read_alpha, read_image, read_mask, square_image
 
 
 @dataclass(frozen=True)
-class Models(SharedOut):
+class Models(ShardingFlags):
     """Which models, and what to draw."""
 
     checkpoint: UseAppendAction[tuple[str | Path, ...]] = ()
@@ -51,7 +51,7 @@ class Models(SharedOut):
 
 
 @dataclass(frozen=True)
-class Drawing(Models):
+class SamplingFlags(Models):
     """How to draw; what is not given is as the model's own run says."""
 
     guidance_scale: float | None = None
@@ -72,7 +72,7 @@ class Drawing(Models):
     """Of the first noise."""
     seed: int = 0
     batch_size: int | None = None
-    """Pictures at a time."""
+    """Images at a time."""
     out: Path = field(default=Path("out.png"))
     """PNG file, or a folder."""
 
@@ -82,19 +82,19 @@ class Drawing(Models):
         return "base"
 
     @property
-    def pictures_each(self) -> int:
-        """Pictures that a prompt ends in."""
+    def images_each(self) -> int:
+        """Images that a prompt ends in."""
         return 1
 
 
 @dataclass(frozen=True)
-class Generate(Drawing):
-    """Draws pictures for prompts."""
+class Generate(SamplingFlags):
+    """Draws images for prompts."""
 
     n: int = 1
-    """Pictures for each prompt, with seeds seed, seed + 1, ..."""
+    """Images for each prompt, with seeds seed, seed + 1, ..."""
     keep: int | None = None
-    """Of each prompt's n pictures, keep so many: those that CLIP likes best."""
+    """Of each prompt's n images, keep so many: those that CLIP likes best."""
     negative_prompt: str = ""
     """What guidance leads away from."""
     clip_guidance_scale: float | None = None
@@ -103,46 +103,46 @@ class Generate(Drawing):
     """Enlarge, if there is an upsampler among the checkpoints."""
 
     @property
-    def pictures_each(self) -> int:
-        """Pictures that a prompt ends in."""
+    def images_each(self) -> int:
+        """Images that a prompt ends in."""
         return self.n if self.keep is None else self.keep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inpaint(Generate):
-    """Paints over a part of a picture."""
+    """Paints over a part of an image."""
 
     image: Path
-    """The picture, of any size."""
+    """The image, of any size."""
     mask: Path | None = None
-    """White stays, black is painted over. Without it, the picture's transparent part is painted."""
+    """White stays, black is painted over. Without it, the image's transparent part is painted."""
     fit: Fit = "crop"
     """crop: the largest square from the middle; pad: paint around it; stretch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Generate):
-    """Draws on from a picture or a sketch (SDEdit)."""
+    """Draws on from an image or a sketch (SDEdit)."""
 
     image: Path
-    """The picture, of any size."""
+    """The image, of any size."""
     strength: float = 0.7
-    """Share of the steps that are taken: little keeps the picture, 1 forgets it."""
+    """Share of the steps that are taken: little keeps the image, 1 forgets it."""
     fit: Fit = "crop"
-    """crop: the largest square from the middle; pad: with grey; stretch."""
+    """crop: the largest square from the middle; pad: with gray; stretch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upsample(Drawing):
-    """Enlarges small pictures, with the help of their captions: one prompt for all, or one each."""
+class Upsample(SamplingFlags):
+    """Enlarges small images, with the help of their captions: one prompt for all, or one each."""
 
     low_res: UseAppendAction[tuple[Path, ...]] = ()
-    """A picture; repeat the flag for more. Made as small as the upsampler expects."""
+    """An image; repeat the flag for more. Made as small as the upsampler expects."""
     low_res_noise: int | None = None
-    """Noise added to the small pictures, as at this step: hides their faults. For upsamplers that
+    """Noise added to the small images, as at this step: hides their faults. For upsamplers that
     are told of it."""
     fit: Fit = "crop"
-    """crop: the largest square from the middle; pad: with grey; stretch."""
+    """crop: the largest square from the middle; pad: with gray; stretch."""
 
     @property
     def role(self) -> str:
@@ -152,10 +152,10 @@ class Upsample(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class Rank(Models):
-    """Says how well pictures fit a prompt, by CLIP; the best comes first."""
+    """Says how well images fit a prompt, by CLIP; the best comes first."""
 
     image: UseAppendAction[tuple[Path, ...]] = ()
-    """A picture; repeat the flag for more."""
+    """An image; repeat the flag for more."""
 
 
 COMMANDS = {
@@ -165,8 +165,8 @@ COMMANDS = {
     "upsample": Upsample,
     "rank": Rank,
 }
-TOLD = ("negative_prompt", "n", "keep", "image", "mask", "strength", "fit")
-"""What a picture's metadata tells beside the settings of sampling."""
+METADATA_FLAGS = ("negative_prompt", "n", "keep", "image", "mask", "strength", "fit")
+"""What an image's metadata tells beside the settings of sampling."""
 
 
 def read_prompts(arguments: Models) -> list[str]:
@@ -190,10 +190,10 @@ def load(arguments: Models) -> Glide:
     )
 
 
-def plan_jobs(arguments: Drawing) -> list[Job]:
+def plan_jobs(arguments: SamplingFlags) -> list[Job]:
     """What is to be drawn. Raises UserError."""
     prompts = read_prompts(arguments)
-    each = arguments.pictures_each
+    each = arguments.images_each
     if isinstance(arguments, Generate) and arguments.n < 1:
         raise UserError(f"--n {arguments.n}: must be at least 1")
     if each < 1:
@@ -203,29 +203,29 @@ def plan_jobs(arguments: Drawing) -> list[Job]:
         if not arguments.low_res:
             raise UserError("nothing to enlarge: give --low-res")
         small = list(arguments.low_res)
-        prompts = one_each(prompts, len(small))
+        prompts = broadcast_prompts(prompts, len(small))
     return make_jobs(prompts, small, each, arguments.out)
 
 
-def chosen_settings(arguments: Drawing) -> dict[str, Any]:
+def chosen_settings(arguments: SamplingFlags) -> dict[str, Any]:
     """The sampling settings that flags change; None leaves one as it is."""
     names = (field.name for field in dataclasses.fields(SampleConfig))
     return {name: getattr(arguments, name, None) for name in names}
 
 
-def told(glide: Glide, arguments: Drawing) -> dict[str, str]:
-    """What all pictures' metadata have in common."""
+def png_metadata(glide: Glide, arguments: SamplingFlags) -> dict[str, str]:
+    """What all images' metadata have in common."""
     role = arguments.role
     if isinstance(arguments, Inpaint) and glide.has("base-inpaint"):
         role = "base-inpaint"
     settings = dataclasses.asdict(glide.settings(role, **chosen_settings(arguments)))
     settings["checkpoint"] = ", ".join(map(str, arguments.checkpoint))
-    settings |= {name: getattr(arguments, name, None) for name in TOLD}
+    settings |= {name: getattr(arguments, name, None) for name in METADATA_FLAGS}
     return {name: str(value) for name, value in settings.items() if value not in (None, "")}
 
 
-def draw(glide: Glide, arguments: Drawing, jobs: list[Job], batch_size: int) -> np.ndarray:
-    """Pictures for these jobs, as the command asks."""
+def draw(glide: Glide, arguments: SamplingFlags, jobs: list[Job], batch_size: int) -> np.ndarray:
+    """Images for these jobs, as the command asks."""
     prompts = [job.prompt for job in jobs]
     common: dict[str, Any] = {
         "seed": arguments.seed,
@@ -236,7 +236,7 @@ def draw(glide: Glide, arguments: Drawing, jobs: list[Job], batch_size: int) -> 
     if isinstance(arguments, Upsample):
         px = glide.config("upsample").denoiser.low_res_px
         paths = [job.low_res for job in jobs if job.low_res is not None]
-        small = [square_picture(read_picture(path), px, arguments.fit) for path in paths]
+        small = [square_image(read_image(path), px, arguments.fit) for path in paths]
         return glide.upsample(np.stack(small), prompts, **common)
     assert isinstance(arguments, Generate)
     common |= {
@@ -248,43 +248,43 @@ def draw(glide: Glide, arguments: Drawing, jobs: list[Job], batch_size: int) -> 
     if isinstance(arguments, Inpaint):
         image = arguments.image
         known = read_alpha(image) if arguments.mask is None else read_mask(arguments.mask)
-        return glide.inpaint(read_picture(image), known, prompts, fit=arguments.fit, **common)
+        return glide.inpaint(read_image(image), known, prompts, fit=arguments.fit, **common)
     if isinstance(arguments, Edit):
-        picture = read_picture(arguments.image)
+        original = read_image(arguments.image)
         return glide.edit(
-            picture, prompts, strength=arguments.strength, fit=arguments.fit, **common
+            original, prompts, strength=arguments.strength, fit=arguments.fit, **common
         )
     return glide.generate(prompts, **common)
 
 
-def draw_and_save(glide: Glide, arguments: Drawing, jobs: list[Job]) -> list[np.ndarray]:
-    """Draws a few jobs at a time, and writes their pictures when they are done."""
-    common = told(glide, arguments)
+def draw_and_save(glide: Glide, arguments: SamplingFlags, jobs: list[Job]) -> list[np.ndarray]:
+    """Draws a few jobs at a time, and writes their images when they are done."""
+    common = png_metadata(glide, arguments)
     n = getattr(arguments, "n", 1)
     most = arguments.batch_size or MAX_BATCH * jax.local_device_count()
     at_a_time = min(max(most // n, 1), len(jobs))
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for start in range(0, len(jobs), at_a_time):
         some = jobs[start : start + at_a_time]
         # The last ones are drawn in a batch of the same size, by the program that is there.
         drawn = draw(glide, arguments, some, batch_size=min(most, at_a_time * n))
         targets = [(job, file) for job in some for file in job.files]
-        for (job, file), picture, seed in zip(targets, drawn, glide.last_seeds, strict=True):
-            save_png(file, picture, common | job.metadata | {"seed": str(seed)})
-        pictures += list(drawn)
-    return pictures
+        for (job, file), image, seed in zip(targets, drawn, glide.last_seeds, strict=True):
+            save_png(file, image, common | job.metadata | {"seed": str(seed)})
+        images += list(drawn)
+    return images
 
 
 def rank(arguments: Rank) -> None:
-    """Prints each prompt's pictures, the best first."""
+    """Prints each prompt's images, the best first."""
     prompts = read_prompts(arguments)
     if not arguments.image:
         raise UserError("nothing to rank: give --image")
     glide = load(arguments)
-    pictures = [read_picture(path) for path in arguments.image]
+    images = [read_image(path) for path in arguments.image]
     for prompt in prompts:
         print(prompt)
-        scores = glide.rank(pictures, [prompt])
+        scores = glide.rank(images, [prompt])
         for i in np.argsort(-scores):
             print(f"  {scores[i]:.3f}  {arguments.image[i]}")
 
@@ -304,22 +304,22 @@ def main() -> None:
     jobs = plan_jobs(arguments)
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"batch size {arguments.batch_size} must be at least 1")
-    one_picture = len(jobs) * getattr(arguments, "n", 1) == 1
-    use_all_cores(arguments.fsdp if one_picture else MAX_BATCH)
+    one_image = len(jobs) * getattr(arguments, "n", 1) == 1
+    use_all_cores(arguments.fsdp if one_image else MAX_BATCH)
     glide = load(arguments)
     if is_folder(arguments.out):
-        common = told(glide, arguments)
+        common = png_metadata(glide, arguments)
         left = [job for job in jobs if not job.is_done(common)]
         print(f"{arguments.out}: {len(left)} of {len(jobs)} prompts to draw")
         draw_and_save(glide, arguments, left)
         return
-    pictures = draw_and_save(glide, arguments, jobs)
-    if len(pictures) > 1:
-        each = arguments.pictures_each
+    images = draw_and_save(glide, arguments, jobs)
+    if len(images) > 1:
+        each = arguments.images_each
         prompts = [job.prompt for job in jobs for _ in job.files]
         columns = each if each > 1 else min(len(prompts), 4)
-        metadata = told(glide, arguments) | {"seed": str(arguments.seed)}
-        save_grid(arguments.out, np.stack(pictures), prompts, columns, metadata)
+        metadata = png_metadata(glide, arguments) | {"seed": str(arguments.seed)}
+        save_grid(arguments.out, np.stack(images), prompts, columns, metadata)
     print(arguments.out)
 
 

@@ -16,9 +16,9 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 Image = Float[Array, "b h w 3"]
-"""Pictures in [-1, 1]."""
+"""Images in [-1, 1]."""
 Pixels = UInt8[Array, "b h w 3"]
-"""Pictures as 8-bit levels, 0..255."""
+"""Images as 8-bit levels, 0..255."""
 Timesteps = Int[Array, "b"]
 """Original step indices, in [0, T)."""
 Tokens = Int[Array, "b l"]
@@ -42,7 +42,7 @@ class Batch(TypedDict):
     tokens: Int[Array, "b l"]
     token_mask: Bool[Array, "b l"]
     mask: NotRequired[Float[Array, "b h w 1"]]
-    """For inpainting: 1 where the model sees the picture, 0 where it paints."""
+    """For inpainting: 1 where the model sees the image, 0 where it paints."""
     clip_tokens: NotRequired[Int[Array, "b l2"]]
     """For an auxiliary CLIP loss: the same captions as that CLIP reads them."""
     clip_token_mask: NotRequired[Bool[Array, "b l2"]]

@@ -28,8 +28,8 @@ from glide_jax.images import save_png
 from glide_jax.parallel import launch as launching
 from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import chip_of
-from glide_jax.parallel.launch import Launch, anywhere, require_same, together
-from glide_jax.parallel.process_group import Peers
+from glide_jax.parallel.launch import Launch, any_process, joined, require_same
+from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fine_tune import starting_params
 from glide_jax.runs.folder import (
@@ -51,25 +51,25 @@ from glide_jax.training.step import Trainer
 from glide_jax.training.validation import summary
 
 
-def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> None:
+def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profile) -> None:
     """Trains until `config.train.steps`, or until asked to stop.
 
     Args:
         config: the run.
         run_dir: its folder, which all processes see.
-        peers: the processes that train together; the lead alone writes, but for checkpoints.
+        group: the processes that train together; the lead alone writes, but for checkpoints.
         profile: of which steps a trace is wanted.
     """
-    settings, lead = config.train, peers.lead
+    settings, lead = config.train, group.lead
 
     # Data ------------------------------------------------------------------------------------
 
     source = open_source(config.data, config.data.train_split)
     held_out = open_source(config.data, config.data.validation_split)
-    pictures = sum(map(len, parts_of(source)))
-    require_same(peers, config, pictures)
+    images = sum(map(len, parts_of(source)))
+    require_same(group, config, images)
     start = resolve_run(settings.init_from) if settings.init_from else None
-    resumes = peers.gather(last_step(run_dir) is not None)[0]
+    resumes = group.gather(last_step(run_dir) is not None)[0]
     initial = starting_params(start, config) if start and not resumes else None
     if lead:
         tokenizer = tokenizer_of(config, source, run_dir if resumes else start)
@@ -77,7 +77,7 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
     if lead:
         open_run_folder(run_dir, config)
         tokenizer.save(run_dir / TOKENIZER)
-    peers.barrier()
+    group.barrier()
     if not lead:
         require_shared(run_dir, config)
         tokenizer = tokenizer_of(config, source, run_dir)
@@ -85,15 +85,15 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
     # Model and state -------------------------------------------------------------------------
 
     is_clip = isinstance(config.model, ClipConfig)
-    if is_clip and pictures < settings.batch_examples:
+    if is_clip and images < settings.batch_examples:
         raise UserError(
             f"train.batch_examples ({settings.batch_examples}) must be at most the number of "
-            f"pictures ({pictures}): a CLIP cannot tell a picture from itself"
+            f"images ({images}): a CLIP cannot tell an image from itself"
         )
     objective = make_objective(config, clip)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
-    checkpoints = Checkpoints(run_dir, settings.checkpoints_kept, peers)
+    checkpoints = Checkpoints(run_dir, settings.max_checkpoints, group)
     if not resumes:
         state = trainer.init(initial)
         loader_state, log_state = None, None
@@ -132,7 +132,7 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
         log.restore(log_state)
     log.say(
         f"{run_dir}: {objective.network.parameter_count / 1e6:.1f}M parameters, "
-        f"{pictures:,} pictures, {jax.device_count()} {jax.devices()[0].platform} device(s)"
+        f"{images:,} images, {jax.device_count()} {jax.devices()[0].platform} device(s)"
         + (f", from {start}" if start else "")
         + (f", resumed at step {step:,}" if step else "")
     )
@@ -157,11 +157,11 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
         if is_clip:
             return
         # Others may hold parts of it; they wait for the lead in the next step.
-        ema = state.ema if peers.count == 1 else sharding.to_host(state.ema)
+        ema = state.ema if group.count == 1 else sharding.to_host(state.ema)
         if preview is not None:
             grid = preview.draw(ema)
             save_png(run_dir / "samples" / f"{step:07d}.png", grid)
-            log.picture(step, "samples", grid)
+            log.image(step, "samples", grid)
 
     # Loop ------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ def train(config: Config, run_dir: AnyPath, peers: Peers, profile: Profile) -> N
             log.step(values, waited)
             if step == first + 1:
                 log.restart_clock()  # it was compiled
-            stops = anywhere(stop.requested)
+            stops = any_process(stop.requested)
 
             if values["skipped_in_a_row"] >= settings.max_bad_steps:
                 raise UserError(
@@ -239,17 +239,17 @@ def tokenizer_of(config: Config, source: Source, run_dir: AnyPath | None) -> Tok
 
 
 def for_validation(config: Config, held_out: int) -> Config:
-    """The run with a batch in which no held-out picture comes twice: a CLIP could not tell which.
+    """The run with a batch in which no held-out image comes twice: a CLIP could not tell which.
 
     Raises:
-        UserError: there are too few pictures for it, or for the batch that it is trained on.
+        UserError: there are too few images for it, or for the batch that it is trained on.
     """
     settings = config.train
     least = jax.device_count() * settings.micro_batches
     whole = min(settings.validation_examples, held_out) // least * least
     if not whole:
         raise UserError(
-            f"a CLIP is validated by telling pictures apart, and {least} are needed for that: give "
+            f"a CLIP is validated by telling images apart, and {least} are needed for that: give "
             "more, or --train.validate-every-steps 0"
         )
     batch = min(settings.batch_examples, whole)
@@ -280,8 +280,8 @@ def main() -> None:
     keep_compiled_programs()
     examples = config.train.batch_examples // config.train.micro_batches
     sharding.use_all_cores(examples, launch.processes, launch.sharing_cores)
-    with together(launch, partial(last_step, run_dir)) as peers:
-        train(config, run_dir, peers, profile)
+    with joined(launch, partial(last_step, run_dir)) as group:
+        train(config, run_dir, group, profile)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Eight fake CPU devices for all tests, so that sharding is tested wherever the tests run.
 
-Their time goes into compiling, so LLVM is told not to optimise: half the time, the same results.
+Their time goes into compiling, so LLVM is told not to optimize: half the time, the same results.
 """
 
 import fcntl
@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # Test processes, and the scripts that they start, share what they have compiled.
-COMPILED = os.environ.get("GLIDE_JAX_COMPILED") or tempfile.mkdtemp(prefix="glide_jax_compiled_")
+GIVEN = os.environ.get("GLIDE_JAX_COMPILED")
+COMPILED = GIVEN or tempfile.mkdtemp(prefix="glide_jax_compiled_")
 os.environ["GLIDE_JAX_COMPILED"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
@@ -34,7 +35,7 @@ settings.load_profile("same_every_time")
 
 ROOT = Path(__file__).parent.parent
 
-COLOURS = {
+COLORS = {
     "red": (220, 30, 30),
     "green": (30, 180, 30),
     "blue": (30, 30, 220),
@@ -47,10 +48,10 @@ COLOURS = {
 
 
 @pytest.fixture(scope="session")
-def colour_folder(tmp_path_factory):
-    """Eight pictures of one colour each, with captions beside them."""
-    folder = tmp_path_factory.mktemp("colours")
-    for name, rgb in COLOURS.items():
+def color_folder(tmp_path_factory):
+    """Eight images of one color each, with captions beside them."""
+    folder = tmp_path_factory.mktemp("colors")
+    for name, rgb in COLORS.items():
         Image.new("RGB", (12, 10), rgb).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"all {name}")
     return folder
@@ -82,11 +83,11 @@ def python():
 
 
 @pytest.fixture(scope="session")
-def train(python, colour_folder):
-    """Starts `train.py` with the tiny configuration on the eight colours."""
+def train(python, color_folder):
+    """Starts `train.py` with the tiny configuration on the eight colors."""
 
     def start(run_dir, *flags, **options):
-        data = ("--data.source", "folder", "--data.path", colour_folder)
+        data = ("--data.source", "folder", "--data.path", color_folder)
         run = ("--train.run-dir", run_dir, "--data.train-split", "all")
         run += ("--data.validation-split", "all")
         config = ("--config", Path(__file__).parent / "helpers" / "tiny.py")
@@ -97,7 +98,7 @@ def train(python, colour_folder):
 
 @pytest.fixture(scope="session")
 def trained_run(train, shared_folder):
-    """A run folder whose model knows the eight colours by heart."""
+    """A run folder whose model knows the eight colors by heart."""
     run_dir = shared_folder / "trained_run"
     with made_once(run_dir) as to_make:
         if to_make:
@@ -119,7 +120,7 @@ def models(trained_run, shared_folder):
 
 
 def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):  # the process that made it, not one of pytest-xdist's
+    if GIVEN is None:  # the process that made it, not one of pytest-xdist's
         shutil.rmtree(COMPILED, ignore_errors=True)
 
 

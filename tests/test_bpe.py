@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.numbered_images import write_pictures
+from helpers.numbered_images import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +18,9 @@ from glide_jax.data.tokenizers.bpe import END_TOKEN, Tokenizer, make_tokenizer
 from glide_jax.errors import UserError
 
 CAPTIONS = [
-    f"a {size} {colour} {shape} on a {colour} background"
+    f"a {size} {color} {shape} on a {color} background"
     for size in ("small", "large")
-    for colour in ("red", "blue", "café")
+    for color in ("red", "blue", "café")
     for shape in ("star", "ring")
 ]
 TRAINED = Tokenizer.train(CAPTIONS, 320)
@@ -172,7 +172,7 @@ def test_folders_without_a_usable_tokenizer_are_refused(tmp_path: Path) -> None:
 
 
 def test_make_tokenizer(tmp_path: Path) -> None:
-    source = open_folder(write_pictures(tmp_path / "pictures", 40), "all", 0.0)
+    source = open_folder(write_images(tmp_path / "images", 40), "all", 0.0)
 
     def make(name: str, vocab_size: int) -> Tokenizer:
         return make_tokenizer(DataConfig(tokenizer=name), vocab_size, source)

@@ -26,7 +26,7 @@ def saved(tmp_path_factory):
     """A run folder with the checkpoints 1, 2 and 3."""
     run_dir = tmp_path_factory.mktemp("saved") / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
-    checkpoints = Checkpoints(run_dir, kept=3)
+    checkpoints = Checkpoints(run_dir, max_checkpoints=3)
     for step in (1, 2, 3):
         checkpoints.save(state_of(step), {"loader": {"batch": step}, "log": {"window": {}}})
     checkpoints.close()
@@ -91,11 +91,11 @@ def test_what_is_read_back_is_the_same_on_any_devices(devices, tmp_path):
         return jax.device_put(state, shardings), shardings
 
     (tmp_path / "checkpoints").mkdir()
-    checkpoints = Checkpoints(tmp_path, kept=1)
+    checkpoints = Checkpoints(tmp_path, max_checkpoints=1)
     checkpoints.save(placed(state_of(3), 4)[0], {"loader": {"batch": 3}})
     checkpoints.close()
     like, shardings = placed(state_of(0), devices)
-    found, host_state = Checkpoints(tmp_path, kept=1).restore(like, shardings)
+    found, host_state = Checkpoints(tmp_path, max_checkpoints=1).restore(like, shardings)
     assert host_state == {"loader": {"batch": 3}}
     assert jax.tree.map(lambda x: x.sharding, found) == shardings
     jax.tree.map(np.testing.assert_array_equal, found, state_of(3))
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_taken(
     assert line.endswith("): moved to 3.damaged, going on from step 2")
     assert (run_dir / "checkpoints" / "3.damaged").is_dir()
     # The same step can be saved again, and is found.
-    checkpoints = Checkpoints(run_dir, kept=3)
+    checkpoints = Checkpoints(run_dir, max_checkpoints=3)
     checkpoints.save(state_of(3), {"loader": {"batch": 3}})
     checkpoints.close()
     assert restored(run_dir) == 3
@@ -188,7 +188,7 @@ from glide_jax import UserError
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import open_run_folder
 run_dir = Path(sys.argv[1])
-checkpoints = Checkpoints(run_dir, kept=1)
+checkpoints = Checkpoints(run_dir, max_checkpoints=1)
 state = state_of(1)
 (run_dir / "checkpoints").chmod(0o555)
 run_dir.chmod(0o555)

@@ -15,9 +15,9 @@ from glide_jax.data.tokenizers.clip_bpe import CLIP_FILE, ClipTokenizer, clean
 from glide_jax.errors import UserError
 
 CAPTIONS = [
-    f"a {size} {colour} {shape} on a {colour} background"
+    f"a {size} {color} {shape} on a {color} background"
     for size in ("small", "large")
-    for colour in ("red", "blue", "café")
+    for color in ("red", "blue", "café")
     for shape in ("star", "ring")
 ]
 TRAINED = ClipTokenizer.train(CAPTIONS, 600)

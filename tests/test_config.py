@@ -23,7 +23,7 @@ from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
-from glide_jax.pretrained.defaults import DRAWING
+from glide_jax.pretrained.defaults import RELEASED
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -89,7 +89,7 @@ def test_fine_tunes_go_on_from_the_run_of_the_config_they_vary(name, start):
 )
 def test_configs_of_released_models_draw_as_these(name, role):
     config = load_config(CONFIGS / f"{name}.py")
-    assert (config.diffusion, config.sample) == DRAWING[role]
+    assert (config.diffusion, config.sample) == RELEASED[role]
 
 
 def test_variants_are_found_from_anywhere(monkeypatch, tmp_path):
@@ -159,13 +159,13 @@ def test_sizes_that_cannot_work_are_refused_by_name(cls, changes, line):
         ),
         (
             DiffusionConfig,
-            {"low_res_deviation": 0.1},
-            "diffusion.low_res_deviation needs diffusion.prediction v",
+            {"low_res_std": 0.1},
+            "diffusion.low_res_std needs diffusion.prediction v",
         ),
         (
             Config,
-            {"diffusion": DiffusionConfig(prediction="v", low_res_deviation=0.1)},
-            "diffusion.low_res_deviation is for upsamplers",
+            {"diffusion": DiffusionConfig(prediction="v", low_res_std=0.1)},
+            "diffusion.low_res_std is for upsamplers",
         ),
         (
             MaskConfig,

@@ -25,7 +25,7 @@ def config_with(**train):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Eight different pictures and captions."""
+    """Eight different images and captions."""
     rng = np.random.default_rng(0)
     return {
         "image": rng.uniform(-1, 1, (B, 8, 8, 3)).astype(np.float32),
@@ -73,8 +73,8 @@ def test_loss_is_the_symmetric_cross_entropy(batch):
     logits = image @ text.T / 0.07
     exp = np.exp(logits)
     of_captions = -np.log(np.diag(exp) / exp.sum(1))
-    of_pictures = -np.log(np.diag(exp) / exp.sum(0))
-    np.testing.assert_allclose(found.values["loss"], (of_captions + of_pictures) / 2, rtol=1e-4)
+    of_images = -np.log(np.diag(exp) / exp.sum(0))
+    np.testing.assert_allclose(found.values["loss"], (of_captions + of_images) / 2, rtol=1e-4)
     np.testing.assert_array_equal(found.values["accuracy"], logits.argmax(1) == np.arange(B))
 
 

@@ -182,7 +182,7 @@ def test_no_training_goes_on_from_weights_alone(released_set):
     config = load_run_config(released_set / "base")
     trainer = Trainer(config, Denoising(config), make_mesh(config))
     with pytest.raises(UserError, match="holds weights alone"):
-        checkpoints = Checkpoints(released_set / "base", kept=1)
+        checkpoints = Checkpoints(released_set / "base", max_checkpoints=1)
         checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
 
 

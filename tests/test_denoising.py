@@ -53,20 +53,20 @@ def gradient(config, batch, history=None, objective=None):
     )
 
 
-def test_an_upsampler_learns_from_its_smaller_picture():
+def test_an_upsampler_learns_from_its_smaller_image():
     config = model_set.upsampler_config(inpaint=False)
     batch = a_batch(config)
     plain = gradient(config, batch)
     low_res_kernel = plain.grads["unet.conv_in.kernel"][:, :, 3:]
     assert np.abs(low_res_kernel).max() > 1e-4
-    # A crop has the same enlargement.
+    # A crop has the same upscale_factor.
     assert np.isfinite(gradient(config, a_batch(config, px=8)).metrics["loss"])
 
 
-def test_an_upsampler_that_corrects_begins_with_the_smaller_picture():
+def test_an_upsampler_that_corrects_begins_with_the_smaller_image():
     config = with_changes(
         model_set.upsampler_config(inpaint=False),
-        diffusion={"prediction": "v", "low_res_deviation": 0.3},
+        diffusion={"prediction": "v", "low_res_std": 0.3},
     )
     objective = Denoising(config)
     batch = a_batch(config)
@@ -76,13 +76,13 @@ def test_an_upsampler_that_corrects_begins_with_the_smaller_picture():
     params = jax.tree.map(jnp.asarray, objective.network.init(seed=0))
     validate = jax.jit(objective.validate)
     rough, smooth = (validate(params, {}, b, jax.random.key(0)) for b in (batch, smooth))
-    # Its first correction is 0, and so its squared error the correction's: 1 where the picture is
+    # Its first correction is 0, and so its squared error the correction's: 1 where the image is
     # as far from the guess as was said, whatever t.
     assert (smooth.values["loss"] < rough.values["loss"]).all()
     assert 0.1 < float(smooth.values["loss"].mean()) < 1 < float(rough.values["loss"].mean())
 
 
-def test_an_upsampler_is_told_how_noisy_its_smaller_picture_is():
+def test_an_upsampler_is_told_how_noisy_its_smaller_image_is():
     config = model_set.upsampler_config(inpaint=False)
     model = dataclasses.replace(config.model, low_res_noise=True)
     data = dataclasses.replace(config.data, low_res=LowResConfig(noise_steps=300, blur_px=0.6))
@@ -165,7 +165,7 @@ def test_losses_by_second_moment_are_weighted_back_and_remembered():
 
 
 @pytest.mark.slow
-def test_clip_loss_is_of_the_predicted_picture_and_of_real_captions_only():
+def test_clip_loss_is_of_the_predicted_image_and_of_real_captions_only():
     config = with_changes(
         tiny.get_config(), train={"clip_run": "somewhere", "clip_loss_weight": 0.5}
     )

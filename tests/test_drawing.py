@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from glide_jax.data.scenes import drawing
 from glide_jax.data.scenes.drawing import draw
-from glide_jax.data.scenes.graph import COLOURS, SHAPES, SPLITS, TEXTURES, Scene, Thing, make
+from glide_jax.data.scenes.graph import COLORS, SHAPES, SPLITS, TEXTURES, Scene, Thing, make
 
 records = st.tuples(st.sampled_from(SPLITS), st.integers(0, 10**6))
 
@@ -19,9 +19,9 @@ def single(shape: str, texture: str = "plain", angle: float = 0.0) -> Scene:
 
 
 def red_share(scene: Scene, size_px: int = 512) -> float:
-    """How much of the picture is nearer to red than to the dark."""
-    picture = draw(scene, size_px).astype(int)
-    return float(np.mean(picture[..., 0] - picture[..., 1] > 100))
+    """How much of the image is nearer to red than to the dark."""
+    image = draw(scene, size_px).astype(int)
+    return float(np.mean(image[..., 0] - image[..., 1] > 100))
 
 
 def test_every_word_can_be_drawn():
@@ -60,7 +60,7 @@ def test_a_texture_darkens_the_inside_only(shape, texture):
 
 @settings(max_examples=30)
 @given(records)
-def test_a_small_picture_is_the_large_one_averaged(record):
+def test_a_small_image_is_the_large_one_averaged(record):
     scene, _ = make(*record)
     small = draw(scene, 32).astype(float)
     large = draw(scene, 256).astype(float).reshape(32, 8, 32, 8, 3).mean((1, 3))
@@ -70,15 +70,15 @@ def test_a_small_picture_is_the_large_one_averaged(record):
 
 @settings(max_examples=30)
 @given(records)
-def test_objects_show_their_colour_and_nothing_reaches_the_border(record):
+def test_objects_show_their_color_and_nothing_reaches_the_border(record):
     scene, _ = make(*record)
-    picture = draw(scene, 128)
-    assert picture.shape == (128, 128, 3) and picture.dtype == np.uint8
+    image = draw(scene, 128)
+    assert image.shape == (128, 128, 3) and image.dtype == np.uint8
     for thing in scene.things:
-        wanted = np.array(COLOURS[thing.colour])
-        distance = np.abs(picture.astype(int) - wanted).sum(-1)
+        wanted = np.array(COLORS[thing.color])
+        distance = np.abs(image.astype(int) - wanted).sum(-1)
         assert np.mean(distance < 60) > 0.005
-    muted = picture.max(-1).astype(int) - picture.min(-1)
+    muted = image.max(-1).astype(int) - image.min(-1)
     border = np.concatenate([muted[0], muted[-1], muted[:, 0], muted[:, -1]])
     assert border.max() < 60
 

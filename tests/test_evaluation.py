@@ -32,31 +32,31 @@ def test_top_1_counts_own_captions_within_groups():
 
 
 @pytest.fixture
-def on_colours(models, colour_folder, monkeypatch):
-    """The models' data set is the eight colours."""
+def on_colors(models, color_folder, monkeypatch):
+    """The models' data set is the eight colors."""
     real = upsampling.open_source
 
     def opened(config, split):
-        return real(replace(config, source="folder", path=str(colour_folder)), "all")
+        return real(replace(config, source="folder", path=str(color_folder)), "all")
 
     for module in (upsampling, retrieval):
         monkeypatch.setattr(module, "open_source", opened)
     return models
 
 
-def test_upsampling_is_compared_with_bicubic(on_colours, tmp_path, capsys):
+def test_upsampling_is_compared_with_bicubic(on_colors, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    upsampling.main(upsampling.Arguments(on_colours, n=3, steps="2", batch_size=2, out=out))
+    upsampling.main(upsampling.Arguments(on_colors, n=3, steps="2", batch_size=2, out=out))
     said = capsys.readouterr().out
-    assert "upsampler" in said and "bicubic" in said and "3 pictures, 8 to 16 px" in said
+    assert "upsampler" in said and "bicubic" in said and "3 images, 8 to 16 px" in said
     assert Image.open(out).size[0] > 8 * 192
     with pytest.raises(UserError, match="--n 0"):
-        upsampling.main(upsampling.Arguments(on_colours, n=0))
+        upsampling.main(upsampling.Arguments(on_colors, n=0))
 
 
-def test_retrieval_prints_a_share_for_each_noise_level(on_colours, tmp_path, capsys):
+def test_retrieval_prints_a_share_for_each_noise_level(on_colors, tmp_path, capsys):
     out = tmp_path / "curve.png"
-    clip = on_colours / "clip"
+    clip = on_colors / "clip"
     retrieval.main(retrieval.Arguments(clip, n=8, among=4, caption_index=0, t=(0, 500), out=out))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["t =   0", "t = 500"]
@@ -68,7 +68,7 @@ def test_retrieval_prints_a_share_for_each_noise_level(on_colours, tmp_path, cap
     with pytest.raises(UserError, match="--among 9"):
         retrieval.main(retrieval.Arguments(clip, n=8, among=9))
     with pytest.raises(UserError, match="a CLIP is needed"):
-        retrieval.main(retrieval.Arguments(on_colours / "base", n=8, among=4))
+        retrieval.main(retrieval.Arguments(on_colors / "base", n=8, among=4))
 
 
 @pytest.mark.parametrize("index", range(20))
@@ -76,10 +76,10 @@ def test_a_case_hides_one_object_and_asks_for_another(index):
     case = inpainting.make_case("validation", index, 64)
     scene, _ = make("validation", index)
     whole = draw(scene, 64)
-    np.testing.assert_array_equal(case.picture, whole)
-    assert case.asked.colour in case.caption and case.asked.shape in case.caption
+    np.testing.assert_array_equal(case.image, whole)
+    assert case.asked.color in case.caption and case.asked.shape in case.caption
     (thing,) = (t for t in scene.things if (t.x, t.y) == (case.asked.x, case.asked.y))
-    assert (thing.shape, thing.colour) != (case.asked.shape, case.asked.colour)
+    assert (thing.shape, thing.color) != (case.asked.shape, case.asked.color)
 
     def painted(thing):
         things = tuple(thing if t.x == case.asked.x else t for t in scene.things)
@@ -135,9 +135,9 @@ def test_wrong_captions_have_the_same_words_in_another_order():
         if say(scene)
     }
     assert asked["objects exchanged"] == Asked((b, a), relation)
-    assert asked["colours exchanged"].objects == (
-        replace(a, colour=b.colour),
-        replace(b, colour=a.colour),
+    assert asked["colors exchanged"].objects == (
+        replace(a, color=b.color),
+        replace(b, color=a.color),
     )
     assert asked["shapes exchanged"].objects == (
         replace(a, shape=b.shape),
@@ -164,6 +164,6 @@ def test_word_order_compares_losses_at_the_same_noise(models, capsys, monkeypatc
 @pytest.mark.slow
 def test_the_shipped_base_reads_captions():
     _, losses, _ = attribute_binding.measure(attribute_binding.Arguments(Path("demo/base"), n=64))
-    for name in ("objects exchanged", "colours exchanged", "shapes exchanged"):
+    for name in ("objects exchanged", "colors exchanged", "shapes exchanged"):
         # By 0.1% at most as long as it only knew which words there are.
         assert losses[name].mean() > 1.1 * losses["right"].mean(), name

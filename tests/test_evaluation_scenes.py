@@ -8,7 +8,7 @@ import pytest
 
 from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import (
-    COLOURS,
+    COLORS,
     HELD_OUT,
     SHAPES,
     SPLITS,
@@ -24,7 +24,7 @@ from glide_jax.evaluation.scenes import train_reader
 from glide_jax.evaluation.scenes.__main__ import Arguments, main
 from glide_jax.evaluation.scenes.captions import WORDS, Asked, AskedObject, parse_caption
 from glide_jax.evaluation.scenes.reader import NETWORK, WEIGHTS, read_scenes
-from glide_jax.evaluation.scenes.score import MEASURES, judge
+from glide_jax.evaluation.scenes.score import MEASURES, score_images
 from glide_jax.pretrained.weight_files import read_tensors
 
 N = 400
@@ -39,14 +39,14 @@ CAPTION = "a large striped red star left of a large blue ring on a fog backgroun
 
 @cache
 def real(split, size_px, closeup=False):
-    """The first pictures of the split, as a model of this size sees them, and their captions."""
+    """The first images of the split, as a model of this size sees them, and their captions."""
     files = (encoded_scene(split, index, closeup=closeup).image for index in range(N))
-    pictures = np.stack([load_pixels(file, size_px) for file in files])
-    return pictures, [make(split, index, closeup=closeup)[1] for index in range(N)]
+    images = np.stack([load_pixels(file, size_px) for file in files])
+    return images, [make(split, index, closeup=closeup)[1] for index in range(N)]
 
 
 def shown(*things, background="fog", size_px=32):
-    """A picture of these things as a model of this size would draw it."""
+    """An image of these things as a model of this size would draw it."""
     drawn = draw(Scene(background, 0.0, things), size_px)
     return drawn[None]
 
@@ -64,10 +64,10 @@ def test_every_caption_says_what_its_scene_graph_holds(split, closeup):
             assert asked.relation in ("", scene.relation)
             assert asked.background in ("", scene.background)
             for one, thing in zip(asked.objects, scene.things, strict=True):
-                for name in ("colour", "size", "texture"):
+                for name in ("color", "size", "texture"):
                     assert getattr(one, name) in ("", getattr(thing, name)), caption
                 assert one.shape == thing.shape
-                assert one.colour or which == 2
+                assert one.color or which == 2
             for name, words in WORDS.items():
                 asked_for = [getattr(one, name) for one in asked.objects]
                 said = [word for word in caption.split() if word in words]
@@ -76,7 +76,7 @@ def test_every_caption_says_what_its_scene_graph_holds(split, closeup):
         assert (everything.relation, everything.background) == (scene.relation, scene.background)
         for one, thing in zip(everything.objects, scene.things, strict=True):
             texture = "" if thing.texture == "plain" else thing.texture
-            assert one == AskedObject(thing.shape, thing.colour, thing.size, texture)
+            assert one == AskedObject(thing.shape, thing.color, thing.size, texture)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,14 @@ def test_other_sentences_are_refused(caption):
         parse_caption(caption)
 
 
-# Real pictures
+# Real images
 
 
 @pytest.mark.parametrize("size_px", [32, 64, 128])
 @pytest.mark.parametrize("split", ["validation", "novel"])
-def test_real_pictures_are_read_right(split, size_px):
-    pictures, captions = real(split, size_px)
-    verdicts = judge(pictures, [four[SAYS_ALL] for four in captions])
+def test_real_images_are_read_right(split, size_px):
+    images, captions = real(split, size_px)
+    verdicts = score_images(images, [four[SAYS_ALL] for four in captions])
     for measure in MEASURES:
         assert verdicts.asked[measure].sum() > 200
         assert verdicts.share(measure) >= 0.98, f"{measure}\n{verdicts}"
@@ -117,9 +117,9 @@ def test_real_pictures_are_read_right(split, size_px):
 
 @pytest.mark.parametrize("size_px", [24, 32, 64])
 def test_real_closeups_are_read_right(size_px):
-    pictures, captions = real("validation", size_px, closeup=True)
-    verdicts = judge(pictures, [four[SAYS_ALL] for four in captions])
-    for measure in ("count", "shape", "colour", "texture", "background"):
+    images, captions = real("validation", size_px, closeup=True)
+    verdicts = score_images(images, [four[SAYS_ALL] for four in captions])
+    for measure in ("count", "shape", "color", "texture", "background"):
         assert verdicts.share(measure) >= 0.98, f"{measure}\n{verdicts}"
     assert not verdicts.asked["size"].any() and not verdicts.asked["relation"].any()
 
@@ -154,7 +154,7 @@ def test_objects_are_found_where_they_are_and_as_large():
     assert np.quantile(larger, 0.98) < 0.04
 
 
-# Wrong pictures: each wrong in what was changed, and in nothing else.
+# Wrong images: each wrong in what was changed, and in nothing else.
 
 
 @pytest.mark.parametrize("size_px", [32, 64, 128])
@@ -163,25 +163,25 @@ def test_objects_are_found_where_they_are_and_as_large():
     [
         ((LEFT, RIGHT), []),
         ((replace(LEFT, shape="heart"), RIGHT), ["shape"]),
-        ((replace(LEFT, colour="yellow"), RIGHT), ["colour"]),
+        ((replace(LEFT, color="yellow"), RIGHT), ["color"]),
         ((replace(LEFT, texture="dotted"), RIGHT), ["texture"]),
         ((replace(LEFT, texture="plain"), RIGHT), ["texture"]),
         ((LEFT, replace(RIGHT, diameter=0.29)), ["size"]),
         ((replace(LEFT, x=0.74), replace(RIGHT, x=0.26)), ["relation"]),
         ((replace(LEFT, x=0.5, y=0.26), replace(RIGHT, x=0.5, y=0.74)), ["relation"]),
-        ((replace(LEFT, colour="blue"), replace(RIGHT, colour="red")), ["colour"]),
-        ((LEFT,), ["count", "shape", "colour", "size", "relation"]),
-        ((), ["count", "shape", "colour", "size", "texture", "relation"]),
+        ((replace(LEFT, color="blue"), replace(RIGHT, color="red")), ["color"]),
+        ((LEFT,), ["count", "shape", "color", "size", "relation"]),
+        ((), ["count", "shape", "color", "size", "texture", "relation"]),
     ],
 )
-def test_a_picture_is_wrong_in_what_it_shows_wrong(things, wrong, size_px):
-    verdicts = judge(shown(*things, size_px=size_px), [CAPTION])
+def test_a_image_is_wrong_in_what_it_shows_wrong(things, wrong, size_px):
+    verdicts = score_images(shown(*things, size_px=size_px), [CAPTION])
     assert verdicts.wrong(0) == wrong
     assert verdicts.all_right.tolist() == [not wrong]
 
 
 def test_another_ground_is_wrong():
-    verdicts = judge(shown(LEFT, RIGHT, background="night"), [CAPTION])
+    verdicts = score_images(shown(LEFT, RIGHT, background="night"), [CAPTION])
     assert verdicts.wrong(0) == ["background"]
 
 
@@ -189,29 +189,29 @@ def test_another_ground_is_wrong():
 def test_an_object_more_makes_the_count_wrong(size_px):
     extra = Thing("square", "green", "small", "plain", 0.5, 0.82, 0.28, 0.0)
     above = [replace(thing, y=0.3) for thing in (LEFT, RIGHT)]
-    verdicts = judge(shown(*above, extra, size_px=size_px), [CAPTION])
+    verdicts = score_images(shown(*above, extra, size_px=size_px), [CAPTION])
     assert verdicts.wrong(0) == ["count"]
 
 
 def test_what_a_caption_leaves_open_cannot_be_wrong():
     captions = ["a star left of a ring", "a red star and a ring", "a ring and a star", CAPTION]
-    verdicts = judge(np.repeat(shown(LEFT, RIGHT), 4, axis=0), captions)
+    verdicts = score_images(np.repeat(shown(LEFT, RIGHT), 4, axis=0), captions)
     assert verdicts.all_right.all()
-    assert verdicts.asked["colour"].tolist() == [0, 1, 0, 2]
+    assert verdicts.asked["color"].tolist() == [0, 1, 0, 2]
     assert verdicts.asked["relation"].tolist() == [1, 0, 0, 1]
     assert verdicts.asked["texture"].tolist() == [0, 0, 0, 1]
     assert verdicts.share("texture") == 1
-    assert np.isnan(judge(shown(LEFT, RIGHT), captions[:1]).share("texture"))
+    assert np.isnan(score_images(shown(LEFT, RIGHT), captions[:1]).share("texture"))
 
 
-def test_real_pictures_are_wrong_for_the_captions_of_others():
-    pictures, captions = real("validation", 32)
+def test_real_images_are_wrong_for_the_captions_of_others():
+    images, captions = real("validation", 32)
     scenes = [make("validation", index)[0] for index in range(N)]
     other = [(index + 1) % N for index in range(N)]
-    verdicts = judge(pictures, [captions[o][0] for o in other])
+    verdicts = score_images(images, [captions[o][0] for o in other])
 
     def said(scene):  # what the first caption says, in any order
-        things = sorted((thing.shape, thing.colour, thing.x, thing.y) for thing in scene.things)
+        things = sorted((thing.shape, thing.color, thing.x, thing.y) for thing in scene.things)
         return [thing[:2] for thing in things]
 
     differ = np.array([said(scenes[i]) != said(scenes[o]) for i, o in enumerate(other)])
@@ -229,40 +229,40 @@ def test_a_faint_object_does_not_count_and_a_clear_one_does():
         )
         assert not read_scenes(faint)[0].objects
         (found,) = read_scenes(clear)[0].objects
-        assert (found.shape, found.colour) == (shape, "red")
+        assert (found.shape, found.color) == (shape, "red")
 
 
-def test_blank_pictures_and_noise_show_nothing():
+def test_blank_images_and_noise_show_nothing():
     rng = np.random.default_rng(0)
-    levels = [(0, 0, 0), (255, 255, 255), (128, 128, 128), *COLOURS.values()]
+    levels = [(0, 0, 0), (255, 255, 255), (128, 128, 128), *COLORS.values()]
     flat = np.stack([np.full((64, 64, 3), rgb, np.uint8) for rgb in levels])
     noise = rng.integers(0, 256, (100, 32, 32, 3)).astype(np.uint8)
-    for pictures in (flat, noise):
-        assert not any(reading.objects for reading in read_scenes(pictures))
+    for images in (flat, noise):
+        assert not any(reading.objects for reading in read_scenes(images))
 
 
-def test_any_shape_is_read_in_any_colour_and_texture():
+def test_any_shape_is_read_in_any_color_and_texture():
     things = [
-        replace(LEFT, x=0.5, shape=shape, colour=colour, texture=texture)
+        replace(LEFT, x=0.5, shape=shape, color=color, texture=texture)
         for shape in SHAPES
-        for colour in COLOURS
+        for color in COLORS
         for texture in TEXTURES
     ]
     readings = read_scenes(np.concatenate([shown(thing) for thing in things]))
     right = [
-        [(f.shape, f.colour, f.texture) for f in reading.objects]
-        == [(thing.shape, thing.colour, thing.texture)]
+        [(f.shape, f.color, f.texture) for f in reading.objects]
+        == [(thing.shape, thing.color, thing.texture)]
         for thing, reading in zip(things, readings, strict=True)
     ]
     assert np.mean(right) >= 0.97  # of all three at once, each being right in 98% or more
-    held_out = [(thing.shape, thing.colour) in HELD_OUT for thing in things]
+    held_out = [(thing.shape, thing.color) in HELD_OUT for thing in things]
     assert np.mean(np.array(right)[held_out]) >= 0.9  # 3 of 32 may fail
 
 
 def test_a_reading_does_not_depend_on_what_is_read_with_it():
-    pictures, _ = real("validation", 32)
-    assert read_scenes(pictures[:70])[60:] == read_scenes(pictures[60:70])
-    assert read_scenes(pictures[:0]) == []
+    images, _ = real("validation", 32)
+    assert read_scenes(images[:70])[60:] == read_scenes(images[60:70])
+    assert read_scenes(images[:0]) == []
 
 
 # Training
@@ -281,12 +281,12 @@ def test_training_writes_weights_that_fit(tmp_path, capsys):
 # The command
 
 
-def test_the_command_judges_real_pictures(tmp_path, capsys):
+def test_the_command_judges_real_images(tmp_path, capsys):
     out = tmp_path / "grid.png"
     main(Arguments(real=True, n=8, size_px=32, caption_index=SAYS_ALL, out=out))
     said = capsys.readouterr().out.splitlines()
     objects = sum(len(make("validation", index)[0].things) for index in range(8))
-    assert f"colour {objects} of {objects} (100.0%)" in said
+    assert f"color {objects} of {objects} (100.0%)" in said
     assert f"size {objects} of {objects} (100.0%)" in said
     assert any(line.startswith("all right ") for line in said)
     assert out.is_file()
@@ -295,7 +295,7 @@ def test_the_command_judges_real_pictures(tmp_path, capsys):
 def test_the_command_says_nothing_of_what_no_caption_asks_for(capsys):
     main(Arguments(real=True, n=8, size_px=32, closeups=True))
     said = [line.split(" 8 of 8")[0] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["count", "shape", "colour", "all right"]
+    assert said == ["count", "shape", "color", "all right"]
 
 
 @pytest.mark.parametrize(
@@ -313,13 +313,13 @@ def test_the_command_refuses_what_it_cannot_do(arguments, message):
         main(arguments)
 
 
-def test_the_command_judges_a_models_pictures(trained_run, tmp_path, capsys):
+def test_the_command_judges_a_models_images(trained_run, tmp_path, capsys):
     out = tmp_path / "grid.png"
     main(Arguments(checkpoint=trained_run, n=22, steps="2", out=out))
     said = capsys.readouterr().out.splitlines()
-    # A model of plain colour squares draws no scene: 20 wrong captions are listed, and no more.
+    # A model of plain color squares draws no scene: 20 wrong captions are listed, and no more.
     assert sum(line.startswith("wrong in ") for line in said) == 20
     assert "and 2 more" in said
-    assert re.fullmatch(r"colour \d+ of \d+ \(.*%\)", said[said.index("and 2 more") + 3])
+    assert re.fullmatch(r"color \d+ of \d+ \(.*%\)", said[said.index("and 2 more") + 3])
     assert said[-2:] == ["all right 0 of 22 (0.0%)", str(out)]
     assert out.stat().st_size > 1000

@@ -38,7 +38,7 @@ from glide_jax.sampling.clip import ClipStage
 from glide_jax.sampling.pipeline import ROLES
 from glide_jax.sampling.stage import Stage, changed_settings
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_an_exported_clip_judges_as_the_run_does(runs, tmp_path, dtype):
     export(runs / "clip", tmp_path / "clip", dtype)
     run, loaded = ClipStage.load(runs / "clip"), ClipStage.load(tmp_path / "clip")
     run.params = jax.device_put(rounded(run.params, dtype), run.params["logit_scale"].sharding)
-    np.testing.assert_array_equal(loaded.scores(PICTURES, CAPTIONS), run.scores(PICTURES, CAPTIONS))
+    np.testing.assert_array_equal(loaded.scores(IMAGES, CAPTIONS), run.scores(IMAGES, CAPTIONS))
 
 
 def test_numbers_beyond_a_types_range_are_refused(runs, tmp_path):
@@ -126,7 +126,7 @@ def test_numbers_beyond_a_types_range_are_refused(runs, tmp_path):
     params = load_weights(tmp_path / "run", shapes(tmp_path / "run"))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     open_run_folder(tmp_path / "run", tiny.get_config())
-    checkpoints = Checkpoints(tmp_path / "run", kept=1)
+    checkpoints = Checkpoints(tmp_path / "run", max_checkpoints=1)
     checkpoints.save_ema(params | {"unet.conv_in.bias": params["unet.conv_in.bias"] + 1e5})
     checkpoints.close()
     with pytest.raises(UserError, match=r"unet\.conv_in\.bias has values that float16 does not"):

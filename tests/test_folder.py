@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.numbered_images import write_pictures
+from helpers.numbered_images import write_images
 
 from glide_jax.data.folder import INDEX_FILE, FolderSource, open_folder
 from glide_jax.data.records import BadRecordError
@@ -16,9 +16,9 @@ def contents(source: FolderSource) -> dict[str, tuple[str, ...]]:
 
 
 def test_images_with_text_files_in_sub_folders(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 2)
-    write_pictures(tmp_path / "more" / "of them", 1)
-    write_pictures(tmp_path / ".hidden", 1)
+    write_images(tmp_path, 2)
+    write_images(tmp_path / "more" / "of them", 1)
+    write_images(tmp_path / ".hidden", 1)
     (tmp_path / "00.png").rename(tmp_path / "00.JPG")
     (tmp_path / "00.txt").write_bytes("café\r\n\r\n another \r\n".encode())
     (tmp_path / "notes.txt").write_text("no caption of anything")
@@ -33,7 +33,7 @@ def test_images_with_text_files_in_sub_folders(tmp_path: Path) -> None:
 
 
 def test_a_captions_file_names_its_images(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "in", 3)
+    write_images(tmp_path / "in", 3)
     rows = [
         {"image": "in/01.png", "caption": "one", "width": 12},
         {"image": "./in/00.png", "captions": ["zero", "none"]},
@@ -48,7 +48,7 @@ def test_a_captions_file_names_its_images(tmp_path: Path) -> None:
 
 def test_splits_are_disjoint_and_stable(tmp_path: Path) -> None:
     for count in (2, 60):
-        write_pictures(tmp_path, count)
+        write_images(tmp_path, count)
         parts = {
             split: set(contents(open_folder(tmp_path, split, 0.0)))
             for split in ("train", "validation", "all")
@@ -60,7 +60,7 @@ def test_splits_are_disjoint_and_stable(tmp_path: Path) -> None:
 
 
 def test_one_image_is_for_training(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 1)
+    write_images(tmp_path, 1)
     assert len(open_folder(tmp_path, "train", 0.0)) == 1
     with pytest.raises(UserError, match="cannot be split"):
         open_folder(tmp_path, "validation", 0.0)
@@ -69,7 +69,7 @@ def test_one_image_is_for_training(tmp_path: Path) -> None:
 def test_bad_text_captions_are_listed_and_the_rest_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_pictures(tmp_path, 6)
+    write_images(tmp_path, 6)
     (tmp_path / "01.txt").unlink()
     (tmp_path / "02.txt").write_text(" \n")
     (tmp_path / "04.txt").write_bytes(b"caf\xe9")
@@ -81,7 +81,9 @@ def test_bad_text_captions_are_listed_and_the_rest_used(
     assert "01.png: no caption: 01.txt is not beside it" in line
     assert "02.txt: the caption is empty" in line
     assert "04.txt: the caption is not UTF-8" in line
-    with pytest.raises(UserError, match=r"^3 of 6 .* data.max_bad_share = 0.1 allows 1: .*01.png"):
+    with pytest.raises(
+        UserError, match=r"^3 of 6 .* data.max_bad_fraction = 0.1 allows 1: .*01.png"
+    ):
         open_folder(tmp_path, "train", 0.1)
 
 
@@ -99,7 +101,7 @@ def test_bad_text_captions_are_listed_and_the_rest_used(
     ],
 )
 def test_bad_lines_of_a_captions_file_are_named(tmp_path: Path, line: bytes, why: str) -> None:
-    write_pictures(tmp_path, 2)
+    write_images(tmp_path, 2)
     good = b'{"image": "01.png", "caption": "one"}\n'
     (tmp_path / "captions.jsonl").write_bytes(good + b"\n" + line + b"\n")
     assert len(open_folder(tmp_path, "all", 0.5)) == 1
@@ -112,7 +114,7 @@ def test_nothing_to_use(tmp_path: Path) -> None:
         open_folder(tmp_path / "nowhere", "train", 0.0)
     with pytest.raises(UserError, match=r"no images .*in this folder"):
         open_folder(tmp_path, "train", 1.0)
-    write_pictures(tmp_path, 1)
+    write_images(tmp_path, 1)
     with pytest.raises(UserError, match="no split 'test': choose train, validation, all"):
         open_folder(tmp_path, "test", 1.0)
     (tmp_path / "00.txt").unlink()
@@ -121,14 +123,14 @@ def test_nothing_to_use(tmp_path: Path) -> None:
 
 
 def test_an_image_lost_after_indexing_is_a_bad_record(tmp_path: Path) -> None:
-    source = open_folder(write_pictures(tmp_path, 2), "all", 0.0)
+    source = open_folder(write_images(tmp_path, 2), "all", 0.0)
     (tmp_path / "01.png").unlink()
     with pytest.raises(BadRecordError, match=r"01.png: No such file"):
         source[1]
 
 
 def test_the_index_is_kept_until_something_changes(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 3)
+    write_images(tmp_path, 3)
     first = contents(open_folder(tmp_path, "all", 0.0))
     index = tmp_path / INDEX_FILE
     # Proof that it is read: an entry taken out of it is gone.
@@ -149,7 +151,7 @@ def test_the_index_is_kept_until_something_changes(tmp_path: Path) -> None:
 
 
 def test_an_index_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 3)
+    write_images(tmp_path, 3)
     (tmp_path / INDEX_FILE).mkdir()  # in the way, for any user: root ignores permissions
     (tmp_path / INDEX_FILE / "x").touch()
     for _ in range(2):

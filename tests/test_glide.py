@@ -138,8 +138,8 @@ def test_starts_by_predicting_zero_with_float32_parameters(golden):
     np.testing.assert_array_equal(jax.jit(lambda params: run(config, params, g))(params), 0)
 
 
-@pytest.mark.parametrize("policy", ["products", "blocks", "everything", "offload"])
-def test_rematerialisation_changes_nothing_and_dropout_follows_its_key(golden, policy):
+@pytest.mark.parametrize("policy", ["matmuls", "blocks", "everything", "offload"])
+def test_rematerialization_changes_nothing_and_dropout_follows_its_key(golden, policy):
     config, params, g = golden
     config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, dropout=0.5))
 

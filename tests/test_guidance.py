@@ -96,7 +96,7 @@ def test_rescale_gives_guided_eps_the_spread_of_the_conditional():
         spread = float(conditional[i, ..., :2].std())
         assert free[i, ..., :2].std() != pytest.approx(spread, rel=0.1)
         assert full[i, ..., :2].std() == pytest.approx(spread, rel=1e-5)
-    ratio = full[..., :2] / free[..., :2]  # one number for a picture
+    ratio = full[..., :2] / free[..., :2]  # one number for an image
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1, :1], ratio.shape), rtol=1e-4)
     np.testing.assert_allclose(part, 0.7 * full + 0.3 * free, atol=1e-5)
     np.testing.assert_array_equal(full[..., 2:], conditional[..., 2:])

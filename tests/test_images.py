@@ -14,19 +14,19 @@ def test_levels_round_to_the_nearest_and_clip():
 
 
 def test_png_keeps_its_text(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
-    save_png(tmp_path / "new" / "x.png", picture, {"prompt": "ein Löwe 🦁"})
-    with Image.open(tmp_path / "new" / "x.png") as image:
-        assert image.text == {"prompt": "ein Löwe 🦁"}
-        np.testing.assert_array_equal(np.asarray(image), picture)
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    save_png(tmp_path / "new" / "x.png", image, {"prompt": "ein Löwe 🦁"})
+    with Image.open(tmp_path / "new" / "x.png") as file:
+        assert file.text == {"prompt": "ein Löwe 🦁"}
+        np.testing.assert_array_equal(np.asarray(file), image)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        save_png(tmp_path / "file" / "x.png", picture)
+        save_png(tmp_path / "file" / "x.png", image)
 
 
-def test_grid_shows_every_picture_and_writes_under_it():
-    pictures = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (50, 100, 150)])
-    grid = draw_grid(pictures, ["one", "two", "two"], columns=2)
+def test_grid_shows_every_image_and_writes_under_it():
+    images = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (50, 100, 150)])
+    grid = draw_grid(images, ["one", "two", "two"], columns=2)
     assert {50, 100, 150} <= set(np.unique(grid[..., 0]))
     row_1, row_2 = grid[: len(grid) // 2], grid[len(grid) // 2 :]
     assert (row_1[..., 0] < 40).any()  # black letters
@@ -34,7 +34,7 @@ def test_grid_shows_every_picture_and_writes_under_it():
 
 
 def test_pillow_gets_the_same_levels():
-    pictures = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
-    images = to_pil(pictures)
-    assert [image.size for image in images] == [(5, 4)] * 2
-    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), pictures)
+    images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    opened = to_pil(images)
+    assert [image.size for image in opened] == [(5, 4)] * 2
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in opened]), images)

@@ -4,15 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.numbered_images import write_pictures
-from helpers.packed_images import picture, write_parquet, write_tar
+from helpers.numbered_images import write_images
+from helpers.packed_images import image, write_parquet, write_tar
 
 from glide_jax.data.records import BadRecordError, Record
 from glide_jax.errors import UserError
 from glide_jax.prepare import inputs
 from glide_jax.prepare.inputs import Keys, find_units, read_unit
 
-PICTURES = [picture(number) for number in range(6)]
+IMAGES = [image(number) for number in range(6)]
 
 
 def read(path: Path | str, keys: Keys | None = None) -> tuple[list[Record], list[str]]:
@@ -25,7 +25,7 @@ def read(path: Path | str, keys: Keys | None = None) -> tuple[list[Record], list
 
 def test_a_folder_is_read_in_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "UNIT_RECORDS", 2)
-    write_pictures(tmp_path, 5)
+    write_images(tmp_path, 5)
     (tmp_path / "01.txt").unlink()
     records, problems = read(tmp_path)
     assert [record.captions for record in records] == [(f"number {i}",) for i in (0, 2, 3, 4)]
@@ -36,10 +36,10 @@ def test_a_folder_is_read_in_units(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_tar_is_read_by_names_up_to_the_first_dot(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "00000.tar", PICTURES)
+    path = write_tar(tmp_path / "00000.tar", IMAGES)
     records, problems = read(path)
-    assert [record.image for record in records] == PICTURES
-    assert [record.captions for record in records] == [(f"picture {i}",) for i in range(6)]
+    assert [record.image for record in records] == IMAGES
+    assert [record.captions for record in records] == [(f"image {i}",) for i in range(6)]
     assert records[3].name == f"{path}/000000003.jpg"
     assert not problems
     assert read(path, Keys(caption_key="caption"))[0][2].captions == ("json 2",)
@@ -51,23 +51,23 @@ def test_a_tar_is_read_by_names_up_to_the_first_dot(tmp_path: Path) -> None:
 
 def test_folders_of_tars_go_before_what_lies_beside_them(tmp_path: Path) -> None:
     for number in range(2):
-        write_tar(tmp_path / f"{number:05}.tar", PICTURES[3 * number :][:3], first=3 * number)
-    write_parquet(tmp_path / "00000.parquet", PICTURES)  # img2dataset's notes
+        write_tar(tmp_path / f"{number:05}.tar", IMAGES[3 * number :][:3], first=3 * number)
+    write_parquet(tmp_path / "00000.parquet", IMAGES)  # img2dataset's notes
     for path in (tmp_path, tmp_path / "*.tar", f"file://{tmp_path}/*.tar"):
-        assert [record.image for record in read(path)[0]] == PICTURES
+        assert [record.image for record in read(path)[0]] == IMAGES
 
 
 def test_what_is_whole_of_a_tar_cut_short_is_read(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "x.tar", PICTURES)
+    path = write_tar(tmp_path / "x.tar", IMAGES)
     whole = path.read_bytes()
-    # A record is three headers, a block of text, one of JSON, and its picture.
-    blocks = [5 + -(-len(image) // 512) for image in PICTURES]
+    # A record is three headers, a block of text, one of JSON, and its image.
+    blocks = [5 + -(-len(image) // 512) for image in IMAGES]
     for kept in range(512, 512 * sum(blocks), 256):
         path.write_bytes(whole[:kept])
         records, problems = read(path)
         assert len(problems) == 1
         assert f"{path}: cut short or damaged after {len(records)} records" in problems[0]
-        assert [record.image for record in records] == PICTURES[: len(records)]
+        assert [record.image for record in records] == IMAGES[: len(records)]
         assert len(records) + 1 >= sum(512 * sum(blocks[: i + 1]) <= kept for i in range(6))
     path.write_bytes(whole[: 512 * sum(blocks) + 1024])
     assert len(read(path)[0]) == 6
@@ -75,7 +75,7 @@ def test_what_is_whole_of_a_tar_cut_short_is_read(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_tar_that_make_no_record_are_named(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", PICTURES[:3])
+    write_tar(tmp_path / "x.tar", IMAGES[:3])
     folder = tmp_path / "x"
     shutil.unpack_archive(tmp_path / "x.tar", folder)
     (folder / "000000000.jpg").unlink()
@@ -86,16 +86,16 @@ def test_parts_of_a_tar_that_make_no_record_are_named(tmp_path: Path) -> None:
     records, problems = read(tmp_path / "x.tar")
     assert not records
     for problem, why in zip(
-        sorted(problems), ("no picture", "no .txt of that name", "not UTF-8"), strict=True
+        sorted(problems), ("no image", "no .txt of that name", "not UTF-8"), strict=True
     ):
         assert why in problem
 
 
 def test_parquet_files_are_read_by_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_parquet(tmp_path / "x.parquet", PICTURES, rows_a_group=2)
+    path = write_parquet(tmp_path / "x.parquet", IMAGES, rows_a_group=2)
     for keys in (Keys(), Keys(image_column="raw")):
         records, problems = read(tmp_path, keys)
-        assert [record.image for record in records] == PICTURES
+        assert [record.image for record in records] == IMAGES
         assert [record.captions for record in records] == [(f"row {i}",) for i in range(6)]
         assert not problems
     assert read(path, Keys(caption_column="captions"))[0][1].captions == ("row 1", "another")
@@ -106,9 +106,9 @@ def test_parquet_files_are_read_by_column(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_columns_of_other_kinds_are_named(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "x.parquet", PICTURES[:1])
+    path = write_parquet(tmp_path / "x.parquet", IMAGES[:1])
     for keys, why in (
-        (Keys(image_column="caption"), "the picture is not bytes but str"),
+        (Keys(image_column="caption"), "the image is not bytes but str"),
         (Keys(caption_column="image"), "neither a text nor a list of texts"),
     ):
         assert why in read(path, keys)[1][0]
@@ -119,7 +119,7 @@ def test_columns_of_other_kinds_are_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_parquet_file_gives_what_is_whole(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "x.parquet", [picture(i, 200, 200) for i in range(40)], 10)
+    path = write_parquet(tmp_path / "x.parquet", [image(i, 200, 200) for i in range(40)], 10)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle - 30_000 : middle + 30_000] = bytes(60_000)
@@ -140,7 +140,7 @@ def test_a_damaged_parquet_file_gives_what_is_whole(tmp_path: Path) -> None:
         ("nowhere", "no such file or folder"),
         ("no/*.tar", "no such file or folder"),
         ("x.txt", "neither a folder nor a .tar or .parquet file"),
-        ("empty", "neither tars, nor parquet files, nor pictures"),
+        ("empty", "neither tars, nor parquet files, nor images"),
         ("nothing://x/y.tar", "Protocol not known: nothing"),
     ],
 )

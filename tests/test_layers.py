@@ -91,7 +91,7 @@ def is_program(x):
     return isinstance(x, Jaxpr | ClosedJaxpr)
 
 
-@pytest.mark.parametrize("remat", ["none", "products", "blocks", "everything"])
+@pytest.mark.parametrize("remat", ["none", "matmuls", "blocks", "everything"])
 def test_masks_are_drawn_once_whatever_is_recomputed(remat):
     network = Network(lambda rngs: ResBlock(32, 32, 8, 0.1, jnp.dtype("float32"), rngs))
 
@@ -103,7 +103,7 @@ def test_masks_are_drawn_once_whatever_is_recomputed(remat):
     assert count(jax.grad(loss), "random_bits", *arguments) == 1
 
 
-@pytest.mark.parametrize("remat", ["none", "products", "blocks", "everything"])
+@pytest.mark.parametrize("remat", ["none", "matmuls", "blocks", "everything"])
 def test_attention_kernels_run_once_each_way_whatever_is_recomputed(remat, monkeypatch):
     monkeypatch.setattr(layers, "tpu_kind", lambda: "TPU v5p")
     monkeypatch.setattr(layers, "on_each_device", lambda function: function)
@@ -118,7 +118,7 @@ def test_attention_kernels_run_once_each_way_whatever_is_recomputed(remat, monke
 
 
 @pytest.mark.parametrize("norm", [GroupNorm, LayerNorm])
-@pytest.mark.parametrize("remat", ["products", "blocks", "everything"])
+@pytest.mark.parametrize("remat", ["matmuls", "blocks", "everything"])
 def test_norms_sum_over_their_input_once_whatever_is_recomputed(norm, remat):
     network = Network(lambda rngs: norm(32))
     params, x = jax.device_put(network.init(seed=0)), jnp.ones((1, 4, 4, 32))
@@ -161,7 +161,7 @@ def test_products_are_kept_as_the_next_layer_reads_them(primitive, monkeypatch):
         return count(jax.grad(loss), primitive, jax.device_put(network.init(seed=0)), *arguments)
 
     for arguments in ((res, x, emb), (attention, x, text), (transformer, x[:, 0])):
-        assert times("products", *arguments) == times("none", *arguments)
+        assert times("matmuls", *arguments) == times("none", *arguments)
 
 
 def test_both_sides_of_gelu_are_kept_with_the_products_and_only_one_is_held_apart():
@@ -173,7 +173,7 @@ def test_both_sides_of_gelu_are_kept_with_the_products_and_only_one_is_held_apar
         held = jax.eval_shape(lambda *given: jax.vjp(call, *given)[1], params, x)
         return sum(kept.shape == (1, 4, 128) for kept in jax.tree.leaves(held))
 
-    assert (wide("products"), wide("blocks")) == (2, 0)
+    assert (wide("matmuls"), wide("blocks")) == (2, 0)
 
     def loss(params):
         return jnp.sum(network.bind(params)(x) ** 2)
@@ -181,7 +181,7 @@ def test_both_sides_of_gelu_are_kept_with_the_products_and_only_one_is_held_apar
     assert count(jax.grad(loss), "optimization_barrier", params) == 1
 
 
-@pytest.mark.parametrize(("remat", "loops"), [("products", 0), ("blocks", 1), ("none", 1)])
+@pytest.mark.parametrize(("remat", "loops"), [("matmuls", 0), ("blocks", 1), ("none", 1)])
 def test_equal_blocks_are_a_loop_unless_their_products_are_kept(remat, loops):
     def run(x):
         rngs = nnx.Rngs(0)

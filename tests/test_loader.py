@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import model_set
-from helpers.numbered_images import numbers, write_pictures
+from helpers.numbered_images import numbers, write_images
 from helpers.tiny import get_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,14 +28,14 @@ from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch
 
-PICTURES = 20
+IMAGES = 20
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
-    """Twenty pictures that tell their number; the even ones have a second caption."""
-    folder = write_pictures(tmp_path_factory.mktemp("pictures"), PICTURES)
-    for number in range(0, PICTURES, 2):
+    """Twenty images that tell their number; the even ones have a second caption."""
+    folder = write_images(tmp_path_factory.mktemp("images"), IMAGES)
+    for number in range(0, IMAGES, 2):
         with (folder / f"{number:02}.txt").open("a") as file:
             file.write(f"or {number}\n")
     return open_folder(folder, "all", 0.0)
@@ -81,12 +81,12 @@ def test_a_batch_has_the_promised_shapes(source: FolderSource) -> None:
     assert -1 <= batch["image"].min() <= batch["image"].max() <= 1
 
 
-def test_captions_belong_to_their_pictures(source: FolderSource) -> None:
-    pairs = seen(Loader(source, TOKENIZER, config(caption_drop=0.3)), 200)
+def test_captions_belong_to_their_images(source: FolderSource) -> None:
+    pairs = seen(Loader(source, TOKENIZER, config(caption_dropout=0.3)), 200)
     dropped = sum(caption == "" for _, caption in pairs)
     assert abs(dropped / len(pairs) - 0.3) < 0.05
     counts = Counter((number, caption) for number, caption in pairs if caption)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         if number % 2:
             assert counts.pop((number, f"number {number}")) > 0
         else:  # both captions, about as often
@@ -133,9 +133,9 @@ def test_batches_depend_on_seed_and_number_alone(
 
 def test_every_epoch_has_every_record_once_in_an_order_of_its_own(source: FolderSource) -> None:
     pairs = seen(Loader(source, TOKENIZER, config(batch_examples=4)), 15)
-    epochs = [[number for number, _ in pairs[i : i + PICTURES]] for i in (0, 20, 40)]
+    epochs = [[number for number, _ in pairs[i : i + IMAGES]] for i in (0, 20, 40)]
     for epoch in epochs:
-        assert sorted(epoch) == list(range(PICTURES))
+        assert sorted(epoch) == list(range(IMAGES))
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     other_seed = seen(Loader(source, TOKENIZER, config(batch_examples=4, seed=1)), 5)
     assert [number for number, _ in other_seed] != epochs[0]
@@ -174,7 +174,7 @@ def test_the_number_of_threads_changes_nothing(source: FolderSource) -> None:
 
 
 def test_a_batch_larger_than_the_data_set(tmp_path: Path) -> None:
-    source = open_folder(write_pictures(tmp_path, 1), "all", 0.0)
+    source = open_folder(write_images(tmp_path, 1), "all", 0.0)
     assert [number for number, _ in seen(Loader(source, TOKENIZER, config()), 2)] == [0] * 16
 
 
@@ -184,11 +184,11 @@ def test_batches_that_processes_cannot_share_are_refused(source: FolderSource) -
 
 
 def test_bad_records_are_replaced_the_same_way_every_time(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 10)
+    folder = write_images(tmp_path, 10)
     source = open_folder(folder, "all", 0.0)
     (folder / "03.png").write_bytes((folder / "03.png").read_bytes()[:40])
     (folder / "04.png").unlink()
-    settings = config(batch_examples=5, max_bad_share=0.2)
+    settings = config(batch_examples=5, max_bad_fraction=0.2)
     loader = Loader(source, TOKENIZER, settings)
     pairs = seen(loader, 4)
     assert sorted(number for number, _ in pairs[:10]) == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]
@@ -197,23 +197,23 @@ def test_bad_records_are_replaced_the_same_way_every_time(tmp_path: Path) -> Non
 
 
 def test_too_many_bad_records_reach_the_caller(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, 10)
+    folder = write_images(tmp_path, 10)
     source = open_folder(folder, "all", 0.0)
     for number in range(4):
-        (folder / f"{number:02}.png").write_bytes(b"no picture")
+        (folder / f"{number:02}.png").write_bytes(b"no image")
     with (
         pytest.raises(UserError, match=r"^[34] of 10 records .*\.png: not an image.*\.png: not an"),
-        Loader(source, TOKENIZER, config(max_bad_share=0.2)) as loader,
+        Loader(source, TOKENIZER, config(max_bad_fraction=0.2)) as loader,
     ):
         next(loader)
         next(loader)
     with pytest.raises(UserError, match=r"^3 of 10 records"):
-        list(validation_batches(source, TOKENIZER, config(max_bad_share=0.2)))
+        list(validation_batches(source, TOKENIZER, config(max_bad_fraction=0.2)))
 
 
 def test_validation_is_in_order_undropped_and_whole(source: FolderSource) -> None:
     def validate(examples: int, **process: int) -> list[tuple[int, str]]:
-        settings = config(batch_examples=4, caption_drop=1.0, crop="random")
+        settings = config(batch_examples=4, caption_dropout=1.0, crop="random")
         train = dataclasses.replace(settings.train, validation_examples=examples)
         settings = dataclasses.replace(settings, train=train)
         return [
@@ -222,7 +222,7 @@ def test_validation_is_in_order_undropped_and_whole(source: FolderSource) -> Non
             for pair in zip(numbers(batch["image"]), captions(batch), strict=True)
         ]
 
-    in_order = [(number, f"number {number}") for number in range(PICTURES)]
+    in_order = [(number, f"number {number}") for number in range(IMAGES)]
     assert validate(8) == in_order[:8]
     assert validate(6) == in_order[:6] + in_order[:2]
     assert validate(3) == in_order[:3] + in_order[:1]
@@ -231,7 +231,7 @@ def test_validation_is_in_order_undropped_and_whole(source: FolderSource) -> Non
 
 
 def test_the_program_ends_though_the_loader_is_not_closed(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 4)
+    write_images(tmp_path, 4)
     program = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
@@ -257,7 +257,7 @@ def with_model(base: Config, **changes: Any) -> Config:
 
 def test_inpainting_batches_hold_masks_and_may_tell_their_place(source: FolderSource) -> None:
     masks = MaskConfig(rectangle=1.0, brush=0.0, half_plane=0.0, whole=0.0, place_caption=1.0)
-    settings = with_model(config(masks=masks, caption_drop=0.0), inpaint=True)
+    settings = with_model(config(masks=masks, caption_dropout=0.0), inpaint=True)
     with Loader(source, TOKENIZER, settings) as loader:
         first, second = (next(loader) for _ in range(2))
     assert first["mask"].shape == (8, 8, 8, 1) and first["mask"].dtype == np.float32
@@ -272,7 +272,7 @@ def test_inpainting_batches_hold_masks_and_may_tell_their_place(source: FolderSo
     assert any(", at the" in text or ", on the" in text for text in texts)
 
 
-def test_an_upsampler_is_trained_on_squares_and_shown_whole_pictures(source: FolderSource) -> None:
+def test_an_upsampler_is_trained_on_squares_and_shown_whole_images(source: FolderSource) -> None:
     low_res = LowResConfig(crop_px=4)
     settings = with_model(config(), low_res_px=4)
     settings = dataclasses.replace(
@@ -286,7 +286,7 @@ def test_an_upsampler_is_trained_on_squares_and_shown_whole_pictures(source: Fol
 
 def test_a_clip_always_gets_its_captions(source: FolderSource) -> None:
     settings = dataclasses.replace(
-        config(caption_drop=1.0),
+        config(caption_dropout=1.0),
         model=model_set.clip_config().model,
         diffusion=DiffusionConfig(),
     )

@@ -51,7 +51,7 @@ def test_what_is_logged_is_in_the_files_at_once(tmp_path):
     assert (
         shown_numbers(tmp_path) == logged_numbers(tmp_path) == {(1, "loss"): 0.5, (1, "skipped"): 0}
     )
-    log.picture(1, "samples", np.zeros((4, 6, 3), np.uint8))
+    log.image(1, "samples", np.zeros((4, 6, 3), np.uint8))
     (shown,) = events(tmp_path)[-1].summary.value
     assert (shown.tag, shown.image.width, shown.image.height) == ("samples", 6, 4)
     log.close()
@@ -76,6 +76,6 @@ def test_a_run_that_goes_on_takes_back_what_was_logged_beyond(tmp_path):
 def test_processes_that_do_not_lead_write_nothing(tmp_path):
     log = RunLog(tmp_path, 1, 10, 8, lead=False)
     log.write(1, {"loss": 0.5})
-    log.picture(1, "samples", np.zeros((4, 6, 3), np.uint8))
+    log.image(1, "samples", np.zeros((4, 6, 3), np.uint8))
     log.close()
     assert not list(tmp_path.iterdir())

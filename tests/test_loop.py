@@ -175,7 +175,7 @@ def test_known_pixels_stay(sampler):
     known = jnp.broadcast_to(mask, x_0[0].shape)
     np.testing.assert_array_equal(x[-1][known], X_0[known])
     np.testing.assert_array_equal(x_0[:, known], jnp.broadcast_to(X_0[known], (10, known.sum())))
-    # The hook has the last word: a threshold that scales pictures leaves known pixels alone.
+    # The hook has the last word: a threshold that scales images leaves known pixels alone.
     np.testing.assert_array_equal(run(2 * X_0)[1][:, known], 2 * x_0[:, known])
 
 
@@ -186,16 +186,16 @@ def test_thresholding_can_be_off():
     np.testing.assert_allclose(x_0, 3 * X_0, atol=1e-3)
 
 
-def test_dynamic_threshold_scales_only_pictures_that_leave_the_range():
-    """By a NumPy percentile, which is told in hundredths and picture by picture."""
+def test_dynamic_threshold_scales_only_images_that_leave_the_range():
+    """By a NumPy percentile, which is told in hundredths and image by image."""
     x_0 = np.array(3 * X_0)
     x_0[0] /= 3.1
     ours = np.asarray(dynamic_threshold(0.9)(jnp.asarray(x_0)))
     np.testing.assert_array_equal(ours[0], x_0[0])
-    for picture, thresholded in zip(x_0[1:], ours[1:], strict=True):
-        s = np.percentile(np.abs(picture), 90)
+    for image, thresholded in zip(x_0[1:], ours[1:], strict=True):
+        s = np.percentile(np.abs(image), 90)
         assert s > 1
-        np.testing.assert_allclose(thresholded, np.clip(picture, -s, s) / s, rtol=1e-5)
+        np.testing.assert_allclose(thresholded, np.clip(image, -s, s) / s, rtol=1e-5)
     static = np.asarray(dynamic_threshold(0.0)(jnp.asarray(0.9 * x_0)))
     assert static.max() <= 1 and static.min() >= -1
 
@@ -209,7 +209,7 @@ def test_the_threshold_is_seen_by_the_sampler():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_starting_in_the_middle_gives_x_0(sampler):
-    """As SDEdit does, but from the right picture."""
+    """As SDEdit does, but from the right image."""
     part = Schedule.create("squaredcos_cap_v2", 1000, "12").first(5)
     assert part.timestep_map.tolist() == [0, 91, 182, 272, 363]
     x_t = q_sample(part, X_0, jnp.full(4, 4), X_T)
@@ -226,7 +226,7 @@ def test_starting_in_the_middle_goes_on_as_from_the_top():
             TEN.first(rows)
 
 
-def test_ddim_returns_to_an_inverted_picture():
+def test_ddim_returns_to_an_inverted_image():
     """The closer the more steps: both ways are of first order."""
     whole = WHOLE["linear"]
     denoise = gaussian_mixture(whole, *np.array([[0.3, 0.7], [-0.5, 0.4], [0.3, 0.3]]))

@@ -1,4 +1,4 @@
-"""Smaller pictures against NumPy and SciPy."""
+"""Smaller images against NumPy and SciPy."""
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +39,15 @@ def test_blur_is_a_gaussian_of_three_pixels(sigma):
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1e-30, 0.02])
-def test_blur_of_nothing_is_the_picture_itself(sigma):
-    """Also where its square is none in float32, and where the neighbours' share is."""
+def test_blur_of_nothing_is_the_image_itself(sigma):
+    """Also where its square is none in float32, and where the neighbors' share is."""
     out = blur(jnp.asarray(IMAGE), jnp.array([0, sigma, 0.6]))
     np.testing.assert_array_equal(out[:2], IMAGE[:2])
     assert np.isfinite(out).all() and (out[2] != IMAGE[2]).any()
 
 
 @given(st.floats(-1, 1, width=32), st.floats(0, 10))
-def test_flat_pictures_stay_as_they_are(level, sigma):
+def test_flat_images_stay_as_they_are(level, sigma):
     image = jnp.full((1, 5, 4, 3), level, jnp.float32)
     np.testing.assert_array_equal(blur(image, jnp.full(1, sigma, jnp.float32)), image)
 

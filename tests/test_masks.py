@@ -118,7 +118,7 @@ def test_the_same_mask_at_every_size(kind):
         wrong += ((share == 0) & small).sum() + ((share == 1) & ~small).sum()
         # An edge crosses up to 4 pixels a row, and takes a quarter of each on average.
         assert np.abs(small - share).mean() < 0.08
-    # Pillow rounds a brush's outline to whole pixels of its canvas, a ninth of the picture's here.
+    # Pillow rounds a brush's outline to whole pixels of its canvas, a ninth of the image's here.
     assert wrong <= (5 if kind == "brush" else 0)
 
 
@@ -135,13 +135,13 @@ def test_a_seed_is_a_mask(seed):
 
 
 def test_masks_are_cheap():
-    """Beside decoding six pictures of 128 px; the best of five each, machines being busy.
+    """Beside decoding six images of 128 px; the best of five each, machines being busy.
 
     Larger ones are decoded into memory that is fresh or not, as the process was before: in one time
     or in three.
     """
-    picture = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 100).convert("RGB")
-    picture.save(jpeg := io.BytesIO(), "JPEG")
+    image = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    image.save(jpeg := io.BytesIO(), "JPEG")
 
     def process_s(work: Callable[[int], object]) -> float:
         start = time.process_time()
@@ -150,8 +150,8 @@ def test_masks_are_cheap():
         return time.process_time() - start
 
     mask_s = min(process_s(lambda i: hidden(i, 64, MaskConfig())) for _ in range(5))
-    picture_s = min(process_s(lambda i: np.asarray(Image.open(jpeg))) for _ in range(5))
-    assert mask_s < 6 * picture_s
+    image_s = min(process_s(lambda i: np.asarray(Image.open(jpeg))) for _ in range(5))
+    assert mask_s < 6 * image_s
 
 
 @pytest.mark.parametrize(

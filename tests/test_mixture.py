@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from helpers.numbered_images import write_pictures
+from helpers.numbered_images import write_images
 from test_loader import TOKENIZER, captions, config
 
 from glide_jax.cli import parse_config
@@ -26,10 +26,10 @@ WEIGHTS = (1.0, 0.29, 2.0)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Pictures captioned "number i", i from 0, 100 and 200 on."""
+    """Images captioned "number i", i from 0, 100 and 200 on."""
     folders = []
     for part, count in enumerate(SIZES):
-        folder = write_pictures(tmp_path_factory.mktemp("part"), count)
+        folder = write_images(tmp_path_factory.mktemp("part"), count)
         for number in range(count):
             (folder / f"{number:02}.txt").write_text(f"number {100 * part + number}")
         folders.append(folder)
@@ -49,7 +49,7 @@ def mixture(parts: list[FolderSource]) -> Mixture:
 def drawn(mixture: Mixture, batches: int, **options: int | dict[str, int]) -> list[int]:
     """The numbers that a loader's captions say."""
     seed = options.pop("seed", 0)
-    settings = config(batch_examples=8, seed=seed, caption_drop=0.0)
+    settings = config(batch_examples=8, seed=seed, caption_dropout=0.0)
     with Loader(mixture, TOKENIZER, settings, **options) as loader:
         return [int(caption.split()[1]) for b in islice(loader, batches) for caption in captions(b)]
 
@@ -93,7 +93,7 @@ def test_as_a_source_it_has_no_record_twice(mixture: Mixture) -> None:
     assert Counter(number // 100 for number in numbers) == {0: 3, 1: 1, 2: 5}
     assert len(set(numbers)) == len(numbers) == 9
     assert [mixture[i].captions for i in range(9)] == [mixture.captions(i) for i in range(9)]
-    settings = config(batch_examples=4)  # of 8 held-out pictures
+    settings = config(batch_examples=4)  # of 8 held-out images
     batches = validation_batches(mixture, TOKENIZER, settings)
     assert [int(c.split()[1]) for b in batches for c in captions(b)] == numbers[:8]
 
@@ -107,10 +107,10 @@ def test_a_tokenizer_learns_from_all_parts(mixture: Mixture, parts: list[FolderS
 def test_broken_records_of_all_parts_are_counted(tmp_path: Path) -> None:
     sources = []
     for part in range(2):
-        folder = write_pictures(tmp_path / str(part), 4)
-        (folder / "02.png").write_bytes(b"no picture")
+        folder = write_images(tmp_path / str(part), 4)
+        (folder / "02.png").write_bytes(b"no image")
         sources.append(open_folder(folder, "all", 0.0))
-    settings = config(batch_examples=8, max_bad_share=0.25)
+    settings = config(batch_examples=8, max_bad_fraction=0.25)
     with Loader(Mixture(sources, (1.0, 1.0)), TOKENIZER, settings) as loader:
         for _ in range(4):
             next(loader)
@@ -145,7 +145,7 @@ def test_training_goes_on_with_a_mixture_of_shards_and_a_folder(
     flags += ("--train.checkpoint-every-steps", "4", "--train.log-every-steps", "1")
     whole, parted = (tmp_path / name for name in ("whole", "parted"))
     said = "".join(train(whole, *flags).communicate(timeout=300))
-    assert "16 pictures" in said  # 10 in the shards, the others held out, and 6
+    assert "16 images" in said  # 10 in the shards, the others held out, and 6
     process = train(parted, *flags)
     while not (parted / "checkpoints" / "4").is_dir() and process.poll() is None:
         time.sleep(0.01)

@@ -13,7 +13,7 @@ from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.parallel import sharding
 from glide_jax.sampling.pipeline import ROLES
 from glide_jax.sampling.stage import Conditions, Stage, changed_settings
-from glide_jax.sampling.user_images import square_known, square_picture
+from glide_jax.sampling.user_images import square_image, square_known
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def generate(glide, prompts, **options):
     return glide.generate(prompts, **({"steps": 4, "batch_size": 4} | options))
 
 
-def test_a_picture_does_not_depend_on_its_batch(glide):
+def test_a_image_does_not_depend_on_its_batch(glide):
     prompts = ["all red", "all green", "", "all white", "all pink"]
     together = generate(glide, prompts, seed=[1, 2, 3, 4, 5])
     assert together.shape == (5, 8, 8, 3) and together.dtype == np.uint8
@@ -104,12 +104,10 @@ def test_errors_name_what_is_wrong(glide):
             ["x"], guidance_interval=[900, 100]
         ),
         r"seeds must be in \[0, 2\*\*32\), not -1": lambda: glide.generate(["x"], seed=-1),
-        r"there is nothing to paint": lambda: glide.inpaint(
-            PICTURE, np.ones((20, 30), bool), ["x"]
-        ),
-        r"strength 0 must be above 0": lambda: glide.edit(PICTURE, ["x"], strength=0),
-        r"the mask is 3 x 2 pixels, but the picture 30 x 20": lambda: glide.inpaint(
-            PICTURE, np.ones((2, 3), bool), ["x"]
+        r"there is nothing to paint": lambda: glide.inpaint(IMAGE, np.ones((20, 30), bool), ["x"]),
+        r"strength 0 must be above 0": lambda: glide.edit(IMAGE, ["x"], strength=0),
+        r"the mask is 3 x 2 pixels, but the image 30 x 20": lambda: glide.inpaint(
+            IMAGE, np.ones((2, 3), bool), ["x"]
         ),
     }.items():
         with pytest.raises(UserError, match=message):
@@ -118,7 +116,7 @@ def test_errors_name_what_is_wrong(glide):
 
 # With all models: base, upsampler, inpainting ones and CLIP.
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
 KNOWN = np.ones((20, 30), bool)
 KNOWN[5:15, 8:20] = False
 
@@ -164,12 +162,12 @@ def test_one_model_at_a_time_draws_the_same(everything, models):
 @pytest.mark.parametrize(("trained_for_it", "fit"), [(True, "pad"), (False, "crop")])
 def test_inpainting_keeps_known_pixels_exactly(everything, models, trained_for_it, fit):
     glide = everything if trained_for_it else Glide.load(models / "base", models / "upsample")
-    painted = glide.inpaint(PICTURE, KNOWN, ["all red"], n=2, fit=fit, steps=2)
-    kept, expected = square_known(KNOWN, 16, fit), square_picture(PICTURE, 16, fit)
+    painted = glide.inpaint(IMAGE, KNOWN, ["all red"], n=2, fit=fit, steps=2)
+    kept, expected = square_known(KNOWN, 16, fit), square_image(IMAGE, 16, fit)
     assert kept.any() and not kept.all()
-    for picture in painted:
-        np.testing.assert_array_equal(picture[kept], expected[kept])
-        assert not np.array_equal(picture, expected)
+    for image in painted:
+        np.testing.assert_array_equal(image[kept], expected[kept])
+        assert not np.array_equal(image, expected)
     assert not np.array_equal(*painted)
     # The result can be edited again.
     hole = np.ones((16, 16), bool)
@@ -179,18 +177,18 @@ def test_inpainting_keeps_known_pixels_exactly(everything, models, trained_for_i
 
 
 def test_the_models_made_for_inpainting_see_known_pixels_but_not_what_is_under_the_mask(everything):
-    other = np.where(KNOWN[..., None], PICTURE, 255 - PICTURE)
+    other = np.where(KNOWN[..., None], IMAGE, 255 - IMAGE)
     options = {"n": 2, "steps": 2, "seed": 1, "upsample": False}
-    a = everything.inpaint(PICTURE, KNOWN, ["all red"], **options)
+    a = everything.inpaint(IMAGE, KNOWN, ["all red"], **options)
     b = everything.inpaint(other, KNOWN, ["all red"], **options)
     np.testing.assert_array_equal(a, b)
 
 
-def test_editing_stays_near_the_picture_when_it_is_weak(glide):
-    picture = np.full((8, 8, 3), (220, 30, 30), np.uint8)
-    weak = glide.edit(picture, ["all red"], strength=0.1, steps=20)
-    strong = glide.edit(picture, ["all blue"], strength=1.0, steps=20, guidance_scale=3)
-    distance = [np.abs(edited[0].astype(int) - picture).mean() for edited in (weak, strong)]
+def test_editing_stays_near_the_image_when_it_is_weak(glide):
+    image = np.full((8, 8, 3), (220, 30, 30), np.uint8)
+    weak = glide.edit(image, ["all red"], strength=0.1, steps=20)
+    strong = glide.edit(image, ["all blue"], strength=1.0, steps=20, guidance_scale=3)
+    distance = [np.abs(edited[0].astype(int) - image).mean() for edited in (weak, strong)]
     assert distance[0] < 20 < distance[1]
 
 
@@ -253,10 +251,10 @@ def test_prompts_that_are_too_long_are_told_of(glide, caplog):
 def test_models_are_refused_what_they_are_not_for(models):
     with pytest.raises(UserError, match="there is one for upsample only; an upsampler enlarges"):
         Glide.load(models / "upsample").generate(["x"])
-    with pytest.raises(UserError, match="this is an upsampler: it needs pictures"):
+    with pytest.raises(UserError, match="this is an upsampler: it needs images"):
         stage = Stage.load(models / "upsample")
         stage.draw(["x"], [0], stage.config.sample)
-    with pytest.raises(UserError, match="made for inpainting: it needs a picture and a mask"):
+    with pytest.raises(UserError, match="made for inpainting: it needs an image and a mask"):
         stage = Stage.load(models / "base-inpaint")
         stage.draw(["x"], [0], stage.config.sample)
     with pytest.raises(UserError, match="this is a CLIP, which draws nothing"):

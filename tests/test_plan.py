@@ -19,7 +19,7 @@ from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import GIB
 from glide_jax.plan.sampling import SamplerPlan, abstract_inputs, require_even
 from glide_jax.plan.slices import compile_for, topology_devices
-from glide_jax.plan.training import Plan, kept_activations, table
+from glide_jax.plan.training import Plan, saved_activations, table
 from glide_jax.sampling.stage import Conditions, Known, Stage
 
 ROOT = Path(__file__).parent.parent
@@ -96,15 +96,15 @@ def test_recomputing_keeps_less():
     config = tiny.get_config()
     unet = UNetConfig(16, 32, channel_mult=(1, 2), res_blocks=2, attention_px=(8,), head_width=32)
     kept = {
-        remat: kept_activations(
+        remat: saved_activations(
             dataclasses.replace(
                 config, model=dataclasses.replace(config.model, unet=unet, remat=remat)
             ),
             jax.devices()[:1],
         )
-        for remat in ("none", "products", "blocks")
+        for remat in ("none", "matmuls", "blocks")
     }
-    assert kept["none"] > 2 * kept["products"] > 2 * kept["blocks"] > 0
+    assert kept["none"] > 2 * kept["matmuls"] > 2 * kept["blocks"] > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="it is installed")
@@ -180,7 +180,7 @@ SAMPLER_PLAN = SamplerPlan(
     config="base64_3b5",
     topology="v5e:2x4",
     mesh=(1, 8),
-    pictures=16,
+    images=16,
     sampler="ddpm",
     calls=150,
     guided=True,
@@ -205,7 +205,7 @@ def test_a_samplers_plan_adds_up():
     assert SAMPLER_PLAN.drawing_s == pytest.approx(31)
     report = SAMPLER_PLAN.report()
     for said in (
-        "16 pictures by 150 calls of ddpm, guided",
+        "16 images by 150 calls of ddpm, guided",
         "fits, 8.0 GiB to spare",
         "14.00 GB     100.0 ms",
         "(25.0%)",
@@ -227,18 +227,18 @@ def test_a_planned_batch_is_what_a_stage_draws_from(inpaint):
     assert jax.eval_shape(lambda: real) == abstract_inputs(config.denoiser, 2)
 
 
-def test_pictures_that_do_not_divide_are_named():
-    assert [require_even(pictures, 4) for pictures in (None, 1, 8)] == [4, 1, 8]
-    for pictures in (0, 6):
-        with pytest.raises(UserError, match=f"--pictures {pictures}: give 1, or a multiple of the"):
-            require_even(pictures, 4)
+def test_images_that_do_not_divide_are_named():
+    assert [require_even(images, 4) for images in (None, 1, 8)] == [4, 1, 8]
+    for images in (0, 6):
+        with pytest.raises(UserError, match=f"--images {images}: give 1, or a multiple of the"):
+            require_even(images, 4)
 
 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
         (("--search", "--sampler"), "--search is for training: give --sampler a --mesh"),
-        (("--pictures", "4"), "--pictures is of --sampler; a training's are"),
+        (("--images", "4"), "--images is of --sampler; a training's are"),
     ],
 )
 def test_flags_that_do_not_go_together_are_named(flags, line):
@@ -251,14 +251,14 @@ def test_flags_that_do_not_go_together_are_named(flags, line):
 def test_the_sampler_compiles_for_tpus_that_are_not_there(tmp_path):
     out = tmp_path / "plans.jsonl"
     flags = ("--topology", "v5e:2x2", "--mesh", "2x2", "--sampler", "--effort", "quick")
-    found = plan(*flags, "--pictures", "8", "--sample.steps", "20", "--json", str(out))
+    found = plan(*flags, "--images", "8", "--sample.steps", "20", "--json", str(out))
     assert found.returncode == 0, found.stderr
     made = json.loads(out.read_text())
-    assert (made["chips"], made["mesh"], made["pictures"], made["calls"]) == (4, [2, 2], 8, 20)
+    assert (made["chips"], made["mesh"], made["images"], made["calls"]) == (4, [2, 2], 8, 20)
     assert (
         made["operation_s"]["dot_general"] > 0
         and made["begin_s"] > 0
         and made["temporary_bytes"] > 0
     )
-    assert "8 pictures by 20 calls of ddim, guided" in found.stdout
-    assert plan(*flags, "--pictures", "6").returncode == 2
+    assert "8 images by 20 calls of ddim, guided" in found.stdout
+    assert plan(*flags, "--images", "6").returncode == 2

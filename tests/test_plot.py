@@ -12,8 +12,8 @@ from PIL import Image
 from glide_jax.errors import UserError
 from glide_jax.images import draw_grid, save_png
 from glide_jax.plot.__main__ import main
-from glide_jax.plot.curves import COLOURS, bucket_panels, draw_curves, read_curves, smoothed
-from glide_jax.plot.sample_strip import film_strip
+from glide_jax.plot.curves import COLORS, bucket_panels, draw_curves, read_curves, smoothed
+from glide_jax.plot.sample_strip import sample_strip
 
 BUCKETS = ("t000-199", "t200-399", "t400-599", "t600-799", "t800-999")
 
@@ -106,7 +106,7 @@ def test_loss_is_drawn_as_it_is_and_smoothed_on_a_logarithmic_axis(runs):
     np.testing.assert_allclose(of_raw.get_ydata(), 1.1 * averaged.get_ydata())
 
 
-def test_runs_are_drawn_over_each_other_in_a_colour_each(runs):
+def test_runs_are_drawn_over_each_other_in_a_color_each(runs):
     figure = figure_of(runs, "long", "short")
     assert titles(figure) == [
         "Training loss", "Validation loss",
@@ -115,10 +115,10 @@ def test_runs_are_drawn_over_each_other_in_a_colour_each(runs):
     ]  # fmt: skip
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["long", "short"]
-    assert [line.get_color() for line in legend.get_lines()] == list(COLOURS[:2])
+    assert [line.get_color() for line in legend.get_lines()] == list(COLORS[:2])
     for axes in figure.axes:
-        for colour, last in zip(COLOURS, (400, 200), strict=False):
-            ends = {line.get_xdata()[-1] for line in axes.lines if line.get_color() == colour}
+        for color, last in zip(COLORS, (400, 200), strict=False):
+            ends = {line.get_xdata()[-1] for line in axes.lines if line.get_color() == color}
             assert ends == {last}
         assert axes.get_xlim() == (0, 1.02 * 400)
 
@@ -229,13 +229,13 @@ def film_levels(film, rows):
 
 def test_a_film_shows_the_same_prompts_over_time(tmp_path):
     def grid(step):
-        pictures = np.stack([flat(20 * i + step // 1000) for i in range(8)])
-        return draw_grid(pictures, CAPTIONS * 2, columns=4)
+        images = np.stack([flat(20 * i + step // 1000) for i in range(8)])
+        return draw_grid(images, CAPTIONS * 2, columns=4)
 
     run = write_run(tmp_path / "run", tiny.get_config(), range(1000, 16000, 1000), grid)
     # Another run's prompts, before: a grid of another size is no part of the film.
     save_png(run / "samples" / "0000500.png", draw_grid(flat(9)[None], ["x"], columns=1))
-    film = film_strip([run])
+    film = sample_strip([run])
     # 15 grids: 8 of them evenly spaced, the first and the last among them.
     shown = [1, 3, 5, 7, 9, 11, 13, 15]
     assert film_levels(film, 4) == [[20 * i + s for s in shown] for i in range(4)]
@@ -245,7 +245,7 @@ def test_a_film_shows_the_same_prompts_over_time(tmp_path):
     labels = film[:36, 204:, 0]
     assert all((labels[:, 204 * i : 204 * (i + 1)] < 100).any() for i in range(8))
     # Two runs: one strip under the other, of the same width or wider.
-    both = film_strip([run, run])
+    both = sample_strip([run, run])
     assert both.shape[0] > 2 * film.shape[0] and both.shape[1] == film.shape[1]
 
 
@@ -256,16 +256,16 @@ def test_a_film_of_an_inpainting_model_shows_what_it_was_given_once(tmp_path):
         return draw_grid(np.stack(rows), captions, columns=6)
 
     run = write_run(tmp_path / "run", inpaint_config(), (10, 20), grid)
-    assert film_levels(film_strip([run]), 2) == [[50, 110, 120, 200], [51, 111, 121, 201]]
+    assert film_levels(sample_strip([run]), 2) == [[50, 110, 120, 200], [51, 111, 121, 201]]
 
 
-def test_a_run_without_pictures_is_told(tmp_path):
+def test_a_run_without_images_is_told(tmp_path):
     run = write_run(tmp_path / "run", tiny.get_config(), (), None)
     with pytest.raises(UserError, match=r"run has no samples/STEP\.png: nothing is drawn yet"):
-        film_strip([run])
+        sample_strip([run])
     (run / "samples").mkdir()
-    (run / "samples" / "0000010.png").write_text("not a picture")
+    (run / "samples" / "0000010.png").write_text("not an image")
     with pytest.raises(UserError, match=r"cannot read the grids in .*samples"):
-        film_strip([run])
+        sample_strip([run])
     with pytest.raises(UserError, match="is not a run folder"):
-        film_strip([run / "samples"])
+        sample_strip([run / "samples"])

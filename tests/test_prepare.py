@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.numbered_images import write_pictures
-from helpers.packed_images import picture, write_parquet, write_tar
+from helpers.numbered_images import write_images
+from helpers.packed_images import image, write_parquet, write_tar
 from test_shards import opened
 
 from glide_jax.data.records import Record
@@ -30,7 +30,7 @@ def prepare(to: Path, *arguments: object) -> Report:
 
 
 def contents(folder: Path) -> Contents:
-    """Every split's pictures with their captions, in order."""
+    """Every split's images with their captions, in order."""
     splits = json.loads((folder / "shards.json").read_text())["splits"]
     sources = {split: opened(folder, folder, split) for split in splits}
     return {
@@ -44,16 +44,16 @@ def contents(folder: Path) -> Contents:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A folder, tars and a parquet file: 200 pictures, some of them twice, and many faults."""
+    """A folder, tars and a parquet file: 200 images, some of them twice, and many faults."""
     base = tmp_path_factory.mktemp("inputs")
-    folder = write_pictures(base / "folder", 5)  # too small
-    (folder / "01.png").write_bytes(b"no picture")
+    folder = write_images(base / "folder", 5)  # too small
+    (folder / "01.png").write_bytes(b"no image")
     for number in range(4):
-        pictures = [picture(i) for i in range(40 * number, 40 * number + 45)]  # the last 5 overlap
-        write_tar(base / "tars" / f"{number:05}.tar", pictures, first=40 * number)
+        images = [image(i) for i in range(40 * number, 40 * number + 45)]  # the last 5 overlap
+        write_tar(base / "tars" / f"{number:05}.tar", images, first=40 * number)
     short = base / "tars" / "00003.tar"
     short.write_bytes(short.read_bytes()[:-12_000])
-    write_parquet(base / "x.parquet", [picture(i) for i in range(160, 200)])
+    write_parquet(base / "x.parquet", [image(i) for i in range(160, 200)])
     return [folder, base / "tars", base / "x.parquet"]
 
 
@@ -65,17 +65,17 @@ def test_everything_is_read_judged_and_written(
 ) -> None:
     report = prepare(tmp_path / "to", "--from", *inputs, *FLAGS)
     written = contents(tmp_path / "to")
-    kept = [image for split in written.values() for image, _ in split]
+    kept = [content for split in written.values() for content, _ in split]
     assert len(kept) == len(set(kept))
-    assert set(kept) <= {picture(i) for i in range(200)}
+    assert set(kept) <= {image(i) for i in range(200)}
     assert report.kept == {"train": len(kept) - 20, "validation": 20}
     assert report.dropped["too_small"] == 4
-    assert report.dropped["broken"] == 2  # the picture that is none, and the tar's end
+    assert report.dropped["broken"] == 2  # the image that is none, and the tar's end
     assert report.dropped["duplicate"] >= 15
     assert report.read == len(kept) + sum(report.dropped.values())
     # Of two, the first in the order of the inputs stays: with the captions of its place.
     captions = dict(written["train"] + written["validation"])
-    assert captions[picture(42)] == ("picture 42",)
+    assert captions[image(42)] == ("image 42",)
     assert report.bytes_written == sum(
         p.stat().st_size for p in (tmp_path / "to").glob("*record-*")
     )
@@ -89,7 +89,7 @@ def test_everything_is_read_judged_and_written(
     assert not (tmp_path / "to" / ".unfinished").exists()
 
 
-def test_held_out_pictures_are_the_same_whatever_the_order(
+def test_held_out_images_are_the_same_whatever_the_order(
     inputs: Sequence[Path], tmp_path: Path
 ) -> None:
     for name, paths in (("a", inputs), ("b", inputs[::-1])):
@@ -121,7 +121,7 @@ def test_shards_are_of_even_size(tmp_path: Path) -> None:
     totals = [sum(sizes[start:stop]) for start, stop in bounds]
     assert len(bounds) == -(-sum(sizes) // 5000)
     assert max(totals) - min(totals) <= 200
-    tar = write_tar(tmp_path / "x.tar", [picture(i, 900, 600) for i in range(20)])
+    tar = write_tar(tmp_path / "x.tar", [image(i, 900, 600) for i in range(20)])
     report = prepare(tmp_path / "to", "--from", tar, "--px", 600, "--shard-mb", 1)
     assert report.shards == len([*(tmp_path / "to").glob("*record-*")]) > 2
 
@@ -168,7 +168,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
     one, other = (
         json.loads((tmp_path / n / "report.json").read_text()) for n in ("whole", "parts")
     )
-    for name in ("cpu_ms_a_picture", "pictures_per_s"):
+    for name in ("cpu_ms_a_image", "images_per_s"):
         del one[name], other[name]
     assert one == other
 
@@ -176,9 +176,9 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
 @pytest.mark.slow
 def test_killed_it_goes_on_without_what_is_done(tmp_path: Path, python) -> None:
     """SIGKILL, with worker processes; they end as well."""
-    pictures = [picture(i, 400, 300) for i in range(80)]
+    images = [image(i, 400, 300) for i in range(80)]
     for number in range(30):
-        write_tar(tmp_path / "tars" / f"{number:05}.tar", pictures[2 * number :][:20])
+        write_tar(tmp_path / "tars" / f"{number:05}.tar", images[2 * number :][:20])
     prepare(tmp_path / "whole", "--from", tmp_path / "tars", *FLAGS)
     to = tmp_path / "to"
     command = ("-m", "glide_jax.prepare", "--from", tmp_path / "tars", "--to", to, *FLAGS)
@@ -199,14 +199,14 @@ def test_killed_it_goes_on_without_what_is_done(tmp_path: Path, python) -> None:
     assert process.returncode == 0, errors
     assert seen == done
     assert contents(to) == contents(tmp_path / "whole")
-    assert "pictures/s" in output
+    assert "images/s" in output
 
 
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
         (("--px", 20), "was begun with --px 30, not 20"),
-        (("--least-caption", 3), "was begun with --least-caption 1, not 3"),
+        (("--min-caption-chars", 3), "was begun with --min-caption-chars 1, not 3"),
         (("--validation", 3), "was begun with --validation 20, not 3"),
     ],
 )
@@ -231,11 +231,11 @@ def test_changed_settings_are_refused_by_name(
 
 
 def test_changed_inputs_are_refused(tmp_path: Path) -> None:
-    tar = write_tar(tmp_path / "x.tar", [picture(0), picture(1)])
+    tar = write_tar(tmp_path / "x.tar", [image(0), image(1)])
     prepare(tmp_path / "to", "--from", tar, "--px", 30)
     with pytest.raises(UserError, match="was begun with --from"):
         prepare(tmp_path / "to", "--from", tar, tar, "--px", 30)
-    write_tar(tar, [picture(i) for i in range(9)])
+    write_tar(tar, [image(i) for i in range(9)])
     with pytest.raises(UserError, match="--from: files in it have changed since"):
         prepare(tmp_path / "to", "--from", tar, "--px", 30)
 
@@ -248,7 +248,7 @@ def test_what_cannot_be_done_is_one_clear_line(inputs: Sequence[Path], tmp_path:
     for to, arguments, why in (
         ("file/to", source, "--to .*file/to: Not a directory"),
         ("full", source, "--to .*full: is not empty"),
-        ("to", (*source, "--px", 31), "of 40 pictures none is kept .40 too_small."),
+        ("to", (*source, "--px", 31), "of 40 images none is kept .40 too_small."),
         ("a", (*source, "--speed", 3), "unknown flag --speed"),
         ("b", ("--from",), "--from must name something to read"),
         ("c", (*source, "--shard-mb", 0), "--shard-mb must be at least 1"),

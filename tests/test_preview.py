@@ -17,13 +17,13 @@ from glide_jax.training.preview import Preview
 
 @pytest.mark.slow
 def test_parameters_are_shared_out_over_this_process_as_in_training_over_all(
-    colour_folder, monkeypatch
+    color_folder, monkeypatch
 ):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     config = get_config()
     config = replace(
         config,
-        data=replace(config.data, source="folder", path=str(colour_folder)),
+        data=replace(config.data, source="folder", path=str(color_folder)),
         sample=replace(config.sample, steps="2"),
     )
     rng = np.random.default_rng(0)

@@ -17,24 +17,24 @@ import numpy as np
 import pytest
 from helpers.broken_network import Network
 from helpers.model_set import clip_config, upsampler_config
-from helpers.packed_images import picture
+from helpers.packed_images import image
 from helpers.tiny import get_config
 from test_checkpoint import data_file, flip
 from test_train import assert_same_result, metrics, wait_for
-from test_train_stages import changed, on_colours
+from test_train_stages import changed, on_colors
 
 from glide_jax import UserError
 from glide_jax.config import Config
 from glide_jax.data.shards import Shard, encode, shard_name, write_index, write_records
 from glide_jax.parallel.launch import Launch, require_same
-from glide_jax.parallel.process_group import GONE, Peers
-from glide_jax.parallel.rendezvous import listen, roll_call
+from glide_jax.parallel.process_group import GONE, ProcessGroup
+from glide_jax.parallel.rendezvous import listen, rendezvous
 from glide_jax.runs import folder
 from glide_jax.runs.folder import last_step
 
 STEPS = 9
 SMALL = "--model.unet.channels 96 --model.unet.channel-mult 1 --model.unet.attention-px 8"
-SHORT = f"{SMALL} --train.steps {STEPS} --train.checkpoint-every-steps 3 --train.checkpoints-kept 9"
+SHORT = f"{SMALL} --train.steps {STEPS} --train.checkpoint-every-steps 3 --train.max-checkpoints 9"
 SHORT += f" --train.log-every-steps 1 --train.sample-every-steps {STEPS}"
 SHORT += f" --train.validate-every-steps {STEPS}"
 
@@ -72,7 +72,7 @@ def test_flags_and_environment_say_who_takes_part():
         ("--coordinator 127.0.0.1 --processes 2 --process 0", "must be HOST:PORT"),
         ("--coordinator a:1 --processes 2 --process 2", "must be from 0 to 1"),
         ("--coordinator a:1 --processes 2 --process -1", "must be from 0 to 1"),
-        ("--silence-timeout-s 0", "must be at least 1"),
+        ("--heartbeat-timeout-s 0", "must be at least 1"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, line):
@@ -88,10 +88,10 @@ def called(*processes, limit_s=20):
     address = f"127.0.0.1:{free_port()}"
     host, port = address.split(":")
 
-    def call(process, count, *silence_s):
+    def call(process, count, *heartbeat_timeout_s):
         try:
             listener = listen(host, int(port)) if process == 0 else None
-            return roll_call(listener, address, process, count, limit_s, *silence_s)[0]
+            return rendezvous(listener, address, process, count, limit_s, *heartbeat_timeout_s)[0]
         except UserError as error:
             return str(error)
 
@@ -100,13 +100,16 @@ def called(*processes, limit_s=20):
 
 
 @contextlib.contextmanager
-def connected(count, silence_s=30):
-    """Peers of one run, all in this process."""
+def connected(count, heartbeat_timeout_s=30):
+    """ProcessGroup of one run, all in this process."""
     connections = called(*((process, count) for process in range(count)))
-    peers = [Peers(index, count, connections[index], silence_s=silence_s) for index in range(count)]
+    group = [
+        ProcessGroup(index, count, connections[index], heartbeat_timeout_s=heartbeat_timeout_s)
+        for index in range(count)
+    ]
     with ThreadPoolExecutor(count) as threads:
-        yield lambda function, *args: list(threads.map(function, peers, *args))
-        list(threads.map(Peers.part, peers))
+        yield lambda function, *args: list(threads.map(function, group, *args))
+        list(threads.map(ProcessGroup.part, group))
         for links in connections:
             for link in links.values():
                 link.close()
@@ -123,7 +126,7 @@ def test_who_is_missing_comes_twice_or_was_started_otherwise_is_named():
     counts = called((0, 2), (1, 3))
     assert counts == ["process 1 was started with --processes 3, process 0 with 2"] * 2
     silence = called((0, 2, 30), (1, 2, 5))
-    assert silence == ["process 1 was started with --silence-timeout-s 5, process 0 with 30"] * 2
+    assert silence == ["process 1 was started with --heartbeat-timeout-s 5, process 0 with 30"] * 2
     (alone,) = called((1, 2), limit_s=1)
     assert "cannot reach process 0 at 127.0.0.1:" in alone
 
@@ -134,7 +137,7 @@ def test_port_in_use_and_a_coordinator_that_is_another_program_are_named():
         with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port}: Address already"):
             listen("127.0.0.1", port)
         with ThreadPoolExecutor(1) as threads:
-            joining = threads.submit(roll_call, None, f"127.0.0.1:{port}", 1, 2, 20)
+            joining = threads.submit(rendezvous, None, f"127.0.0.1:{port}", 1, 2, 20)
             other.accept()[0].close()
             with pytest.raises(UserError, match="did not answer as glide_jax does"):
                 joining.result()
@@ -144,40 +147,40 @@ def test_port_in_use_and_a_coordinator_that_is_another_program_are_named():
 
 
 def test_each_hears_what_every_other_one_said():
-    with connected(3) as together:
-        said = together(lambda peers: peers.gather({"number": (peers.index, "ö")}))
+    with connected(3) as joined:
+        said = joined(lambda group: group.gather({"number": (group.index, "ö")}))
         assert said == [[{"number": [i, "ö"]} for i in range(3)]] * 3
-    assert Peers().gather((1, 2)) == [[1, 2]]
+    assert ProcessGroup().gather((1, 2)) == [[1, 2]]
 
 
 def test_who_has_nothing_to_say_is_still_there():
-    with connected(2, silence_s=0.5) as together:
+    with connected(2, heartbeat_timeout_s=0.5) as joined:
         time.sleep(1.5)
-        assert together(lambda peers: peers.gather(peers.index)) == [[0, 1]] * 2
+        assert joined(lambda group: group.gather(group.index)) == [[0, 1]] * 2
 
 
 @pytest.mark.parametrize(
-    ("change", "pictures", "line"),
+    ("change", "images", "line"),
     [
         ({}, 8, None),
         ({"optim": {"learning_rate": 1.0}}, 8, "process 1 has optim.learning_rate 1.0, process 0"),
         ({"train": {"run_dir": "elsewhere"}}, 8, "process 1 has train.run_dir elsewhere"),
-        ({}, 9, "process 1 sees 9 pictures, process 0 sees 8"),
+        ({}, 9, "process 1 sees 9 images, process 0 sees 8"),
     ],
 )
-def test_processes_that_were_started_otherwise_are_named(change, pictures, line):
+def test_processes_that_were_started_otherwise_are_named(change, images, line):
     ours = theirs = get_config()
     for part, settings in change.items():
         theirs = replace(ours, **{part: replace(getattr(ours, part), **settings)})
 
-    def check(peers, config, count):
+    def check(group, config, count):
         try:
-            return require_same(peers, config, count)
+            return require_same(group, config, count)
         except UserError as error:
             return str(error)
 
-    with connected(2) as together:
-        said = together(check, (ours, theirs), (8, pictures))
+    with connected(2) as joined:
+        said = joined(check, (ours, theirs), (8, images))
     assert said[0] == said[1]
     assert said[0] is None if line is None else said[0].startswith(line)
 
@@ -185,8 +188,8 @@ def test_processes_that_were_started_otherwise_are_named(change, pictures, line)
 def test_another_version_of_the_program_is_named(monkeypatch):
     numbers = iter("ab")
     monkeypatch.setattr("glide_jax.parallel.launch._source_digest", lambda: next(numbers))
-    with connected(2) as together, pytest.raises(UserError) as error:
-        together(lambda peers: require_same(peers, get_config(), 8))
+    with connected(2) as joined, pytest.raises(UserError) as error:
+        joined(lambda group: require_same(group, get_config(), 8))
     assert re.match("process 1 has another version of glide_jax than", str(error.value))
 
 
@@ -200,18 +203,19 @@ def test_a_run_folder_that_another_process_does_not_see_is_named(monkeypatch, tm
 
 MEMBER = """
 import sys, time
-from glide_jax.parallel.process_group import Peers
-from glide_jax.parallel.rendezvous import listen, roll_call
+from glide_jax.parallel.process_group import ProcessGroup
+from glide_jax.parallel.rendezvous import listen, rendezvous
 index, port, fails, slow_s = map(int, sys.argv[1:])
 def last_step():
     time.sleep(slow_s)
     return 40
 listener = listen("127.0.0.1", port) if index == 0 else None
-peers = Peers(index, 3, roll_call(listener, f"127.0.0.1:{port}", index, 3, 20)[0], last_step)
-peers.barrier()
+connections = rendezvous(listener, f"127.0.0.1:{port}", index, 3, 20)[0]
+group = ProcessGroup(index, 3, connections, last_step)
+group.barrier()
 print("here", flush=True)
 if index == fails:
-    peers.fail("the disk is full", 2, "error: the disk is full\\n")
+    group.fail("the disk is full", 2, "error: the disk is full\\n")
 time.sleep(60)
 """
 
@@ -246,9 +250,9 @@ def test_when_one_is_killed_the_others_say_so_and_end(victim):
 
 LISTENING = """
 import socket, sys, time
-from glide_jax.parallel.process_group import Peers
+from glide_jax.parallel.process_group import ProcessGroup
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
-    Peers(1, 2, {0: connection}, lambda: 40)
+    ProcessGroup(1, 2, {0: connection}, lambda: 40)
     time.sleep(60)
 """
 
@@ -292,12 +296,12 @@ def test_when_one_fails_the_others_end_with_its_line(failing):
 
 WAITING = """
 import os, sys
-from glide_jax.parallel.launch import Launch, anywhere, together
-with together(Launch.parse(sys.argv[1:], os.environ)[0], lambda: 40) as peers:
-    peers.barrier()
+from glide_jax.parallel.launch import Launch, any_process, joined
+with joined(Launch.parse(sys.argv[1:], os.environ)[0], lambda: 40) as group:
+    group.barrier()
     print("here", flush=True)
     while True:
-        anywhere(False)
+        any_process(False)
 """
 
 
@@ -325,7 +329,7 @@ def cut_off(process, network):
 )
 def test_a_process_that_is_lost_ends_the_others_in_the_middle_of_a_collective(lost, victim):
     network = Network(free_port())
-    meeting = ["--processes", "2", "--silence-timeout-s", "5", "--process"]
+    meeting = ["--processes", "2", "--heartbeat-timeout-s", "5", "--process"]
     started = [
         subprocess.Popen(
             [
@@ -358,9 +362,9 @@ def test_a_process_that_is_lost_ends_the_others_in_the_middle_of_a_collective(lo
 
 MEETING = """
 import os
-from glide_jax.parallel.launch import Launch, together
-with together(Launch.parse([], os.environ)[0], lambda: None) as peers:
-    print(peers.gather(os.environ["SLURM_PROCID"]))
+from glide_jax.parallel.launch import Launch, joined
+with joined(Launch.parse([], os.environ)[0], lambda: None) as group:
+    print(group.gather(os.environ["SLURM_PROCID"]))
 """
 
 
@@ -443,13 +447,13 @@ def cut(run_dir, to, step):
 
 
 @pytest.mark.slow
-def test_bad_input_ends_every_process_with_one_line(start, colour_folder, tmp_path):
-    no_folder = colour_folder / "red.png" / "run"
+def test_bad_input_ends_every_process_with_one_line(start, color_folder, tmp_path):
+    no_folder = color_folder / "red.png" / "run"
     shard = shard_name("all", 0, 1)
     for kind in ("missing", "cut"):
         (tmp_path / kind).mkdir()
         file = tmp_path / kind / shard
-        write_records(file, [encode(picture(0), ("a picture",), "0.png")])
+        write_records(file, [encode(image(0), ("an image",), "0.png")])
         splits = {"all": [Shard(shard, 1, file.stat().st_size)]}
         write_index(str(tmp_path / kind), splits, "of this test")
     (tmp_path / "missing" / shard).unlink()
@@ -519,7 +523,7 @@ def start_in_turn(python, tmp_path_factory):
     return start
 
 
-# Pictures and validation have to be compiled too.
+# Images and validation have to be compiled too.
 QUIET = {"sample_every_steps": 0, "validate_every_steps": 0, "log_every_steps": 1}
 
 
@@ -588,14 +592,14 @@ def test_four_processes_learn_what_one_does_from_the_start_and_go_on_with_what_t
 
 
 @pytest.mark.slow
-def test_two_processes_learn_every_other_stage_as_one_does(start_in_turn, colour_folder, tmp_path):
+def test_two_processes_learn_every_other_stage_as_one_does(start_in_turn, color_folder, tmp_path):
     enlarged = upsampler_config(inpaint=True)  # paints as well
     unet = replace(enlarged.model.unet, channel_mult=(1,))
     settings = QUIET | {"steps": 3}
     stages = {
-        # It compares all pictures of a batch.
-        "clip": on_colours(clip_config(), colour_folder, **settings | {"validate_every_steps": 3}),
-        "enlarged": on_colours(changed(enlarged, "model", unet=unet), colour_folder, **settings),
+        # It compares all images of a batch.
+        "clip": on_colors(clip_config(), color_folder, **settings | {"validate_every_steps": 3}),
+        "enlarged": on_colors(changed(enlarged, "model", unet=unet), color_folder, **settings),
     }
     for count in (1, 2):
         configs = {tmp_path / f"{name}{count}": config for name, config in stages.items()}
@@ -606,13 +610,13 @@ def test_two_processes_learn_every_other_stage_as_one_does(start_in_turn, colour
 
 @pytest.mark.slow
 def test_when_the_network_is_cut_while_they_train_both_sides_say_so(
-    start_in_turn, colour_folder, tmp_path
+    start_in_turn, color_folder, tmp_path
 ):
     network = Network(free_port())
     settings = QUIET | {"steps": 10**9, "checkpoint_every_steps": 1000}
-    endless = on_colours(clip_config(), colour_folder, **settings)
+    endless = on_colors(clip_config(), color_folder, **settings)
     ports = network.lead_port, network.port
-    started = start_in_turn(2, {tmp_path: endless}, ports, "--silence-timeout-s", 5)
+    started = start_in_turn(2, {tmp_path: endless}, ports, "--heartbeat-timeout-s", 5)
     log = tmp_path / "metrics.jsonl"
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3, started[0])
     network.cut.set()

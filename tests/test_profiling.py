@@ -62,7 +62,7 @@ def test_memory_is_reported_by_kind(monkeypatch):
     # Two moments, and optax's counters.
     optimizer = sharding.bytes_a_device(state.opt_state, shardings.opt_state)
     assert 2 * own <= optimizer <= 2 * own + 16
-    assert "parameters 0.00, moving average 0.00, optimiser 0.00" in memory_report(trainer)
+    assert "parameters 0.00, moving average 0.00, optimizer 0.00" in memory_report(trainer)
 
 
 def test_health_tells_what_is_known():

@@ -3,7 +3,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers.numbered_images import write_pictures
+from helpers.numbered_images import write_images
 
 from glide_jax.data.folder import FolderSource, open_folder
 from glide_jax.data.records import (
@@ -18,10 +18,10 @@ from glide_jax.errors import UserError
 
 
 def source_without(tmp_path: Path, count: int, missing: list[int]) -> FolderSource:
-    """Some of the pictures disappear between indexing and reading."""
-    source = open_folder(write_pictures(tmp_path / "pictures", count), "all", 0.0)
+    """Some of the images disappear between indexing and reading."""
+    source = open_folder(write_images(tmp_path / "images", count), "all", 0.0)
     for number in missing:
-        (tmp_path / "pictures" / f"{number:02}.png").unlink()
+        (tmp_path / "images" / f"{number:02}.png").unlink()
     return source
 
 
@@ -45,7 +45,7 @@ def test_unusable_captions_name_their_record(texts: list[str | bytes], why: str)
 def test_the_next_good_record_replaces_a_bad_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader = RecordReader(source_without(tmp_path, 6, [2, 3, 5]), max_bad_share=0.5)
+    reader = RecordReader(source_without(tmp_path, 6, [2, 3, 5]), max_bad_fraction=0.5)
     with caplog.at_level(logging.WARNING):
         read = [reader.read(index, name) for index in (1, 2, 3, 5, 2)]
     assert read == ["01", "04", "04", "00", "04"]
@@ -60,7 +60,7 @@ def test_records_that_cannot_be_prepared_are_bad_too(tmp_path: Path) -> None:
             raise BadRecordError("00 is refused")
         return name(record)
 
-    reader = RecordReader(source_without(tmp_path, 3, []), max_bad_share=0.1)
+    reader = RecordReader(source_without(tmp_path, 3, []), max_bad_fraction=0.1)
     assert reader.read(0, refuse_first) == "01"
     assert reader.bad_records == 1
 
@@ -77,13 +77,13 @@ def test_reading_stops_past_the_share_of_bad_records(
 
 
 def test_reading_stops_when_all_records_are_bad(tmp_path: Path) -> None:
-    reader = RecordReader(source_without(tmp_path, 3, [0, 1, 2]), max_bad_share=1.0)
+    reader = RecordReader(source_without(tmp_path, 3, [0, 1, 2]), max_bad_fraction=1.0)
     with pytest.raises(UserError, match=r"no record can be used: .*01.png"):
         reader.read(1, name)
 
 
 def test_threads_agree_on_the_count(tmp_path: Path) -> None:
-    reader = RecordReader(source_without(tmp_path, 40, list(range(0, 40, 2))), max_bad_share=0.5)
+    reader = RecordReader(source_without(tmp_path, 40, list(range(0, 40, 2))), max_bad_fraction=0.5)
     read: list[str] = []
     threads = [
         threading.Thread(target=lambda: read.extend(reader.read(i, name) for i in range(40)))

@@ -19,7 +19,7 @@ def run(monkeypatch, *arguments):
 FAST = ("--steps", 4, "--batch-size", 2)
 
 
-def test_grid_and_single_pictures_with_metadata(monkeypatch, trained_run, tmp_path):
+def test_grid_and_single_images_with_metadata(monkeypatch, trained_run, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\nall blue\n\n  all white  \n")
     out = tmp_path / "out.png"
@@ -39,7 +39,7 @@ def test_grid_and_single_pictures_with_metadata(monkeypatch, trained_run, tmp_pa
     assert Image.open(files[0]).size == (8, 8)
 
 
-def test_one_picture_is_one_file_and_depends_on_its_seed_alone(monkeypatch, trained_run, tmp_path):
+def test_one_image_is_one_file_and_depends_on_its_seed_alone(monkeypatch, trained_run, tmp_path):
     for name, flags in {
         "a": ("--seed", 3), "b": ("--seed", 3), "c": ("--seed", 4), "zero": ("--guidance-scale", 0)
     }.items():  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_folder_is_filled_and_what_is_there_is_passed_over(
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture with a hole, and the hole as a mask."""
+    """An image with a hole, and the hole as a mask."""
     rgb = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
     known = np.full((20, 30), 255, np.uint8)
     known[4:16, 8:22] = 0
@@ -166,7 +166,7 @@ def test_edit_upsample_and_rank(monkeypatch, capsys, models, photo):
     assert prompt == "all red" and len(lines) == 2 and scores == sorted(scores, reverse=True)
 
 
-def test_kept_pictures_tell_the_seeds_that_draw_them_again(monkeypatch, models, tmp_path):
+def test_kept_images_tell_the_seeds_that_draw_them_again(monkeypatch, models, tmp_path):
     flags = ("--checkpoint", models, "--prompt", "all red", "--steps", 2, "--no-upsample")
     run(monkeypatch, *flags, "--n", 4, "--keep", 2, "--seed", 3, "--out", tmp_path / "best.png")
     for i in range(2):

@@ -50,7 +50,7 @@ def eps_at(x_t, row):
 
 
 def alpha_sigma(row):
-    """sqrt(alpha_bar) and sqrt(1 - alpha_bar); row -1 is the picture."""
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar); row -1 is the image."""
     alpha_bar = np.append(SEVEN.alpha_bar, 1.0)[row]
     return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
 

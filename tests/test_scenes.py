@@ -16,7 +16,7 @@ from glide_jax.data.scenes.builder import ScenesConfig, load
 from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     GAP,
     HELD_OUT,
     MARGIN,
@@ -83,24 +83,24 @@ def test_a_scene_depends_on_its_split_and_index_alone(record):
 
 def test_held_out_pairs_are_seen_in_novel_alone():
     for split in SPLITS:
-        pairs = {(t.shape, t.colour) for index in range(500) for t in make(split, index)[0].things}
+        pairs = {(t.shape, t.color) for index in range(500) for t in make(split, index)[0].things}
         assert pairs == set(HELD_OUT) if split == "novel" else len(pairs) == 56
         assert split == "novel" or pairs.isdisjoint(HELD_OUT)
-    shapes, colours = zip(*HELD_OUT, strict=True)
-    assert sorted(shapes) == sorted(SHAPES) and sorted(colours) == sorted(COLOURS)
+    shapes, colors = zip(*HELD_OUT, strict=True)
+    assert sorted(shapes) == sorted(SHAPES) and sorted(colors) == sorted(COLORS)
 
 
 @given(records)
 def test_objects_keep_their_distance_and_stand_in_their_relation(record):
     scene, _ = make(*record)
     for thing in scene.things:
-        for centre in (thing.x, thing.y):
-            assert centre - thing.diameter / 2 >= MARGIN - 1e-3
-            assert centre + thing.diameter / 2 <= 1 - MARGIN + 1e-3
+        for center in (thing.x, thing.y):
+            assert center - thing.diameter / 2 >= MARGIN - 1e-3
+            assert center + thing.diameter / 2 <= 1 - MARGIN + 1e-3
     assert bool(scene.relation) == (len(scene.things) == 2)
     if scene.relation:
         a, b = scene.things
-        assert (a.shape, a.colour) != (b.shape, b.colour)
+        assert (a.shape, a.color) != (b.shape, b.color)
         ahead, aside = {
             "left of": (b.x - a.x, a.y - b.y),
             "right of": (a.x - b.x, a.y - b.y),
@@ -118,17 +118,17 @@ def test_objects_keep_their_distance_and_stand_in_their_relation(record):
 def test_captions_say_what_they_promise(record):
     scene, captions = make(*record)
     shapes = Counter(thing.shape for thing in scene.things)
-    colours = Counter(thing.colour for thing in scene.things)
+    colors = Counter(thing.color for thing in scene.things)
     named, full, partial, between = captions
     for caption in captions:
         assert words(caption, SHAPES) == shapes
-        assert words(caption, COLOURS) <= colours
+        assert words(caption, COLORS) <= colors
     for caption in (named, full, between):
-        assert words(caption, COLOURS) == colours
+        assert words(caption, COLORS) == colors
     assert scene.background in full
     for thing in scene.things:
         texture = "" if thing.texture == "plain" else f"{thing.texture} "
-        assert f"a {thing.size} {texture}{thing.colour} {thing.shape}" in full
+        assert f"a {thing.size} {texture}{thing.color} {thing.shape}" in full
     assert len(partial) < len(full) and len(named) < len(full)
 
 
@@ -154,8 +154,8 @@ def test_captions_state_the_relation_the_right_way_round(record):
     assert said in captions[0] and said in captions[1]
 
 
-def test_backgrounds_are_not_called_by_a_colour():
-    assert not any(colour in background for background in BACKGROUNDS for colour in COLOURS)
+def test_backgrounds_are_not_called_by_a_color():
+    assert not any(color in background for background in BACKGROUNDS for color in COLORS)
 
 
 # Records
@@ -197,9 +197,9 @@ def test_workers_end_when_no_more_records_are_wanted():
     made.close()
 
 
-def load_elsewhere(data_dir, pictures: int) -> subprocess.Popen:
-    """Another process that loads `tiny` with this many pictures a split."""
-    config = f"ScenesConfig(name='tiny', train={pictures}, validation=4, novel=4)"
+def load_elsewhere(data_dir, images: int) -> subprocess.Popen:
+    """Another process that loads `tiny` with this many images a split."""
+    config = f"ScenesConfig(name='tiny', train={images}, validation=4, novel=4)"
     return subprocess.Popen(
         [
             sys.executable,
@@ -230,9 +230,9 @@ def test_a_killed_preparation_is_not_taken_for_a_data_set(tmp_path):
 def test_two_processes_may_prepare_the_same_data_set(tmp_path):
     process = load_elsewhere(tmp_path, 300)
     wait_until_drawing(tmp_path, process)
-    pictures = len(load("train", tmp_path, TINY))  # whichever was whole first
+    images = len(load("train", tmp_path, TINY))  # whichever was whole first
     said, _ = process.communicate()
-    assert process.returncode == 0 and said.splitlines()[-1] == str(pictures), said
+    assert process.returncode == 0 and said.splitlines()[-1] == str(images), said
 
 
 def test_what_cannot_be_loaded_is_named(data_dir, tmp_path):

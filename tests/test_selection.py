@@ -1,9 +1,9 @@
-"""What is kept of a picture, and why it is not."""
+"""What is kept of an image, and why it is not."""
 
 import io
 
 import pytest
-from helpers.packed_images import picture
+from helpers.packed_images import image
 from PIL import Image
 
 from glide_jax.data.records import BadRecordError, Record
@@ -12,7 +12,7 @@ from glide_jax.prepare.selection import REASONS, Kept, Selection, Tally, select
 
 
 def record(image: bytes, *captions: str) -> Record:
-    return Record(image, captions or ("a picture",), "x")
+    return Record(image, captions or ("an image",), "x")
 
 
 def chosen(settings: Selection, *records: Record | BadRecordError) -> tuple[list[Kept], Tally]:
@@ -25,8 +25,8 @@ def size(image: bytes) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_pictures_are_made_smaller_only_where_they_are_larger(kind: str) -> None:
-    larger, fitting = picture(0, 80, 60, kind), picture(1, 40, 30, kind)
+def test_images_are_made_smaller_only_where_they_are_larger(kind: str) -> None:
+    larger, fitting = image(0, 80, 60, kind), image(1, 40, 30, kind)
     (first, second), tally = chosen(Selection(px=30), record(larger), record(fitting))
     assert size(first.image) == (40, 30)
     assert Image.open(io.BytesIO(first.image)).format == "JPEG"
@@ -39,12 +39,12 @@ def test_pictures_are_made_smaller_only_where_they_are_larger(kind: str) -> None
 
 
 def test_other_formats_are_encoded_again() -> None:
-    (kept,), _ = chosen(Selection(px=30), record(picture(0, 40, 30, "BMP")))
+    (kept,), _ = chosen(Selection(px=30), record(image(0, 40, 30, "BMP")))
     assert Image.open(io.BytesIO(kept.image)).format == "JPEG"
     assert size(kept.image) == (40, 30)
 
 
-def test_pictures_keep_what_they_show() -> None:
+def test_images_keep_what_they_show() -> None:
     plain = io.BytesIO()
     Image.new("RGBA", (300, 200), (200, 100, 50, 0)).save(plain, "PNG")  # transparent: white
     turned = io.BytesIO()
@@ -62,29 +62,31 @@ def test_pictures_keep_what_they_show() -> None:
     ("settings", "reason"),
     [
         (Selection(px=31), "too_small"),
-        (Selection(px=8, least_px=31), "too_small"),
-        (Selection(px=8, most_aspect=1.3), "too_long"),
-        (Selection(px=8, least_caption=10), "captions"),
-        (Selection(px=8, most_caption=8), "captions"),
+        (Selection(px=8, min_px=31), "too_small"),
+        (Selection(px=8, max_aspect=1.3), "too_long"),
+        (Selection(px=8, min_caption_chars=10), "captions"),
+        (Selection(px=8, max_caption_chars=8), "captions"),
     ],
 )
 def test_what_is_not_asked_for_is_counted_by_reason(settings: Selection, reason: str) -> None:
-    kept, tally = chosen(settings, record(picture(0, 40, 30)))
+    kept, tally = chosen(settings, record(image(0, 40, 30)))
     assert not kept
     assert reason in REASONS
     assert tally.dropped == {reason: 1}
 
 
 def test_what_is_just_within_the_limits_is_kept() -> None:
-    settings = Selection(px=64, least_px=30, most_aspect=4 / 3, least_caption=9, most_caption=9)
-    (kept,), _ = chosen(settings, record(picture(0, 40, 30), "a picture", "short", "far too long"))
-    assert kept.captions == ("a picture",)
-    assert len(chosen(Selection(px=64, least_px=0), record(picture(0, 2, 2)))[0]) == 1
+    settings = Selection(
+        px=64, min_px=30, max_aspect=4 / 3, min_caption_chars=9, max_caption_chars=9
+    )
+    (kept,), _ = chosen(settings, record(image(0, 40, 30), "an image", "short", "far too long"))
+    assert kept.captions == ("an image",)
+    assert len(chosen(Selection(px=64, min_px=0), record(image(0, 2, 2)))[0]) == 1
 
 
-def test_broken_pictures_are_named() -> None:
-    whole = picture(0, 400, 300, "JPEG")
-    records = [record(b""), record(b"no picture"), record(whole[: len(whole) // 2])]
+def test_broken_images_are_named() -> None:
+    whole = image(0, 400, 300, "JPEG")
+    records = [record(b""), record(b"no image"), record(whole[: len(whole) // 2])]
     kept, tally = chosen(Selection(px=30), *records, BadRecordError("y: no caption"))
     assert not kept
     assert (tally.read, tally.dropped) == (4, {"broken": 4})
@@ -97,7 +99,7 @@ def test_broken_pictures_are_named() -> None:
 
 
 def test_the_digest_is_of_the_original_bytes() -> None:
-    one, same, other = (picture(number, 80, 60) for number in (0, 0, 1))
+    one, same, other = (image(number, 80, 60) for number in (0, 0, 1))
     (a, b, c), _ = chosen(Selection(px=30), record(one, "a"), record(same, "b"), record(other))
     assert a.digest == b.digest != c.digest
 
@@ -106,10 +108,10 @@ def test_the_digest_is_of_the_original_bytes() -> None:
     ("changes", "line"),
     [
         ({"px": 0}, "--px must be at least 1"),
-        ({"least_px": -1}, "--least-px must be at least 0"),
-        ({"most_aspect": 0.5}, "--most-aspect must be at least 1, or 0"),
-        ({"least_caption": 0}, "--least-caption must be at least 1"),
-        ({"least_caption": 9, "most_caption": 8}, "--most-caption must be at least"),
+        ({"min_px": -1}, "--min-px must be at least 0"),
+        ({"max_aspect": 0.5}, "--max-aspect must be at least 1, or 0"),
+        ({"min_caption_chars": 0}, "--min-caption-chars must be at least 1"),
+        ({"min_caption_chars": 9, "max_caption_chars": 8}, "--max-caption-chars must be at least"),
         ({"quality": 101}, "--quality must be in 1..100"),
     ],
 )

@@ -68,7 +68,7 @@ def on_one_device(kind):
 @pytest.mark.parametrize(
     ("kind", "fsdp", "remat"),
     [(kind, fsdp, "none") for kind in KINDS for fsdp in (1, 2, 4, 8)]
-    + [("base", 4, "products"), ("base", 4, "blocks")],
+    + [("base", 4, "matmuls"), ("base", 4, "blocks")],
 )
 def test_eight_devices_compute_what_one_does(kind, fsdp, remat, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
@@ -82,7 +82,7 @@ def test_eight_devices_compute_what_one_does(kind, fsdp, remat, monkeypatch):
     assert_same_gradient((grads, metrics), (expected_grads, expected_metrics))
 
 
-@pytest.mark.parametrize("remat", ["none", "products", "blocks"])
+@pytest.mark.parametrize("remat", ["none", "matmuls", "blocks"])
 def test_devices_exchange_parameters_not_activations(remat, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     monkeypatch.setattr(placement, "tpu_kind", lambda: "TPU v5p")  # which want an order of pixels

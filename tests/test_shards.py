@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
-from helpers.packed_images import picture
+from helpers.packed_images import image
 
 from glide_jax.config import DataConfig
 from glide_jax.data import shards
@@ -29,7 +29,7 @@ COUNTS = (5, 1, 4)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten pictures in three shards, and one held out."""
+    """Ten images in three shards, and one held out."""
     folder = tmp_path / "data"
     folder.mkdir()
     splits, number = {"train": list[Shard](), "validation": list[Shard]()}, 0
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
         for place, count in enumerate(counts):
             name = shard_name(split, place, len(counts))
             examples = [
-                encode(picture(i), (f"café {i}", f"or {i}"), f"{i}.png")
+                encode(image(i), (f"café {i}", f"or {i}"), f"{i}.png")
                 for i in range(number, number + count)
             ]
             write_records(folder / name, examples)
@@ -54,7 +54,7 @@ def opened(path: Path | str, cache: Path, split: str = "train") -> Source:
 def check(source: Source) -> None:
     assert len(source) == sum(COUNTS)
     for index in reversed(range(len(source))):
-        assert source[index].image == picture(index)
+        assert source[index].image == image(index)
         assert source[index].captions == (f"café {index}", f"or {index}")
         assert source.captions(index) == source[index].captions
     for index in (-1, len(source)):
@@ -89,7 +89,7 @@ def test_a_url_is_copied_shard_by_shard(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     source = opened(f"file://{folder}", cache)
     assert not cache.exists()
-    assert source[0].image == picture(0)
+    assert source[0].image == image(0)
     (kept,) = cache.glob("*/*-of-00003")
     assert kept.read_bytes() == (folder / shard_name("train", 0, 3)).read_bytes()
     check(source)
@@ -108,7 +108,7 @@ def test_another_preparation_has_other_copies(folder: Path, tmp_path: Path) -> N
     check(opened(f"file://{folder}", cache))
     name = shard_name("train", 1, 3)
     size = (folder / name).stat().st_size
-    write_records(folder / name, [encode(picture(99), ("new",), "99.png")])
+    write_records(folder / name, [encode(image(99), ("new",), "99.png")])
     assert (folder / name).stat().st_size == size  # array_record fills files up to whole blocks
     index = folder / "shards.json"
     index.write_text(index.read_text().replace("of this test", "of another"))
@@ -148,7 +148,7 @@ def test_threads_and_processes_share_one_copy(folder: Path, tmp_path: Path) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    expected = sum(len(picture(i)) for i in range(sum(COUNTS)))
+    expected = sum(len(image(i)) for i in range(sum(COUNTS)))
     assert [int(other.communicate(timeout=60)[0]) for other in others] == [expected] * 2
     assert len([*tmp_path.glob("cache/*/*.array_record*-of-00003")]) == 3
     assert not [*tmp_path.glob("cache/*/*.unfinished")]
@@ -175,11 +175,11 @@ def test_missing_and_cut_shards_are_refused_at_once(
 def test_records_damaged_inside_are_bad_records(folder: Path) -> None:
     path = folder / shard_name("train", 0, 3)
     content = bytearray(path.read_bytes())
-    place = content.find(picture(1))
+    place = content.find(image(1))
     content[place : place + 20] = bytes(20)
     path.write_bytes(content)
     source = opened(folder, folder)
-    assert source[0].image == picture(0)
+    assert source[0].image == image(0)
     with pytest.raises(BadRecordError, match=rf"^{path} record 1: .*[Cc]orrupt") as error:
         source[1]
     assert "\n" not in str(error.value)

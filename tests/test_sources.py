@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers.numbered_images import numbers, write_pictures
+from helpers.numbered_images import numbers, write_images
 from PIL import Image
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as tf
 
@@ -103,15 +103,15 @@ def test_captions_by_path(data_dir: str, caption_key: str, captions: tuple[str, 
     assert source[5].captions == source.captions(5) == captions
 
 
-def test_a_pattern_picks_captions_and_the_pictures_that_have_one(data_dir: str) -> None:
+def test_a_pattern_picks_captions_and_the_images_that_have_one(data_dir: str) -> None:
     # number 3 k has no caption, 3 k + 1 has "one", 3 k + 2 "two" as well.
     pattern = {"caption_key": "several", "caption_pattern": "^two .$"}
-    source = open_tfds(data_dir, **pattern, max_bad_share=0.5)
+    source = open_tfds(data_dir, **pattern, max_bad_fraction=0.5)
     assert len(source) == 3
     assert source[1].captions == source.captions(1) == ("two 5",)
     assert numbers(to_float(load_pixels(source[1].image, 8))[None]) == [5]
     with pytest.raises(UserError, match="4 of 12 records cannot be used"):
-        open_tfds(data_dir, **pattern, max_bad_share=0.1)
+        open_tfds(data_dir, **pattern, max_bad_fraction=0.1)
     with pytest.raises(UserError, match="pattern 'seven' is in no caption"):
         open_tfds(data_dir, "test", caption_pattern="seven")
 
@@ -175,7 +175,7 @@ def test_a_lost_file_makes_bad_records(tmp_path: Path) -> None:
 
 
 def test_the_folder_and_the_built_in_scenes_come_through_the_same_door(tmp_path: Path) -> None:
-    path = str(write_pictures(tmp_path / "pictures", 3))
+    path = str(write_images(tmp_path / "images", 3))
     folder = open_source(DataConfig(source="folder", path=path), "all")
     scenes = open_source(DataConfig(name="mini", data_dir=str(tmp_path)), "validation")
     assert len(folder) == 3

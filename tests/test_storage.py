@@ -56,7 +56,7 @@ def folder(bucket, request):
 
 
 def save(run_dir, *steps):
-    checkpoints = Checkpoints(run_dir, kept=3)
+    checkpoints = Checkpoints(run_dir, max_checkpoints=3)
     for step in steps:
         checkpoints.save(state_of(step), {"loader": {"batch": step}, "log": {"window": {}}})
     checkpoints.close()
@@ -252,8 +252,8 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder_here(bucket, train, tmp_path):
     assert "resumed at step" in said
     assert_same_result(run_dir, here)
     assert [line["step"] for line in metrics(run_dir)] == [3, 6, 9]
-    (picture,) = (here / "samples").iterdir()
-    assert (run_dir / "samples" / picture.name).read_bytes() == picture.read_bytes()
+    (image,) = (here / "samples").iterdir()
+    assert (run_dir / "samples" / image.name).read_bytes() == image.read_bytes()
     assert f"wrote a trace of the steps to {run_dir}/profile" in said
     assert any(name.endswith(".xplane.pb") for name in files(run_dir / "profile"))
     assert shown_numbers(run_dir) == logged_numbers(run_dir)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import COLOURS
+from conftest import COLORS
 from PIL import Image
 
 from glide_jax import Glide, UserError
@@ -52,13 +52,13 @@ def assert_same_result(run_dir, reference):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def test_overfits_eight_pictures(trained_run):
+def test_overfits_eight_images(trained_run):
     losses = [line["loss"] for line in metrics(trained_run) if "loss" in line]
     assert np.mean(losses[-5:]) < 0.2 * losses[0]
     glide = Glide.load(trained_run)
-    pictures = glide.generate([f"all {name}" for name in COLOURS], steps=30, seed=1)
-    mean_colours = pictures.mean((1, 2))
-    distance = np.linalg.norm(mean_colours[:, None] - np.array(list(COLOURS.values())), axis=-1)
+    images = glide.generate([f"all {name}" for name in COLORS], steps=30, seed=1)
+    mean_colors = images.mean((1, 2))
+    distance = np.linalg.norm(mean_colors[:, None] - np.array(list(COLORS.values())), axis=-1)
     assert (distance.argmin(1) == np.arange(8)).sum() >= 7
 
 
@@ -152,7 +152,7 @@ def test_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatc
     config = load_run_config(trained_run)
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
     state = Trainer(config, Denoising(config), mesh).init()
-    checkpoints = Checkpoints(tmp_path, kept=1)
+    checkpoints = Checkpoints(tmp_path, max_checkpoints=1)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000_000))
     with pytest.raises(UserError, match=r"MB are needed and 1 MB are free"):
         checkpoints.save(state, {})

@@ -14,7 +14,7 @@ from glide_jax import UserError
 from glide_jax.config import DiffusionConfig, LowResConfig
 from glide_jax.data.sources import open_source
 from glide_jax.models.build import build_network
-from glide_jax.parallel.process_group import Peers
+from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.weights import load_weights
 from glide_jax.train import for_validation, tokenizer_of, train
 from glide_jax.training.profiling import Profile
@@ -34,8 +34,8 @@ def changed(config, part, **changes):
     )
 
 
-def on_colours(config, folder, **settings):
-    """The configuration on the eight colours, for six steps unless said otherwise."""
+def on_colors(config, folder, **settings):
+    """The configuration on the eight colors, for six steps unless said otherwise."""
     config = changed(
         config,
         "data",
@@ -67,7 +67,7 @@ def upsampler():
         prediction="v",
         steps=30,
         zero_terminal_snr=True,
-        low_res_deviation=0.2,
+        low_res_std=0.2,
         timesteps="loss-second-moment",
     )
     return dataclasses.replace(config, diffusion=diffusion)
@@ -82,19 +82,19 @@ def metrics(run_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["upsample", "base-inpaint", "clip"])
-def test_a_stage_trains_and_goes_on_bit_for_bit(stage, colour_folder, models, tmp_path):
+def test_a_stage_trains_and_goes_on_bit_for_bit(stage, color_folder, models, tmp_path):
     config = {
         "upsample": upsampler,
         "base-inpaint": model_set.inpaint_config,
         "clip": model_set.clip_config,
     }[stage]()
     start = {"init_from": str(models / "base")} if stage == "base-inpaint" else {}
-    config = on_colours(config, colour_folder, **start)
-    train(config, tmp_path / "whole", Peers(), Profile())
+    config = on_colors(config, color_folder, **start)
+    train(config, tmp_path / "whole", ProcessGroup(), Profile())
     # As if it had been killed after its checkpoint at step 3.
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
-    train(config, tmp_path / "parts", Peers(), Profile())
+    train(config, tmp_path / "parts", ProcessGroup(), Profile())
 
     shapes = build_network(config.model).shapes
     whole, parts = (load_weights(tmp_path / run, shapes) for run in ("whole", "parts"))
@@ -115,53 +115,55 @@ def test_a_stage_trains_and_goes_on_bit_for_bit(stage, colour_folder, models, tm
         assert Image.open(grid).size[0] > 6 * 192  # given, drawn, whole; twice in a row
 
 
-def test_a_fine_tune_that_cannot_be_leaves_nothing_behind(colour_folder, models, tmp_path):
+def test_a_fine_tune_that_cannot_be_leaves_nothing_behind(color_folder, models, tmp_path):
     run = tmp_path / "run"
-    config = on_colours(model_set.clip_config(), colour_folder, init_from=str(models / "base"))
+    config = on_colors(model_set.clip_config(), color_folder, init_from=str(models / "base"))
     with pytest.raises(UserError, match="one of the two models is a CLIP"):
-        train(config, run, Peers(), Profile())
+        train(config, run, ProcessGroup(), Profile())
     assert not run.exists()
     nowhere = changed(config, "train", init_from="demo/nothing")
     with pytest.raises(UserError, match="demo/nothing"):
-        train(nowhere, run, Peers(), Profile())
+        train(nowhere, run, ProcessGroup(), Profile())
     assert not run.exists()
 
 
-def test_captions_that_are_all_empty_are_refused(colour_folder, tmp_path):
-    folder = tmp_path / "pictures"
+def test_captions_that_are_all_empty_are_refused(color_folder, tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in ("red", "green"):
-        (folder / f"{name}.png").write_bytes((colour_folder / f"{name}.png").read_bytes())
+        (folder / f"{name}.png").write_bytes((color_folder / f"{name}.png").read_bytes())
         (folder / f"{name}.txt").write_text(" \n")
     with pytest.raises(UserError, match="caption"):
-        train(on_colours(model_set.clip_config(), folder), tmp_path / "run", Peers(), Profile())
+        train(
+            on_colors(model_set.clip_config(), folder), tmp_path / "run", ProcessGroup(), Profile()
+        )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_an_auxiliary_clip_is_read_from_its_run(colour_folder, models, tmp_path):
-    config = on_colours(
+def test_an_auxiliary_clip_is_read_from_its_run(color_folder, models, tmp_path):
+    config = on_colors(
         model_set.inpaint_config(),
-        colour_folder,
+        color_folder,
         steps=2,
         sample_every_steps=0,
         validate_every_steps=0,
         clip_run=str(models / "clip"),
         clip_loss_weight=0.1,
     )
-    train(config, tmp_path / "run", Peers(), Profile())
+    train(config, tmp_path / "run", ProcessGroup(), Profile())
     (line,) = (line for line in metrics(tmp_path / "run") if "clip_loss" in line)
     assert 0 < line["clip_loss"] < 2
 
 
-def test_a_clip_never_has_to_tell_a_picture_from_itself(colour_folder, tmp_path):
-    config = on_colours(model_set.clip_config(), colour_folder, batch_examples=16)
+def test_a_clip_never_has_to_tell_a_image_from_itself(color_folder, tmp_path):
+    config = on_colors(model_set.clip_config(), color_folder, batch_examples=16)
     with pytest.raises(UserError, match=r"train.batch_examples \(16\) must be at most"):
-        train(config, tmp_path / "run", Peers(), Profile())
+        train(config, tmp_path / "run", ProcessGroup(), Profile())
     few = changed(config, "train", validation_examples=7, batch_examples=8)
-    with pytest.raises(UserError, match="telling pictures apart, and 8 are needed"):
+    with pytest.raises(UserError, match="telling images apart, and 8 are needed"):
         for_validation(few, 100)
-    with pytest.raises(UserError, match="telling pictures apart"):
+    with pytest.raises(UserError, match="telling images apart"):
         for_validation(changed(few, "train", validation_examples=100), 7)
     assert for_validation(changed(few, "train", validation_examples=100), 50) == changed(
         few, "train", validation_examples=100
@@ -170,14 +172,14 @@ def test_a_clip_never_has_to_tell_a_picture_from_itself(colour_folder, tmp_path)
     assert for_validation(large, 50).train.batch_examples == 48
 
 
-def test_a_tokenizer_learns_from_captions_that_a_pattern_leaves_out(colour_folder):
-    config = on_colours(model_set.inpaint_config(), colour_folder)
+def test_a_tokenizer_learns_from_captions_that_a_pattern_leaves_out(color_folder):
+    config = on_colors(model_set.inpaint_config(), color_folder)
     lesson = changed(config, "data", caption_pattern="red")
     whole, part = (open_source(c.data, "all") for c in (config, lesson))
     assert (len(whole), len(part)) == (8, 1)
-    known, learnt = (tokenizer_of(c, s, None) for c, s in ((config, whole), (lesson, part)))
+    known, learned = (tokenizer_of(c, s, None) for c, s in ((config, whole), (lesson, part)))
     for ours, theirs in zip(
-        learnt.encode(["all yellow"], 8), known.encode(["all yellow"], 8), strict=True
+        learned.encode(["all yellow"], 8), known.encode(["all yellow"], 8), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
     alone = tokenizer_of(config, part, None)

@@ -25,7 +25,7 @@ def quarters() -> Image.Image:
 
 
 def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
-    """The colour of each quarter, row by row, rounded to full or none."""
+    """The color of each quarter, row by row, rounded to full or none."""
     side = pixels.shape[0]
     near, far = side // 4, side - 1 - side // 4
     return [
@@ -52,14 +52,14 @@ def test_any_format_to_any_size(kind: str, resolution_px: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"])
-def test_any_colour_mode_keeps_mid_levels(mode: str) -> None:
-    """One level of grey survives; 16-bit levels are scaled, where Pillow would clip them."""
+def test_any_color_mode_keeps_mid_levels(mode: str) -> None:
+    """One level of gray survives; 16-bit levels are scaled, where Pillow would clip them."""
     level = 255 if mode == "1" else 200
     if mode in ("I;16", "I"):
         image = Image.fromarray(np.full((16, 16), level * 257, np.uint16)).convert(mode)
     else:
-        grey = Image.new("RGB", (16, 16), (level,) * 3)
-        image = grey.convert(mode, palette=Image.Palette.ADAPTIVE)
+        gray = Image.new("RGB", (16, 16), (level,) * 3)
+        image = gray.convert(mode, palette=Image.Palette.ADAPTIVE)
     kinds = {"PNG": ("1", "L", "P", "I;16"), "JPEG": ("CMYK", "YCbCr"), "TIFF": ("LAB", "I", "F")}
     (kind,) = (kind for kind, modes in kinds.items() if mode in modes)
     pixels = load_pixels(encode(image, kind), 8)
@@ -87,7 +87,7 @@ def test_transparency_becomes_white(mode: str) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_pictures_are_turned_upright(
+def test_images_are_turned_upright(
     orientation: int, stored_as: Image.Transpose | None, kind: str
 ) -> None:
     exif = Image.Exif()
@@ -119,7 +119,7 @@ def test_a_random_crop_goes_everywhere_and_repeats_with_its_generator() -> None:
     assert abs(np.mean(means) - 127.5) < 15
 
 
-def test_half_of_the_pictures_are_mirrored() -> None:
+def test_half_of_the_images_are_mirrored() -> None:
     encoded = encode(quarters())
     mirrored = [
         corners(load_pixels(encoded, 8, np.random.default_rng(seed), horizontal_flip=True))
@@ -144,6 +144,6 @@ def test_broken_files_are_bad_records(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     encoded = encode(Image.fromarray(noise), kind)
     load_pixels(encoded, 16)
-    for broken in (encoded[: len(encoded) // 2], encoded[:20], b"", b"no picture at all"):
+    for broken in (encoded[: len(encoded) // 2], encoded[:20], b"", b"no image at all"):
         with pytest.raises(BadRecordError, match=r"^dogs/x: .*(image|empty)"):
             load_pixels(broken, 16, name="dogs/x")

@@ -1,4 +1,4 @@
-"""Pictures of all kinds come in; squares and masks of the right size come out."""
+"""Images of all kinds come in; squares and masks of the right size come out."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,10 @@ from PIL import Image
 from glide_jax.errors import UserError
 from glide_jax.sampling.user_images import (
     read_alpha,
+    read_image,
     read_mask,
-    read_picture,
+    square_image,
     square_known,
-    square_picture,
 )
 
 FITS = ("crop", "pad", "stretch")
@@ -20,44 +20,44 @@ RAMP = np.arange(12 * 20 * 3).reshape(12, 20, 3).astype(np.uint8)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I;16"])
-def test_pictures_of_every_colour_mode_are_read(tmp_path, mode):
+def test_images_of_every_color_mode_are_read(tmp_path, mode):
     levels = np.full((6, 9), 204, np.uint16) << 8
     image = Image.fromarray(levels) if mode == "I;16" else Image.new("RGB", (9, 6), (204,) * 3)
     image = image if mode == "I;16" else image.convert(mode)
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     image.save(path)
-    picture = read_picture(path)
-    assert picture.shape == (6, 9, 3) and picture.dtype == np.uint8
+    decoded = read_image(path)
+    assert decoded.shape == (6, 9, 3) and decoded.dtype == np.uint8
     if mode != "1":
-        assert np.abs(picture.astype(int) - 204).max() <= 2
+        assert np.abs(decoded.astype(int) - 204).max() <= 2
 
 
 def test_of_an_animation_the_first_frame_is_read(tmp_path):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.gif")[0, 0], (255, 0, 0))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.gif")[0, 0], (255, 0, 0))
 
 
-def test_a_very_long_picture_is_read_and_made_square(tmp_path):
+def test_a_very_long_image_is_read_and_made_square(tmp_path):
     Image.new("RGB", (20_000, 30), "red").save(tmp_path / "x.png")
-    picture = read_picture(tmp_path / "x.png")
+    image = read_image(tmp_path / "x.png")
     for fit in FITS:
-        assert square_picture(picture, 16, fit).shape == (16, 16, 3)
+        assert square_image(image, 16, fit).shape == (16, 16, 3)
 
 
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
-    (tmp_path / "x.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"cannot read .*x\.png: not a picture"):
-        read_picture(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot read .*x\.png: not an image"):
+        read_image(tmp_path / "x.png")
     with pytest.raises(UserError, match=r"cannot read .*absent\.png: No such file"):
-        read_picture(tmp_path / "absent.png")
+        read_image(tmp_path / "absent.png")
     Image.fromarray(RAMP).save(tmp_path / "x.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "x.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"cannot read .*cut\.png"):
-        read_picture(tmp_path / "cut.png")
+        read_image(tmp_path / "cut.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="too many pixels"):
-        read_picture(tmp_path / "x.png")
+        read_image(tmp_path / "x.png")
 
 
 def test_masks_are_read_from_white_and_from_alpha(tmp_path):
@@ -73,11 +73,11 @@ def test_masks_are_read_from_white_and_from_alpha(tmp_path):
 def test_fits_do_as_they_say():
     wide = np.zeros((10, 20, 3), np.uint8)
     wide[:, 5:15] = 255  # the middle square
-    assert square_picture(wide, 10, "crop").min() == 255
-    padded = square_picture(wide, 20, "pad")
+    assert square_image(wide, 10, "crop").min() == 255
+    padded = square_image(wide, 20, "pad")
     np.testing.assert_array_equal(padded[5:15], wide)
     assert (padded[:5] == 128).all() and (padded[15:] == 128).all()
-    assert square_picture(wide, 10, "stretch")[:, 0].max() == 0
+    assert square_image(wide, 10, "stretch")[:, 0].max() == 0
     known = square_known(np.ones((10, 20), bool), 20, "pad")
     assert known[5:15].all() and not known[:5].any() and not known[15:].any()
 
@@ -89,10 +89,10 @@ def test_known_pixels_do_not_depend_on_unknown_ones(height, width, side, fit, ra
     """Whatever stands where nothing is known, the known pixels of the square are the same."""
     rng = np.random.default_rng(random.getrandbits(32))
     known = rng.random((height, width)) < 0.9
-    picture = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
-    other = np.where(known[..., None], picture, 255 - picture)
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    other = np.where(known[..., None], image, 255 - image)
     kept = square_known(known, side, fit)
-    a, b = (square_picture(p, side, fit).astype(int) for p in (picture, other))
+    a, b = (square_image(p, side, fit).astype(int) for p in (image, other))
     assert np.abs(a - b)[kept].max(initial=0) <= 1  # a rounding step
 
 

@@ -25,7 +25,7 @@ from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 from glide_jax.models.network import Network
-from glide_jax.pretrained.defaults import DRAWING
+from glide_jax.pretrained.defaults import RELEASED
 from glide_jax.pretrained.names import (
     CLIP_IMAGE,
     CLIP_TEXT,
@@ -97,7 +97,7 @@ def files_to_runs(
 def denoiser_of(tensors: Tensors, kind: str, unseen: Unseen) -> tuple[Config, Tensors]:
     """Configuration and parameters of a base model or an upsampler."""
     model = denoiser_sizes(_shapes(tensors), unseen)
-    diffusion, sample = DRAWING[kind]
+    diffusion, sample = RELEASED[kind]
     params = from_original(tensors, network_shapes(glide_network(model)), DENOISER)
     return Config(model=model, diffusion=diffusion, sample=sample), params
 
@@ -110,7 +110,7 @@ def clip_of(text: Tensors, image: Tensors, unseen: Unseen) -> tuple[Config, Tens
     for name, tensors, rules in (("text", text, CLIP_TEXT), ("image", image, CLIP_IMAGE)):
         converted = from_original(tensors, tower(shapes, name), rules)
         params |= {f"{name}.{parameter}": value for parameter, value in converted.items()}
-    diffusion, sample = DRAWING[CLIP]
+    diffusion, sample = RELEASED[CLIP]
     return Config(model=model, diffusion=diffusion, sample=sample), params
 
 
@@ -136,7 +136,7 @@ def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str
     shutil.rmtree(unfinished, ignore_errors=True)
     open_run_folder(unfinished, config)
     tokenizer.save(unfinished / TOKENIZER)
-    checkpoints = Checkpoints(unfinished, kept=1)
+    checkpoints = Checkpoints(unfinished, max_checkpoints=1)
     checkpoints.save_ema({name: np.asarray(x, order="C") for name, x in params.items()})
     checkpoints.close()
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ class FolderSource:
         return self._entries[index][1]
 
 
-def open_folder(root: Path, split: str, max_bad_share: float) -> FolderSource:
+def open_folder(root: Path, split: str, max_bad_fraction: float) -> FolderSource:
     """Indexes a folder, or reads its index, and opens one split of it.
 
     Validation holds the images whose paths hash below 2%, so that images stay in their split as
@@ -79,7 +79,7 @@ def open_folder(root: Path, split: str, max_bad_share: float) -> FolderSource:
     Args:
         root: the folder.
         split: train, validation, or all (both).
-        max_bad_share: stop when more of the images than this have no usable caption.
+        max_bad_fraction: stop when more of the images than this have no usable caption.
 
     Raises:
         UserError: no such folder or split, nothing usable in it, or too much of it is not.
@@ -91,7 +91,7 @@ def open_folder(root: Path, split: str, max_bad_share: float) -> FolderSource:
         raise UserError(f"{root}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
     if problems:
         logger.warning("%s: left out %d records: %s", root, len(problems), listed(problems))
-        refuse_if_too_many(problems, len(entries) + len(problems), max_bad_share)
+        refuse_if_too_many(problems, len(entries) + len(problems), max_bad_fraction)
     if not entries:
         raise UserError(f"{root}: no image has a usable caption: {listed(problems)}")
     chosen = _split(entries, split)

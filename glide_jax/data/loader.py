@@ -39,14 +39,14 @@ class Example(NamedTuple):
     caption: str
     """The one chosen for it, or the empty one."""
     mask: Bool[np.ndarray, "h w 1"] | None
-    """For inpainting: True where the model sees the picture."""
+    """For inpainting: True where the model sees the image."""
 
 
 class Loader(Iterator[Batch]):
     """An endless iterator over training batches: NumPy arrays, this process's part of each.
 
     Each example has one of its record's captions, or the empty one with probability
-    data.caption_drop. Within an epoch no record comes twice, other than in the place of a broken
+    data.caption_dropout. Within an epoch no record comes twice, other than in the place of a broken
     one. `close` it, or use it as a context manager, so that its threads end at once.
 
     Args:
@@ -74,7 +74,9 @@ class Loader(Iterator[Batch]):
         state: dict[str, int] | None = None,
     ) -> None:
         self._config = config
-        self._readers = [RecordReader(part, config.data.max_bad_share) for part in parts_of(source)]
+        self._readers = [
+            RecordReader(part, config.data.max_bad_fraction) for part in parts_of(source)
+        ]
         self._batch = 0 if state is None else state["batch"]
         examples = self._examples(source, config.train.seed)
         batches = _batched(
@@ -125,7 +127,7 @@ class Loader(Iterator[Batch]):
     def _prepare(self, rng: np.random.Generator, record: Record) -> Example:
         data, model = self._config.data, self._config.model
         caption = record.captions[rng.integers(len(record.captions))]
-        if rng.random() < data.caption_drop and isinstance(model, ModelConfig):
+        if rng.random() < data.caption_dropout and isinstance(model, ModelConfig):
             caption = ""
         pixels = load_pixels(
             record.image,
@@ -158,7 +160,7 @@ def validation_batches(
     Raises:
         UserError: as Loader.
     """
-    reader = RecordReader(source, config.data.max_bad_share)
+    reader = RecordReader(source, config.data.max_bad_fraction)
     count = min(config.train.validation_examples, len(source))
     examples = (
         grain.MapDataset.range(count)
@@ -174,8 +176,8 @@ def validation_batches(
 
 
 def validation_examples(source: Source, config: Config, count: int) -> list[Example]:
-    """The first examples of `validation_batches`, of whole pictures."""
-    reader = RecordReader(source, config.data.max_bad_share)
+    """The first examples of `validation_batches`, of whole images."""
+    reader = RecordReader(source, config.data.max_bad_fraction)
     return [
         reader.read(index, partial(_prepare_for_validation, config, index, whole=True))
         for index in range(min(count, len(source)))
@@ -195,7 +197,7 @@ def _prepare_for_validation(
 def _cut(
     pixels: UInt8[np.ndarray, "h w 3"], config: Config, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """A square of data.low_res.crop_px from anywhere in the picture, if that is asked for."""
+    """A square of data.low_res.crop_px from anywhere in the image, if that is asked for."""
     px = config.data.low_res.crop_px
     if not px:
         return pixels

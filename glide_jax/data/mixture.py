@@ -1,7 +1,7 @@
 """Several sources with weights, as one.
 
 Training draws on each part in proportion to its weight, for ever: a part that is used up starts
-its next epoch while others are still in their first. Read as a source, for held-out pictures, a
+its next epoch while others are still in their first. Read as a source, for held-out images, a
 mixture has no record twice: the same proportions, until the first part is used up.
 """
 

@@ -1,7 +1,8 @@
-"""What every source hands over, a captioned picture, and what becomes of those that are broken.
+"""What every source hands over, a captioned image, and what becomes of those that are broken.
 
 A broken record is skipped, counted and named once in the log; the next one takes its place, so a
-batch stays a function of its number alone. Past `data.max_bad_share` the run stops with the list.
+batch stays a function of its number alone. Past `data.max_bad_fraction` the run stops and lists
+them.
 """
 
 import itertools
@@ -27,7 +28,7 @@ JUDGED_RECORDS = 1000
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with its captions.
+    """One image with its captions.
 
     Args:
         image: the encoded file: JPEG, PNG, whatever Pillow reads.
@@ -51,7 +52,7 @@ class Source(Protocol):
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Reads the captions alone, without the cost of the picture. Raises BadRecordError."""
+        """Reads the captions alone, without the cost of the image. Raises BadRecordError."""
         ...
 
 
@@ -105,20 +106,20 @@ def _captions(source: Source, indices: Iterable[int]) -> Iterator[tuple[str, ...
             continue
 
 
-def refuse_if_too_many(problems: list[str], of: int, max_bad_share: float) -> None:
-    """Stops the run when more than `max_bad_share` of `of` records, rounded up, are broken.
+def refuse_if_too_many(problems: list[str], of: int, max_bad_fraction: float) -> None:
+    """Stops the run when more than `max_bad_fraction` of `of` records, rounded up, are broken.
 
     Rounded up: a single broken record stops no run, unless the share is 0.
 
     Raises:
         UserError: naming the first of them.
     """
-    allowed = math.ceil(max_bad_share * of - 1e-9)
+    allowed = math.ceil(max_bad_fraction * of - 1e-9)
     if len(problems) > allowed:
         raise UserError(
-            f"{len(problems)} of {of} records cannot be used, and data.max_bad_share = "
-            f"{max_bad_share:g} allows {allowed}: {listed(problems)}. "
-            "Repair or remove them, or raise data.max_bad_share"
+            f"{len(problems)} of {of} records cannot be used, and data.max_bad_fraction = "
+            f"{max_bad_fraction:g} allows {allowed}: {listed(problems)}. "
+            "Repair or remove them, or raise data.max_bad_fraction"
         )
 
 
@@ -133,12 +134,12 @@ class RecordReader:
 
     Args:
         source: where they come from; not empty.
-        max_bad_share: the share of broken records past which reading stops, in [0, 1].
+        max_bad_fraction: the share of broken records past which reading stops, in [0, 1].
     """
 
-    def __init__(self, source: Source, max_bad_share: float) -> None:
+    def __init__(self, source: Source, max_bad_fraction: float) -> None:
         self._source = source
-        self._max_bad_share = max_bad_share
+        self._max_bad_share = max_bad_fraction
         self._lock = threading.Lock()
         self._reads = 0
         self._problems: dict[int, str] = {}

@@ -1,6 +1,6 @@
 """Sharded ArrayRecords: what `prepare` writes, and source=shards reads.
 
-    pictures-train.array_record-00000-of-00042    records: tf.Example of image, captions and name
+    images-train.array_record-00000-of-00042    records: tf.Example of image, captions and name
     shards.json                                   every shard with its records and bytes
     features.json, dataset_info.json              the same for TFDS's own tools
 
@@ -29,10 +29,10 @@ from glide_jax.data.records import BadRecordError, Record, clean_captions
 from glide_jax.errors import UserError
 
 INDEX_FILE = "shards.json"
-DATASET = "pictures"
+DATASET = "images"
 """Its name in file names and for TFDS."""
 WRITER_OPTIONS = "group_size:1,uncompressed"
-"""Records are read one by one, and pictures are compressed already."""
+"""Records are read one by one, and images are compressed already."""
 OPEN_SHARDS = 500
 """At once, each with a file descriptor, of which systems allow few; others are opened again."""
 
@@ -111,7 +111,7 @@ def write_index(folder: str, splits: Mapping[str, Sequence[Shard]], identity: st
             for split, shards in splits.items()
         ],
         filename_template=template,
-        description="Captioned pictures, written by glide_jax.prepare.",
+        description="Captioned images, written by glide_jax.prepare.",
         check_data=False,  # it would need TensorFlow
     )
     index = {

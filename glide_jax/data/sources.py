@@ -1,6 +1,6 @@
 """Data sets by name: each is one function here and one line in SOURCES.
 
-A source is random access to encoded pictures with their captions (glide_jax.data.records); all
+A source is random access to encoded images with their captions (glide_jax.data.records); all
 that follows, cropping, captions, batches, is the loader's and the same for every data set.
 """
 
@@ -57,7 +57,7 @@ def open_source(config: DataConfig, split: str) -> Source:
     if len(source) == 0:
         raise UserError(f"{where} is empty")
     if config.caption_pattern:
-        source = MatchingSource(source, config.caption_pattern, config.max_bad_share)
+        source = MatchingSource(source, config.caption_pattern, config.max_bad_fraction)
     if len(source) == 0:
         raise UserError(
             f"{where}: data.caption_pattern {config.caption_pattern!r} is in no caption"
@@ -88,7 +88,7 @@ def _tfds(config: DataConfig, split: str) -> Source:
 
 
 def _folder(config: DataConfig, split: str) -> Source:
-    return open_folder(Path(config.path).expanduser(), split, config.max_bad_share)
+    return open_folder(Path(config.path).expanduser(), split, config.max_bad_fraction)
 
 
 def _shards(config: DataConfig, split: str) -> Source:
@@ -105,20 +105,20 @@ SOURCES: dict[str, Callable[[DataConfig, str], Source]] = {
 
 
 class MatchingSource:
-    """The captions of a source in which a pattern is found, and their pictures.
+    """The captions of a source in which a pattern is found, and their images.
 
     Every record is read once to begin with; those whose captions are broken are left out.
 
     Args:
         source: all captions.
         pattern: a regular expression; case counts.
-        max_bad_share: the share of broken records past which this is refused, in [0, 1].
+        max_bad_fraction: the share of broken records past which this is refused, in [0, 1].
 
     Raises:
         UserError: too many records are broken.
     """
 
-    def __init__(self, source: Source, pattern: str, max_bad_share: float) -> None:
+    def __init__(self, source: Source, pattern: str, max_bad_fraction: float) -> None:
         self._source = source
         self._found = re.compile(pattern).search
         indices, problems = [], []
@@ -130,7 +130,7 @@ class MatchingSource:
                 problems.append(str(error))
         if problems:
             logger.warning("skipped %d records: %s", len(problems), listed(problems))
-            refuse_if_too_many(problems, len(source), max_bad_share)
+            refuse_if_too_many(problems, len(source), max_bad_fraction)
         self._indices = np.array(indices, np.int64)
 
     def __len__(self) -> int:
@@ -150,7 +150,7 @@ class TfdsSource:
 
     Args:
         records: what `builder.as_data_source(split)` returns.
-        image_key: the feature that holds the picture.
+        image_key: the feature that holds the image.
         caption_key: the feature that holds the caption or the captions: "captions/text".
 
     Raises:

@@ -1,7 +1,7 @@
-"""From an encoded picture to the square that the model sees: decode, crop, resize, mirror.
+"""From an encoded image to the square that the model sees: decode, crop, resize, mirror.
 
-Pictures stay 8-bit until they are batched: four times less memory to move, and one conversion a
-batch instead of one a picture.
+Images stay 8-bit until they are batched: four times less memory to move, and one conversion a
+batch instead of one an image.
 """
 
 import io
@@ -23,13 +23,13 @@ def load_pixels(
     horizontal_flip: bool = False,
     name: str = "image",
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes a picture and makes it `resolution_px` square.
+    """Decodes an image and makes it `resolution_px` square.
 
     Turned upright as its EXIF orientation says; transparency becomes white; the largest square,
     from the middle or from anywhere, is resampled with Pillow's antialiasing bicubic filter.
 
     Args:
-        encoded: a file of any format and colour mode Pillow reads.
+        encoded: a file of any format and color mode Pillow reads.
         resolution_px: side of the result.
         rng: needed by a random crop and by the flip.
         crop: which square: the middle one, or a random one.
@@ -78,23 +78,23 @@ def _needed(rng: np.random.Generator | None) -> np.random.Generator:
     return rng
 
 
-def decode(encoded: bytes, least_px: int | None = None) -> Image.Image:
-    """An upright RGB picture, transparency made white; of an animation, the first frame.
+def decode(encoded: bytes, min_px: int | None = None) -> Image.Image:
+    """An upright RGB image, transparency made white; of an animation, the first frame.
 
     Args:
-        encoded: a file of any format and colour mode Pillow reads.
-        least_px: a smaller version will do, with sides no shorter than this unless the file's are.
+        encoded: a file of any format and color mode Pillow reads.
+        min_px: a smaller version will do, with sides no shorter than this unless the file's are.
 
     Raises:
         Exception: of nearly any kind, Pillow's decoders being what they are.
     """
     image: Image.Image = Image.open(io.BytesIO(encoded))
-    if least_px is not None:
+    if min_px is not None:
         # JPEG decodes to a half, quarter or eighth at a fraction of the cost, by averaging blocks.
         # The bicubic filter still halves what remains, so aliasing does not show.
-        image.draft(None, (least_px, least_px))
+        image.draft(None, (min_px, min_px))
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip instead of scale
         levels = np.asarray(image).astype(np.int64)
         image = Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:

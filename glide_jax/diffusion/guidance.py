@@ -65,7 +65,7 @@ def rescaled(
     """Gives guided eps back the spread that it had: Eqs. 15 and 16, arXiv 2305.08891.
 
     phi std(eps_caption) / std(eps) eps + (1 - phi) eps, with the standard deviations over all the
-    values of a picture. As in the paper it is the network's output that is rescaled, so here eps
+    values of an image. As in the paper it is the network's output that is rescaled, so here eps
     and not x_0.
 
     Args:
@@ -87,7 +87,7 @@ def classifier(log_prob: LogProb, scale: Number = 1.0) -> Gradient:
     Sec. 4, arXiv 2105.05233. For `gradient` of `sample`.
 
     Args:
-        log_prob: closed over what is asked for, y. Each example's depends on its own picture
+        log_prob: closed over what is asked for, y. Each example's depends on its own image
             only; a constant factor of the probability does not matter.
         scale: more than 1 sharpens the probability.
     """

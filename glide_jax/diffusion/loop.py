@@ -1,9 +1,9 @@
-"""From noise to pictures: one loop for every sampler.
+"""From noise to images: one loop for every sampler.
 
 At each call of the denoiser the loop makes its eps a prediction of x_0, thresholds it and hands it
 to hooks; the sampler's step, one of `steps`, says what the next x_t then is.
 
-To start in the middle (SDEdit, arXiv 2108.01073), give the schedule's `first` rows and a picture
+To start in the middle (SDEdit, arXiv 2108.01073), give the schedule's `first` rows and an image
 noised to the last of them.
 """
 
@@ -43,7 +43,7 @@ def static_threshold(x_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 def dynamic_threshold(percentile: float) -> OnX0:
-    """Clips each picture at a percentile of its own magnitudes and scales it into [-1, 1].
+    """Clips each image at a percentile of its own magnitudes and scales it into [-1, 1].
 
     Sec. 2.3, arXiv 2205.11487: s is the percentile of |x_0|, or 1 if that is more, and x_0 becomes
     clip(x_0, -s, s) / s. Strong guidance then does not saturate so many pixels.
@@ -77,12 +77,12 @@ def sample(
     on_x_0: OnX0 | None = None,
     gradient: Gradient | None = None,
 ) -> Float[Array, "b h w c"]:
-    """Draws pictures.
+    """Draws images.
 
     Args:
         denoise: given original step indices, also when the schedule is respaced.
         schedule: the steps to visit.
-        x_T: where to start: standard normal noise, or a picture noised to the last row.
+        x_T: where to start: standard normal noise, or an image noised to the last row.
         noise: for each step; not used at the last, and only by DDPM and DDIM with eta.
         sampler: a key of SAMPLERS.
         eta: see `ddim`; other samplers ignore it.
@@ -187,7 +187,7 @@ def invert(
     schedule: Schedule,
     x_0: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """Encodes pictures: the x_T from which DDIM, with eta 0, draws them. See `inverse_ddim`.
+    """Encodes images: the x_T from which DDIM, with eta 0, draws them. See `inverse_ddim`.
 
     The more steps there are the closer DDIM comes back, with the same schedule and denoiser. A
     guided denoiser comes back less closely.
@@ -195,7 +195,7 @@ def invert(
     Args:
         denoise: as for `sample`.
         schedule: the steps to visit, in the opposite order.
-        x_0: pictures in [-1, 1].
+        x_0: images in [-1, 1].
 
     Returns:
         x_t at the schedule's last row.

@@ -1,4 +1,4 @@
-"""What training minimises: noise prediction plus a little of the variational bound."""
+"""What training minimizes: noise prediction plus a little of the variational bound."""
 
 import math
 from typing import Literal, NamedTuple
@@ -45,7 +45,7 @@ def hybrid_loss(
     Args:
         schedule: s rows.
         network: with its text closed over; it is given original step indices.
-        x_0: pictures in [-1, 1].
+        x_0: images in [-1, 1].
         t: rows, in [0, s), usually uniform.
         eps: standard normal noise.
         weights: of each row's mean squared error; None is 1 everywhere, as in the paper. See
@@ -105,7 +105,7 @@ def min_snr_weights(schedule: Schedule, gamma: float = 5.0) -> Table:
 
     it is one and the same loss. `hybrid_loss` takes eps's, whatever the network predicts. Steps
     with little noise count less than with weights of 1. Unlike with `velocity_weights` v is hardly
-    taught where hardly any picture is left: the last step of a zero-terminal-SNR schedule, where
+    taught where hardly any image is left: the last step of a zero-terminal-SNR schedule, where
     samplers start, not at all.
 
     Args:
@@ -129,7 +129,7 @@ def variational_bound(
 
     Args:
         schedule: s rows.
-        x_0: pictures in [-1, 1].
+        x_0: images in [-1, 1].
         x_t: the same, noised to row t.
         t: rows, in [0, s).
         out: the denoiser's output at x_t.
@@ -164,16 +164,16 @@ def discretized_log_likelihood(
     to infinity.
 
     Args:
-        x_0: pictures in [-1, 1].
+        x_0: images in [-1, 1].
         p: the distribution that the levels are cut from.
 
     Returns:
         At least log(1e-12), where gradients end.
     """
-    centred = x_0 - p.mean
+    centered = x_0 - p.mean
     inv_sigma = jnp.exp(-0.5 * p.log_variance)
-    below_upper = _normal_cdf(inv_sigma * (centred + 1 / 255))
-    below_lower = _normal_cdf(inv_sigma * (centred - 1 / 255))
+    below_upper = _normal_cdf(inv_sigma * (centered + 1 / 255))
+    below_lower = _normal_cdf(inv_sigma * (centered - 1 / 255))
     probability = jnp.where(
         x_0 < -0.999,
         below_upper,

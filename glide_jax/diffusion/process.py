@@ -1,6 +1,6 @@
 """The two directions of diffusion: q adds noise, p takes it away.
 
-    q(x_t | x_0)           a picture with noise            q_sample
+    q(x_t | x_0)           an image with noise            q_sample
     q(x_{t-1} | x_t, x_0)  a step back, knowing x_0        q_posterior
     p(x_{t-1} | x_t)       a step back, guessing x_0       p_reverse
 
@@ -38,15 +38,15 @@ def q_sample(
 
     Args:
         schedule: s rows.
-        x_0: pictures in [-1, 1].
+        x_0: images in [-1, 1].
         t: rows, in [0, s); row 0 has the least noise.
         eps: standard normal noise.
 
     Returns:
         x_t.
     """
-    picture = _at(np.sqrt(schedule.alpha_bar), t) * x_0
-    return picture + _at(np.sqrt(1 - schedule.alpha_bar), t) * eps
+    image = _at(np.sqrt(schedule.alpha_bar), t) * x_0
+    return image + _at(np.sqrt(1 - schedule.alpha_bar), t) * eps
 
 
 def x_0_from_eps(
@@ -59,7 +59,7 @@ def x_0_from_eps(
 
     Args:
         schedule: s rows.
-        x_t: noised pictures.
+        x_t: noised images.
         t: rows, in [0, s).
         eps: their noise.
 
@@ -82,9 +82,9 @@ def eps_from_x_0(
 
     Args:
         schedule: s rows.
-        x_t: noised pictures.
+        x_t: noised images.
         t: rows, in [0, s).
-        x_0: the pictures without noise.
+        x_0: the images without noise.
 
     Returns:
         eps.
@@ -119,9 +119,9 @@ def denoiser_of_velocity(schedule: Schedule, network: Denoiser) -> Denoiser:
 def velocity_around(
     schedule: Schedule, network: Denoiser, guess: Float[Array, "b h w c"], deviation: float
 ) -> Denoiser:
-    """What predicts velocity, made of a network that only corrects a guess of the picture.
+    """What predicts velocity, made of a network that only corrects a guess of the image.
 
-    Pictures are taken to be `guess + deviation * rho`, with rho of mean 0 and variance 1. Then
+    Images are taken to be `guess + deviation * rho`, with rho of mean 0 and variance 1. Then
     z = (x_t - sqrt(alpha_bar_t) guess) / total has variance 1, where total^2 = alpha_bar_t
     deviation^2 + 1 - alpha_bar_t, and if rho is normal, the expected v given x_t is
 
@@ -135,16 +135,16 @@ def velocity_around(
     Args:
         schedule: the whole one, T rows: t is the original step index.
         network: `(z, t) -> [correction | variance fraction]`.
-        guess: of each picture, such as an upsampler's smaller one enlarged.
-        deviation: of pictures from their guesses, root mean square, above 0.
+        guess: of each image, such as an upsampler's smaller one enlarged.
+        deviation: of images from their guesses, root mean square, above 0.
     """
-    picture, noise = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
+    image, noise = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
     total = np.sqrt(schedule.alpha_bar * deviation**2 + 1 - schedule.alpha_bar)
 
     def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        z = (x_t - _at(picture, t) * guess) / _at(total, t)
+        z = (x_t - _at(image, t) * guess) / _at(total, t)
         correction, variance_fraction = split_output(network(z, t))
-        v = _at(picture * noise * (1 - deviation**2) / total, t) * z - _at(noise, t) * guess
+        v = _at(image * noise * (1 - deviation**2) / total, t) * z - _at(noise, t) * guess
         v = v + _at(deviation / total, t) * correction
         return jnp.concatenate([v, variance_fraction], axis=-1)
 
@@ -165,7 +165,7 @@ def q_posterior(
 
     Args:
         schedule: s rows.
-        x_0: pictures.
+        x_0: images.
         x_t: the same, noised.
         t: rows, in [0, s).
 
@@ -181,7 +181,7 @@ def learned_log_variance(
 ) -> Float[Array, "b h w c"]:
     """log sigma^2 = f log beta_t + (1 - f) log beta~_t, f = (v + 1)/2. Eq. 15, arXiv 2102.09672.
 
-    beta is the best variance if x_0 is white noise, beta~ if it is a single known picture; the
+    beta is the best variance if x_0 is white noise, beta~ if it is a single known image; the
     truth lies between.
 
     Args:
@@ -207,7 +207,7 @@ def p_reverse(
 
     Args:
         schedule: s rows.
-        x_t: noised pictures.
+        x_t: noised images.
         t: rows, in [0, s).
         out: a denoiser's output, [eps | variance fraction].
 

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     """What the denoiser said, after thresholding and hooks; (b, h, w, c) float32."""
 
     x_0: jax.Array
-    """The picture."""
+    """The image."""
     eps: jax.Array
     """The noise that leads from this x_0 to x_t."""
 
@@ -223,10 +223,10 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def inverse_ddim(schedule: Schedule) -> Plan:
-    """DDIM run backwards: the probability flow from a picture to its noise, by Euler's method.
+    """DDIM run backwards: the probability flow from an image to its noise, by Euler's method.
 
     x_{t+1} / sqrt(alpha_bar_{t+1}) = x_t / sqrt(alpha_bar_t) + (sigma_{t+1} - sigma_t) eps(x_t, t):
-    Eq. 13, arXiv 2010.02502. The picture, at sigma 0, is taken for row 0's x_t.
+    Eq. 13, arXiv 2010.02502. The image, at sigma 0, is taken for row 0's x_t.
     """
     k = np.arange(schedule.steps)
     root = np.sqrt(schedule.alpha_bar)

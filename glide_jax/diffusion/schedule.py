@@ -55,22 +55,22 @@ def squaredcos_cap_v2(T: int) -> Table:
 SCHEDULES = {"linear": linear, "squaredcos_cap_v2": squaredcos_cap_v2}
 
 TERMINAL_ROOT = 1e-4
-"""What "zero" is as the last sqrt(alpha_bar): the amplitude of the picture in pure noise.
+"""What "zero" is as the last sqrt(alpha_bar): the amplitude of the image in pure noise.
 
 Not 0, where the eps that denoisers hand to samplers would say nothing about x_0: at 1e-4 float32
 still tells it to 4e-4, a twentieth of an 8-bit level. It is as good as 0: even the mean of a 64 px
-picture, which noise hides least, is a ninetieth of the noise in the mean of its 12,288 values."""
+image, which noise hides least, is a ninetieth of the noise in the mean of its 12,288 values."""
 
 
 def rescaled_to_zero_terminal_snr(alpha_bar: Table) -> Table:
-    """Leaves nothing of the picture in the last step. Algorithm 1, arXiv 2305.08891.
+    """Leaves nothing of the image in the last step. Algorithm 1, arXiv 2305.08891.
 
     sqrt(alpha_bar) is shifted and scaled so that its first value stays and its last becomes
     TERMINAL_ROOT, which stands for the paper's 0. A schedule that ends below that is left as it is,
     as squaredcos_cap_v2 with 1000 steps, which ends at half of it.
 
     Raises:
-        UserError: a single step, which cannot keep its picture and have none.
+        UserError: a single step, which cannot keep its image and have none.
     """
     root = np.sqrt(alpha_bar)
     if len(root) < 2:
@@ -131,7 +131,7 @@ def karras(respacing: str, sigma: Float64[np.ndarray, "T"]) -> Int64[np.ndarray,
         sigma_i = (sigma_max^(1/rho) + i / (s - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
     for i = 0 .. s-1, Eq. 5, arXiv 2206.00364, each at the nearest step; levels that would share one
-    move to neighbours.
+    move to neighbors.
 
     Args:
         respacing: "karras" and a number.
@@ -182,7 +182,7 @@ def _betas_of(alpha_bar: Table) -> Table:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The tables of a noise process, a row a step; row 0 is the step nearest to the picture.
+    """The tables of a noise process, a row a step; row 0 is the step nearest to the image.
 
     Letters as in arXiv 2006.11239: alpha_t = 1 - beta_t, alpha_bar_t = alpha_1 ... alpha_t,
     q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I).
@@ -212,9 +212,9 @@ class Schedule:
             steps: T.
             respacing: see `respace` and `karras`; None keeps every step.
             zero_terminal_snr: see `rescaled_to_zero_terminal_snr`. Samplers that start from noise
-                then need a respacing that keeps the last step, T-1, the only one without picture:
+                then need a respacing that keeps the last step, T-1, the only one without image:
                 a number of steps, as "50", does; "ddim50" starts at 980, "fast27" at 997 and
-                karras at a noise of 80, with a little of a picture that nobody drew.
+                karras at a noise of 80, with a little of an image that nobody drew.
 
         Raises:
             UserError: bad name, steps or respacing.
@@ -232,7 +232,7 @@ class Schedule:
         return cls(_betas_of(whole.alpha_bar[kept]), kept)
 
     def first(self, rows: int) -> "Schedule":
-        """The rows nearest to the picture, for a sampler that starts in the middle.
+        """The rows nearest to the image, for a sampler that starts in the middle.
 
         Raises:
             UserError: not in [1, steps].
@@ -285,7 +285,7 @@ class Schedule:
     def posterior_log_variance_clipped(self) -> Table:
         """Log of beta~, row 0 taking row 1's value: its own would be -inf.
 
-        With a single row there is no such neighbour, and beta stands in; no sampler adds noise
+        With a single row there is no such neighbor, and beta stands in; no sampler adds noise
         at row 0, so this only has to be finite.
         """
         first = self.posterior_variance[1] if self.steps > 1 else self.betas[0]

@@ -1,4 +1,4 @@
-"""Does a CLIP find a picture's caption among others, and through how much noise?
+"""Does a CLIP find an image's caption among others, and through how much noise?
 
 python -m glide_jax.evaluation.retrieval --checkpoint runs/scenes_clip32 --out retrieval.png
 """
@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from glide_jax.cli import SharedOut, keep_compiled_programs
+from glide_jax.cli import ShardingFlags, keep_compiled_programs
 from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
@@ -22,7 +22,7 @@ from glide_jax.storage import require_here
 
 
 def top_1(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], among: int) -> float:
-    """The share of pictures whose own caption is nearest, in groups of `among`.
+    """The share of images whose own caption is nearest, in groups of `among`.
 
     Args:
         image, text: embeddings of length 1; row i of both belong together. Rows that do not fill
@@ -36,8 +36,8 @@ def top_1(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], among
 
 
 @dataclass(frozen=True)
-class Arguments(SharedOut):
-    """Lets a CLIP choose each held-out picture's caption among those of other pictures.
+class Arguments(ShardingFlags):
+    """Lets a CLIP choose each held-out image's caption among those of other images.
 
     Prints how often it is right at each noise level.
     """
@@ -45,7 +45,7 @@ class Arguments(SharedOut):
     checkpoint: str | Path
     """Run folder of a CLIP."""
     n: int = 512
-    """Pictures: the first of the split, in groups of `among`."""
+    """Images: the first of the split, in groups of `among`."""
     among: int = 64
     """Captions to choose from."""
     split: str = ""
@@ -53,7 +53,7 @@ class Arguments(SharedOut):
     caption_index: int = 1
     """Which of a record's captions, from 0; of scenes, 1 says everything."""
     t: tuple[int, ...] = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)
-    """Steps whose noise the pictures are given; 0 is none."""
+    """Steps whose noise the images are given; 0 is none."""
     seed: int = 0
     """Of the noise."""
     out: Path | None = None
@@ -103,7 +103,7 @@ def _plot(levels: list[int], shares: list[float], arguments: Arguments) -> None:
     figure = new_figure(6.0, 4.0)
     axes = figure.add_subplot()
     axes.plot(levels, [100 * share for share in shares], marker="o")
-    axes.axhline(100 / arguments.among, color="grey", linestyle=":", label="chance")
+    axes.axhline(100 / arguments.among, color="gray", linestyle=":", label="chance")
     axes.set(
         xlabel="noise level t",
         ylabel=f"right caption among {arguments.among} (%)",

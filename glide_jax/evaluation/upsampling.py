@@ -1,4 +1,4 @@
-"""How close an upsampler comes to the pictures that it is given shrunk, next to bicubic resizing.
+"""How close an upsampler comes to the images that it is given shrunk, next to bicubic resizing.
 
 python -m glide_jax.evaluation.upsampling --checkpoint runs/scenes_upsample128 --n 64
 """
@@ -11,7 +11,7 @@ import tyro
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from glide_jax.cli import SharedOut, keep_compiled_programs
+from glide_jax.cli import ShardingFlags, keep_compiled_programs
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import load_pixels
@@ -21,37 +21,35 @@ from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.storage import require_here
 
-Pictures = UInt8[np.ndarray, "n h w 3"]
+Images = UInt8[np.ndarray, "n h w 3"]
 
 
-def psnr(pictures: Pictures, reference: Pictures) -> Float[np.ndarray, "n"]:
-    """Peak signal-to-noise ratio of each picture: 20 log10(255 / root mean square error), in dB.
+def psnr(images: Images, reference: Images) -> Float[np.ndarray, "n"]:
+    """Peak signal-to-noise ratio of each image: 20 log10(255 / root mean square error), in dB.
 
-    Equal pictures have infinity.
+    Equal images have infinity.
     """
-    error = np.square(pictures.astype(np.float64) - reference).mean((1, 2, 3))
+    error = np.square(images.astype(np.float64) - reference).mean((1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255**2 / error)
 
 
-def resized(
-    pictures: Pictures, px: int, how: Image.Resampling
-) -> UInt8[np.ndarray, "n {px} {px} 3"]:
-    """Pictures made `px` square by one of Pillow's filters."""
-    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), how)) for p in pictures])
+def resized(images: Images, px: int, how: Image.Resampling) -> UInt8[np.ndarray, "n {px} {px} 3"]:
+    """Images made `px` square by one of Pillow's filters."""
+    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), how)) for p in images])
 
 
 @dataclass(frozen=True)
-class Arguments(SharedOut):
-    """Shrinks held-out pictures, enlarges them again, and compares them with what they were.
+class Arguments(ShardingFlags):
+    """Shrinks held-out images, enlarges them again, and compares them with what they were.
 
-    Prints the mean PSNR of the upsampler's pictures and of bicubic resizing.
+    Prints the mean PSNR of the upsampler's images and of bicubic resizing.
     """
 
     checkpoint: str | Path
     """Run folder of an upsampler, or a folder of models that has one."""
     n: int = 64
-    """Pictures: the first of the split."""
+    """Images: the first of the split."""
     split: str = ""
     """Of the model's own data set; its validation split unless given."""
     steps: str | None = None
@@ -61,9 +59,9 @@ class Arguments(SharedOut):
     low_res_noise: int | None = None
     """See `SampleConfig`."""
     batch_size: int = 4
-    """Pictures at a time."""
+    """Images at a time."""
     seed: int = 0
-    """Of the first picture; the next has seed + 1, and so on."""
+    """Of the first image; the next has seed + 1, and so on."""
     out: Path | None = None
     """PNG file for a grid: shrunk, bicubic, drawn, and as it was."""
 
@@ -94,7 +92,7 @@ def main(arguments: Arguments) -> None:
     )
     ours, theirs = psnr(drawn, whole).mean(), psnr(bicubic, whole).mean()
     print(f"upsampler {ours:.2f} dB, bicubic {theirs:.2f} dB: {ours - theirs:+.2f} dB")
-    print(f"mean PSNR of {len(whole)} pictures, {model.low_res_px} to {model.resolution_px} px")
+    print(f"mean PSNR of {len(whole)} images, {model.low_res_px} to {model.resolution_px} px")
     if arguments.out is not None:
         shown = resized(small, model.resolution_px, Image.Resampling.NEAREST)
         rows = np.stack([shown, bicubic, drawn, whole], 1).reshape(-1, *whole.shape[1:])
@@ -103,10 +101,10 @@ def main(arguments: Arguments) -> None:
         print(arguments.out)
 
 
-def _held_out(source: Source, px: int, n: int) -> tuple[Pictures, list[str]]:
+def _held_out(source: Source, px: int, n: int) -> tuple[Images, list[str]]:
     records = [source[i] for i in range(min(n, len(source)))]
-    pictures = np.stack([load_pixels(r.image, px, name=r.name) for r in records])
-    return pictures, [r.captions[0] for r in records]
+    images = np.stack([load_pixels(r.image, px, name=r.name) for r in records])
+    return images, [r.captions[0] for r in records]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The noised CLIP that guides GLIDE (sections 2.4 and 3.4, arXiv 2112.10741).
 
-As in CLIP (arXiv 2103.00020), one tower reads captions and the other pictures; both end in one
-space, in which a caption and a picture that fit each other point the same way. Here the pictures
+As in CLIP (arXiv 2103.00020), one tower reads captions and the other images; both end in one
+space, in which a caption and an image that fit each other point the same way. Here the images
 are noised, and the image tower learns a class token for every timestep: that tells it how much.
 """
 
@@ -27,7 +27,7 @@ from glide_jax.models.remat import run_equal_blocks
 from glide_jax.shapes import Image, Timesteps, TokenMask, Tokens
 
 MEAN = (122.77093945, 116.74601272, 104.09373519)
-"""Of each channel over CLIP's pictures, on levels 0..255."""
+"""Of each channel over CLIP's images, on levels 0..255."""
 DEVIATION = (68.50053285, 66.63215831, 70.32316309)
 """Likewise."""
 
@@ -56,7 +56,7 @@ def _linear(
 class ClipBlock(nnx.Module):
     """Pre-norm residual attention and MLP (4 wide, exact GELU); keys have no bias.
 
-    Initialised as CLIP: what adds to the residual stream is scaled down with the depth.
+    Initialized as CLIP: what adds to the residual stream is scaled down with the depth.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class ClipText(_Tower):
 
 
 class ClipImage(_Tower):
-    """Noised pictures to embeddings: a vision transformer, read at its class token."""
+    """Noised images to embeddings: a vision transformer, read at its class token."""
 
     def __init__(
         self,
@@ -198,11 +198,11 @@ class Clip(nnx.Module):
         return self.text(tokens, mask)
 
     def encode_image(self, x_t: Image, t: Timesteps) -> Float[Array, "b d"]:
-        """Embeddings of noised pictures, of length 1.
+        """Embeddings of noised images, of length 1.
 
         Args:
             x_t: (b, h, w, 3) in [-1, 1] where not noised, of the configured resolution.
-            t: (b,) original step indices in [0, T); 0 for pictures without noise.
+            t: (b,) original step indices in [0, T); 0 for images without noise.
         """
         return self.image(x_t, t)
 
@@ -215,11 +215,11 @@ def clip_network(config: ClipConfig) -> Network[Clip]:
 def similarity_gradient(
     clip: Clip, text: Float[Array, "b d"], scale: float | Float[Array, ""]
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The direction in which pictures fit their captions better: a sampler's hook.
+    """The direction in which images fit their captions better: a sampler's hook.
 
     Args:
         clip: the model.
-        text: from `Clip.encode_text`, one caption a picture.
+        text: from `Clip.encode_text`, one caption an image.
         scale: of the guidance; may be traced.
 
     Returns:

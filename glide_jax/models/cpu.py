@@ -1,6 +1,6 @@
 """What is done otherwise on CPUs, in one place.
 
-XLA computes bfloat16 convolutions on a CPU no faster than float32 ones, but has matrix products in
+XLA computes bfloat16 convolutions on a CPU no faster than float32 ones, but has matmuls in
 bfloat16 that use what the CPU has for them. A wide 3x3 convolution is therefore quicker as nine
 products with shifted inputs: benchmarks/sample.py measures it.
 """
@@ -29,12 +29,12 @@ def drawing_on(platform: str) -> Iterator[None]:
 
 
 def pays_to_shift(kernel: Float[Array, "h w c c2"], dtype: jnp.dtype) -> bool:
-    """Whether `shifted_products` is the quicker way to a convolution, here and now."""
+    """Whether `shifted_matmuls` is the quicker way to a convolution, here and now."""
     h, w, channels, _ = kernel.shape
     return _drawing.get() and dtype == jnp.bfloat16 and h == w == 3 and channels >= WIDE
 
 
-def shifted_products(
+def shifted_matmuls(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c c2"], bias: Float[Array, "c2"]
 ) -> Float[Array, "b h w c2"]:
     """A 3x3 convolution of stride 1 that keeps height and width, summed in float32."""

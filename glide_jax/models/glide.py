@@ -55,7 +55,7 @@ class GlideModel(nnx.Module):
         Args:
             tokens: (b, l) ids, l the configured length.
             mask: (b, l) True where `tokens` is caption; all False is the empty caption.
-            low_res_t: (b,) the step whose noise the smaller pictures hold, for a model that is
+            low_res_t: (b,) the step whose noise the smaller images hold, for a model that is
                 told of it (noise-conditioning augmentation, arXiv 2106.15282).
 
         Raises:
@@ -80,8 +80,8 @@ class GlideModel(nnx.Module):
         """The input channels beside x_t. They do not depend on x_t or t: compute them once.
 
         Args:
-            low_res: for an upsampler, the smaller pictures, in [-1, 1].
-            known: for an inpainting model, pictures in [-1, 1]; only what the mask shows is seen.
+            low_res: for an upsampler, the smaller images, in [-1, 1].
+            known: for an inpainting model, images in [-1, 1]; only what the mask shows is seen.
             mask: 1 where `known` is known, 0 where the model is to paint.
 
         Returns:
@@ -103,12 +103,12 @@ class GlideModel(nnx.Module):
             channels += [known * mask, mask]
         if low_res is not None:
             b, h, w, c = low_res.shape
-            times = self.config.enlargement
+            times = self.config.upscale_factor
             channels.append(jax.image.resize(low_res, (b, times * h, times * w, c), "bilinear"))
         return jnp.concatenate(channels, -1) if channels else None
 
-    def enlarged(self, condition: Float[Array, "b h w c"] | None) -> Image:
-        """An upsampler's smaller pictures as it sees them: resized. `condition` made the rest."""
+    def upsampled(self, condition: Float[Array, "b h w c"] | None) -> Image:
+        """An upsampler's smaller images as it sees them: resized. `condition` made the rest."""
         assert condition is not None and self.config.low_res_px
         return condition[..., -3:]
 

@@ -1,4 +1,4 @@
-"""The layers all networks here are made of, initialised as PyTorch would initialise GLIDE's."""
+"""The layers all networks here are made of, initialized as PyTorch would initialize GLIDE's."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from glide_jax.config import GROUPS
 from glide_jax.models import cpu
 from glide_jax.models.placement import on_each_device, tpu_kind
-from glide_jax.models.remat import kept, product
+from glide_jax.models.remat import save_always, save_matmul
 from glide_jax.shapes import Timesteps
 
 EPSILON = 1e-5
@@ -61,7 +61,7 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """(..., d) to (..., d2), as nnx.Linear."""
         out = inputs.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
-        return product(out if self.bias is None else add_bias(out, self.bias[...]))
+        return save_matmul(out if self.bias is None else add_bias(out, self.bias[...]))
 
 
 def linear(
@@ -79,10 +79,10 @@ class Conv(nnx.Conv):
         x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
         assert self.bias is not None
         if cpu.pays_to_shift(kernel, x.dtype):
-            return product(cpu.shifted_products(x, kernel, self.bias[...]))
+            return save_matmul(cpu.shifted_matmuls(x, kernel, self.bias[...]))
         layout = ("NHWC", "HWIO", "NHWC")
         out = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
-        return product(add_bias(out, self.bias[...]))
+        return save_matmul(add_bias(out, self.bias[...]))
 
 
 def conv(
@@ -94,7 +94,7 @@ def conv(
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation (arXiv 1607.06450) in float32, in two passes for precision."""
+    """Layer normalization (arXiv 1607.06450) in float32, in two passes for precision."""
 
     def __init__(self, width: int) -> None:
         self.scale = nnx.Param(np.ones(width, np.float32))
@@ -103,22 +103,22 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Of the last axis, in float32."""
         x = x.astype(jnp.float32)
-        mean = kept(jnp.mean(x, -1, keepdims=True))
+        mean = save_always(jnp.mean(x, -1, keepdims=True))
         # The sum of squares is least about the mean: its gradient there is zero, and not computed.
         # (A second derivative would miss a term.)
         distance = x - jax.lax.stop_gradient(mean)
-        variance = kept(jnp.mean(jnp.square(distance), -1, keepdims=True))
+        variance = save_always(jnp.mean(jnp.square(distance), -1, keepdims=True))
         gain = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
         return (x - mean) * gain + self.bias[...]
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation (arXiv 1803.08494), with an optional scale and shift.
+    """Group normalization (arXiv 1803.08494), with an optional scale and shift.
 
     It is computed in float32 and rounded once, to what `x` is of: the backward pass then holds
     gradients of that precision. (The original rounds before the scale and shift as well.) Sums are
     taken per channel first and then over each group's channels, so that the large array is never
-    reshaped; normalisation, the parameters and the given scale and shift then become one
+    reshaped; normalization, the parameters and the given scale and shift then become one
     multiplication and one addition per channel.
     """
 
@@ -134,8 +134,8 @@ class GroupNorm(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         """`norm(x) * (1 + scale) + shift`."""
         dtype, x = x.dtype, x.astype(jnp.float32)
-        mean = kept(_group_mean(jnp.mean(x, (1, 2))))  # b c
-        mean_square = kept(_group_mean(jnp.mean(x * x, (1, 2))))
+        mean = save_always(_group_mean(jnp.mean(x, (1, 2))))  # b c
+        mean_square = save_always(_group_mean(jnp.mean(x * x, (1, 2))))
         variance = jnp.maximum(mean_square - mean * mean, 0)
         gain = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
         offset = self.bias[...] - mean * gain
@@ -168,7 +168,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def mlp(widen: Linear, narrow: Linear, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     """A transformer's second half: GELU between two projections."""
     # Named as a product, since the gradient of the second reads it.
-    return narrow(_apart(product(gelu(widen(x)))))
+    return narrow(_apart(save_matmul(gelu(widen(x)))))
 
 
 @jax.custom_vjp
@@ -225,7 +225,7 @@ def project_to_heads(
     kernel = projection.kernel[...].astype(x.dtype).reshape(d, heads, parts, -1)
     bias = projection.bias[...].reshape(heads, parts, -1)
     return tuple(
-        product(add_bias(x @ kernel[:, :, part].reshape(d, -1), bias[:, part].reshape(-1)))
+        save_matmul(add_bias(x @ kernel[:, :, part].reshape(d, -1), bias[:, part].reshape(-1)))
         for part in range(parts)
     )
 
@@ -248,7 +248,7 @@ def dropout(x: Float[Array, "b h w c"], rate: float, key: PRNGKeyArray) -> Float
     turned = (words, *(words << bits | words >> (32 - bits) for bits in (8, 16, 24)))
     # Without the barrier, TPUs would draw it anew wherever it is used.
     mask = jnp.concatenate([(word >> 16) >= cut for word in turned], -1)
-    mask = jax.lax.optimization_barrier(kept(mask))
+    mask = jax.lax.optimization_barrier(save_always(mask))
     return jnp.where(mask, x / (1 - cut / 2**16), 0).astype(x.dtype)
 
 

@@ -1,7 +1,7 @@
 """A network as a pure function of one flat dict of parameters.
 
 Modules are written with flax.nnx and hold parameters only. Everything outside `models/` sees a
-`Network`: shapes and an initialiser for the parameters, and `bind`, which gives the module back
+`Network`: shapes and an initializer for the parameters, and `bind`, which gives the module back
 around any parameters with the same names, inside or outside of a traced function:
 
     network = Network(lambda rngs: GlideModel(config, rngs))
@@ -36,7 +36,7 @@ class Network(Generic[M]):
     def init(self, seed: int) -> dict[str, np.ndarray]:
         """Draws all parameters, on the host: the same numbers for every mesh of devices.
 
-        A jitted initialiser would take longer to compile, for its hundreds of small draws, than
+        A jitted initializer would take longer to compile, for its hundreds of small draws, than
         a small model takes to show its first results.
         """
         _, state = nnx.split(self._build(nnx.Rngs(seed)))

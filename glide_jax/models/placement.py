@@ -26,7 +26,7 @@ def batch_over(sharding: NamedSharding) -> Iterator[None]:
         _batch.reset(token)
 
 
-def shared_out(x: jax.Array) -> jax.Array:
+def constrain_batch(x: jax.Array) -> jax.Array:
     """`x` (b, ...), whose examples stay on the devices that have them."""
     sharding = _batch.get()
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)

@@ -3,7 +3,7 @@
 Policies, from the quickest to the smallest (docs/scaling.md has them measured):
 
     none        everything is kept
-    products    what matrix products and convolutions come to is kept, and GELU's results, not norms
+    matmuls     what matmuls and convolutions come to is kept, and GELU's results, not norms
                 and other activations
     blocks      each block's input is kept (arXiv 1604.06174)
     everything  as blocks; within a block, convolutions and attention are recomputed apart
@@ -24,16 +24,16 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from glide_jax.config import Remat
-from glide_jax.models.placement import shared_out
+from glide_jax.models.placement import constrain_batch
 
 BLOCK_INPUT = "block_input"
 """The name of what `offload` sends to the host."""
 
-KEPT = "kept"
+SAVED_ALWAYS = "kept"
 """The name of what every policy keeps."""
 
-PRODUCT = "product"
-"""The name of what `products` keeps as well."""
+SAVED_MATMUL = "product"
+"""The name of what `matmuls` keeps as well."""
 
 Call = Callable[..., Any]
 
@@ -42,13 +42,13 @@ def recomputed(block: Call, remat: Remat) -> Call:
     """A block whose backward pass starts from what `remat` keeps of it."""
     if remat == "none":
         return block
-    names = (KEPT, PRODUCT) if remat == "products" else (KEPT,)
+    names = (SAVED_ALWAYS, SAVED_MATMUL) if remat == "matmuls" else (SAVED_ALWAYS,)
     return jax.checkpoint(block, policy=_keep(*names))
 
 
 def recomputed_part(part: Call, remat: Remat) -> Call:
     """A part of a block, recomputed apart from the others where `remat` says so."""
-    return jax.checkpoint(part, policy=_keep(KEPT)) if remat == "everything" else part
+    return jax.checkpoint(part, policy=_keep(SAVED_ALWAYS)) if remat == "everything" else part
 
 
 def offloading(network: Call, remat: Remat) -> Call:
@@ -56,7 +56,7 @@ def offloading(network: Call, remat: Remat) -> Call:
     if remat != "offload":
         return network
     to_host = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[KEPT],
+        names_which_can_be_saved=[SAVED_ALWAYS],
         names_which_can_be_offloaded=[BLOCK_INPUT],
         offload_src="device",
         offload_dst="pinned_host",
@@ -66,17 +66,17 @@ def offloading(network: Call, remat: Remat) -> Call:
 
 def block_input(x: jax.Array) -> jax.Array:
     """`x`, named as what a block is computed from, each device with its part of the batch."""
-    return checkpoint_name(shared_out(x), BLOCK_INPUT)
+    return checkpoint_name(constrain_batch(x), BLOCK_INPUT)
 
 
-def kept(x: jax.Array) -> jax.Array:
+def save_always(x: jax.Array) -> jax.Array:
     """`x`, named as what the backward pass keeps under every policy."""
-    return checkpoint_name(x, KEPT)
+    return checkpoint_name(x, SAVED_ALWAYS)
 
 
-def product(x: jax.Array) -> jax.Array:
-    """`x`, named as what `products` keeps: a product with its bias, as the next layer reads it."""
-    return checkpoint_name(x, PRODUCT)
+def save_matmul(x: jax.Array) -> jax.Array:
+    """`x`, named as what `matmuls` keeps: a product with its bias, as the next layer reads it."""
+    return checkpoint_name(x, SAVED_MATMUL)
 
 
 def run_equal_blocks(
@@ -86,13 +86,13 @@ def run_equal_blocks(
 
     They are one loop over their stacked parameters, so that only one is compiled, and that of
     parameters shared out over devices only one block's at a time are gathered. What a loop keeps is
-    copied on the way in and out, which takes longer than `products` saves: with it, each block is
+    copied on the way in and out, which takes longer than `matmuls` saves: with it, each block is
     compiled, also where no gradient is taken. `none` is for small models, and loops.
     """
-    if remat == "products":
+    if remat == "matmuls":
         for block in blocks:
             x = recomputed(block.__call__, remat)(block_input(x))
-        return shared_out(x)
+        return constrain_batch(x)
     graphdef, _ = nnx.split(blocks[0])
     stacked = jax.tree.map(lambda *p: jnp.stack(p), *(nnx.state(block) for block in blocks))
 
@@ -101,7 +101,7 @@ def run_equal_blocks(
         return recomputed(block.__call__, remat)(block_input(x)), None
 
     run = offloading(lambda x, stacked: jax.lax.scan(step, x, stacked)[0], remat)
-    return shared_out(run(x, stacked))
+    return constrain_batch(run(x, stacked))
 
 
 _keep = jax.checkpoint_policies.save_only_these_names

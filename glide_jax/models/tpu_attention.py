@@ -4,7 +4,7 @@ As in FlashAttention (arXiv 2205.14135), the backward pass computes the weights 
 keys and the logarithm of each softmax's denominator. All keys of a head fit into vector memory, so
 a softmax is over whole rows, without FlashAttention's running maximum.
 
-A vector register has 128 lanes, and heads are narrower, so as many neighbouring heads as fill the
+A vector register has 128 lanes, and heads are narrower, so as many neighboring heads as fill the
 lanes are read together, a tile. The product of a tile's keys with one head's queries has zeros in
 the lanes of the others: the matrix unit would fill its columns with nothing else. It comes out as
 keys by queries, so that what follows, there and back, transposes tiles, never the weights.
@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from glide_jax.models.remat import kept
+from glide_jax.models.remat import save_always
 
 LANES = 128
 
@@ -88,7 +88,7 @@ def _forward(
         cost_estimate=blocks.cost(products=2, q_sized=2, k_sized=2),
         interpret=interpret,
     )(q, k, v)
-    out, lse = kept(out), kept(lse)
+    out, lse = save_always(out), save_always(lse)
     return jax.lax.bitcast_convert_type(out, q.dtype), (q, k, v, out, lse)
 
 

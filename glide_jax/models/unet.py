@@ -23,8 +23,8 @@ from glide_jax.models.layers import (
     project_to_heads,
     silu,
 )
-from glide_jax.models.placement import row_major, shared_out, tpu_kind
-from glide_jax.models.remat import block_input, offloading, product, recomputed, recomputed_part
+from glide_jax.models.placement import constrain_batch, row_major, tpu_kind
+from glide_jax.models.remat import block_input, offloading, recomputed, recomputed_part, save_matmul
 
 OUT_CHANNELS = 6
 """eps and variance fraction, three each."""
@@ -51,7 +51,7 @@ def nearest_x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
         return x.reshape(b, 2 * h, 2 * w, c)
 
-    # The largest of four pictures whose gaps are -inf: TPUs do that faster, and others slower.
+    # The largest of four images whose gaps are -inf: TPUs do that faster, and others slower.
     def spread(down: int, right: int) -> jax.Array:
         rows, columns = (down, 1 - down, 1), (right, 1 - right, 1)
         gap = jnp.array(-jnp.inf, x.dtype)
@@ -75,8 +75,8 @@ nearest_x2.defvjp(
 
 RESAMPLE = {
     "none": lambda x: x,
-    "down": lambda x: shared_out(mean_pool(x)),
-    "up": lambda x: shared_out(nearest_x2(x)),
+    "down": lambda x: constrain_batch(mean_pool(x)),
+    "up": lambda x: constrain_batch(nearest_x2(x)),
 }
 """Each device resamples its part of the batch. The compiler, which loses track of it in the
 reshaping, had every chip of a pod gather the whole batch for a convolution's gradient."""
@@ -146,8 +146,8 @@ class AttentionBlock(nnx.Module):
         b, h, w, c = x.shape
         pixels = row_major(self.norm(x).reshape(b, h * w, c))
         q, k, v = project_to_heads(self.qkv, pixels, self.heads, parts=3)
-        k = product(jnp.concatenate([text.k, k], 1))
-        v = product(jnp.concatenate([text.v, v], 1))
+        k = save_matmul(jnp.concatenate([text.k, k], 1))
+        v = save_matmul(jnp.concatenate([text.v, v], 1))
         return x + row_major(self.out(attend(q, k, v, self.heads))).reshape(b, h, w, c)
 
 
@@ -194,7 +194,7 @@ class UNet(nnx.Module):
         in_channels: of x_t and whatever conditioning is concatenated after it.
         d_emb: width of the embedding of time and text.
         d_text: width of the text features.
-        dtype: of the matrix products.
+        dtype: of the matmuls.
         remat: what the backward pass recomputes.
     """
 

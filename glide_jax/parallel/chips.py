@@ -19,7 +19,7 @@ class Chip:
     hbm_bytes: int
     hbm_bytes_per_s: float
     link_bytes_per_s: float = 0.0
-    """One way along one link to a neighbour in the torus; TPUs only."""
+    """One way along one link to a neighbor in the torus; TPUs only."""
     clock_hz: float = 0.0
     """Follows from `flops`: multiply-adds a cycle are 65,536 (v5e), 131,072 (v4, v5p) and
     262,144 (v6e). TPUs only."""

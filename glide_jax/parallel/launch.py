@@ -1,6 +1,6 @@
 """A run of several processes: how they find each other, agree, and end together.
 
-Each computes its part of every batch on its own devices; `peers.Peers` connects them besides.
+Each computes its part of every batch on its own devices; a `ProcessGroup` connects them besides.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from jax.experimental import multihost_utils
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
-from glide_jax.parallel.process_group import GONE, GRACE_S, SILENCE_S, Peers
-from glide_jax.parallel.rendezvous import listen, own_address, parse_address, roll_call
+from glide_jax.parallel.process_group import GONE, GRACE_S, HEARTBEAT_TIMEOUT_S, ProcessGroup
+from glide_jax.parallel.rendezvous import listen, own_address, parse_address, rendezvous
 
 HELP = (
     "Several processes: first of all --coordinator HOST:PORT --processes N --process I, or "
@@ -46,7 +46,7 @@ class Launch:
     found_by_jax: bool = False
     """Whether the cluster says who takes part: SLURM, a TPU pod, Open MPI, Kubernetes."""
     start_s: int = START_S
-    silence_s: int = SILENCE_S
+    heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S
     """A process of which the others hear nothing for so long counts as gone."""
 
     @classmethod
@@ -72,11 +72,11 @@ class Launch:
         parser.add_argument("--process", type=int)
         parser.add_argument("--distributed", action="store_true")
         parser.add_argument("--start-timeout-s", type=int, default=START_S)
-        parser.add_argument("--silence-timeout-s", type=int, default=SILENCE_S)
+        parser.add_argument("--heartbeat-timeout-s", type=int, default=HEARTBEAT_TIMEOUT_S)
         given, others = parser.parse_known_args(argv)
-        waits = {"start_s": given.start_timeout_s, "silence_s": given.silence_timeout_s}
+        waits = {"start_s": given.start_timeout_s, "heartbeat_timeout_s": given.heartbeat_timeout_s}
         if min(waits.values()) < 1:
-            raise UserError("--start-timeout-s and --silence-timeout-s must be at least 1")
+            raise UserError("--start-timeout-s and --heartbeat-timeout-s must be at least 1")
         flags = (given.coordinator, given.processes, given.process)
         if any(flag not in ("", None) for flag in flags):
             if "" in flags or None in flags or given.distributed:
@@ -107,42 +107,42 @@ class Launch:
 
 
 @contextlib.contextmanager
-def together(launch: Launch, last_step: Callable[[], int | None]) -> Iterator[Peers]:
+def joined(launch: Launch, last_step: Callable[[], int | None]) -> Iterator[ProcessGroup]:
     """Joins the run's processes, and sees to it that all end when one does.
 
     Call it before JAX is used. A `UserError` of one process ends all with status 2, and a process
-    that is gone with status `peers.GONE`, each with a line that names it.
+    that is gone with status `group.GONE`, each with a line that names it.
 
     Args:
         launch: how this process was started.
-        last_step: see `Peers`.
+        last_step: see `ProcessGroup`.
 
     Raises:
         UserError: the others are not found, or one was started otherwise.
     """
     if not launch.found_by_jax and launch.processes == 1:
-        yield Peers()
+        yield ProcessGroup()
         return
     # Requests to stop are agreed on by the loop; JAX's own service would take SIGTERM away.
     jax.config.update("jax_enable_preemption_service", False)
     if launch.found_by_jax:
         _connect_jax(launch)
         if jax.process_count() == 1:
-            yield Peers()
+            yield ProcessGroup()
             return
-    peers, jax_address = _meet(launch, last_step)
+    group, jax_address = _meet(launch, last_step)
     try:
         if not launch.found_by_jax:
             _connect_jax(launch, jax_address)
-        yield peers
-        peers.part()
+        yield group
+        group.shutdown()
     except UserError as error:
-        peers.fail(str(error), 2, f"error: {error}\n")
+        group.fail(str(error), 2, f"error: {error}\n")
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, Exception):
             time.sleep(GRACE_S)  # if it comes from another's death, that is said meanwhile
         why = f"{type(error).__name__}: {error}".splitlines()[0]
-        peers.fail(why, GONE, traceback.format_exc())
+        group.fail(why, GONE, traceback.format_exc())
     jax.distributed.shutdown()
 
 
@@ -161,13 +161,13 @@ def _connect_jax(launch: Launch, address: str | None = None) -> None:
             **known,
             initialization_timeout=launch.start_s,
             # Later than ours, which say more.
-            heartbeat_timeout_seconds=2 * launch.silence_s,
+            heartbeat_timeout_seconds=2 * launch.heartbeat_timeout_s,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"JAX cannot connect the run's processes: {error}") from error
 
 
-def _meet(launch: Launch, last_step: Callable[[], int | None]) -> tuple[Peers, str]:
+def _meet(launch: Launch, last_step: Callable[[], int | None]) -> tuple[ProcessGroup, str]:
     """The run's processes, and an address of the lead's for JAX."""
     index, count, address = launch.process, launch.processes, launch.coordinator
     if launch.found_by_jax:
@@ -177,11 +177,13 @@ def _meet(launch: Launch, last_step: Callable[[], int | None]) -> tuple[Peers, s
         address = _gathered(own)[0]
     else:
         listener = listen(*parse_address(address)) if index == 0 else None
-    connections, jax_port = roll_call(
-        listener, address, index, count, launch.start_s, launch.silence_s
+    connections, jax_port = rendezvous(
+        listener, address, index, count, launch.start_s, launch.heartbeat_timeout_s
     )
     host = address.rpartition(":")[0]
-    return Peers(index, count, connections, last_step, launch.silence_s), f"{host}:{jax_port}"
+    return ProcessGroup(
+        index, count, connections, last_step, launch.heartbeat_timeout_s
+    ), f"{host}:{jax_port}"
 
 
 def _gathered(text: str) -> list[str]:
@@ -190,20 +192,20 @@ def _gathered(text: str) -> list[str]:
     return [bytes(row).decode().strip() for row in multihost_utils.process_allgather(padded)]
 
 
-def anywhere(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether any process says so: all learn it at the same call, which all must make."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def require_same(peers: Peers, config: Config, pictures: int) -> None:
+def require_same(group: ProcessGroup, config: Config, images: int) -> None:
     """Checks that all processes were started alike.
 
     Args:
-        peers: the processes.
+        group: the processes.
         config: of this one.
-        pictures: length of the data set that it sees.
+        images: length of the data set that it sees.
 
     Raises:
         UserError: in all of them, naming the first that differs and in what.
@@ -218,9 +220,9 @@ def require_same(peers: Peers, config: Config, pictures: int) -> None:
         "settings": settings,
         "versions": versions,
         "source": _source_digest(),
-        "pictures": pictures,
+        "images": images,
     }
-    ours, *others = peers.gather(facts)
+    ours, *others = group.gather(facts)
     for process, theirs in enumerate(others, 1):
         if theirs["source"] != ours["source"]:
             raise UserError(f"process {process} has another version of glide_jax than process 0")
@@ -232,10 +234,10 @@ def require_same(peers: Peers, config: Config, pictures: int) -> None:
                         f"process {process} has {name} {there}, process 0 has {here}: start all "
                         "with the same"
                     )
-        if theirs["pictures"] != ours["pictures"]:
+        if theirs["images"] != ours["images"]:
             raise UserError(
-                f"process {process} sees {theirs['pictures']:,} pictures, process 0 sees "
-                f"{ours['pictures']:,}: give all the same data"
+                f"process {process} sees {theirs['images']:,} images, process 0 sees "
+                f"{ours['images']:,}: give all the same data"
             )
 
 

@@ -26,7 +26,7 @@ GONE = 3
 GRACE_S = 5.0
 """How long a process that hears of another's failure may take to meet the same one by itself."""
 
-SILENCE_S = 30
+HEARTBEAT_TIMEOUT_S = 30
 """A process of which nothing is heard for so long counts as gone, unless told otherwise."""
 
 ANSWER_S = 2.0
@@ -36,7 +36,7 @@ SIGNS = 6
 """Signs of life that a process gives in this time."""
 
 
-class Peers:
+class ProcessGroup:
     """The processes of a run; without connections, this one is alone.
 
     Args:
@@ -44,7 +44,7 @@ class Peers:
         count: of the run's processes.
         connections: to whom this process has one: the lead to all others, the others to the lead.
         last_step: says from which step the run would resume, None for its beginning.
-        silence_s: as SILENCE_S, the same for all.
+        heartbeat_timeout_s: as HEARTBEAT_TIMEOUT_S, the same for all.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Peers:
         count: int = 1,
         connections: dict[int, socket.socket] | None = None,
         last_step: Callable[[], int | None] = lambda: None,
-        silence_s: float | int = SILENCE_S,
+        heartbeat_timeout_s: float | int = HEARTBEAT_TIMEOUT_S,
     ) -> None:
         self.index = index
         self.count = count
@@ -71,12 +71,12 @@ class Peers:
             for item in self._connections.items()
         ]
         for connection in self._connections.values():
-            connection.settimeout(silence_s)
+            connection.settimeout(heartbeat_timeout_s)
         for listener in self._listeners:
             listener.start()
         if self._connections:
             # A thread of its own: a process that compiles for minutes is alive.
-            period_s = silence_s / SIGNS
+            period_s = heartbeat_timeout_s / SIGNS
             threading.Thread(target=self._give_signs, args=(period_s,), daemon=True).start()
 
     @property
@@ -102,7 +102,7 @@ class Peers:
         """Waits until every process has come here."""
         self.gather(None)
 
-    def part(self) -> None:
+    def shutdown(self) -> None:
         """The end of a run that went well: from now on, all may go."""
         self.barrier()
         self._over = True

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glide_jax.errors import UserError
-from glide_jax.parallel.process_group import GRACE_S, SILENCE_S
+from glide_jax.parallel.process_group import GRACE_S, HEARTBEAT_TIMEOUT_S
 
 
 def parse_address(coordinator: str) -> tuple[str, int]:
@@ -34,7 +34,7 @@ def own_address() -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The lead's end, for `roll_call`; port 0 takes a free one. Raises UserError if it is taken."""
+    """The lead's end, for `rendezvous`; port 0 takes a free one. Raises UserError."""
     try:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:
@@ -44,13 +44,13 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def roll_call(
+def rendezvous(
     listener: socket.socket | None,
     address: str,
     index: int,
     count: int,
     limit_s: int,
-    silence_s: int = SILENCE_S,
+    heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S,
 ) -> tuple[dict[int, socket.socket], int]:
     """Connects the lead and the others.
 
@@ -60,16 +60,16 @@ def roll_call(
         index: of this process.
         count: of processes.
         limit_s: how long they wait for each other.
-        silence_s: what `Peers` takes, which has to be the same for all.
+        heartbeat_timeout_s: what `ProcessGroup` takes, which has to be the same for all.
 
     Returns:
-        The connections that `Peers` takes, and a port of the lead's machine for JAX.
+        The connections that `ProcessGroup` takes, and a port of the lead's machine for JAX.
 
     Raises:
         UserError: a process is missing, comes twice, or was started otherwise.
     """
     deadline = time.monotonic() + limit_s
-    same = {"--processes": count, "--silence-timeout-s": silence_s}
+    same = {"--processes": count, "--heartbeat-timeout-s": heartbeat_timeout_s}
     if listener is None:
         connection, answer = _report(address, {"process": index, **same}, deadline)
         connections = {0: connection}

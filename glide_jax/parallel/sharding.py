@@ -1,6 +1,6 @@
 """Which device holds what: decided here from the parameters' names, never inside the models.
 
-The mesh has two axes. The batch is split over both; parameters, EMA and optimiser state alike are
+The mesh has two axes. The batch is split over both; parameters, EMA and optimizer state alike are
 split over 'fsdp' (arXiv 2004.13336, ZeRO) and repeated along 'data'.
 """
 
@@ -57,7 +57,7 @@ def use_all_cores(batch_examples: int, processes: int = 1, sharing: int = 1) -> 
 
 
 def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices of all processes as ('data', 'fsdp'), neighbours along 'fsdp'.
+    """All devices of all processes as ('data', 'fsdp'), neighbors along 'fsdp'.
 
     Args:
         config: of the run.
@@ -163,7 +163,7 @@ def infer(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
 
     Args:
         shapes: a tree of arrays or ShapeDtypeStructs in which dicts keyed by parameter names may
-            stand anywhere: parameters, a train state, an optimiser's moments.
+            stand anywhere: parameters, a train state, an optimizer's moments.
         mesh: from `make_mesh` or `local_mesh`.
         rules: regular expressions on the name.
 

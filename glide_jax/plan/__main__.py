@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--effort", choices=EFFORTS, default="full", help="of the compiler")
     parser.add_argument("--search", action="store_true", help="try what may fit, and rank it")
     parser.add_argument("--sampler", action="store_true", help="plan drawing, not training")
-    parser.add_argument("--pictures", type=int, help="drawn at a time; else one a chip")
+    parser.add_argument("--images", type=int, help="drawn at a time; else one a chip")
     parser.add_argument("--most", type=int, default=6, help="plans that --search makes")
     parser.add_argument("--json", help="a file to which each plan is added, as a line")
     given, rest = parser.parse_known_args()
@@ -46,8 +46,8 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # what is traced needs no accelerator
     if given.search and given.sampler:
         raise UserError("--search is for training: give --sampler a --mesh")
-    if given.pictures is not None and not given.sampler:
-        raise UserError("--pictures is of --sampler; a training's are --train.batch-examples")
+    if given.images is not None and not given.sampler:
+        raise UserError("--images is of --sampler; a training's are --train.batch-examples")
     chips = len(topology_devices(given.topology))
 
     def keep(plan: SlicePlan) -> None:
@@ -68,7 +68,7 @@ def main() -> None:
         return
     fsdp = fsdp_of(given.mesh, chips) if given.mesh else config.train.fsdp
     slice_of = (config, file.stem, given.topology, fsdp, given.effort)
-    keep(plan_sampler(*slice_of, given.pictures) if given.sampler else make_plan(*slice_of))
+    keep(plan_sampler(*slice_of, given.images) if given.sampler else make_plan(*slice_of))
 
 
 if __name__ == "__main__":

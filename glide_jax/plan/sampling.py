@@ -11,14 +11,14 @@ from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
 from glide_jax.plan.compiled import usage
 from glide_jax.plan.slices import SlicePlan, compile_for, known_chip, topology_devices
-from glide_jax.sampling.programs import Inputs, Programs, constants, equal_parts, schedule_of
+from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants, schedule_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerPlan(SlicePlan):
     """What drawing takes: memory of both programs, seconds and collectives of one call."""
 
-    pictures: int
+    images: int
     """Drawn at a time, over all chips."""
     sampler: str
     calls: int
@@ -29,12 +29,12 @@ class SamplerPlan(SlicePlan):
 
     @property
     def call_s(self) -> float:
-        """One call of the denoiser, for all pictures."""
+        """One call of the denoiser, for all images."""
         return self.compute_s + self.waiting_s
 
     @property
     def drawing_s(self) -> float:
-        """All pictures, from captions to the last step."""
+        """All images, from captions to the last step."""
         return self.begin_s + self.calls * self.call_s
 
     def report(self) -> str:
@@ -46,7 +46,7 @@ class SamplerPlan(SlicePlan):
             "temporary": self.temporary_bytes,
         }
         guided = "guided" if self.guided else "not guided"
-        what = f"{self.pictures} pictures by {self.calls} calls of {self.sampler}, {guided}"
+        what = f"{self.images} images by {self.calls} calls of {self.sampler}, {guided}"
         waiting = self.waiting_s / self.call_s
         estimated = (
             f"text, once          {1e3 * self.begin_s:9.2f} ms",
@@ -54,7 +54,7 @@ class SamplerPlan(SlicePlan):
             f"waiting for others  {1e3 * self.waiting_s:9.2f} ms ({waiting:.1%})",
             f"call                {1e3 * self.call_s:9.2f} ms",
             f"drawing             {self.drawing_s:9.3f} s",
-            f"pictures            {self.pictures / self.drawing_s:9.2f} /s",
+            f"images            {self.images / self.drawing_s:9.2f} /s",
         )
         return self.tell(what, sizes, "call", estimated)
 
@@ -65,7 +65,7 @@ def plan_sampler(
     topology: str,
     fsdp: int,
     effort: str = "full",
-    pictures: int | None = None,
+    images: int | None = None,
 ) -> SamplerPlan:
     """Compiles the programs that draw with a run's model, by its sample settings, for a slice.
 
@@ -77,21 +77,21 @@ def plan_sampler(
         topology: see `topology_devices`; all its chips are one process's.
         fsdp: chips over which parameters are shared out; the others repeat them.
         effort: a key of EFFORTS.
-        pictures: drawn at a time, over all chips; one each unless given.
+        images: drawn at a time, over all chips; one each unless given.
 
     Raises:
-        UserError: the slice, or the pictures, do not divide, or the model is one that draws
+        UserError: the slice, or the images, do not divide, or the model is one that draws
             nothing.
     """
     devices = topology_devices(topology)
     chip = known_chip(devices[0])
-    pictures = require_even(pictures, len(devices))
+    images = require_even(images, len(devices))
     programs = Programs(config, sharding.local_mesh(fsdp, devices))
     shapes = programs.network.shapes
     placed = sharding.infer(shapes, programs.mesh)
     params = jax.tree.map(_on, shapes, placed)
     inputs = jax.tree.map(
-        lambda x: _on(x, programs.placement(pictures)), abstract_inputs(config.denoiser, pictures)
+        lambda x: _on(x, programs.placement(images)), abstract_inputs(config.denoiser, images)
     )
     length = config.denoiser.text.length
     negative = tuple(jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))
@@ -103,7 +103,7 @@ def plan_sampler(
     conditioned, state = jax.tree.map(_on, begin.out_info, begun.output_shardings)
 
     calls = denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
-    at_a_time = equal_parts(calls)
+    at_a_time = chunk_size(calls)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     advance = programs.advance.lower(
         params,
@@ -127,7 +127,7 @@ def plan_sampler(
         config=name,
         topology=topology,
         mesh=(len(devices) // fsdp, fsdp),
-        pictures=pictures,
+        images=images,
         sampler=settings.sampler,
         calls=calls,
         guided=options["guided"],
@@ -147,29 +147,27 @@ def plan_sampler(
     )
 
 
-def require_even(pictures: int | None, chips: int) -> int:
-    """How many pictures are drawn at a time. Raises UserError where `Stage` would draw more."""
-    if pictures is None:
+def require_even(images: int | None, chips: int) -> int:
+    """How many images are drawn at a time. Raises UserError where `Stage` would draw more."""
+    if images is None:
         return chips
-    if pictures < 1 or (pictures > 1 and pictures % chips):
-        raise UserError(
-            f"--pictures {pictures}: give 1, or a multiple of the slice's {chips} chips"
-        )
-    return pictures
+    if images < 1 or (images > 1 and images % chips):
+        raise UserError(f"--images {images}: give 1, or a multiple of the slice's {chips} chips")
+    return images
 
 
-def abstract_inputs(model: ModelConfig, pictures: int) -> Inputs:
-    """Shapes and types of what a batch of pictures is drawn from."""
+def abstract_inputs(model: ModelConfig, images: int) -> Inputs:
+    """Shapes and types of what a batch of images is drawn from."""
     px, small, length = model.resolution_px, model.low_res_px, model.text.length
 
     def zeros() -> Inputs:
         return Inputs(
-            tokens=jnp.zeros((pictures, length), jnp.int32),
-            token_mask=jnp.zeros((pictures, length), jnp.bool_),
-            keys=jax.vmap(jax.random.key)(jnp.zeros(pictures, jnp.uint32)),
-            low_res=jnp.zeros((pictures, small, small, 3)) if small else None,
-            known=jnp.zeros((pictures, px, px, 3)) if model.inpaint else None,
-            mask=jnp.zeros((pictures, px, px, 1)) if model.inpaint else None,
+            tokens=jnp.zeros((images, length), jnp.int32),
+            token_mask=jnp.zeros((images, length), jnp.bool_),
+            keys=jax.vmap(jax.random.key)(jnp.zeros(images, jnp.uint32)),
+            low_res=jnp.zeros((images, small, small, 3)) if small else None,
+            known=jnp.zeros((images, px, px, 3)) if model.inpaint else None,
+            mask=jnp.zeros((images, px, px, 1)) if model.inpaint else None,
             start=None,
             clip_text=None,
         )

@@ -35,7 +35,7 @@ from glide_jax.training.step import Trainer
 
 SEARCHED: tuple[tuple[Remat, int], ...] = (
     ("none", 1),
-    ("products", 1),
+    ("matmuls", 1),
     ("blocks", 1),
     ("blocks", 2),
     ("blocks", 4),
@@ -87,7 +87,7 @@ class Plan(SlicePlan):
         sizes = {
             "parameters": self.parameter_bytes,
             "moving average": self.ema_bytes,
-            "optimiser": self.optimizer_bytes,
+            "optimizer": self.optimizer_bytes,
             "batch": self.batch_bytes,
             "program": self.code_bytes,
             "temporary": self.temporary_bytes,
@@ -99,7 +99,7 @@ class Plan(SlicePlan):
             f"computation         {self.compute_s:9.3f} s",
             f"waiting for others  {self.waiting_s:9.3f} s ({waiting:.1%})",
             f"step                {self.step_s:9.3f} s",
-            f"pictures            {self.batch_examples / self.step_s:9.0f} /s",
+            f"images            {self.batch_examples / self.step_s:9.0f} /s",
             f"model FLOPs         {self.model_flops / 1e12:9.1f} T/step",
             f"MFU                 {self.mfu:9.1%}",
             f"compiler's FLOPs    {self.compiled_flops / 1e12:9.1f} T/chip, "
@@ -155,7 +155,7 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
         parameter_bytes=part["params"],
         ema_bytes=part["ema"],
         optimizer_bytes=part["opt_state"],
-        activation_bytes=kept_activations(config, devices),
+        activation_bytes=saved_activations(config, devices),
         temporary_bytes=memory.temp_size_in_bytes,
         batch_bytes=max(0, memory.argument_size_in_bytes - sum(part.values())),
         code_bytes=memory.generated_code_size_in_bytes,
@@ -172,15 +172,15 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
     )
 
 
-def kept_activations(config: Config, devices: Sequence[jax.Device]) -> int:
+def saved_activations(config: Config, devices: Sequence[jax.Device]) -> int:
     """Bytes of activations that each device keeps for the backward pass of a micro-batch.
 
-    Traced for two pictures and for three: what is more is each picture's. One would not do for a
-    CLIP, which tells pictures apart.
+    Traced for two images and for three: what is more is each image's. One would not do for a
+    CLIP, which tells images apart.
     """
 
-    def residual_bytes(pictures: int) -> int:
-        train = replace(config.train, batch_examples=pictures, micro_batches=1, fsdp=1)
+    def residual_bytes(images: int) -> int:
+        train = replace(config.train, batch_examples=images, micro_batches=1, fsdp=1)
         few = replace(config, train=train)
         objective = make_objective(few)
         alone = sharding.batch_sharding(sharding.make_mesh(few, devices[:1]))
@@ -196,9 +196,9 @@ def kept_activations(config: Config, devices: Sequence[jax.Device]) -> int:
         kept = jax.eval_shape(backward, objective.network.shapes, abstract_batch(few))
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
-    per_picture = residual_bytes(3) - residual_bytes(2)
-    pictures = config.train.batch_examples // config.train.micro_batches // len(devices)
-    return per_picture * pictures
+    per_image = residual_bytes(3) - residual_bytes(2)
+    images = config.train.batch_examples // config.train.micro_batches // len(devices)
+    return per_image * images
 
 
 def search(
@@ -225,7 +225,7 @@ def search(
         )
         if tried.train.batch_examples % (tried.train.micro_batches * chips):
             continue
-        activations = kept_activations(tried, devices)
+        activations = saved_activations(tried, devices)
         for fsdp in meshes:
             if made == most or state_bytes // fsdp + activations > chip.hbm_bytes:
                 continue
@@ -244,8 +244,8 @@ def table(plans: Sequence[Plan]) -> str:
     """Plans as a Markdown table, the quickest that fits first."""
     ranked = sorted(plans, key=lambda plan: (not plan.fits, plan.step_s))
     rows = [
-        "| slice | mesh | remat | micro-batches | pictures/chip | HBM, GiB | fits | step, s | MFU "
-        "| waiting | pictures/s | hours | chip-hours |",
+        "| slice | mesh | remat | micro-batches | images/chip | HBM, GiB | fits | step, s | MFU "
+        "| waiting | images/s | hours | chip-hours |",
         "| --- " * 13 + "|",
     ]
     for plan in ranked:

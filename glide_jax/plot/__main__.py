@@ -16,7 +16,7 @@ import tyro
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import save_png
 from glide_jax.plot.curves import PIXELS_PER_INCH, draw_curves, read_curves, run_names
-from glide_jax.plot.sample_strip import film_strip
+from glide_jax.plot.sample_strip import sample_strip
 from glide_jax.storage import path_of, require_here
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"cannot write {arguments.out}: {error}") from error
     print(arguments.out)
     if arguments.samples is not None:
-        save_png(arguments.samples, film_strip(runs))
+        save_png(arguments.samples, sample_strip(runs))
         print(arguments.samples)
 
 

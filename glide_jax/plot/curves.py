@@ -21,9 +21,9 @@ from glide_jax.runs.folder import name_of
 from glide_jax.storage import AnyPath, errors_named
 from glide_jax.training.logging import METRICS
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
-"""Of the runs: Okabe and Ito's, which the colour-blind tell apart, and a brown."""
-GREY = "#555555"
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
+"""Of the runs: Okabe and Ito's, which the color-blind tell apart, and a brown."""
+GRAY = "#555555"
 COLUMNS = 3
 PANEL_INCHES = (4.6, 3.1)
 PIXELS_PER_INCH = 130
@@ -70,7 +70,7 @@ class Panel(NamedTuple):
     scale: float = 1.0
     """What the metrics are multiplied with, to be in `unit`."""
     buckets: bool = False
-    """Whether a line's colour is its timestep, not its run."""
+    """Whether a line's color is its timestep, not its run."""
 
 
 PANELS = (
@@ -135,11 +135,11 @@ def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
 def draw_curves(runs: Mapping[str, Curves]) -> Figure:
     """The curves of runs, by their names: a matplotlib figure.
 
-    With a single run, colours are those of the timesteps where a panel is about them. With several,
+    With a single run, colors are those of the timesteps where a panel is about them. With several,
     they are the runs', and each timestep bucket has a panel.
 
     Raises:
-        UserError: matplotlib is not installed, there are more runs than colours, or they have
+        UserError: matplotlib is not installed, there are more runs than colors, or they have
             logged nothing that there is a panel for.
     """
     try:
@@ -147,8 +147,8 @@ def draw_curves(runs: Mapping[str, Curves]) -> Figure:
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise UserError("drawing curves needs matplotlib: pip install -e '.[plot]'") from None
-    if len(runs) > len(COLOURS):
-        raise UserError(f"{len(runs)} runs cannot be told apart: give {len(COLOURS)} at most")
+    if len(runs) > len(COLORS):
+        raise UserError(f"{len(runs)} runs cannot be told apart: give {len(COLORS)} at most")
     logged = {name for curves in runs.values() for name in curves}
     panels = [
         panel
@@ -172,7 +172,7 @@ def draw_curves(runs: Mapping[str, Curves]) -> Figure:
     if len(runs) == 1:
         figure.text(0.5, middle, next(iter(runs)), ha="center", va="center", fontsize=14)
     else:
-        handles = [_handle(color=colour, linewidth=2.5) for colour in COLOURS[: len(runs)]]
+        handles = [_handle(color=color, linewidth=2.5) for color in COLORS[: len(runs)]]
         figure.legend(
             handles,
             list(runs),
@@ -229,13 +229,13 @@ def _draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Curves], last_step: 
     shown: dict[str, Any] = {}
     extent = []
     for line_number, line in enumerate(panel.lines):
-        for colour, curves in zip(COLOURS, runs.values(), strict=False):
+        for color, curves in zip(COLORS, runs.values(), strict=False):
             if line.metric not in curves:
                 continue
             steps, values = curves[line.metric]
             values = values * panel.scale
             extent.append(values)
-            paint: Any = colour
+            paint: Any = color
             if panel.buckets:  # from the finest details to the roughest outline
                 place = line_number / max(len(panel.lines) - 1, 1)
                 paint = matplotlib.colormaps["viridis_r"](0.15 + 0.85 * place)
@@ -244,7 +244,7 @@ def _draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Curves], last_step: 
                 axes.plot(steps, values, linewidth=0.8, alpha=0.25, color=paint)
                 values = smoothed(values)
             axes.plot(steps, values, linewidth=1.6, **look)
-            shown[line.label] = look if panel.buckets else look | {"color": GREY}
+            shown[line.label] = look if panel.buckets else look | {"color": GRAY}
     everything = np.concatenate(extent)
     if panel.log and everything.min() > 0:
         _log_scale(axes, everything)
@@ -283,7 +283,7 @@ def _log_scale(axes: Any, values: np.ndarray) -> None:
 
 
 def smoothed(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Centred moving average; at the start, which is steep, over as few points as lie before."""
+    """Centered moving average; at the start, which is steep, over as few points as lie before."""
     index = np.arange(len(values))
     half = np.minimum(max(1, round(len(values) * SMOOTHED_SHARE / 2)), index)
     first, end = index - half, np.minimum(index + half + 1, len(values))

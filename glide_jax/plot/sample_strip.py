@@ -1,4 +1,4 @@
-"""Film strips: how the pictures of the same prompts and seeds change while a run trains."""
+"""Film strips: how the images of the same prompts and seeds change while a run trains."""
 
 import io
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ MOMENTS = 8
 PROMPTS = 4
 """Rows at most; a grid's first row has no more."""
 PARTS = 3
-"""Pictures that `preview.Preview` shows of a prompt where the model is given one: given, drawn,
+"""Images that `preview.Preview` shows of a prompt where the model is given one: given, drawn,
 whole."""
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
-def film_strip(runs: Sequence[AnyPath]) -> Pixels:
+def sample_strip(runs: Sequence[AnyPath]) -> Pixels:
     """A row for each prompt, a column for each moment, each run under the other.
 
     Raises:
@@ -52,7 +52,7 @@ def _strip(run_dir: AnyPath, named: bool) -> Image.Image:
         firsts = range(0, len(last) - PARTS + 1, PARTS)[:PROMPTS]
         columns = {"given": [last[i] for i in firsts]}
         columns |= {_label(step): [row[i + 1] for i in firsts] for step, row in tiles.items()}
-        columns["whole picture"] = [last[i + 2] for i in firsts]
+        columns["whole image"] = [last[i + 2] for i in firsts]
     else:
         firsts = range(len(last))[:PROMPTS]
         columns = {_label(step): [row[i] for i in firsts] for step, row in tiles.items()}
@@ -69,8 +69,8 @@ def _strip(run_dir: AnyPath, named: bool) -> Image.Image:
     for row, i in enumerate(firsts):
         top = margin + header + sum(row_heights[:row])
         strip.paste(captions[i], (margin, top))
-        for column, pictures in enumerate(columns.values(), start=1):
-            strip.paste(pictures[row], (margin + column * cell, top))
+        for column, images in enumerate(columns.values(), start=1):
+            strip.paste(images[row], (margin + column * cell, top))
     for column, label in enumerate(columns, start=1):
         draw.text((margin + column * cell, margin + header - 22), label, fill="black", font=font)
     return strip
@@ -92,15 +92,15 @@ def _moments(run_dir: AnyPath) -> list[tuple[int, Image.Image]]:
         raise UserError(f"cannot read the grids in {run_dir / SAMPLES}: {error}") from error
 
 
-def _margin_and_side(picture_px: int) -> tuple[int, int]:
-    """How far apart `draw_grid` puts pictures of this size, and how large it shows them."""
-    black = draw_grid(np.zeros((1, picture_px, picture_px, 3), np.uint8), [""], columns=1)
+def _margin_and_side(image_px: int) -> tuple[int, int]:
+    """How far apart `draw_grid` puts images of this size, and how large it shows them."""
+    black = draw_grid(np.zeros((1, image_px, image_px, 3), np.uint8), [""], columns=1)
     columns = np.flatnonzero((black == 0).all(-1).any(0))
     return int(columns[0]), len(columns)
 
 
 def _tiles(grid: Image.Image, margin: int, side: int) -> list[Image.Image]:
-    """The pictures of a grid's first row."""
+    """The images of a grid's first row."""
     lefts = range(margin, grid.width - side, margin + side)
     return [grid.crop((left, margin, left + side, margin + side)) for left in lefts]
 

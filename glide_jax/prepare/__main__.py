@@ -1,6 +1,6 @@
-"""Turns captioned pictures in folders, tars or parquet files into shards for training.
+"""Turns captioned images in folders, tars or parquet files into shards for training.
 
-    python -m glide_jax.prepare --from my_pictures 'cc12m/*.tar' --to data/mine --px 256
+    python -m glide_jax.prepare --from my_images 'cc12m/*.tar' --to data/mine --px 256
     python train.py --config configs/base64.py --data.source shards --data.path data/mine
 
 Stopped at any moment, the same command goes on. docs/big-data.md says more.

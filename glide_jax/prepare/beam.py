@@ -48,7 +48,7 @@ def run(
 
     Args:
         units: all that there is to read.
-        keys: where captions and pictures are.
+        keys: where captions and images are.
         selection: which are kept.
         to: the folder, which workers can write: a path or a URL.
         validation: records to hold out; at most half of all.

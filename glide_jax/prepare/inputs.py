@@ -20,18 +20,18 @@ from glide_jax.data.records import BadRecordError, Record, clean_captions
 from glide_jax.errors import UserError
 
 UNIT_RECORDS = 5000
-"""Pictures of a folder, and at least so many rows of a parquet file, that a worker takes at once; a
+"""Images of a folder, and at least so many rows of a parquet file, that a worker takes at once; a
 tar it takes whole."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Where captions and pictures are found in tars and parquet files."""
+    """Where captions and images are found in tars and parquet files."""
 
     caption_key: str = ""
     """Tars: the entry of each .json that is the caption, or a list of them; empty: the .txt."""
     image_column: str = "image"
-    """Parquet: of the encoded pictures, as bytes or as {bytes, path}."""
+    """Parquet: of the encoded images, as bytes or as {bytes, path}."""
     caption_column: str = "caption"
     """Parquet: of texts or lists of texts."""
 
@@ -61,7 +61,7 @@ def find_units(paths: Sequence[str], keys: Keys) -> list[Unit]:
     """Everything there is to read, in an order that depends on the inputs alone.
 
     Args:
-        paths: folders of pictures, of tars or of parquet files; such files; patterns as *.tar.
+        paths: folders of images, of tars or of parquet files; such files; patterns as *.tar.
         keys: checked against the columns of parquet files.
 
     Raises:
@@ -126,7 +126,7 @@ def _folder_units(folder: Path) -> list[Unit]:
     entries, problems = read_index(folder)
     if not entries and not problems:
         raise UserError(
-            f"--from {folder}: neither tars, nor parquet files, nor pictures "
+            f"--from {folder}: neither tars, nor parquet files, nor images "
             f"({', '.join(IMAGE_SUFFIXES)}) are in it"
         )
     parts = [
@@ -228,7 +228,7 @@ def _ends(path: str) -> bool:
 def _of_tar(name: str, group: dict[str, bytes], keys: Keys) -> Record | BadRecordError:
     images = [suffix for suffix in group if suffix in IMAGE_SUFFIXES]
     if not images:
-        return BadRecordError(f"{name}: no picture ({', '.join(IMAGE_SUFFIXES)})")
+        return BadRecordError(f"{name}: no image ({', '.join(IMAGE_SUFFIXES)})")
     name += images[0]
     captions: Any
     if not keys.caption_key:
@@ -269,9 +269,9 @@ def _read_parquet(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
 
 
 def _record(image: Any, captions: Any, name: str) -> Record | BadRecordError:
-    """A record of whatever a file holds as picture and caption, if they are that."""
+    """A record of whatever a file holds as image and caption, if they are that."""
     if not isinstance(image, bytes):
-        return BadRecordError(f"{name}: the picture is not bytes but {type(image).__name__}")
+        return BadRecordError(f"{name}: the image is not bytes but {type(image).__name__}")
     texts = captions if isinstance(captions, list) else [captions]
     if not all(isinstance(text, (str, bytes)) for text in texts):
         return BadRecordError(f"{name}: the caption is neither a text nor a list of texts")

@@ -1,6 +1,6 @@
-"""Turns captioned pictures in folders, tars or parquet files into shards for training.
+"""Turns captioned images in folders, tars or parquet files into shards for training.
 
-    python -m glide_jax.prepare --from my_pictures 'cc12m/*.tar' --to data/mine --px 256
+    python -m glide_jax.prepare --from my_images 'cc12m/*.tar' --to data/mine --px 256
     python train.py --config configs/base64.py --data.source shards --data.path data/mine
 
 Stopped at any moment, the same command goes on. docs/big-data.md says more.
@@ -38,16 +38,16 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Turns captioned pictures in folders, tars or parquet files into shards for training."""
+    """Turns captioned images in folders, tars or parquet files into shards for training."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="from")]
-    """Folders of pictures with captions, of tars or of parquet files; or such files."""
+    """Folders of images with captions, of tars or of parquet files; or such files."""
     to: str
     """The folder to write."""
     keys: tyro.conf.OmitArgPrefixes[Keys] = field(default_factory=Keys)
     selection: tyro.conf.OmitArgPrefixes[Selection] = field(default_factory=Selection)
     validation: int = 1000
-    """Pictures to hold out, picked by their digests; at most half."""
+    """Images to hold out, picked by their digests; at most half."""
     shard_mb: int = 500
     """Megabytes of one shard, about, at most."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -90,26 +90,26 @@ class Report:
     dropped: dict[str, int]
     """By the keys of glide_jax.prepare.selection.REASONS."""
     bytes_read: int
-    """Of pictures."""
+    """Of images."""
     bytes_written: int
     shards: int
-    cpu_ms_a_picture: float
+    cpu_ms_a_image: float
     """Processor time of reading, judging and making smaller."""
-    pictures_per_s: float | None
+    images_per_s: float | None
     """Read since the last start; none if it had nothing left to read."""
     problems: list[str]
     """The first of them; broken.txt has all."""
 
     def table(self) -> str:
         """For people."""
-        rows = [("read", self.read, f"{self.bytes_read / MEGABYTE:,.1f} MB of pictures")]
+        rows = [("read", self.read, f"{self.bytes_read / MEGABYTE:,.1f} MB of images")]
         rows += [("dropped", self.dropped[reason], REASONS[reason]) for reason in REASONS]
         rows += [("kept", count, split) for split, count in self.kept.items()]
         rows += [("shards", self.shards, f"{self.bytes_written / MEGABYTE:,.1f} MB")]
         lines = [f"{what:8} {count:12,}  {note}".rstrip() for what, count, note in rows]
-        speed = f"{self.cpu_ms_a_picture:.1f} ms of processor time a picture"
-        if self.pictures_per_s is not None:
-            speed += f", {self.pictures_per_s:,.0f} pictures/s"
+        speed = f"{self.cpu_ms_a_image:.1f} ms of processor time an image"
+        if self.images_per_s is not None:
+            speed += f", {self.images_per_s:,.0f} images/s"
         lines.append(speed)
         if self.problems:
             lines.append(f"broken: {listed(self.problems)}")
@@ -121,7 +121,7 @@ def report(
     tally: Tally,
     duplicates: int,
     splits: Mapping[str, Sequence[Shard]],
-    pictures_per_s: float | None,
+    images_per_s: float | None,
 ) -> Report:
     """Sums it all up."""
     shards = [shard for split in splits.values() for shard in split]
@@ -134,8 +134,8 @@ def report(
         bytes_read=tally.bytes_read,
         bytes_written=sum(shard.bytes for shard in shards),
         shards=len(shards),
-        cpu_ms_a_picture=1000 * tally.seconds / max(1, tally.read),
-        pictures_per_s=pictures_per_s,
+        cpu_ms_a_image=1000 * tally.seconds / max(1, tally.read),
+        images_per_s=images_per_s,
         problems=tally.problems[:100],
     )
 
@@ -149,7 +149,7 @@ def prepare(arguments: PrepareConfig, beam_flags: Sequence[str] = ()) -> Report:
 
     Raises:
         UserError: something of the input cannot be used as a whole, the settings have changed in
-            between, no picture is left, or the folder cannot be written.
+            between, no image is left, or the folder cannot be written.
     """
     folder = arguments.to.rstrip("/")
     if "://" in folder and not arguments.beam:
@@ -238,13 +238,13 @@ def _finish(
     tally: Tally,
     duplicates: int,
     splits: Mapping[str, Sequence[Shard]],
-    pictures_per_s: float | None,
+    images_per_s: float | None,
 ) -> Report:
     """Writes what belongs beside the shards; the report last, since it says that all is done."""
     if not splits:
         raise UserError(nothing_left(tally))
     write_index(folder, splits, identity(asked))
-    done = report(asked, tally, duplicates, splits, pictures_per_s)
+    done = report(asked, tally, duplicates, splits, images_per_s)
     put_text("".join(f"{line}\n" for line in tally.problems), folder, BROKEN_FILE)
     put_text(json.dumps(dataclasses.asdict(done), indent=1), folder, REPORT_FILE)
     return done
@@ -256,9 +256,9 @@ def identity(asked: dict[str, Any]) -> str:
 
 
 def nothing_left(tally: Tally) -> str:
-    """What to say when no picture is kept."""
+    """What to say when no image is kept."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
-    return f"of {tally.read:,} pictures none is kept ({why}): {listed(tally.problems)}"
+    return f"of {tally.read:,} images none is kept ({why}): {listed(tally.problems)}"
 
 
 def _refuse_changes(asked: dict[str, Any], begun: dict[str, Any], folder: str) -> None:

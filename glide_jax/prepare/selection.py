@@ -1,4 +1,4 @@
-"""What `prepare` does to one picture: the same for worker processes and for Apache Beam.
+"""What `prepare` does to one image: the same for worker processes and for Apache Beam.
 
 A record is judged (captions, size, shape), decoded whole, made smaller if it is larger than asked
 for, and becomes a tf.Example under the digest of its original bytes, by which duplicates are found.
@@ -26,8 +26,8 @@ KEPT_FORMATS = ("JPEG", "PNG", "WEBP")
 
 REASONS = {
     "captions": "no caption of the asked length",
-    "too_small": "shorter side below --least-px",
-    "too_long": "longer side above --most-aspect times the shorter",
+    "too_small": "shorter side below --min-px",
+    "too_long": "longer side above --max-aspect times the shorter",
     "duplicate": "the same file again",
     "broken": "cannot be used: named in broken.txt",
 }
@@ -36,31 +36,31 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pictures are kept, and how large."""
+    """Which images are kept, and how large."""
 
     px: int = 256
-    """Shorter side of the pictures that are written; smaller ones stay as they are."""
-    least_px: int | None = None
-    """Leave out pictures whose shorter side is below this; as --px unless given. 0: none."""
-    most_aspect: float = 0.0
-    """Leave out pictures whose longer side is more than so many times the shorter. 0: none."""
-    least_caption: int = 1
-    """Leave out captions of fewer characters, and pictures that have no other."""
-    most_caption: int = 0
+    """Shorter side of the images that are written; smaller ones stay as they are."""
+    min_px: int | None = None
+    """Leave out images whose shorter side is below this; as --px unless given. 0: none."""
+    max_aspect: float = 0.0
+    """Leave out images whose longer side is more than so many times the shorter. 0: none."""
+    min_caption_chars: int = 1
+    """Leave out captions of fewer characters, and images that have no other."""
+    max_caption_chars: int = 0
     """Leave out captions of more characters, likewise. 0: none."""
     quality: int = 92
-    """Of JPEG, for pictures made smaller; others keep their bytes."""
+    """Of JPEG, for images made smaller; others keep their bytes."""
 
     def __post_init__(self) -> None:
         for ok, flag, why in (
             (self.px >= 1, "px", "at least 1"),
-            (self.least_px is None or self.least_px >= 0, "least-px", "at least 0"),
-            (not self.most_aspect or self.most_aspect >= 1, "most-aspect", "at least 1, or 0"),
-            (self.least_caption >= 1, "least-caption", "at least 1"),
+            (self.min_px is None or self.min_px >= 0, "min-px", "at least 0"),
+            (not self.max_aspect or self.max_aspect >= 1, "max-aspect", "at least 1, or 0"),
+            (self.min_caption_chars >= 1, "min-caption-chars", "at least 1"),
             (
-                not self.most_caption or self.most_caption >= self.least_caption,
-                "most-caption",
-                "at least --least-caption, or 0",
+                not self.max_caption_chars or self.max_caption_chars >= self.min_caption_chars,
+                "max-caption-chars",
+                "at least --min-caption-chars, or 0",
             ),
             (1 <= self.quality <= 100, "quality", "in 1..100"),
         ):
@@ -74,7 +74,7 @@ class Tally:
 
     read: int = 0
     bytes_read: int = 0
-    """Of pictures."""
+    """Of images."""
     dropped: Counter[str] = field(default_factory=Counter)
     """By the keys of REASONS."""
     problems: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ _TALLY_FIELDS = dataclasses.fields(Tally)
 
 
 class Kept(NamedTuple):
-    """A picture to write."""
+    """An image to write."""
 
     digest: bytes
     """Of the original file."""
@@ -138,7 +138,7 @@ def _judged(record: Record | BadRecordError, settings: Selection, tally: Tally) 
 
 
 def _kept(record: Record, settings: Selection) -> Kept:
-    least, most = settings.least_caption, settings.most_caption or sys.maxsize
+    least, most = settings.min_caption_chars, settings.max_caption_chars or sys.maxsize
     captions = tuple(text for text in record.captions if least <= len(text) <= most)
     if not captions:
         raise _DroppedError("captions")
@@ -149,9 +149,9 @@ def _kept(record: Record, settings: Selection) -> Kept:
     except Exception:
         what = "not an image that Pillow can read" if record.image else "the file is empty"
         raise BadRecordError(f"{record.name}: {what}") from None
-    if min(size) < (settings.px if settings.least_px is None else settings.least_px):
+    if min(size) < (settings.px if settings.min_px is None else settings.min_px):
         raise _DroppedError("too_small")
-    if settings.most_aspect and max(size) > settings.most_aspect * min(size):
+    if settings.max_aspect and max(size) > settings.max_aspect * min(size):
         raise _DroppedError("too_long")
     try:
         image = decode(record.image, 2 * settings.px)

@@ -1,6 +1,6 @@
 """The two halves of `prepare`: each unit becomes a staged file, and all of these become shards.
 
-Only when everything is read is it known which pictures are duplicates, which are held out and how
+Only when everything is read is it known which images are duplicates, which are held out and how
 many shards there are. The second half copies encoded records and takes a fraction of the time. What
 is done is a file in the working folder under its final name, so whoever goes on knows where.
 """
@@ -90,7 +90,7 @@ def stage_all(
 
     Args:
         units: all that there is to read.
-        keys: where captions and pictures are.
+        keys: where captions and images are.
         selection: which are kept.
         work: the folder for staged files.
         workers: processes.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from glide_jax.config import DiffusionConfig, SampleConfig
 
 
-class Drawing(NamedTuple):
+class ReleasedDefaults(NamedTuple):
     """Of one released model."""
 
     diffusion: DiffusionConfig
@@ -18,11 +18,13 @@ class Drawing(NamedTuple):
 _UPSAMPLER_NOISE = DiffusionConfig(schedule="linear")
 _UPSAMPLER = SampleConfig(sampler="ddim", steps="fast27", guidance_scale=1.0, temperature=0.997)
 
-DRAWING: dict[str, Drawing] = {
-    "base": Drawing(DiffusionConfig(), SampleConfig()),
-    "base-inpaint": Drawing(DiffusionConfig(), SampleConfig(guidance_scale=5.0)),
-    "upsample": Drawing(_UPSAMPLER_NOISE, _UPSAMPLER),
-    "upsample-inpaint": Drawing(_UPSAMPLER_NOISE, dataclasses.replace(_UPSAMPLER, sampler="ddpm")),
-    "clip": Drawing(DiffusionConfig(), SampleConfig()),
+RELEASED: dict[str, ReleasedDefaults] = {
+    "base": ReleasedDefaults(DiffusionConfig(), SampleConfig()),
+    "base-inpaint": ReleasedDefaults(DiffusionConfig(), SampleConfig(guidance_scale=5.0)),
+    "upsample": ReleasedDefaults(_UPSAMPLER_NOISE, _UPSAMPLER),
+    "upsample-inpaint": ReleasedDefaults(
+        _UPSAMPLER_NOISE, dataclasses.replace(_UPSAMPLER, sampler="ddpm")
+    ),
+    "clip": ReleasedDefaults(DiffusionConfig(), SampleConfig()),
 }
 """By what a model is for; a CLIP draws nothing, and sees the base model's noise."""

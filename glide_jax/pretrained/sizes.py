@@ -1,6 +1,6 @@
 """What a released checkpoint is, and its model's sizes, read from its tensors' names and shapes.
 
-Not everything shows in a shape. How wide an attention head is and how large the pictures are does
+Not everything shows in a shape. How wide an attention head is and how large the images are does
 not: there the released values hold, unless the caller knows better.
 """
 
@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Of a checkpoint's tensors, by their original names."""
 
 CHANNELS_IN = {3: "base", 7: "base-inpaint", 6: "upsample", 10: "upsample-inpaint"}
-"""Input channels of a U-Net tell what it is for: x_t, known pixels and mask, smaller picture."""
+"""Input channels of a U-Net tell what it is for: x_t, known pixels and mask, smaller image."""
 CLIP_TEXT_FILE, CLIP_IMAGE_FILE = "clip text", "clip image"
 
 _CONV_IN = "input_blocks.0.0.weight"
@@ -43,11 +43,11 @@ class Unseen:
     head_width: int = 64
     """Channels of one attention head of a U-Net."""
     base_px: int = 64
-    """Side of a base model's pictures, and of the smaller pictures that an upsampler sees."""
+    """Side of a base model's images, and of the smaller images that an upsampler sees."""
     upsample_px: int = 256
-    """Side of an upsampler's pictures."""
+    """Side of an upsampler's images."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the matrix products."""
+    """Type of the matmuls."""
 
 
 def kind_of(shapes: Shapes) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from glide_jax.errors import UserError
-from glide_jax.parallel.process_group import Peers
+from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.fingerprint import fingerprints
 from glide_jax.runs.folder import CHECKPOINTS, COMMITTED, saved_steps
 from glide_jax.runs.state import TrainState, require_same_shapes
@@ -44,17 +44,20 @@ class Checkpoints:
 
     Args:
         run_dir: the run folder.
-        kept: how many checkpoints stay; the oldest go first. None: for reading only.
-        peers: the processes that save and restore together, each its part; readers are alone.
+        max_checkpoints: how many checkpoints stay; the oldest go first. None: for reading only.
+        group: the processes that save and restore together, each its part; readers are alone.
     """
 
     def __init__(
-        self, run_dir: AnyPath, kept: int | None = None, peers: Peers | None = None
+        self,
+        run_dir: AnyPath,
+        max_checkpoints: int | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         absolute = run_dir.absolute() if isinstance(run_dir, Path) else run_dir
         self._folder: AnyPath = absolute / CHECKPOINTS
-        self._writes = kept is not None
-        self._peers = peers or Peers()
+        self._writes = max_checkpoints is not None
+        self._group = group or ProcessGroup()
         self.restored_step: int | None = None
         """Step of the checkpoint that was restored last."""
         # Each process reads by itself: one that cannot must not leave the others waiting.
@@ -66,7 +69,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=kept,
+                    max_to_keep=max_checkpoints,
                     read_only=not self._writes,
                     create=self._writes,
                     multiprocessing_options=(
@@ -174,7 +177,7 @@ class Checkpoints:
 
     def _newest(self, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The items, as given by shape and sharding, and the host state."""
-        steps = self._peers.gather(saved_steps(self._folder.parent))[0]
+        steps = self._group.gather(saved_steps(self._folder.parent))[0]
         if not steps:
             raise UserError(f"{self._folder} has no whole checkpoint yet")
         damaged: dict[int, str] = {}
@@ -218,7 +221,7 @@ class Checkpoints:
             raise
         except Exception as error:  # orbax and tensorstore raise many kinds
             why = _cause(error)
-        why = next(filter(None, self._peers.gather(why)), "")
+        why = next(filter(None, self._group.gather(why)), "")
         for name in items if not why else ():
             for place, now in fingerprints(found[name]).items():
                 if now != record["arrays"][name][place]["fingerprint"]:
@@ -227,7 +230,7 @@ class Checkpoints:
 
     def _leave_out(self, damaged: dict[int, str], good: int) -> None:
         """Tells of damaged checkpoints, and moves them out of the way of new ones."""
-        for step, why in damaged.items() if self._peers.lead else ():
+        for step, why in damaged.items() if self._group.lead else ():
             folder = self._folder / str(step)
             what = "it is left out"
             if self._writes:
@@ -237,7 +240,7 @@ class Checkpoints:
                     move_folder(folder, aside, last=COMMITTED)
             line = f"warning: the checkpoint {folder} is damaged ({why}): {what}, going on from"
             sys.stderr.write(f"{line} step {good}\n")
-        self._peers.barrier()
+        self._group.barrier()
         if damaged:
             self._manager.reload()
 
@@ -257,7 +260,7 @@ class Checkpoints:
             raise UserError(
                 f"cannot save checkpoints in {self._folder}: {needed / 1e6:,.0f} MB are needed and "
                 f"{free / 1e6:,.0f} MB are free; make room and start again, or set "
-                "train.checkpoints_kept lower"
+                "train.max_checkpoints lower"
             )
 
     @contextlib.contextmanager

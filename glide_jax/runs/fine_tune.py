@@ -38,7 +38,7 @@ def starting_params(run_dir: str | AnyPath, config: Config) -> dict[str, np.ndar
         raise UserError(f"{where}: one of the two models is a CLIP, the other draws")
     is_clip = isinstance(config.model, ClipConfig)
     if not (is_clip and config.clip.steps == 1):  # a plain CLIP knows no noise
-        meaning = ("prediction", "low_res_deviation", "steps", "schedule")
+        meaning = ("prediction", "low_res_std", "steps", "schedule")
         for name in meaning[-2:] if is_clip else meaning:
             theirs, ours = getattr(before.diffusion, name), getattr(config.diffusion, name)
             if theirs != ours:

@@ -123,8 +123,8 @@ def last_step(run_dir: AnyPath) -> int | None:
 def open_run_folder(run_dir: AnyPath, config: Config) -> None:
     """Makes a run folder, or checks that an existing one fits and notes the new configuration.
 
-    A run may go on with other settings of the loop, the optimiser, the data or sampling, but its
-    model and noise process are what its parameters mean, and train.trainable what its optimiser
+    A run may go on with other settings of the loop, the optimizer, the data or sampling, but its
+    model and noise process are what its parameters mean, and train.trainable what its optimizer
     holds.
 
     Raises:

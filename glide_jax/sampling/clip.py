@@ -1,4 +1,4 @@
-"""A trained CLIP, ready to compare pictures with captions and to guide a model that draws."""
+"""A trained CLIP, ready to compare images with captions and to guide a model that draws."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from glide_jax.models.clip import clip_network
 from glide_jax.parallel.sharding import infer, local_mesh
 from glide_jax.runs.folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.runs.weights import load_weights
-from glide_jax.sampling.user_images import square_picture
+from glide_jax.sampling.user_images import square_image
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath
 
 MAX_BATCH = 64
-"""Pictures that are compared at a time."""
+"""Images that are compared at a time."""
 
 
 class ClipStage:
@@ -76,7 +76,7 @@ class ClipStage:
     def encode_images(
         self, images: Float[np.ndarray, "b h w 3"], t: int
     ) -> Float[np.ndarray, "b d"]:
-        """Embeddings of pictures, of length 1.
+        """Embeddings of images, of length 1.
 
         Args:
             images: in [-1, 1] but for their noise, of this CLIP's resolution.
@@ -92,17 +92,17 @@ class ClipStage:
 
     def scores(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "b h w 3"],
+        images: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "b h w 3"],
         captions: Sequence[str],
     ) -> Float[np.ndarray, "b"]:
-        """Cosine of each picture's and its caption's embedding.
+        """Cosine of each image's and its caption's embedding.
 
         Args:
-            pictures: of any sizes; the largest square from the middle is looked at.
-            captions: one a picture.
+            images: of any sizes; the largest square from the middle is looked at.
+            captions: one an image.
         """
         different, which = np.unique(captions, return_inverse=True)
         text = self.encode_text(different.tolist())[which]
         px = self.config.resolution_px
-        small = to_float(np.stack([square_picture(picture, px, "crop") for picture in pictures]))
+        small = to_float(np.stack([square_image(image, px, "crop") for image in images]))
         return np.sum(np.asarray(text) * self.encode_images(small, 0), -1)

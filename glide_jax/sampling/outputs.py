@@ -1,4 +1,4 @@
-"""Where drawn pictures go, and which of them are there already, so that a long run can go on."""
+"""Where drawn images go, and which of them are there already, so that a long run can go on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from glide_jax.storage import require_here
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt, what it is drawn from, and where its pictures go."""
+    """One prompt, what it is drawn from, and where its images go."""
 
     prompt: str
     files: tuple[Path, ...]
@@ -20,15 +20,15 @@ class Job:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What is true of this prompt's pictures only."""
+        """What is true of this prompt's images only."""
         low_res = {} if self.low_res is None else {"low_res": str(self.low_res)}
         return {"prompt": self.prompt} | low_res
 
     def is_done(self, common: Mapping[str, str]) -> bool:
-        """Whether all of its pictures are there.
+        """Whether all of its images are there.
 
         Args:
-            common: the metadata that all jobs' pictures have in common.
+            common: the metadata that all jobs' images have in common.
 
         Raises:
             UserError: a file is there, but was drawn with something else.
@@ -63,10 +63,10 @@ def make_jobs(
 
     Args:
         prompts: what to draw.
-        low_res: the smaller picture that each is drawn from, or None.
-        each: pictures a prompt.
-        out: a PNG file: the picture if it is the only one, else a grid with a folder beside it; or
-            a folder, whose files' names tell the prompt's row and the picture.
+        low_res: the smaller image that each is drawn from, or None.
+        each: images a prompt.
+        out: a PNG file: the image if it is the only one, else a grid with a folder beside it; or
+            a folder, whose files' names tell the prompt's row and the image.
 
     Raises:
         UserError: `out` is neither.

@@ -2,7 +2,7 @@
 
 from glide_jax import Glide
 glide = Glide.load("runs/scenes_tiny")
-pictures = glide.generate(["a red star", "a blue ring"], seed=0)
+images = glide.generate(["a red star", "a blue ring"], seed=0)
 """
 
 import gc
@@ -17,13 +17,13 @@ from glide_jax.errors import UserError
 from glide_jax.runs.folder import CONFIG, load_run_config, resolve_run
 from glide_jax.sampling.clip import ClipStage
 from glide_jax.sampling.stage import Conditions, Known, Stage, changed_settings
-from glide_jax.sampling.user_images import Fit, square_known, square_picture
+from glide_jax.sampling.user_images import Fit, square_image, square_known
 from glide_jax.storage import AnyPath
 
 ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
 """What a model can be for, and the names of the run folders in a set of models."""
 
-Pictures = UInt8[np.ndarray, "b h w 3"]
+Images = UInt8[np.ndarray, "b h w 3"]
 Seed = int | np.integer | Sequence[int]
 Drawn = UInt8[np.ndarray, "b_drawn h_drawn w_drawn 3"]
 
@@ -32,7 +32,7 @@ class Glide:
     """Trained models, working together: a base model draws, an upsampler enlarges, CLIP judges.
 
     Any of them may be missing; each is loaded when it is first needed. All methods take and
-    return 8-bit sRGB pictures. Their `settings` are fields of `SampleConfig`, and change those
+    return 8-bit sRGB images. Their `settings` are fields of `SampleConfig`, and change those
     of the model that draws first; an upsampler goes by its own run's.
 
     Args:
@@ -53,7 +53,7 @@ class Glide:
         self.folders = folders
         self.configs = configs
         self.last_seeds: list[int] = []
-        """Of the pictures that were drawn last, one each: drawn again, they are the same."""
+        """Of the images that were drawn last, one each: drawn again, they are the same."""
         self._one_at_a_time = one_at_a_time
         self._fsdp = fsdp
         self._loaded: dict[str, Any] = {}
@@ -101,9 +101,9 @@ class Glide:
             there = ", ".join(self.folders)
             hint = ""
             if role == "base" and self.has("upsample"):
-                hint = "; an upsampler enlarges pictures that you have: upsample, --low-res"
+                hint = "; an upsampler enlarges images that you have: upsample, --low-res"
             if role == "base" and self.has("base-inpaint"):
-                hint = "; an inpainting model paints in a picture: inpaint, --image"
+                hint = "; an inpainting model paints in an image: inpaint, --image"
             raise UserError(f"this needs a model for {role}; there is one for {there} only{hint}")
         return self.configs[role]
 
@@ -138,23 +138,23 @@ class Glide:
         progress: bool = False,
         **settings: Any,
     ) -> Drawn:
-        """Draws pictures for prompts.
+        """Draws images for prompts.
 
         Args:
             prompts: b captions; an empty one is unconditional.
-            n: pictures for each prompt, with seeds seed, seed + 1, ...
+            n: images for each prompt, with seeds seed, seed + 1, ...
             keep: so many of the n are kept, those that CLIP finds closest to the prompt, best
                 first; they are chosen before they are enlarged.
             negative_prompt: what guidance leads away from; the empty caption unless given.
-            seed: one for all prompts, or one each. A picture depends on its prompt, its seed and
-                the settings, not on the pictures drawn with it.
+            seed: one for all prompts, or one each. An image depends on its prompt, its seed and
+                the settings, not on the images drawn with it.
             upsample: enlarge; unless given, if there is an upsampler.
-            batch_size: pictures at a time.
+            batch_size: images at a time.
             progress: show a bar over the steps.
             settings: such as guidance_scale, steps, sampler: the fields of `SampleConfig`.
 
         Returns:
-            (b * n or b * keep, h, w, 3), a prompt's pictures one after the other.
+            (b * n or b * keep, h, w, 3), a prompt's images one after the other.
 
         Raises:
             UserError: settings that do not exist or cannot work, or a model that is not there.
@@ -174,7 +174,7 @@ class Glide:
 
     def upsample(
         self,
-        pictures: Pictures,
+        images: Images,
         prompts: Sequence[str],
         *,
         seed: Seed = 0,
@@ -182,10 +182,10 @@ class Glide:
         progress: bool = False,
         **settings: Any,
     ) -> Drawn:
-        """Enlarges any pictures of the upsampler's smaller size, with the help of captions.
+        """Enlarges any images of the upsampler's smaller size, with the help of captions.
 
         Args:
-            pictures: (b, h, w, 3).
+            images: (b, h, w, 3).
             prompts: b captions, or one for all.
             seed, batch_size, progress, settings: as in `generate`.
 
@@ -193,22 +193,22 @@ class Glide:
             (b, h, w, 3), larger.
 
         Raises:
-            UserError: as `generate`, or the pictures are of another size.
+            UserError: as `generate`, or the images are of another size.
         """
-        prompts, self.last_seeds = repeat_prompts(one_each(prompts, len(pictures)), seed, 1)
+        prompts, self.last_seeds = repeat_prompts(broadcast_prompts(prompts, len(images)), seed, 1)
         return self._draw(
             "upsample",
             prompts,
             self.last_seeds,
             settings,
-            Conditions(low_res=pictures),
+            Conditions(low_res=images),
             batch_size=batch_size,
             progress=progress,
         )
 
     def inpaint(
         self,
-        picture: UInt8[np.ndarray, "h w 3"],
+        image: UInt8[np.ndarray, "h w 3"],
         known: Bool[np.ndarray, "h_mask w_mask"],
         prompts: Sequence[str],
         *,
@@ -222,34 +222,34 @@ class Glide:
         progress: bool = False,
         **settings: Any,
     ) -> Drawn:
-        """Paints what is not known of a picture, once for each prompt.
+        """Paints what is not known of an image, once for each prompt.
 
         With models made for inpainting where they are there; others are held to the known pixels
         at every step. Paint again on what this returns, with another mask and prompt, to edit a
-        picture step by step.
+        image step by step.
 
         Args:
-            picture: of any size; made square as `fit` says, and resized to the models'.
-            known: True where the picture stays, False where it is painted over.
+            image: of any size; made square as `fit` says, and resized to the models'.
+            known: True where the image stays, False where it is painted over.
             prompts: b captions of the whole result.
-            fit: "crop" takes the largest square from the middle; "pad" puts the whole picture
+            fit: "crop" takes the largest square from the middle; "pad" puts the whole image
                 into a square, whose remaining sides are painted; "stretch" ignores the aspect.
             n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: as in
                 `generate`.
 
         Returns:
-            As `generate`; known pixels are exactly those of the picture at that size.
+            As `generate`; known pixels are exactly those of the image at that size.
 
         Raises:
-            UserError: as `generate`; the mask is of another size than the picture; or all of the
+            UserError: as `generate`; the mask is of another size than the image; or all of the
                 square is known, so that there is nothing to paint.
         """
         small = "base-inpaint" if self.has("base-inpaint") else "base"
         large = "upsample-inpaint" if self.has("upsample-inpaint") else "upsample"
-        if picture.shape[:2] != known.shape:
+        if image.shape[:2] != known.shape:
             raise UserError(
-                f"the mask is {known.shape[1]} x {known.shape[0]} pixels, but the picture "
-                f"{picture.shape[1]} x {picture.shape[0]}"
+                f"the mask is {known.shape[1]} x {known.shape[0]} pixels, but the image "
+                f"{image.shape[1]} x {image.shape[0]}"
             )
         options = {
             "negative_prompt": negative_prompt,
@@ -263,7 +263,7 @@ class Glide:
             if mask.all():
                 raise UserError("there is nothing to paint: all of the square is known")
             kept = Known(
-                _repeated(square_picture(picture, px, fit), len(prompts)),
+                _repeated(square_image(image, px, fit), len(prompts)),
                 _repeated(mask[:, :, None], len(prompts)),
             )
             changes = settings if low_res is None else {}
@@ -275,7 +275,7 @@ class Glide:
 
     def edit(
         self,
-        picture: UInt8[np.ndarray, "h w 3"],
+        image: UInt8[np.ndarray, "h w 3"],
         prompts: Sequence[str],
         *,
         strength: float | int = 0.7,
@@ -289,16 +289,16 @@ class Glide:
         progress: bool = False,
         **settings: Any,
     ) -> Drawn:
-        """Draws on from a picture or a sketch. SDEdit, arXiv 2108.01073.
+        """Draws on from an image or a sketch. SDEdit, arXiv 2108.01073.
 
-        The picture is noised part of the way, and the noise taken away again by what the prompt
+        The image is noised part of the way, and the noise taken away again by what the prompt
         asks for.
 
         Args:
-            picture: of any size; made square as `fit` says.
-            prompts: b captions, each giving n pictures.
-            strength: share of the steps that are taken: little keeps the picture, 1 forgets it.
-            fit: as in `inpaint`, but "pad" fills with grey.
+            image: of any size; made square as `fit` says.
+            prompts: b captions, each giving n images.
+            strength: share of the steps that are taken: little keeps the image, 1 forgets it.
+            fit: as in `inpaint`, but "pad" fills with gray.
             n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: as in
                 `generate`.
 
@@ -317,7 +317,7 @@ class Glide:
         def draw(role: str, prompts: list[str], seeds: list[int], low_res: Any) -> Drawn:
             if low_res is not None:
                 return self._draw(role, prompts, seeds, {}, Conditions(low_res=low_res), **options)
-            start = square_picture(picture, self.config(role).denoiser.resolution_px, fit)
+            start = square_image(image, self.config(role).denoiser.resolution_px, fit)
             conditions = Conditions(start=_repeated(start, len(prompts)))
             return self._draw(
                 role, prompts, seeds, settings, conditions, strength=strength, **options
@@ -326,18 +326,18 @@ class Glide:
         return self._best_enlarged(draw, "base", "upsample", prompts, seed, n, keep, upsample)
 
     def rank(
-        self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]] | Pictures, prompts: Sequence[str]
+        self, images: Sequence[UInt8[np.ndarray, "h w 3"]] | Images, prompts: Sequence[str]
     ) -> Float[np.ndarray, "b"]:
-        """How well each picture fits its prompt by CLIP: cosines in [-1, 1].
+        """How well each image fits its prompt by CLIP: cosines in [-1, 1].
 
         Args:
-            pictures: of any size.
+            images: of any size.
             prompts: one each, or one for all.
 
         Raises:
             UserError: there is no CLIP.
         """
-        return self.clip.scores(pictures, one_each(prompts, len(pictures)))
+        return self.clip.scores(images, broadcast_prompts(prompts, len(images)))
 
     def _draw(
         self,
@@ -367,7 +367,7 @@ class Glide:
         """Draws with the small model, keeps the best, and enlarges them.
 
         Args:
-            draw: `(role, prompts, seeds, smaller pictures or None) -> pictures`.
+            draw: `(role, prompts, seeds, smaller images or None) -> images`.
             small, large: roles.
         """
         prompts, seeds = repeat_prompts(prompts, seed, n)
@@ -384,17 +384,17 @@ class Glide:
             if not 1 <= keep <= n:
                 raise UserError(f"keep ({keep}) must be between 1 and n ({n})")
 
-        pictures = draw(small, prompts, seeds, None)
+        images = draw(small, prompts, seeds, None)
         if keep is not None:
-            scores = self.rank(pictures, prompts).reshape(-1, n)
+            scores = self.rank(images, prompts).reshape(-1, n)
             order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
             best = (order + n * np.arange(len(scores))[:, None]).ravel().tolist()
-            pictures = pictures[best]
+            images = images[best]
             prompts, seeds = [prompts[i] for i in best], [seeds[i] for i in best]
         if enlarge:
-            pictures = draw(large, prompts, seeds, pictures)
+            images = draw(large, prompts, seeds, images)
         self.last_seeds = seeds
-        return pictures
+        return images
 
     def _load(self, role: str, kind: Any) -> Any:
         if role not in self._loaded:
@@ -434,11 +434,11 @@ def repeat_prompts(prompts: Sequence[str], seed: Seed, n: int) -> tuple[list[str
     return [prompt for prompt in prompts for _ in range(n)], seeds
 
 
-def one_each(prompts: Sequence[str], count: int) -> list[str]:
-    """A prompt for each picture, of one for all or one each. Raises UserError."""
+def broadcast_prompts(prompts: Sequence[str], count: int) -> list[str]:
+    """A prompt for each image, of one for all or one each. Raises UserError."""
     prompts = list(prompts) * count if len(prompts) == 1 else list(prompts)
     if len(prompts) != count:
-        raise UserError(f"{len(prompts)} prompts for {count} pictures: give one, or one each")
+        raise UserError(f"{len(prompts)} prompts for {count} images: give one, or one each")
     return prompts
 
 

@@ -37,11 +37,11 @@ from glide_jax.parallel.sharding import batch_sharding, replicated
 from glide_jax.shapes import Image, Params, TokenMask, Tokens
 
 LOW_RES_NOISE = 2**31 - 2
-"""Stands for a step in drawing the noise of the smaller pictures: no sampler takes as many."""
+"""Stands for a step in drawing the noise of the smaller images: no sampler takes as many."""
 
 
 class Inputs(NamedTuple):
-    """The programs' arguments that differ from picture to picture."""
+    """The programs' arguments that differ from image to image."""
 
     tokens: Tokens
     token_mask: TokenMask
@@ -54,7 +54,7 @@ class Inputs(NamedTuple):
 
 
 class Conditioned(NamedTuple):
-    """What the network is closed over, for twice as many pictures if it is guided."""
+    """What the network is closed over, for twice as many images if it is guided."""
 
     text: TextFeatures
     condition: Float[Array, "b h w c"] | None
@@ -80,14 +80,14 @@ class Programs:
         )
         """`(params, clip_params, inputs, conditioned, state, scales, first) -> state`."""
 
-    def placement(self, pictures: int) -> NamedSharding:
-        """Each device has its part of so many pictures, where they divide; else all of them."""
-        divide = pictures % self.mesh.size == 0
+    def placement(self, images: int) -> NamedSharding:
+        """Each device has its part of so many images, where they divide; else all of them."""
+        divide = images % self.mesh.size == 0
         return batch_sharding(self.mesh) if divide else replicated(self.mesh)
 
-    def _in_place(self, pictures: int) -> AbstractContextManager[None]:
-        """Around tracing: pictures stay on their devices, where they divide."""
-        if pictures % self.mesh.size:
+    def _in_place(self, images: int) -> AbstractContextManager[None]:
+        """Around tracing: images stay on their devices, where they divide."""
+        if images % self.mesh.size:
             return nullcontext()
         return batch_over(batch_sharding(self.mesh))
 
@@ -156,9 +156,9 @@ class Programs:
         """The second program: some of the denoiser's calls, from the `first` on."""
         model = self.network.bind(params)
         denoise = model.denoiser(*conditioned)
-        deviation = self.config.diffusion.low_res_deviation
+        deviation = self.config.diffusion.low_res_std
         if deviation:
-            guess = model.enlarged(conditioned.condition)
+            guess = model.upsampled(conditioned.condition)
             denoise = velocity_around(schedule_of(self.config), denoise, guess, deviation)
         if self.config.diffusion.prediction == "v":
             denoise = denoiser_of_velocity(schedule_of(self.config), denoise)
@@ -221,7 +221,7 @@ def constants(settings: SampleConfig, rows: int) -> dict[str, Any]:
     }
 
 
-def equal_parts(total: int) -> int:
+def chunk_size(total: int) -> int:
     """Calls between two looks at the progress: a tenth of all or less, and all parts are equal."""
     parts = next(parts for parts in range(min(total, 10), total + 1) if total % parts == 0)
     return total // parts

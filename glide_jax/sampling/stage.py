@@ -24,40 +24,40 @@ from glide_jax.parallel.sharding import infer, local_mesh
 from glide_jax.runs.folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.runs.weights import load_weights
 from glide_jax.sampling.clip import ClipStage
-from glide_jax.sampling.programs import Inputs, Programs, constants, equal_parts, schedule_of
+from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants, schedule_of
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 16
-"""Pictures a device that are drawn at a time, unless the caller says how many."""
+"""Images a device that are drawn at a time, unless the caller says how many."""
 
 Weights = Mapping[str, np.ndarray | jax.Array]
 """Parameters by name, wherever they are."""
 
 
 class Known(NamedTuple):
-    """Pictures of which a part is known."""
+    """Images of which a part is known."""
 
     pixels: UInt8[np.ndarray, "b h w 3"]
     mask: Bool[np.ndarray, "b h w 1"]
     """True where `pixels` are known, False where the model is to paint."""
 
-    def put_back(self, pictures: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """`pictures`, but the known pixels as they were."""
-        return np.where(self.mask, self.pixels, pictures)
+    def put_back(self, images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
+        """`images`, but the known pixels as they were."""
+        return np.where(self.mask, self.pixels, images)
 
 
 class Conditions(NamedTuple):
-    """What pictures are drawn from beside their captions; None where there is nothing."""
+    """What images are drawn from beside their captions; None where there is nothing."""
 
     low_res: UInt8[np.ndarray, "b h2 w2 3"] | None = None
-    """An upsampler's smaller pictures."""
+    """An upsampler's smaller images."""
     known: Known | None = None
     """Pixels to keep."""
     start: UInt8[np.ndarray, "b h w 3"] | None = None
-    """Pictures to start from, instead of from noise alone (SDEdit, arXiv 2108.01073)."""
+    """Images to start from, instead of from noise alone (SDEdit, arXiv 2108.01073)."""
 
 
 class Stage:
@@ -119,18 +119,18 @@ class Stage:
         batch_size: int | None = None,
         progress: bool = False,
     ) -> UInt8[np.ndarray, "b h w 3"]:
-        """Draws a picture for each prompt.
+        """Draws an image for each prompt.
 
         Args:
             prompts: b captions; an empty one is unconditional.
-            seeds: b of them. A picture depends on its prompt, its seed, its conditions and the
-                settings, not on the pictures drawn with it.
+            seeds: b of them. An image depends on its prompt, its seed, its conditions and the
+                settings, not on the images drawn with it.
             settings: the run's own, `self.config.sample`, or `changed_settings` of them.
-            conditions: one row a picture, at the model's resolution.
+            conditions: one row an image, at the model's resolution.
             negative_prompt: what guidance leads away from; the empty caption unless given.
             strength: how much of the noise `conditions.start` is given, in (0, 1].
             clip: guides if settings.clip_guidance_scale is not 0.
-            batch_size: pictures at a time, made a multiple of the devices if it is above 1; at most
+            batch_size: images at a time, made a multiple of the devices if it is above 1; at most
                 MAX_BATCH a device unless given.
             progress: show a bar over the steps.
 
@@ -144,7 +144,7 @@ class Stage:
         size = min(len(prompts), MAX_BATCH * self._mesh.size) if batch_size is None else batch_size
         if size < 1:
             raise UserError(f"batch size {size} must be at least 1")
-        if size > 1:  # shared out evenly; what is too much repeats the last picture
+        if size > 1:  # shared out evenly; what is too much repeats the last image
             size = -(-size // self._mesh.size) * self._mesh.size
         require_usable(self.config, settings)
         if not 0 < strength <= 1:
@@ -152,9 +152,9 @@ class Stage:
         if settings.clip_guidance_scale:
             self._require_fitting(clip)
         if self.model.low_res_px and conditions.low_res is None:
-            raise UserError("this is an upsampler: it needs pictures to enlarge (--low-res)")
+            raise UserError("this is an upsampler: it needs images to enlarge (--low-res)")
         if self.model.inpaint and conditions.known is None:
-            raise UserError("this model is made for inpainting: it needs a picture and a mask")
+            raise UserError("this model is made for inpainting: it needs an image and a mask")
 
         rows = schedule_of(self.config, settings.steps).steps
         if conditions.start is not None:
@@ -167,13 +167,13 @@ class Stage:
         scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.clip_guidance_scale)
         options = constants(settings, rows)
         total = denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
-        calls = equal_parts(total)
-        pictures = []
+        calls = chunk_size(total)
+        images = []
         batches = range(0, len(prompts), size)
         bar = tqdm(total=len(batches) * total, unit="step", disable=not progress, leave=False)
-        for first_picture in batches:
-            # The last batch is filled up with its last picture, to fit the compiled programs.
-            some = np.minimum(np.arange(first_picture, first_picture + size), len(prompts) - 1)
+        for first_image in batches:
+            # The last batch is filled up with its last image, to fit the compiled programs.
+            some = np.minimum(np.arange(first_image, first_image + size), len(prompts) - 1)
             batch = jax.tree.map(lambda x, some=some: x[some], inputs)
             batch = jax.device_put(batch, self.programs.placement(size))
             conditioned, state = self.programs.begin(self.params, batch, negative, **options)
@@ -194,9 +194,9 @@ class Stage:
                     jax.block_until_ready(state)
                     bar.update(calls)
             drawn = to_uint8(np.asarray(state.x_t))
-            pictures.append(drawn[: len(prompts) - first_picture])
+            images.append(drawn[: len(prompts) - first_image])
         bar.close()
-        return np.concatenate(pictures)
+        return np.concatenate(images)
 
     def _require_fitting(self, clip: ClipStage | None) -> None:
         if clip is None:
@@ -221,7 +221,7 @@ class Stage:
                 return None
             if pixels.shape != (len(prompts), px, px, 3):
                 raise UserError(
-                    f"pictures of shape {pixels.shape}, but {(len(prompts), px, px, 3)} are needed"
+                    f"images of shape {pixels.shape}, but {(len(prompts), px, px, 3)} are needed"
                 )
             return jnp.asarray(to_float(pixels))
 

@@ -1,6 +1,6 @@
-"""The objective of CLIPs: a caption and its picture point the same way, others do not.
+"""The objective of CLIPs: a caption and its image point the same way, others do not.
 
-Noised CLIP sees its pictures with the base model's noise (sec. 2.4, arXiv 2112.10741); a CLIP with
+Noised CLIP sees its images with the base model's noise (sec. 2.4, arXiv 2112.10741); a CLIP with
 a single noise level sees them as they are, and is for ranking.
 """
 
@@ -21,7 +21,7 @@ from glide_jax.training.objective import (
     Validation,
     merge,
     split,
-    spread_timesteps,
+    stratified_timesteps,
 )
 
 LARGEST_SCALE = 100.0
@@ -77,9 +77,9 @@ class Contrastive:
     def validate(
         self, params: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
     ) -> Validation:
-        """See `objective.Objective`. Pictures are told apart within the batch, at mixed steps."""
+        """See `objective.Objective`. Images are told apart within the batch, at mixed steps."""
         t_key, eps_key = jax.random.split(key)
-        t = spread_timesteps(t_key, len(batch["image"]), self.timestep_count)
+        t = stratified_timesteps(t_key, len(batch["image"]), self.timestep_count)
         clip = self.network.bind(params)
         image, text = self._embedded(clip, self._noised(batch["image"], t, eps_key), t, batch)
         return Validation(t, _compared(image, text, clip.logit_scale[...]))
@@ -87,7 +87,7 @@ class Contrastive:
     def _embedded(
         self, clip: Clip, x_t: Image, t: Int[Array, "b"], batch: Batch
     ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-        """Embeddings of pictures and captions, one micro-batch after the other."""
+        """Embeddings of images and captions, one micro-batch after the other."""
 
         def embed(
             part: tuple[Image, Int[Array, "b"], Tokens, TokenMask],
@@ -118,12 +118,12 @@ def _compared(
     """Symmetric cross-entropy over the batch, fig. 3 of arXiv 2103.00020.
 
     Returns:
-        loss: each pair's, the mean of picking its caption and picking its picture, in nats.
-        accuracy: 1 where the picture's own caption is nearest.
+        loss: each pair's, the mean of picking its caption and picking its image, in nats.
+        accuracy: 1 where the image's own caption is nearest.
     """
-    logits = jnp.exp(logit_scale) * image @ text.T  # pictures in rows, captions in columns
+    logits = jnp.exp(logit_scale) * image @ text.T  # images in rows, captions in columns
     right = jnp.exp(logit_scale) * jnp.sum(image * text, 1)  # each device's own
     of_captions = jax.nn.logsumexp(logits, 1) - right
-    of_pictures = jax.nn.logsumexp(logits, 0) - right
+    of_images = jax.nn.logsumexp(logits, 0) - right
     accuracy = (jnp.argmax(logits, 1) == jnp.arange(len(logits))).astype(jnp.float32)
-    return {"loss": (of_captions + of_pictures) / 2, "accuracy": accuracy}
+    return {"loss": (of_captions + of_images) / 2, "accuracy": accuracy}

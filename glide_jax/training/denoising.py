@@ -1,4 +1,4 @@
-"""The objective of base models and upsamplers, for inpainting or not: to denoise pictures.
+"""The objective of base models and upsamplers, for inpainting or not: to denoise images.
 
 GLIDE's hybrid loss is the default; the other ways to weight it, to draw t and to add to it are
 options of the configuration.
@@ -33,7 +33,7 @@ from glide_jax.training.objective import (
     Validation,
     merge,
     split,
-    spread_timesteps,
+    stratified_timesteps,
 )
 
 
@@ -48,7 +48,7 @@ class _Draws(NamedTuple):
 
 
 class _LowResDraws(NamedTuple):
-    """What happens to an upsampler's smaller pictures."""
+    """What happens to an upsampler's smaller images."""
 
     blur_px: Float[Array, "b"]
     t: Int[Array, "b"]
@@ -96,8 +96,8 @@ class Denoising:
         self._weights = None
         if diffusion.weighting == "min-snr":
             self._weights = min_snr_weights(self.schedule, diffusion.min_snr_gamma)
-        elif diffusion.low_res_deviation:
-            self._weights = correction_weights(self.schedule, diffusion.low_res_deviation)
+        elif diffusion.low_res_std:
+            self._weights = correction_weights(self.schedule, diffusion.low_res_std)
         elif diffusion.prediction == "v":
             self._weights = velocity_weights(self.schedule)
 
@@ -146,7 +146,7 @@ class Denoising:
         """See `objective.Objective`."""
         t_key, key = jax.random.split(key)
         draws = self._draw(key, batch, None)
-        draws = draws._replace(t=spread_timesteps(t_key, len(draws.t), self.schedule.steps))
+        draws = draws._replace(t=stratified_timesteps(t_key, len(draws.t), self.schedule.steps))
         parts = self.config.train.micro_batches
 
         def losses(part: tuple[Batch, _Draws]) -> _Losses:
@@ -173,7 +173,7 @@ class Denoising:
         eps = jax.random.normal(eps_key, batch["image"].shape)
         low_res = None
         if self.model.low_res_px:
-            px = batch["image"].shape[1] // self.model.enlargement
+            px = batch["image"].shape[1] // self.model.upscale_factor
             settings = self.config.data.low_res
             blur_key, t_key, eps_key = jax.random.split(low_res_key, 3)
             low_res = _LowResDraws(
@@ -199,9 +199,9 @@ class Denoising:
         )
 
         denoise: Denoiser = partial(model, text=text, condition=condition, key=dropout_key)
-        deviation = self.config.diffusion.low_res_deviation
+        deviation = self.config.diffusion.low_res_std
         if deviation:
-            guess = model.enlarged(condition)
+            guess = model.upsampled(condition)
             denoise = velocity_around(self.schedule, denoise, guess, deviation)
         x_t = q_sample(self.schedule, image, draws.t, draws.eps)
         out = denoise(x_t, draws.t)
@@ -240,10 +240,10 @@ class Denoising:
     def _low_res(
         self, image: Image, draws: _LowResDraws | None
     ) -> tuple[Float[Array, "b h2 w2 3"] | None, Int[Array, "b"] | None]:
-        """An upsampler's smaller pictures, made worse as configured, and how noisy they are."""
+        """An upsampler's smaller images, made worse as configured, and how noisy they are."""
         if draws is None:
             return None, None
-        low_res = area_average(image, image.shape[1] // self.model.enlargement)
+        low_res = area_average(image, image.shape[1] // self.model.upscale_factor)
         if self.config.data.low_res.blur_px:
             low_res = gaussian_blur(low_res, draws.blur_px)
         if not self.model.low_res_noise:

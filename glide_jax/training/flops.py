@@ -37,7 +37,7 @@ def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
 
 
 def step_flops(objective: Objective, batch: Batch) -> float:
-    """Floating-point operations of a step: three times the matrix products of a forward pass.
+    """Floating-point operations of a step: three times the matmuls of a forward pass.
 
     That is how model FLOPs utilisation counts (appendix B, arXiv 2204.02311): the backward pass is
     two more products for each, and what is recomputed to save memory does not count.
@@ -53,7 +53,7 @@ def step_flops(objective: Objective, batch: Batch) -> float:
 
 
 def product_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Operations in the matrix products and convolutions of a function; a multiply-add is two.
+    """Operations in the matmuls and convolutions of a function; a multiply-add is two.
 
     Args:
         function: of arrays.

@@ -27,7 +27,7 @@ class RunLog:
         run_dir: the run folder.
         start_step: steps already taken; what an earlier process logged beyond them is removed.
         steps: of the whole run.
-        batch_examples: pictures a step.
+        batch_examples: images a step.
         flops: of the model in a step, see `flops.step_flops`.
         peak_flops: of all devices in a second; 0 where that is not known, and neither is MFU then.
         lead: whether this process speaks for the run; the others count along in silence.
@@ -114,9 +114,9 @@ class RunLog:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add_event(step, summary=Summary(value=scalars))
 
-    def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Shows a picture in TensorBoard."""
-        self._add_event(step, summary=summary.image(name, picture, dataformats="HWC"))
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Shows an image in TensorBoard."""
+        self._add_event(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar; nothing if it is empty."""

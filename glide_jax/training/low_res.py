@@ -1,4 +1,4 @@
-"""The smaller pictures that an upsampler is trained on: made of the large ones, then made worse."""
+"""The smaller images that an upsampler is trained on: made of the large ones, then made worse."""
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +20,23 @@ def area_average(image: Image, size_px: int) -> Float[Array, "b {size_px} {size_
 
 
 def gaussian_blur(image: Image, sigma: Float[Array, "b"]) -> Image:
-    """Blurs with a Gaussian kernel of 3x3 pixels, each picture with its own.
+    """Blurs with a Gaussian kernel of 3x3 pixels, each image with its own.
 
     unCLIP's (app. C, arXiv 2204.06125), but that beyond the border the outermost pixels go on.
 
     Args:
         image: (b, h, w, 3).
-        sigma: standard deviation in pixels; 0 leaves a picture as it is, bit for bit.
+        sigma: standard deviation in pixels; 0 leaves an image as it is, bit for bit.
     """
-    neighbour = jnp.exp(-0.5 / jnp.square(sigma))
-    share = (neighbour / (1 + 2 * neighbour))[:, None, None, None]
+    neighbor = jnp.exp(-0.5 / jnp.square(sigma))
+    share = (neighbor / (1 + 2 * neighbor))[:, None, None, None]
     for axis in (1, 2):
         image += share * _second_difference(image, axis)
     return image
 
 
 def _second_difference(image: Image, axis: int) -> Image:
-    """The neighbours' sum less twice the pixel: 0 where a picture is flat, however rounded."""
+    """The neighbors' sum less twice the pixel: 0 where an image is flat, however rounded."""
     padding = [(1, 1) if i == axis else (0, 0) for i in range(4)]
     padded = jnp.pad(image, padding, mode="edge")
     length = image.shape[axis]

@@ -73,7 +73,7 @@ class Objective(Protocol):
         ...
 
 
-def spread_timesteps(key: PRNGKeyArray, count: int, T: int) -> Int[Array, "count"]:
+def stratified_timesteps(key: PRNGKeyArray, count: int, T: int) -> Int[Array, "count"]:
     """One t from each of `count` equal parts of [0, T), in random order."""
     order_key, place_key = jax.random.split(key)
     place = jnp.arange(count) + jax.random.uniform(place_key, (count,))

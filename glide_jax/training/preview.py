@@ -15,17 +15,17 @@ from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.images import draw_grid
 from glide_jax.sampling.stage import Conditions, Known, Stage, Weights, require_usable
 
-PICTURES = 8
-HIDDEN_GREY = 128
-"""Level shown where a picture is to be painted."""
+IMAGES = 8
+HIDDEN_GRAY = 128
+"""Level shown where an image is to be painted."""
 
 
 class Preview:
     """Draws the grids.
 
-    A base model draws train.sample_prompts, or the captions of the first validation pictures. An
-    upsampler or inpainting model is given those pictures, and shown between what it was given and
-    the whole picture.
+    A base model draws train.sample_prompts, or the captions of the first validation images. An
+    upsampler or inpainting model is given those images, and shown between what it was given and
+    the whole image.
 
     Args:
         config: of the run.
@@ -46,7 +46,7 @@ class Preview:
         self._examples: list[Example] = []
         self._prompts = list(config.train.sample_prompts)
         if config.denoiser.condition_channels or not self._prompts:
-            self._examples = validation_examples(held_out, config, PICTURES)
+            self._examples = validation_examples(held_out, config, IMAGES)
             self._prompts = [example.caption for example in self._examples]
 
     def draw(self, params: Weights) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
@@ -69,10 +69,10 @@ class Preview:
         if model.inpaint:
             mask = np.stack([e.mask for e in self._examples if e.mask is not None])
             known = Known(whole, mask)
-            given = np.where(mask, whole, given if model.low_res_px else HIDDEN_GREY)
+            given = np.where(mask, whole, given if model.low_res_px else HIDDEN_GRAY)
         drawn = self._draw(Conditions(low_res=low_res, known=known))
         rows = np.stack([given, drawn, whole], 1).reshape(-1, *whole.shape[1:])
-        captions = [c for p in prompts for c in (f"given: {p}", "drawn", "the whole picture")]
+        captions = [c for p in prompts for c in (f"given: {p}", "drawn", "the whole image")]
         return draw_grid(rows.astype(np.uint8), captions, columns=6)
 
     def _draw(self, conditions: Conditions) -> UInt8[np.ndarray, "b h w 3"]:
@@ -84,6 +84,6 @@ class Preview:
 
 
 def _resized(
-    pictures: UInt8[np.ndarray, "b h w 3"], px: int, how: Image.Resampling
+    images: UInt8[np.ndarray, "b h w 3"], px: int, how: Image.Resampling
 ) -> UInt8[np.ndarray, "b {px} {px} 3"]:
-    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), how)) for p in pictures])
+    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), how)) for p in images])

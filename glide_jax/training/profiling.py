@@ -90,7 +90,7 @@ def memory_report(trainer: Trainer) -> str:
         for name, key in (
             ("parameters", "params"),
             ("moving average", "ema"),
-            ("optimiser", "opt_state"),
+            ("optimizer", "opt_state"),
         )
     ]
     stats = jax.local_devices()[0].memory_stats() or {}

@@ -1,4 +1,4 @@
-"""What held-out pictures tell of a run: losses over all steps, and in parts of them."""
+"""What held-out images tell of a run: losses over all steps, and in parts of them."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -41,7 +41,7 @@ def state_of(step: int) -> TrainState:
 
 def save_until_killed(run_dir: Path, known: int, report) -> None:
     """Restores, tells whether nothing was lost, then saves step after step."""
-    checkpoints = Checkpoints(run_dir, kept=2)
+    checkpoints = Checkpoints(run_dir, max_checkpoints=2)
     step = 0
     if known or checkpoints.latest_step is not None:
         like = state_of(0)

@@ -61,7 +61,7 @@ def write_random_run(folder: Path, config: Config, tokenizer: Tokenizer | ClipTo
     }
     open_run_folder(folder, config)
     tokenizer.save(folder / TOKENIZER)
-    checkpoints = Checkpoints(folder, kept=1)
+    checkpoints = Checkpoints(folder, max_checkpoints=1)
     checkpoints.save_ema(jax.device_put(params))
     checkpoints.close()
 

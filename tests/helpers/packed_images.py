@@ -1,4 +1,4 @@
-"""Pictures in tars and parquet files, as other people's tools leave them."""
+"""Images in tars and parquet files, as other people's tools leave them."""
 
 import io
 import json
@@ -12,21 +12,21 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 
-def picture(number: int, width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
-    """An encoded picture that no other number has, of smooth noise."""
+def image(number: int, width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
+    """An encoded image that no other number has, of smooth noise."""
     levels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC).save(file, kind)
     return file.getvalue()
 
 
-def write_tar(path: Path, pictures: Sequence[bytes], first: int = 0) -> Path:
-    """As img2dataset: 000000000.jpg, .txt ("picture 0") and .json ("json 0"), one after another."""
+def write_tar(path: Path, images: Sequence[bytes], first: int = 0) -> Path:
+    """As img2dataset: 000000000.jpg, .txt ("image 0") and .json ("json 0"), one after another."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for number, image in enumerate(pictures, start=first):
+        for number, image in enumerate(images, start=first):
             about = {"caption": f"json {number}", "all": [f"json {number}", "another"]}
-            files = {"jpg": image, "txt": f"picture {number}".encode()}
+            files = {"jpg": image, "txt": f"image {number}".encode()}
             for suffix, content in (files | {"json": json.dumps(about).encode()}).items():
                 info = tarfile.TarInfo(f"{number:09}.{suffix}")
                 info.size = len(content)
@@ -34,14 +34,14 @@ def write_tar(path: Path, pictures: Sequence[bytes], first: int = 0) -> Path:
     return path
 
 
-def write_parquet(path: Path, pictures: Sequence[bytes], rows_a_group: int = 1000) -> Path:
+def write_parquet(path: Path, images: Sequence[bytes], rows_a_group: int = 1000) -> Path:
     """As data sets on the hub: a column "image" of {bytes, path}, and "caption"."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {
-        "image": [{"bytes": image, "path": None} for image in pictures],
-        "caption": [f"row {number}" for number in range(len(pictures))],
-        "raw": list(pictures),
-        "captions": [[f"row {number}", "another"] for number in range(len(pictures))],
+        "image": [{"bytes": image, "path": None} for image in images],
+        "caption": [f"row {number}" for number in range(len(images))],
+        "raw": list(images),
+        "captions": [[f"row {number}", "another"] for number in range(len(images))],
     }
     pq.write_table(pa.table(columns), path, row_group_size=rows_a_group)
     return path

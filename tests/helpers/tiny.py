@@ -28,7 +28,7 @@ def get_config() -> Config:
             dtype="float32",
         ),
         diffusion=DiffusionConfig(prediction="v", timesteps="rising"),
-        data=DataConfig(caption_drop=0.1, loader_threads=1),
+        data=DataConfig(caption_dropout=0.1, loader_threads=1),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=10, ema_decay=0.95),
         sample=SampleConfig(sampler="ddim", steps="10", guidance_scale=2.0),
         train=TrainConfig(

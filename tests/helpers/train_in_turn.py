@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glide_jax.config import Config
 from glide_jax.errors import exit_on_user_error
-from glide_jax.parallel.launch import Launch, together
+from glide_jax.parallel.launch import Launch, joined
 from glide_jax.runs.folder import last_step
 from glide_jax.train import train
 from glide_jax.training.profiling import Profile
@@ -18,6 +18,6 @@ with exit_on_user_error():
     launch, files = Launch.parse(sys.argv[1:], os.environ)
     configs = [Config.load(Path(file)) for file in files]
     latest = Path(configs[-1].train.run_dir)
-    with together(launch, lambda: last_step(latest)) as peers:
+    with joined(launch, lambda: last_step(latest)) as group:
         for config in configs:
-            train(config, Path(config.train.run_dir), peers, Profile())
+            train(config, Path(config.train.run_dir), group, Profile())

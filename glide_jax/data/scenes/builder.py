@@ -1,7 +1,7 @@
-"""The built-in data set `scenes`: captioned pictures drawn on first use, nothing to download.
+"""The built-in data set `scenes`: captioned images drawn on first use, nothing to download.
 
 `load` is what most callers want. The TFDS builder writes array_record files and works without
-TensorFlow: pictures are handed over encoded, and read back so. Record i of a split is
+TensorFlow: images are handed over encoded, and read back so. Record i of a split is
 `make(split, i)`, whatever the size of the split; of close-ups, `make(split, i, closeup=True)`.
 """
 
@@ -30,7 +30,7 @@ MAX_WORKERS = 16
 
 @dataclasses.dataclass(eq=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-    """How many pictures each split holds, and of which kind."""
+    """How many images each split holds, and of which kind."""
 
     train: int = 50_000
     validation: int = 2_000
@@ -44,7 +44,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
     Each record has `image` (JPEG of 128 px), `captions` (four, see `scene_graph.make`) and `scene`
     (JSON for `Scene.from_json`). Splits: train, validation, and novel, whose pairs of shape and
-    colour are in neither of the others.
+    color are in neither of the others.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -64,7 +64,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         )
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Procedurally drawn scenes of coloured shapes.",
+            description="Procedurally drawn scenes of colored shapes.",
             features=features,
             disable_shuffling=True,  # scenes are independent already; a record keeps its index
         )
@@ -99,7 +99,7 @@ def load(
     Args:
         split: train, validation, novel, or a part as in TFDS: "train[:1000]".
         data_dir: where TFDS keeps its data sets; empty for its own default.
-        config: "full" (50,000 + 2,000 + 2,000 pictures), "mini" (256 + 64 + 64), "closeups"
+        config: "full" (50,000 + 2,000 + 2,000 images), "mini" (256 + 64 + 64), "closeups"
             (20,000 + 1,000 + 1,000, one large object each), or another.
 
     Returns:

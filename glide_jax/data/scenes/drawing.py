@@ -4,7 +4,7 @@ A shape is a signed distance to its edge, negative inside. The share of a pixel 
 the distance in pixels, clipped to one pixel: sharp at any size and cheap enough to draw a data set
 while someone waits. Only the box around an object is computed.
 
-Within a shape, lengths are in units of its radius: u to its right, v down, the centre at 0.
+Within a shape, lengths are in units of its radius: u to its right, v down, the center at 0.
 """
 
 import math
@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from glide_jax.data.scenes.graph import BACKGROUNDS, COLOURS, Rgb, Scene, Thing
+from glide_jax.data.scenes.graph import BACKGROUNDS, COLORS, Rgb, Scene, Thing
 
 Plane = Float32[np.ndarray, "h w"]
 
@@ -29,40 +29,40 @@ SHADOW_SHIFT, SHADOW_BLUR, SHADOW_DEPTH = 0.14, 0.24, 0.35
 
 
 def draw(scene: Scene, size_px: int = 128) -> UInt8[np.ndarray, "h w 3"]:
-    """The scene as a square picture.
+    """The scene as a square image.
 
     Args:
         scene: what to draw.
-        size_px: side of the picture.
+        size_px: side of the image.
 
     Returns:
         8-bit sRGB levels.
     """
-    picture = _ground(scene.background, scene.light, size_px).copy()
+    image = _ground(scene.background, scene.light, size_px).copy()
     for thing in scene.things:
-        _paint(picture, thing, scene.light)
-    return picture
+        _paint(image, thing, scene.light)
+    return image
 
 
 @cache  # a few dozen of them serve a whole data set
 def _ground(background: str, light: float, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Light that falls in from near the border and fades across the picture."""
+    """Light that falls in from near the border and fades across the image."""
     lit, dark = np.array(BACKGROUNDS[background], np.float32)
-    x, y = _centres(size_px), _centres(size_px)[:, None]
+    x, y = _centers(size_px), _centers(size_px)[:, None]
     distance = _length(x - 0.5 - 0.5 * math.sin(light), y - 0.5 + 0.5 * math.cos(light))
     return (lit + (dark - lit) * (distance[:, :, None] / 1.2) + 0.5).astype(np.uint8)
 
 
-def _paint(picture: UInt8[np.ndarray, "h w 3"], thing: Thing, light: float) -> None:
-    """Adds one object and its shadow to the picture, in place."""
-    size_px = len(picture)
+def _paint(image: UInt8[np.ndarray, "h w 3"], thing: Thing, light: float) -> None:
+    """Adds one object and its shadow to the image, in place."""
+    size_px = len(image)
     radius = thing.diameter / 2
     rows, columns = (_span(at, radius, size_px) for at in (thing.y, thing.x))
     # Channels lead while painting: NumPy repeats a plane over three channels many times faster
     # than three channels over a plane.
-    patch = picture[rows, columns].transpose(2, 0, 1).astype(np.float32, order="C")
-    x = (_centres(size_px)[columns] - thing.x) / radius
-    y = (_centres(size_px)[rows, None] - thing.y) / radius
+    patch = image[rows, columns].transpose(2, 0, 1).astype(np.float32, order="C")
+    x = (_centers(size_px)[columns] - thing.x) / radius
+    y = (_centers(size_px)[rows, None] - thing.y) / radius
     to_light_x, to_light_y = math.sin(light), -math.cos(light)
     shape = SHAPES[thing.shape]
 
@@ -76,27 +76,27 @@ def _paint(picture: UInt8[np.ndarray, "h w 3"], thing: Thing, light: float) -> N
         marks = TEXTURES[thing.texture](radius * u, radius * v)
         marks = np.maximum(marks, radius * distance + RIM)
         tone *= 1 - (1 - SECOND_TONE) * _inside(size_px * marks)
-    colour = np.minimum(_planes(COLOURS[thing.colour]) * tone, 255)
-    patch += _inside(radius * size_px * distance) * (colour - patch)
-    picture[rows, columns] = np.stack(tuple((patch + 0.5).astype(np.uint8)), axis=-1)
+    color = np.minimum(_planes(COLORS[thing.color]) * tone, 255)
+    patch += _inside(radius * size_px * distance) * (color - patch)
+    image[rows, columns] = np.stack(tuple((patch + 0.5).astype(np.uint8)), axis=-1)
 
 
-def _span(centre: float, radius: float, size_px: int) -> slice:
+def _span(center: float, radius: float, size_px: int) -> slice:
     """The pixels along one axis that an object or its shadow may touch."""
     reach = radius * (1 + SHADOW_SHIFT + SHADOW_BLUR / 2) + 1 / size_px
-    return slice(max(0, int((centre - reach) * size_px)), int((centre + reach) * size_px) + 1)
+    return slice(max(0, int((center - reach) * size_px)), int((center + reach) * size_px) + 1)
 
 
 def _turn(
     x: Float32[np.ndarray, "w"], y: Float32[np.ndarray, "h 1"], thing: Thing
 ) -> tuple[Plane, Plane]:
-    """From the picture's axes to the object's own."""
+    """From the image's axes to the object's own."""
     cos, sin = math.cos(thing.angle), math.sin(thing.angle)
     return cos * x + sin * y, cos * y - sin * x
 
 
 @cache
-def _centres(size_px: int) -> Float32[np.ndarray, "n"]:
+def _centers(size_px: int) -> Float32[np.ndarray, "n"]:
     """Where the middle of each pixel lies, in 0..1."""
     return (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
 
@@ -136,7 +136,7 @@ def _ring(u: Plane, v: Plane) -> Plane:
 
 
 def _triangle(u: Plane, v: Plane) -> Plane:
-    """Equilateral, point up, its centroid a little below the centre of the box."""
+    """Equilateral, point up, its centroid a little below the center of the box."""
     v = v - 0.18
     slanted = math.sqrt(3) / 2 * np.abs(u) - 0.5 * v
     return np.maximum(slanted, v) - 0.57
@@ -211,5 +211,5 @@ TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "dotted": _dots,
     "checkered": _checks,
 }
-"""Signed distances to a pattern's marks; x and y are fractions of the picture, so that the pattern
+"""Signed distances to a pattern's marks; x and y are fractions of the image, so that the pattern
 is as coarse on small objects as on large ones, and still resolved at 32 px."""

@@ -1,7 +1,7 @@
-"""Scene graphs of the built-in data set: what is in a picture, and how people would say it.
+"""Scene graphs of the built-in data set: what is in an image, and how people would say it.
 
 `make(split, index)` invents a scene and its captions from nothing but its arguments. Positions and
-lengths are fractions of the picture's side, x to the right and y down.
+lengths are fractions of the image's side, x to the right and y down.
 """
 
 import json
@@ -12,7 +12,7 @@ Rgb = tuple[int, int, int]
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "moon")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
-COLOURS: dict[str, Rgb] = {
+COLORS: dict[str, Rgb] = {
     "red": (222, 32, 38),
     "orange": (250, 130, 10),
     "yellow": (250, 215, 30),
@@ -33,8 +33,8 @@ BACKGROUNDS: dict[str, tuple[Rgb, Rgb]] = {
     "fog": ((208, 211, 209), (161, 166, 167)),
     "dusk": ((162, 154, 172), (106, 99, 120)),
 }
-"""sRGB near the light and far from it: muted, so that objects stand out. No name holds a colour
-word: a colour word in a caption is always an object's."""
+"""sRGB near the light and far from it: muted, so that objects stand out. No name holds a color
+word: a color word in a caption is always an object's."""
 SIZES = {"small": (0.27, 0.31), "large": (0.39, 0.44)}
 """Smallest and largest diameter of objects called so."""
 CLOSEUP = (0.6, 0.8)
@@ -54,9 +54,9 @@ HELD_OUT = (
     ("cross", "cyan"),
     ("moon", "red"),
 )
-"""(shape, colour) of every object in the `novel` split and of none in the others. Each shape and
-each colour is held out once: a model has met both, but never together."""
-SEEN = tuple((s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT)
+"""(shape, color) of every object in the `novel` split and of none in the others. Each shape and
+each color is held out once: a model has met both, but never together."""
+SEEN = tuple((s, c) for s in SHAPES for c in COLORS if (s, c) not in HELD_OUT)
 
 MARGIN = 0.03
 """Least distance of an object from the border."""
@@ -69,12 +69,12 @@ class Thing:
     """One object."""
 
     shape: str
-    colour: str
+    color: str
     size: str
     """One of SIZES; '' in a close-up."""
     texture: str
     x: float
-    """Centre."""
+    """Center."""
     y: float
     diameter: float
     angle: float
@@ -110,13 +110,13 @@ def make(split: str, index: int, *, closeup: bool = False) -> tuple[Scene, tuple
     Args:
         split: one of SPLITS.
         index: from 0, without an upper end; with the others, the seed of everything random.
-        closeup: one object that fills most of the picture. A caption then decides most of what
+        closeup: one object that fills most of the image. A caption then decides most of what
             there is to see, so a model follows captions after minutes of training.
 
     Returns:
         The scene, and captions that differ in how much they say. Each names every object by its
-        shape at least. The first adds the colours and the relation; the second says everything;
-        the third leaves out the relation or some colour; the fourth lies in between.
+        shape at least. The first adds the colors and the relation; the second says everything;
+        the third leaves out the relation or some color; the fourth lies in between.
     """
     rng = random.Random(f"{'closeup/' if closeup else ''}{split}/{index}")
     scene = _scene(rng, HELD_OUT if split == "novel" else SEEN, closeup)
@@ -145,7 +145,7 @@ def _scene(rng: random.Random, pairs: tuple[tuple[str, str], ...], closeup: bool
 
 
 def _places(rng: random.Random, diameters: list[float], relation: str) -> list[tuple[float, float]]:
-    """Centres (x, y) at which the objects stand in the relation, clear of each other."""
+    """Centers (x, y) at which the objects stand in the relation, clear of each other."""
     low = [MARGIN + diameter / 2 for diameter in diameters]
     high = [1 - least for least in low]
     if not relation:
@@ -192,13 +192,13 @@ def captions_of(scene: Scene, rng: random.Random) -> tuple[str, str, str, str]:
     things = scene.things
     related = RELATED.get(scene.relation, ALONE)
     unrelated = TOGETHER if scene.relation else ALONE
-    named = _say(rng, related, things, colour=1.0)
-    full = _ground(rng, _say(rng, related, things, size=1.0, texture=1.0, colour=1.0), scene)
+    named = _say(rng, related, things, color=1.0)
+    full = _ground(rng, _say(rng, related, things, size=1.0, texture=1.0, color=1.0), scene)
     if rng.random() < 0.5:
-        partial = _say(rng, unrelated, things, colour=1.0)
+        partial = _say(rng, unrelated, things, color=1.0)
     else:
-        partial = _say(rng, related, things, size=0.5, texture=0.5, colour=0.5)
-    between = _say(rng, related, things, size=0.5, texture=0.5, colour=1.0)
+        partial = _say(rng, related, things, size=0.5, texture=0.5, color=0.5)
+    between = _say(rng, related, things, size=0.5, texture=0.5, color=1.0)
     if rng.random() < 0.3:
         between = _ground(rng, between, scene)
     return named, full, partial, between

@@ -3,8 +3,8 @@
     python -m glide_jax.evaluation.scenes --checkpoint runs/scenes_tiny --n 64
     python -m glide_jax.evaluation.scenes --real --n 1000 --size-px 32
 
-`scene_reader` says what a picture shows, `captions` what a caption asks for, and this module
-compares the two. With `--real` it judges the data set's own pictures: what a perfect model would
+`scene_reader` says what an image shows, `captions` what a caption asks for, and this module
+compares the two. With `--real` it judges the data set's own images: what a perfect model would
 score. docs/results.md has the measured figures.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 import tyro
 from jaxtyping import UInt8
 
-from glide_jax.cli import SharedOut, keep_compiled_programs
+from glide_jax.cli import ShardingFlags, keep_compiled_programs
 from glide_jax.data.scenes.graph import make
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.scenes.score import judge, require_scenes
+from glide_jax.evaluation.scenes.score import require_scenes, score_images
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.pipeline import Glide
@@ -28,30 +28,30 @@ from glide_jax.sampling.stage import MAX_BATCH
 from glide_jax.storage import require_here
 
 MOST_LISTED = 20
-"""Captions of wrong pictures that the command prints."""
+"""Captions of wrong images that the command prints."""
 
 
 @dataclass(frozen=True)
-class Arguments(SharedOut):
-    """Draws pictures for captions of the scenes data set and counts what they show of them.
+class Arguments(ShardingFlags):
+    """Draws images for captions of the scenes data set and counts what they show of them.
 
-    Prints the share that is right of each thing captions ask for, and captions of wrong pictures.
+    Prints the share that is right of each thing captions ask for, and captions of wrong images.
     """
 
     checkpoint: str | Path | None = None
     """Run folder of the model that draws."""
     real: bool = False
-    """Judge the data set's own pictures instead: the best share the judge lets anyone reach."""
+    """Judge the data set's own images instead: the best share the judge lets anyone reach."""
     n: int = 64
     """Captions: one of each of the split's first n records."""
     split: str = "validation"
-    """train, validation or novel (shapes in colours they never have in training)."""
+    """train, validation or novel (shapes in colors they never have in training)."""
     caption_index: int = 0
-    """Which of a record's four captions: 0 gives colours and relation, 1 says everything."""
+    """Which of a record's four captions: 0 gives colors and relation, 1 says everything."""
     closeups: bool | None = None
-    """Whether captions and real pictures are close-ups. Follows the model's own data set."""
+    """Whether captions and real images are close-ups. Follows the model's own data set."""
     size_px: int = 64
-    """Side of real pictures; a model has its own."""
+    """Side of real images; a model has its own."""
     guidance_scale: float | None = None
     """1 is no guidance. This and the next two default to the run's own settings."""
     steps: str | None = None
@@ -59,9 +59,9 @@ class Arguments(SharedOut):
     sampler: str | None = None
     """A key of glide_jax.diffusion.loop.SAMPLERS."""
     seed: int = 0
-    """Of the first picture; the next has seed + 1, and so on."""
+    """Of the first image; the next has seed + 1, and so on."""
     out: Path | None = None
-    """PNG file for a grid of the pictures, eight in a row."""
+    """PNG file for a grid of the images, eight in a row."""
 
 
 def main(arguments: Arguments) -> None:
@@ -87,10 +87,10 @@ def main(arguments: Arguments) -> None:
     captions = [captions[arguments.caption_index] for captions in each]
     if glide is None:
         files = (encoded_scene(arguments.split, i, closeup=closeup).image for i in indices)
-        pictures = np.stack([load_pixels(file, arguments.size_px) for file in files])
+        images = np.stack([load_pixels(file, arguments.size_px) for file in files])
     else:
-        pictures = _generated(glide, arguments, captions)
-    verdicts = judge(pictures, captions)
+        images = _generated(glide, arguments, captions)
+    verdicts = score_images(images, captions)
     wrong = {i: ", ".join(verdicts.wrong(i)) for i in indices if not verdicts.all_right[i]}
     for index in list(wrong)[:MOST_LISTED]:
         print(f"wrong in {wrong[index]}: {captions[index]}")
@@ -99,7 +99,7 @@ def main(arguments: Arguments) -> None:
     print(verdicts)
     if arguments.out is not None:
         marked = [f"{c} (wrong in {wrong[i]})" if i in wrong else c for i, c in enumerate(captions)]
-        save_grid(arguments.out, pictures, marked, columns=8)
+        save_grid(arguments.out, images, marked, columns=8)
         print(arguments.out)
 
 

@@ -36,7 +36,7 @@ TURNED = {"left of": "above", "above": "left of", "right of": "below", "below": 
 
 def caption(scene: Scene) -> str:
     """What the two objects of a scene are, and where the first is."""
-    a, b = (phrase(thing, "colour") for thing in scene.things)
+    a, b = (phrase(thing, "color") for thing in scene.things)
     return RELATED[scene.relation][1].format(a=a, b=b)
 
 
@@ -53,7 +53,7 @@ def _exchanged(name: str) -> Callable[[Scene], str]:
 
 WRONG: dict[str, Callable[[Scene], str]] = {
     "objects exchanged": lambda scene: caption(replace(scene, things=scene.things[::-1])),
-    "colours exchanged": _exchanged("colour"),
+    "colors exchanged": _exchanged("color"),
     "shapes exchanged": _exchanged("shape"),
     "another relation": lambda scene: caption(replace(scene, relation=TURNED[scene.relation])),
     "no caption": lambda scene: "",
@@ -62,11 +62,11 @@ WRONG: dict[str, Callable[[Scene], str]] = {
 
 
 def all_differs(scene: Scene) -> bool:
-    """Whether there are two objects, in neither shape nor colour alike: every exchange is wrong."""
+    """Whether there are two objects, in neither shape nor color alike: every exchange is wrong."""
     if not scene.relation:
         return False
     a, b = scene.things
-    return a.shape != b.shape and a.colour != b.colour
+    return a.shape != b.shape and a.color != b.color
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Arguments:
     checkpoint: str | Path
     """Run folder of a base model trained on scenes."""
     n: int = 256
-    """Scenes: the first of the split with two objects of different shapes and colours."""
+    """Scenes: the first of the split with two objects of different shapes and colors."""
     split: str = "validation"
     """train, validation or novel."""
     seed: int = 0
@@ -128,13 +128,13 @@ def measure(
         filled = (part * BATCH)[:BATCH]  # so that one program serves the last batch too
         scenes = [make(arguments.split, i)[0] for i in filled]
         files = (encoded_scene(arguments.split, i).image for i in filled)
-        pictures = np.stack([load_pixels(f, config.denoiser.resolution_px) for f in files])
+        images = np.stack([load_pixels(f, config.denoiser.resolution_px) for f in files])
         key = jax.random.fold_in(jax.random.key(arguments.seed), number)
         found = {}
         for name, say in ({"right": caption} | WRONG).items():
             texts = [say(scene) for scene in scenes]
             tokens, token_mask = tokenizer.encode(texts, config.denoiser.text.length)
-            batch = {"image": to_float(pictures), "tokens": tokens, "token_mask": token_mask}
+            batch = {"image": to_float(images), "tokens": tokens, "token_mask": token_mask}
             result = jax.device_get(validate(params, {}, jax.tree.map(jnp.asarray, batch), key))
             found["t"], found[name] = result.t[: len(part)], result.values["loss"][: len(part)]
         batches.append(found)

@@ -11,7 +11,7 @@ from functools import cache
 from glide_jax.data.scenes.graph import (
     ALONE,
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     GROUNDED,
     RELATED,
     SHAPES,
@@ -20,7 +20,7 @@ from glide_jax.data.scenes.graph import (
     TOGETHER,
 )
 
-WORDS = {"size": tuple(SIZES), "texture": TEXTURES, "colour": tuple(COLOURS), "shape": SHAPES}
+WORDS = {"size": tuple(SIZES), "texture": TEXTURES, "color": tuple(COLORS), "shape": SHAPES}
 """In the order in which a phrase says them."""
 
 
@@ -29,7 +29,7 @@ class AskedObject:
     """What a phrase says of one object; '' is whatever it leaves open."""
 
     shape: str
-    colour: str = ""
+    color: str = ""
     size: str = ""
     texture: str = ""
     """A plain texture goes unsaid in captions, so '' is any texture."""
@@ -37,10 +37,10 @@ class AskedObject:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caption says of a picture; '' is whatever it leaves open."""
+    """What a caption says of an image; '' is whatever it leaves open."""
 
     objects: tuple[AskedObject, ...]
-    """All that the picture may hold."""
+    """All that the image may hold."""
     relation: str = ""
     """Where the first object is, seen from the second."""
     background: str = ""

@@ -1,4 +1,4 @@
-"""What guidance buys and what it costs: pictures that are all right, and how much they differ.
+"""What guidance buys and what it costs: images that are all right, and how much they differ.
 
 python -m glide_jax.evaluation.scenes.guidance --checkpoint demo --n 128 --out guidance.png
 """
@@ -11,11 +11,11 @@ import numpy as np
 import tyro
 from jaxtyping import UInt8
 
-from glide_jax.cli import SharedOut, keep_compiled_programs
+from glide_jax.cli import ShardingFlags, keep_compiled_programs
 from glide_jax.data.scenes.graph import make
 from glide_jax.diffusion.loop import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.scenes.score import judge, require_scenes
+from glide_jax.evaluation.scenes.score import require_scenes, score_images
 from glide_jax.images import new_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.pipeline import Glide
@@ -23,24 +23,24 @@ from glide_jax.sampling.stage import MAX_BATCH
 from glide_jax.storage import require_here
 
 SEEDS = 2
-"""Pictures of each caption, whose difference is the diversity."""
+"""Images of each caption, whose difference is the diversity."""
 
 
-def diversity(pictures: UInt8[np.ndarray, "n seeds h w 3"]) -> float:
-    """Root mean square difference of a caption's pictures from their mean, in levels of 0..255.
+def diversity(images: UInt8[np.ndarray, "n seeds h w 3"]) -> float:
+    """Root mean square difference of a caption's images from their mean, in levels of 0..255.
 
     The mean over captions. 0: the seed changes nothing.
     """
-    values = pictures.astype(np.float64)
+    values = images.astype(np.float64)
     variance = values.var(axis=1, ddof=1).mean(axis=(1, 2, 3))
     return float(np.sqrt(variance).mean())
 
 
 @dataclass(frozen=True)
-class Arguments(SharedOut):
+class Arguments(ShardingFlags):
     """Draws the same captions at several scales of guidance, classifier-free and by CLIP.
 
-    Prints the share of pictures that show all that their caption asks for, and the diversity.
+    Prints the share of images that show all that their caption asks for, and the diversity.
     """
 
     checkpoint: str | Path
@@ -60,7 +60,7 @@ class Arguments(SharedOut):
     steps: str | None = None
     """A number of steps, or another respacing; defaults to the run's own."""
     seed: int = 0
-    """Of the first picture."""
+    """Of the first image."""
     out: Path | None = None
     """PNG file for the plot."""
 
@@ -89,7 +89,7 @@ def main(arguments: Arguments) -> None:
     ]
 
     def measured(scale: float, **settings: Any) -> Row:
-        pictures = glide.generate(
+        images = glide.generate(
             captions,
             n=SEEDS,
             seed=arguments.seed,
@@ -99,8 +99,8 @@ def main(arguments: Arguments) -> None:
             **settings,
         )
         repeated = [caption for caption in captions for _ in range(SEEDS)]
-        share = float(judge(pictures, repeated).all_right.mean())
-        row = scale, share, diversity(pictures.reshape(-1, SEEDS, *pictures.shape[1:]))
+        share = float(score_images(images, repeated).all_right.mean())
+        row = scale, share, diversity(images.reshape(-1, SEEDS, *images.shape[1:]))
         print(f"{scale:8g}  {row[1]:8.1%}  {row[2]:9.1f}", flush=True)
         return row
 
@@ -130,7 +130,7 @@ def _plot(curves: dict[str, list[Row]], out: Path) -> None:
         for scale, x, y in zip(scales, spread, 100 * shares, strict=True):
             axes.annotate(f"{scale:g}", (x, y), textcoords="offset points", xytext=(5, 4))
     axes.set(
-        xlabel="diversity: difference of a caption's pictures (levels of 0..255)",
+        xlabel="diversity: difference of a caption's images (levels of 0..255)",
         ylabel="all that the caption asks for is right (%)",
         ylim=(0, 102),
         title="Fidelity and diversity by guidance scale",

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, UInt8
 
-from glide_jax.cli import SharedOut, keep_compiled_programs
+from glide_jax.cli import ShardingFlags, keep_compiled_programs
 from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.errors import exit_on_user_error
@@ -29,47 +29,47 @@ from glide_jax.storage import require_here
 
 REACH = 1.35
 """Half the side of a hole, in radii of the object that it hides, shadow included."""
-HIDDEN_GREY = 128
+HIDDEN_GRAY = 128
 """Level shown for hidden pixels."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A picture with a hole."""
+    """An image with a hole."""
 
-    picture: UInt8[np.ndarray, "h w 3"]
+    image: UInt8[np.ndarray, "h w 3"]
     known: Bool[np.ndarray, "h w 1"]
     """False in the hole."""
     caption: str
-    """Of the whole picture as it should be."""
+    """Of the whole image as it should be."""
     asked: Thing
     """What should be in the hole."""
 
 
 def make_case(split: str, index: int, size_px: int) -> Case:
-    """Hides one object of the scene with this index; another colour and shape are asked for."""
+    """Hides one object of the scene with this index; another color and shape are asked for."""
     scene, _ = make(split, index)
     rng = random.Random(f"inpainting/{split}/{index}")
     place = rng.randrange(len(scene.things))
     hidden = scene.things[place]
-    there = {(thing.shape, thing.colour) for thing in scene.things}
+    there = {(thing.shape, thing.color) for thing in scene.things}
     pairs = [pair for pair in (HELD_OUT if split == "novel" else SEEN) if pair not in there]
-    shape, colour = rng.choice(pairs)
-    asked = dataclasses.replace(hidden, shape=shape, colour=colour)
+    shape, color = rng.choice(pairs)
+    asked = dataclasses.replace(hidden, shape=shape, color=color)
     things = tuple(asked if i == place else thing for i, thing in enumerate(scene.things))
     caption = captions_of(dataclasses.replace(scene, things=things), rng)[0]
 
-    centres = (np.arange(size_px) + 0.5) / size_px
+    centers = (np.arange(size_px) + 0.5) / size_px
     reach = REACH * hidden.diameter / 2
-    hole = (abs(centres - hidden.y) < reach)[:, None] & (abs(centres - hidden.x) < reach)
+    hole = (abs(centers - hidden.y) < reach)[:, None] & (abs(centers - hidden.x) < reach)
     return Case(draw(scene, size_px), ~hole[:, :, None], caption, asked)
 
 
 def is_right(reading: Reading, asked: Thing) -> bool:
-    """Whether an object of the asked shape and colour has its centre where it was asked for."""
+    """Whether an object of the asked shape and color has its center where it was asked for."""
     reach = asked.diameter / 2
     return any(
-        (found.shape, found.colour) == (asked.shape, asked.colour)
+        (found.shape, found.color) == (asked.shape, asked.color)
         and abs(found.x - asked.x) < reach
         and abs(found.y - asked.y) < reach
         for found in reading.objects
@@ -77,7 +77,7 @@ def is_right(reading: Reading, asked: Thing) -> bool:
 
 
 @dataclass(frozen=True)
-class Arguments(SharedOut):
+class Arguments(ShardingFlags):
     """Hides an object in each of n held-out scenes and asks for another in its place.
 
     Prints how often the model paints it.
@@ -96,7 +96,7 @@ class Arguments(SharedOut):
     sampler: str | None = None
     """A key of glide_jax.diffusion.loop.SAMPLERS."""
     seed: int = 0
-    """Of the first picture; the next has seed + 1, and so on."""
+    """Of the first image; the next has seed + 1, and so on."""
     out: Path | None = None
     """PNG file for a grid of what was given and what was drawn, four pairs in a row."""
 
@@ -111,7 +111,7 @@ def main(arguments: Arguments) -> None:
     role = "base-inpaint" if glide.has("base-inpaint") else "base"
     px = glide.config(role).denoiser.resolution_px
     cases = [make_case(arguments.split, index, px) for index in range(arguments.n)]
-    known = Known(np.stack([c.picture for c in cases]), np.stack([c.known for c in cases]))
+    known = Known(np.stack([c.image for c in cases]), np.stack([c.known for c in cases]))
     settings = glide.settings(
         role,
         guidance_scale=arguments.guidance_scale,
@@ -128,7 +128,7 @@ def main(arguments: Arguments) -> None:
     right = [is_right(reading, case.asked) for reading, case in zip(readings, cases, strict=True)]
     print(f"painted as asked {sum(right)} of {len(cases)} ({np.mean(right):.1%})")
     if arguments.out is not None:
-        given = np.where(known.mask, known.pixels, HIDDEN_GREY).astype(np.uint8)
+        given = np.where(known.mask, known.pixels, HIDDEN_GRAY).astype(np.uint8)
         pairs = np.stack([given, drawn], 1).reshape(-1, px, px, 3)
         labels = [
             label

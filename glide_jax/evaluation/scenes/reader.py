@@ -1,10 +1,10 @@
 """Reads a picture of the scenes data set: which objects it shows, where, and on which ground.
 
-A small convolutional network looks at the picture at 32 px and finds objects as points, after
+A small convolutional network looks at the image at 32 px and finds objects as points, after
 CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850): on an 8 x 8 grid it says of every
-cell how surely an object's centre lies in it, how far the centre is from the cell's middle, and the
-object's diameter, shape, colour and texture. Objects are the cells that are surer than all their
-neighbours. `train_scene_reader` made its weights.
+cell how surely an object's center lies in it, how far the center is from the cell's middle, and the
+object's diameter, shape, color and texture. Objects are the cells that are surer than all their
+neighbors. `train_scene_reader` made its weights.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from glide_jax.data.scenes.graph import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from glide_jax.data.scenes.graph import BACKGROUNDS, COLORS, SHAPES, TEXTURES
 from glide_jax.data.transforms import to_float
 from glide_jax.models.layers import GroupNorm, conv
 from glide_jax.models.network import Network
@@ -28,31 +28,31 @@ from glide_jax.shapes import Params
 
 WEIGHTS = Path(__file__).with_name("reader.safetensors")
 READ_PX = 32
-"""Side at which pictures are read, whatever their own: real ones tell all they know at it."""
+"""Side at which images are read, whatever their own: real ones tell all they know at it."""
 CELLS = 8
 """Cells along a side. Two objects of a scene are at least 2.6 of them apart."""
-ATTRIBUTES = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES}
+ATTRIBUTES = {"shape": SHAPES, "color": tuple(COLORS), "texture": TEXTURES}
 """What a cell says about its object by a choice of words."""
 LEAST_CONFIDENCE = 0.5
 """Below it, an object does not count as one, and a word is not read."""
 BATCH = 64
-"""Pictures read by one call of the network, which is compiled for this number."""
+"""Images read by one call of the network, which is compiled for this number."""
 WIDTH = (32, 64, 96)
 """Channels at 32, 16 and 8 px."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object seen in a picture; lengths are fractions of the picture's side."""
+    """An object seen in an image; lengths are fractions of the image's side."""
 
     shape: str
     """One of SHAPES; '' if none is likelier than LEAST_CONFIDENCE. So too the next two."""
-    colour: str
+    color: str
     texture: str
     x: float
-    """Centre, to the right."""
+    """Center, to the right."""
     y: float
-    """Centre, down."""
+    """Center, down."""
     diameter: float
     confidence: float
     """That there is an object, 0..1."""
@@ -65,7 +65,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows."""
+    """What an image shows."""
 
     objects: tuple[Found, ...]
     """The surest first."""
@@ -95,8 +95,8 @@ class SceneReader(nnx.Module):
         """Of every cell, and of the whole.
 
         Returns:
-            `object` (logit), `place` (x and y of the centre less the cell's middle, in cells, and
-            the diameter, in pictures) and logits of each of ATTRIBUTES; logits of the background.
+            `object` (logit), `place` (x and y of the center less the cell's middle, in cells, and
+            the diameter, in images) and logits of each of ATTRIBUTES; logits of the background.
         """
         x = nnx.silu(self.enter(x))
         x = self.halve(_fold(x))
@@ -138,15 +138,15 @@ def _fold(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
 NETWORK = Network(SceneReader)
 
 
-def read_scenes(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Reading]:
-    """What each picture shows, as well as the network can tell.
+def read_scenes(images: UInt8[np.ndarray, "n h w 3"]) -> list[Reading]:
+    """What each image shows, as well as the network can tell.
 
     Args:
-        pictures: 8-bit sRGB; validated from 32 to 128 px.
+        images: 8-bit sRGB; validated from 32 to 128 px.
     """
     readings: list[Reading] = []
-    for start in range(0, len(pictures), BATCH):
-        part = pictures[start : start + BATCH]
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH]
         small = np.zeros((BATCH, READ_PX, READ_PX, 3), np.uint8)
         small[: len(part)] = at_reading_size(part)
         cells, background = jax.device_get(_read(_weights(), to_float(small)))
@@ -156,12 +156,12 @@ def read_scenes(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Reading]:
     return readings
 
 
-def at_reading_size(pictures: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """By the filter that makes the training pictures small."""
-    if pictures.shape[1:3] == (READ_PX, READ_PX):
-        return pictures
+def at_reading_size(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """By the filter that makes the training images small."""
+    if images.shape[1:3] == (READ_PX, READ_PX):
+        return images
     size, bicubic = (READ_PX, READ_PX), Image.Resampling.BICUBIC
-    return np.stack([np.asarray(Image.fromarray(p).resize(size, bicubic)) for p in pictures])
+    return np.stack([np.asarray(Image.fromarray(p).resize(size, bicubic)) for p in images])
 
 
 @jax.jit

@@ -3,8 +3,8 @@
     python -m glide_jax.evaluation.scenes --checkpoint runs/scenes_tiny --n 64
     python -m glide_jax.evaluation.scenes --real --n 1000 --size-px 32
 
-`scene_reader` says what a picture shows, `captions` what a caption asks for, and this module
-compares the two. With `--real` it judges the data set's own pictures: what a perfect model would
+`scene_reader` says what an image shows, `captions` what a caption asks for, and this module
+compares the two. With `--real` it judges the data set's own images: what a perfect model would
 score. docs/results.md has the measured figures.
 """
 
@@ -20,22 +20,22 @@ from glide_jax.errors import UserError
 from glide_jax.evaluation.scenes.captions import Asked, AskedObject, parse_caption
 from glide_jax.evaluation.scenes.reader import Found, Reading, read_scenes
 
-ATTRIBUTES = ("shape", "colour", "size", "texture")
+ATTRIBUTES = ("shape", "color", "size", "texture")
 """Of an object; each is judged where the caption gives it."""
 MEASURES = ("count", *ATTRIBUTES, "relation", "background")
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """How many things captions ask for, and how many of them the pictures show."""
+    """How many things captions ask for, and how many of them the images show."""
 
     asked: dict[str, Int[np.ndarray, "n"]]
-    """By measure, of each picture: up to 2 for an attribute of objects, up to 1 for the others."""
+    """By measure, of each image: up to 2 for an attribute of objects, up to 1 for the others."""
     right: dict[str, Int[np.ndarray, "n"]]
 
     @property
     def all_right(self) -> Bool[np.ndarray, "n"]:
-        """Which pictures show everything asked for, and no object more."""
+        """Which images show everything asked for, and no object more."""
         asked, right = (
             np.stack([counts[m] for m in MEASURES]) for counts in (self.asked, self.right)
         )
@@ -47,7 +47,7 @@ class Verdicts:
         return int(self.right[measure].sum()) / asked if asked else float("nan")
 
     def wrong(self, index: int) -> list[str]:
-        """The measures in which a picture is not what its caption asks for."""
+        """The measures in which an image is not what its caption asks for."""
         return [m for m in MEASURES if self.right[m][index] < self.asked[m][index]]
 
     def __str__(self) -> str:
@@ -61,22 +61,22 @@ class Verdicts:
         )
 
 
-def judge(pictures: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]) -> Verdicts:
-    """Which of the things that captions ask for the pictures show.
+def score_images(images: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]) -> Verdicts:
+    """Which of the things that captions ask for the images show.
 
     Objects asked for are matched with objects found in the way that makes most of them right. What
     is asked of an object that is not there is wrong. What a caption leaves open cannot be wrong;
     but it names every object, so another one makes the count wrong.
 
     Args:
-        pictures: 8-bit sRGB; validated from 32 to 128 px.
-        captions: in the words of the data set, one a picture.
+        images: 8-bit sRGB; validated from 32 to 128 px.
+        captions: in the words of the data set, one an image.
 
     Raises:
         ValueError: a caption is none of the data set's sentences.
     """
     asked = [parse_caption(caption) for caption in captions]
-    both = [_compare(a, r) for a, r in zip(asked, read_scenes(pictures), strict=True)]
+    both = [_compare(a, r) for a, r in zip(asked, read_scenes(images), strict=True)]
     of_asked, of_right = (
         {m: np.array([counts[side][m] for counts in both], np.int64) for m in MEASURES}
         for side in (0, 1)

@@ -1,11 +1,11 @@
-"""Trains the network that reads scenes, on pictures drawn as it goes.
+"""Trains the network that reads scenes, on images drawn as it goes.
 
     python -m glide_jax.evaluation.scenes.train_reader
 
-It must read what models draw, not only what the data set holds: any shape in any colour, no object
-or three, sizes between the drawn ones, blurred and noisy pictures. Undecided ones too, mixed of two
+It must read what models draw, not only what the data set holds: any shape in any color, no object
+or three, sizes between the drawn ones, blurred and noisy images. Undecided ones too, mixed of two
 drawings that differ in one object: their labels are mixed alike, and so the network's confidence
-follows how far an object has become one thing and not another. No picture of validation or novel
+follows how far an object has become one thing and not another. No image of validation or novel
 is among them.
 """
 
@@ -28,7 +28,7 @@ from PIL import Image, ImageFilter
 from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     GAP,
     MARGIN,
     SHAPES,
@@ -55,12 +55,12 @@ FIRST_INDEX = 1_000_000
 """Of the records whose layouts are borrowed: far beyond those of any training set."""
 MAX_OBJECTS = 3
 SIZES_PX = (24, 32, 32, 32, 32, 48, 64, 128)
-"""Sides that models may have; half of the pictures are shown at 32 px, the hardest to read."""
+"""Sides that models may have; half of the images are shown at 32 px, the hardest to read."""
 NEAR = 0.8
-"""Width of a centre's neighbourhood, in cells: the deviation of a Gaussian."""
+"""Width of a center's neighborhood, in cells: the deviation of a Gaussian."""
 
 Labels = dict[str, Float[np.ndarray, "..."]]
-"""As `examples` returns them, or those of one picture."""
+"""As `examples` returns them, or those of one image."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Arguments:
     steps: int = 2000
     """2000 take a quarter of an hour on a core of their own."""
     batch_examples: int = 64
-    """Pictures a step."""
+    """Images a step."""
     learning_rate: float = 2e-3
     """The highest; it rises over 100 steps and falls to 0 as a cosine."""
     seed: int = 0
-    """Of the weights and of the pictures."""
+    """Of the weights and of the images."""
 
 
 def main(arguments: Arguments) -> None:
@@ -89,9 +89,9 @@ def main(arguments: Arguments) -> None:
 
     @jax.jit
     def step(
-        params: Params, state: optax.OptState, pictures: Array, labels: dict[str, Array]
+        params: Params, state: optax.OptState, images: Array, labels: dict[str, Array]
     ) -> tuple[Params, optax.OptState, dict[str, Array]]:
-        (_, parts), gradients = jax.value_and_grad(loss, has_aux=True)(params, pictures, labels)
+        (_, parts), gradients = jax.value_and_grad(loss, has_aux=True)(params, images, labels)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, parts
 
@@ -100,8 +100,8 @@ def main(arguments: Arguments) -> None:
     rng = random.Random(arguments.seed)
     began_s = time.monotonic()
     for number in range(1, arguments.steps + 1):
-        pictures, labels = examples(rng, arguments.batch_examples)
-        params, state, parts = step(params, state, pictures, labels)
+        images, labels = examples(rng, arguments.batch_examples)
+        params, state, parts = step(params, state, images, labels)
         if number % 100 == 0 or number == arguments.steps:
             said = "  ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
             print(f"{number}  {time.monotonic() - began_s:.0f} s  {said}", flush=True)
@@ -111,15 +111,15 @@ def main(arguments: Arguments) -> None:
 
 
 def loss(
-    params: Params, pictures: Float[Array, "b 32 32 3"], labels: dict[str, Array]
+    params: Params, images: Float[Array, "b 32 32 3"], labels: dict[str, Array]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The sum of all parts, each a mean over pictures or objects, and the parts by name.
+    """The sum of all parts, each a mean over images or objects, and the parts by name.
 
-    Whether a cell holds a centre: quality focal loss, |y - p|^2 times the cross-entropy (Eq. 4,
-    arXiv 2006.04388), with cells near a centre that is not theirs let off as in Eq. 1 of arXiv
-    1904.07850. An object's other properties are asked of the cells near its centre.
+    Whether a cell holds a center: quality focal loss, |y - p|^2 times the cross-entropy (Eq. 4,
+    arXiv 2006.04388), with cells near a center that is not theirs let off as in Eq. 1 of arXiv
+    1904.07850. An object's other properties are asked of the cells near its center.
     """
-    cells, background = NETWORK.bind(params)(pictures)
+    cells, background = NETWORK.bind(params)(images)
     middles = jnp.arange(CELLS) + 0.5
     dx = labels["place"][..., 0, None, None] * CELLS - middles  # b n 1 w
     dy = labels["place"][..., 1, None, None] * CELLS - middles[:, None]  # b n h 1
@@ -150,10 +150,10 @@ def loss(
 
 
 def examples(rng: random.Random, n: int) -> tuple[Float[np.ndarray, "n 32 32 3"], Labels]:
-    """Pictures in [-1, 1] and their labels.
+    """Images in [-1, 1] and their labels.
 
     Returns:
-        The pictures; of each of MAX_OBJECTS objects `there` (how far it is, 0..1), `place` (x, y,
+        The images; of each of MAX_OBJECTS objects `there` (how far it is, 0..1), `place` (x, y,
         diameter) and the share of each word of ATTRIBUTES; the share of each `background`.
     """
     labels = {
@@ -163,22 +163,22 @@ def examples(rng: random.Random, n: int) -> tuple[Float[np.ndarray, "n 32 32 3"]
     }
     for name, words in ATTRIBUTES.items():
         labels[name] = np.zeros((n, MAX_OBJECTS, len(words)), np.float32)
-    pictures = []
+    images = []
     for i in range(n):
         one = {name: values[i] for name, values in labels.items()}
-        pictures.append(_scribble(rng, one) if rng.random() < 0.03 else _drawing(rng, one))
-    return to_float(np.stack(pictures)), labels
+        images.append(_scribble(rng, one) if rng.random() < 0.03 else _drawing(rng, one))
+    return to_float(np.stack(images)), labels
 
 
 def _scribble(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"]:
-    """What a model might draw that has learnt nothing: no scene, no object, no ground."""
+    """What a model might draw that has learned nothing: no scene, no object, no ground."""
     labels["background"][:] = 1 / len(BACKGROUNDS)
     level = np.array([rng.randrange(256) for _ in range(3)])
     numpy_rng = np.random.default_rng(rng.getrandbits(64))
     grains = rng.choice((2, 4, 8, 16, 32))
     noisy = level + numpy_rng.normal(0, rng.choice((0, 30, 100)), (grains, grains, 3))
-    picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-    return np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC))
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    return np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
 
 
 def _drawing(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"]:
@@ -196,39 +196,39 @@ def _drawing(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"]
                 labels[name][place][words.index(getattr(thing, name))] += weight
     for name in ATTRIBUTES:  # of an object that is half there, still the whole
         labels[name] /= np.maximum(labels["there"], 1e-6)[:, None]
-    picture = draw(scene, SIZE_PX)
+    image = draw(scene, SIZE_PX)
     if share < 1:
-        mixed = share * picture + (1 - share) * draw(other, SIZE_PX)
-        picture = mixed.round().astype(np.uint8)
+        mixed = share * image + (1 - share) * draw(other, SIZE_PX)
+        image = mixed.round().astype(np.uint8)
     file = io.BytesIO()
     quality = rng.choice((QUALITY, 70))
-    Image.fromarray(picture).save(file, "JPEG", quality=quality, subsampling=0)
+    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=0)
     return _worn(rng, load_pixels(file.getvalue(), rng.choice(SIZES_PX)))
 
 
 def _worn(rng: random.Random, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "32 32 3"]:
-    """Half of the time blurred, noisy, or lighter or darker, as a model's pictures are."""
-    picture = at_reading_size(pixels[None])[0]
+    """Half of the time blurred, noisy, or lighter or darker, as a model's images are."""
+    image = at_reading_size(pixels[None])[0]
     if rng.random() < 0.25:
         blur = ImageFilter.GaussianBlur(rng.uniform(0, 0.7))
-        picture = np.asarray(Image.fromarray(picture).filter(blur))
+        image = np.asarray(Image.fromarray(image).filter(blur))
     if rng.random() < 0.25:
         numpy_rng = np.random.default_rng(rng.getrandbits(64))
-        noise = numpy_rng.normal(0, rng.uniform(0, 12), picture.shape)
+        noise = numpy_rng.normal(0, rng.uniform(0, 12), image.shape)
         light = np.array([rng.uniform(0.93, 1.07) for _ in range(3)]) * rng.uniform(0.9, 1.1)
-        picture = (picture * light + noise).round().clip(0, 255).astype(np.uint8)
-    return picture
+        image = (image * light + noise).round().clip(0, 255).astype(np.uint8)
+    return image
 
 
 def _any_scene(rng: random.Random) -> Scene:
-    """As the data set's, in any pair of shape and colour; or with objects anyhow many and large."""
+    """As the data set's, in any pair of shape and color; or with objects anyhow many and large."""
     closeup = rng.random() < 0.2
     scene, _ = make("train", FIRST_INDEX + rng.getrandbits(40), closeup=closeup)
     things = scene.things
     if rng.random() < 0.25:
         things = _scattered(rng)
     recast = (
-        replace(thing, shape=rng.choice(SHAPES), colour=rng.choice(tuple(COLOURS)))
+        replace(thing, shape=rng.choice(SHAPES), color=rng.choice(tuple(COLORS)))
         for thing in things
     )
     return replace(scene, things=tuple(recast))
