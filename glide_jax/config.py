@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from glide_jax.errors import UserError
-from glide_jax.storage import AnyPath, errors_named
+from glide_jax.storage import AnyPath, storage_errors
 
 Remat = Literal["none", "matmuls", "blocks", "everything", "offload"]
 
@@ -666,7 +666,7 @@ class Config:
     @classmethod
     def load(cls, path: AnyPath) -> "Config":
         """Reads a config.json. Raises UserError if it cannot be read."""
-        with errors_named("read", path):
+        with storage_errors("read", path):
             text = path.read_text()
         return cls.from_json(text, str(path))
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from glide_jax.errors import UserError
-from glide_jax.storage import AnyPath, errors_named, write_whole
+from glide_jax.storage import AnyPath, storage_errors, write_atomically
 
 _MARGIN_PX = 12
 _FONT_PX = 15
@@ -40,9 +40,9 @@ def save_png(
         info.add_itxt(key, value)
     png = io.BytesIO()
     Image.fromarray(image).save(png, format="PNG", pnginfo=info)
-    with errors_named("write", path):
+    with storage_errors("write", path):
         # All of it or nothing: a run that goes on later takes what is there for whole.
-        write_whole(path, png.getvalue())
+        write_atomically(path, png.getvalue())
 
 
 def save_grid(
@@ -69,7 +69,7 @@ def new_figure(width_in: float, height_in: float) -> Any:
     try:
         from matplotlib.figure import Figure  # late: only commands that plot need it
     except ImportError:
-        raise UserError("drawing curves needs matplotlib: pip install -e '.[plot]'") from None
+        raise UserError("plots need matplotlib: pip install -e '.[plot]'") from None
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 

@@ -21,7 +21,7 @@ from glide_jax.errors import UserError
 AnyPath: TypeAlias = Path | epath.Path
 """Of a file or folder: here (Path) or in a bucket."""
 
-BUCKETS = "gs://"
+GCS_PREFIX = "gs://"
 
 # It logs with tracebacks what it raises as well.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -36,8 +36,8 @@ def path_of(place: str | os.PathLike[str]) -> AnyPath:
     text = os.fspath(place)
     if "://" not in text:
         return Path(text)
-    if not text.startswith(BUCKETS):
-        raise UserError(f"{text}: give a folder of this machine, or {BUCKETS}BUCKET/FOLDER")
+    if not text.startswith(GCS_PREFIX):
+        raise UserError(f"{text}: give a folder of this machine, or {GCS_PREFIX}BUCKET/FOLDER")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{text} needs gcsfs: pip install -e '.[gcs]'")
     # Other processes write there too: what was listed once may have changed.
@@ -45,7 +45,7 @@ def path_of(place: str | os.PathLike[str]) -> AnyPath:
     return epath.Path(text)
 
 
-def require_here(*paths: Path | None) -> None:
+def require_local(*paths: Path | None) -> None:
     """Checks that what is to be written is of this machine: of a URL, Path makes a folder `gs:`.
 
     Raises:
@@ -58,7 +58,7 @@ def require_here(*paths: Path | None) -> None:
 
 
 @contextmanager
-def errors_named(what: str, path: AnyPath | str) -> Iterator[None]:
+def storage_errors(what: str, path: AnyPath | str) -> Iterator[None]:
     """Makes any failure of storage the UserError `cannot WHAT PATH: why`."""
     try:
         yield
@@ -66,12 +66,12 @@ def errors_named(what: str, path: AnyPath | str) -> Iterator[None]:
         raise
     except Exception as error:  # gcsfs, google-auth and aiohttp raise many kinds
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        if str(path).startswith(BUCKETS) and isinstance(error, FileNotFoundError):
+        if str(path).startswith(GCS_PREFIX) and isinstance(error, FileNotFoundError):
             why = "no such bucket, or nothing of this name in it"
         raise UserError(f"cannot {what} {path}: {why}") from error
 
 
-def write_whole(path: AnyPath, content: bytes) -> None:
+def write_atomically(path: AnyPath, content: bytes) -> None:
     """Writes a file, in folders made for it: all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(path, Path):
@@ -99,7 +99,7 @@ def move_folder(folder: AnyPath, to: AnyPath, last: str) -> None:
     files.rm(source, recursive=True)
 
 
-class GrowingFiles:
+class MirroredFolder:
     """Where to write files that grow: a folder itself, or one here that is copied to a bucket.
 
     Args:
@@ -120,7 +120,7 @@ class GrowingFiles:
         self._temporary = tempfile.TemporaryDirectory(prefix="glide_jax_")
         self.path = Path(self._temporary.name)
         self._copied: dict[Path, tuple[int, int]] = {}
-        with errors_named("read", folder):
+        with storage_errors("read", folder):
             for name in names:
                 if (folder / name).exists():
                     (self.path / name).write_bytes((folder / name).read_bytes())
@@ -133,7 +133,7 @@ class GrowingFiles:
             state = (file.stat().st_size, file.stat().st_mtime_ns)
             if file.is_file() and self._copied.get(file) != state:
                 copy = self._bucket / file.relative_to(self.path).as_posix()
-                with errors_named("write", copy):
+                with storage_errors("write", copy):
                     copy.write_bytes(file.read_bytes())
                 self._copied[file] = state
 

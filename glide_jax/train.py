@@ -40,7 +40,7 @@ from glide_jax.runs.folder import (
     resolve_run,
 )
 from glide_jax.sampling.clip import ClipStage
-from glide_jax.storage import AnyPath, GrowingFiles, path_of
+from glide_jax.storage import AnyPath, MirroredFolder, path_of
 from glide_jax.training import profiling
 from glide_jax.training.build import make_objective
 from glide_jax.training.flops import abstract_batch, step_flops
@@ -116,7 +116,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
         preview = Preview(config, tokenizer, held_out)
 
     chip = chip_of(jax.devices()[0].device_kind)
-    growing = GrowingFiles(run_dir, (METRICS,) if lead else ())
+    growing = MirroredFolder(run_dir, (METRICS,) if lead else ())
     log = RunLog(
         growing.path,
         step,

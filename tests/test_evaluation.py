@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from glide_jax import UserError
-from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import make
+from glide_jax.data.scenes.rendering import render
 from glide_jax.evaluation import retrieval, upsampling
 from glide_jax.evaluation.scenes import attribute_binding, guidance, inpainting
 from glide_jax.evaluation.scenes.captions import Asked, parse_caption
@@ -75,7 +75,7 @@ def test_retrieval_prints_a_share_for_each_noise_level(on_colors, tmp_path, caps
 def test_a_case_hides_one_object_and_asks_for_another(index):
     case = inpainting.make_case("validation", index, 64)
     scene, _ = make("validation", index)
-    whole = draw(scene, 64)
+    whole = render(scene, 64)
     np.testing.assert_array_equal(case.image, whole)
     assert case.asked.color in case.caption and case.asked.shape in case.caption
     (thing,) = (t for t in scene.things if (t.x, t.y) == (case.asked.x, case.asked.y))
@@ -83,7 +83,7 @@ def test_a_case_hides_one_object_and_asks_for_another(index):
 
     def painted(thing):
         things = tuple(thing if t.x == case.asked.x else t for t in scene.things)
-        return np.where(case.known, whole, draw(replace(scene, things=things), 64))
+        return np.where(case.known, whole, render(replace(scene, things=things), 64))
 
     # The hole is large enough for what is asked for, and does not show what it hides.
     as_asked, as_before = read_scenes(np.stack([painted(case.asked), whole]))

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import (
     COLORS,
     HELD_OUT,
@@ -17,6 +16,7 @@ from glide_jax.data.scenes.graph import (
     Thing,
     make,
 )
+from glide_jax.data.scenes.rendering import render
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
@@ -47,7 +47,7 @@ def real(split, size_px, closeup=False):
 
 def shown(*things, background="fog", size_px=32):
     """An image of these things as a model of this size would draw it."""
-    drawn = draw(Scene(background, 0.0, things), size_px)
+    drawn = render(Scene(background, 0.0, things), size_px)
     return drawn[None]
 
 

@@ -12,7 +12,7 @@ from glide_jax.data.records import (
     RecordReader,
     clean_captions,
     first_captions,
-    some_captions,
+    random_captions,
 )
 from glide_jax.errors import UserError
 
@@ -99,11 +99,11 @@ def test_threads_agree_on_the_count(tmp_path: Path) -> None:
 
 def test_some_captions_come_from_all_over_and_are_always_the_same(tmp_path: Path) -> None:
     source = source_without(tmp_path, 30, [])
-    every = list(some_captions(source, 100))
+    every = list(random_captions(source, 100))
     assert sorted(every) == sorted(f"number {i}" for i in range(30))
-    few = list(some_captions(source, 10))
+    few = list(random_captions(source, 10))
     assert len(set(few)) == 10
-    assert few == list(some_captions(source, 10))
+    assert few == list(random_captions(source, 10))
     assert few != [f"number {i}" for i in range(10)]
 
 

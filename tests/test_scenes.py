@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glide_jax.data.scenes.builder import ScenesConfig, load
-from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import (
     BACKGROUNDS,
     COLORS,
@@ -25,6 +24,7 @@ from glide_jax.data.scenes.graph import (
     Scene,
     make,
 )
+from glide_jax.data.scenes.rendering import render
 from glide_jax.data.scenes.workers import encoded_scene, encoded_scenes
 from glide_jax.errors import UserError
 
@@ -64,7 +64,7 @@ def test_captions_and_images_never_change(split, captions_sha256, images_sha256)
     for index in range(1000):
         scene, captions = make(split, index)
         captions_digest.update("\n".join(captions).encode())
-        images_digest.update(draw(scene, 128).tobytes())
+        images_digest.update(render(scene, 128).tobytes())
     assert captions_digest.hexdigest() == captions_sha256
     assert images_digest.hexdigest() == images_sha256
 
@@ -176,7 +176,7 @@ def test_record_i_is_scene_i(data_dir, split):
         assert Scene.from_json(record["scene"]) == scene
         assert tuple(caption.decode() for caption in record["captions"]) == captions
         pixels = np.asarray(Image.open(io.BytesIO(record["image"])))
-        assert np.abs(pixels.astype(float) - draw(scene, 128)).mean() < 2
+        assert np.abs(pixels.astype(float) - render(scene, 128)).mean() < 2
 
 
 def test_a_prepared_data_set_is_reused(data_dir):

@@ -33,7 +33,7 @@ from glide_jax.export.publish import export
 from glide_jax.plot import __main__ as plot
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import COMMITTED, saved_steps
-from glide_jax.storage import AnyPath, GrowingFiles, path_of, require_here, write_whole
+from glide_jax.storage import AnyPath, MirroredFolder, path_of, require_local, write_atomically
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def test_a_path_is_of_this_machine_or_of_a_bucket(tmp_path):
 
 
 def test_what_is_written_on_this_machine_alone_is_not_asked_for_elsewhere(tmp_path):
-    require_here(None, Path("x.png"), tmp_path / "a:" / "x.png", Path("."))
+    require_local(None, Path("x.png"), tmp_path / "a:" / "x.png", Path("."))
     url = "gs://some/place/x.png"
     trained = ("--checkpoint", "runs/a")
     commands = {guidance: trained, inpainting: trained, retrieval: trained, scenes: trained}
@@ -111,12 +111,12 @@ def test_the_configuration_keeps_a_bucket():
 
 
 def test_files_that_grow_are_copied_when_they_have_grown(folder, tmp_path):
-    here = GrowingFiles(tmp_path)
+    here = MirroredFolder(tmp_path)
     assert here.path == tmp_path
     here.copy()
-    write_whole(folder / "log", b"one\n")
-    write_whole(folder / "other", b"one\n")
-    growing = GrowingFiles(folder, ("log", "new"))
+    write_atomically(folder / "log", b"one\n")
+    write_atomically(folder / "other", b"one\n")
+    growing = MirroredFolder(folder, ("log", "new"))
     assert [path.name for path in growing.path.iterdir()] == ["log"]
     with (growing.path / "log").open("a") as log:
         log.write("two\n")
@@ -137,7 +137,7 @@ def test_files_that_grow_are_copied_when_they_have_grown(folder, tmp_path):
 
 
 def test_what_cannot_be_copied_for_the_last_time_is_removed_all_the_same(bucket):
-    growing = GrowingFiles(path_of("gs://nowhere/run"))
+    growing = MirroredFolder(path_of("gs://nowhere/run"))
     (growing.path / "log").write_text("one")
     with pytest.raises(UserError, match="cannot write gs://nowhere/run/log: no such bucket"):
         growing.close()

@@ -19,7 +19,7 @@ from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pretrained.sizes import (
     Unseen,
 )
-from glide_jax.storage import require_here
+from glide_jax.storage import require_local
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
     arguments = tyro.cli(Arguments, prog="python -m glide_jax.convert", args=argv)
-    require_here(arguments.to)
+    require_local(arguments.to)
     if not arguments.files:
         raise UserError("nothing to convert: give files of weights, or a run folder")
     if any(path.is_dir() for path in arguments.files):

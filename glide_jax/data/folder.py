@@ -24,9 +24,9 @@ from pathlib import Path
 from glide_jax.data.records import (
     BadRecordError,
     Record,
+    check_bad_fraction,
     clean_captions,
-    listed,
-    refuse_if_too_many,
+    list_problems,
 )
 from glide_jax.errors import UserError
 
@@ -90,10 +90,10 @@ def open_folder(root: Path, split: str, max_bad_fraction: float) -> FolderSource
     if not entries and not problems:
         raise UserError(f"{root}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
     if problems:
-        logger.warning("%s: left out %d records: %s", root, len(problems), listed(problems))
-        refuse_if_too_many(problems, len(entries) + len(problems), max_bad_fraction)
+        logger.warning("%s: left out %d records: %s", root, len(problems), list_problems(problems))
+        check_bad_fraction(problems, len(entries) + len(problems), max_bad_fraction)
     if not entries:
-        raise UserError(f"{root}: no image has a usable caption: {listed(problems)}")
+        raise UserError(f"{root}: no image has a usable caption: {list_problems(problems)}")
     chosen = _split(entries, split)
     if not chosen:
         raise UserError(

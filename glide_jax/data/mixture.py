@@ -10,7 +10,7 @@ from typing import Any
 
 import grain
 
-from glide_jax.data.records import Record, Source, some_captions
+from glide_jax.data.records import Record, Source, random_captions
 
 FINENESS = 100
 """Weights are kept to so many parts of the smallest one."""
@@ -71,5 +71,5 @@ def captions_to_learn_from(source: Source, limit: int) -> list[str]:
     return [
         caption
         for part, weight in zip(parts_of(source), weights, strict=True)
-        for caption in some_captions(part, round(limit * weight / sum(weights)))
+        for caption in random_captions(part, round(limit * weight / sum(weights)))
     ]

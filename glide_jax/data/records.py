@@ -89,7 +89,7 @@ def first_captions(source: Source, limit: int) -> list[str]:
     return [captions[0] for captions in itertools.islice(_captions(source, indices), limit)]
 
 
-def some_captions(source: Source, limit: int) -> Iterator[str]:
+def random_captions(source: Source, limit: int) -> Iterator[str]:
     """At most `limit` captions from all over the source, the same ones every time.
 
     Those of broken records are left out; reading them for training is when they are reported.
@@ -106,7 +106,7 @@ def _captions(source: Source, indices: Iterable[int]) -> Iterator[tuple[str, ...
             continue
 
 
-def refuse_if_too_many(problems: list[str], of: int, max_bad_fraction: float) -> None:
+def check_bad_fraction(problems: list[str], of: int, max_bad_fraction: float) -> None:
     """Stops the run when more than `max_bad_fraction` of `of` records, rounded up, are broken.
 
     Rounded up: a single broken record stops no run, unless the share is 0.
@@ -118,12 +118,12 @@ def refuse_if_too_many(problems: list[str], of: int, max_bad_fraction: float) ->
     if len(problems) > allowed:
         raise UserError(
             f"{len(problems)} of {of} records cannot be used, and data.max_bad_fraction = "
-            f"{max_bad_fraction:g} allows {allowed}: {listed(problems)}. "
+            f"{max_bad_fraction:g} allows {allowed}: {list_problems(problems)}. "
             "Repair or remove them, or raise data.max_bad_fraction"
         )
 
 
-def listed(problems: list[str]) -> str:
+def list_problems(problems: list[str]) -> str:
     """The first problems in one line, and how many more there are."""
     more = len(problems) - LISTED
     return "; ".join(problems[:LISTED]) + (f"; and {more} more" if more > 0 else "")
@@ -167,7 +167,7 @@ class RecordReader:
                 return prepare(self._source[place % total])
             except BadRecordError as error:
                 self._count(place % total, str(error))
-        raise UserError(f"no record can be used: {listed(list(self._problems.values()))}")
+        raise UserError(f"no record can be used: {list_problems(list(self._problems.values()))}")
 
     def _count(self, index: int, problem: str) -> None:
         total = len(self._source)
@@ -178,4 +178,4 @@ class RecordReader:
             problems = list(self._problems.values())
             judged = min(max(self._reads, JUDGED_RECORDS), total)
         logger.warning("skipped a record: %s", problem)
-        refuse_if_too_many(problems, judged, self._max_bad_share)
+        check_bad_fraction(problems, judged, self._max_bad_share)

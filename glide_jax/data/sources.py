@@ -23,9 +23,9 @@ from glide_jax.data.records import (
     BadRecordError,
     Record,
     Source,
+    check_bad_fraction,
     clean_captions,
-    listed,
-    refuse_if_too_many,
+    list_problems,
 )
 from glide_jax.data.shards import ShardsSource
 from glide_jax.errors import UserError
@@ -129,8 +129,8 @@ class MatchingSource:
             except BadRecordError as error:
                 problems.append(str(error))
         if problems:
-            logger.warning("skipped %d records: %s", len(problems), listed(problems))
-            refuse_if_too_many(problems, len(source), max_bad_fraction)
+            logger.warning("skipped %d records: %s", len(problems), list_problems(problems))
+            check_bad_fraction(problems, len(source), max_bad_fraction)
         self._indices = np.array(indices, np.int64)
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import new_figure, save_figure
 from glide_jax.runs.folder import load_run_config
 from glide_jax.sampling.clip import ClipStage
-from glide_jax.storage import require_here
+from glide_jax.storage import require_local
 
 
 def top_1(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], among: int) -> float:
@@ -62,7 +62,7 @@ class Arguments(ShardingFlags):
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    require_here(arguments.out)
+    require_local(arguments.out)
     if not 2 <= arguments.among <= arguments.n:
         raise UserError(f"--among {arguments.among}: must be from 2 to --n ({arguments.n})")
     keep_compiled_programs()

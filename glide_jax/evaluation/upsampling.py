@@ -19,7 +19,7 @@ from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.pipeline import Glide
-from glide_jax.storage import require_here
+from glide_jax.storage import require_local
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
@@ -68,7 +68,7 @@ class Arguments(ShardingFlags):
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    require_here(arguments.out)
+    require_local(arguments.out)
     if arguments.n < 1:
         raise UserError(f"--n {arguments.n}: must be at least 1")
     keep_compiled_programs()

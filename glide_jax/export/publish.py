@@ -24,7 +24,7 @@ from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, load_run_config
-from glide_jax.storage import BUCKETS, AnyPath, errors_named, write_whole
+from glide_jax.storage import GCS_PREFIX, AnyPath, storage_errors, write_atomically
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -41,7 +41,7 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
         UserError: `run_dir` has no checkpoint or cannot be read, `to` is there already or cannot
             be written, or the parameters are beyond the range of `dtype`.
     """
-    with errors_named("read", to):
+    with storage_errors("read", to):
         is_there = to.exists()
     if is_there:
         raise UserError(f"{to} is there already: remove it, or give another --to")
@@ -54,7 +54,7 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
         step = checkpoints.restored_step
     weights = _cast(params, dtype)
 
-    with errors_named("read", run_dir / TOKENIZER):
+    with storage_errors("read", run_dir / TOKENIZER):
         files = {
             f"{TOKENIZER}/{file.name}": file.read_bytes()
             for file in (run_dir / TOKENIZER).iterdir()
@@ -64,7 +64,7 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
     files[WEIGHTS] = safetensors.numpy.save(weights, {"step": str(step), "dtype": dtype})
     # Last: without it, what is in a bucket is no run folder.
     files[CONFIG] = (_portable(config).to_json() + "\n").encode()
-    with errors_named("write", to):
+    with storage_errors("write", to):
         _write_folder(to, files)
     count = sum(value.size for value in weights.values())
     size = sum(value.nbytes for value in weights.values())
@@ -78,7 +78,7 @@ def _write_folder(to: AnyPath, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
     try:
         for name, content in files.items():
-            write_whole(unfinished / name, content)
+            write_atomically(unfinished / name, content)
         if isinstance(to, Path):
             unfinished.rename(to)
     finally:
@@ -113,5 +113,5 @@ def _portable(config: Config) -> Config:
 
 
 def _name(place: str) -> str:
-    own = Path(place).is_absolute() or place.startswith(BUCKETS)
+    own = Path(place).is_absolute() or place.startswith(GCS_PREFIX)
     return Path(place).name if own else place

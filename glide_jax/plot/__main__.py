@@ -17,7 +17,7 @@ from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import save_png
 from glide_jax.plot.curves import PIXELS_PER_INCH, draw_curves, read_curves, run_names
 from glide_jax.plot.sample_strip import sample_strip
-from glide_jax.storage import path_of, require_here
+from glide_jax.storage import path_of, require_local
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
     arguments = tyro.cli(Arguments, prog="python -m glide_jax.plot", args=argv)
     runs = [path_of(run) for run in arguments.runs]
-    require_here(arguments.out, arguments.samples)
+    require_local(arguments.out, arguments.samples)
     if not runs:
         raise UserError("nothing to draw: give at least one run folder")
     figure = draw_curves(

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from glide_jax.errors import UserError
 from glide_jax.runs.folder import name_of
-from glide_jax.storage import AnyPath, errors_named
+from glide_jax.storage import AnyPath, storage_errors
 from glide_jax.training.logging import METRICS
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
@@ -107,7 +107,7 @@ def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
         UserError: `run_dir` is not the folder of a training, or nothing is logged yet.
     """
     path = run_dir / METRICS
-    with errors_named("read", path):
+    with storage_errors("read", path):
         lines = path.read_text().splitlines() if path.is_file() else None
     if lines is None:
         raise UserError(

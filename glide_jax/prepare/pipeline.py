@@ -22,7 +22,7 @@ import filelock
 import fsspec
 import tyro
 
-from glide_jax.data.records import listed
+from glide_jax.data.records import list_problems
 from glide_jax.data.shards import Shard, put_text, write_index
 from glide_jax.errors import UserError
 from glide_jax.prepare.inputs import Keys, Unit, find_units
@@ -112,7 +112,7 @@ class Report:
             speed += f", {self.images_per_s:,.0f} images/s"
         lines.append(speed)
         if self.problems:
-            lines.append(f"broken: {listed(self.problems)}")
+            lines.append(f"broken: {list_problems(self.problems)}")
         return "\n".join(lines)
 
 
@@ -258,7 +258,7 @@ def identity(asked: dict[str, Any]) -> str:
 def nothing_left(tally: Tally) -> str:
     """What to say when no image is kept."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
-    return f"of {tally.read:,} images none is kept ({why}): {listed(tally.problems)}"
+    return f"of {tally.read:,} images none is kept ({why}): {list_problems(tally.problems)}"
 
 
 def _refuse_changes(asked: dict[str, Any], begun: dict[str, Any], folder: str) -> None:

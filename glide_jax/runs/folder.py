@@ -22,7 +22,7 @@ from typing import Any
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
-from glide_jax.storage import AnyPath, errors_named, path_of
+from glide_jax.storage import AnyPath, path_of, storage_errors
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
@@ -60,7 +60,7 @@ def resolve_run(run: str | AnyPath) -> AnyPath:
         UserError: there is no shipped model of this name, or the bucket cannot be read.
     """
     path = path_of(run)
-    with errors_named("read", path):
+    with storage_errors("read", path):
         if path.exists() or path.parts[:1] != (DEMO.name,):
             return path
     shipped = sorted(config.parent.name for config in DEMO.glob(f"*/{CONFIG}"))
@@ -108,7 +108,7 @@ def saved_steps(run_dir: AnyPath) -> list[int]:
     Raises:
         UserError: the bucket cannot be read.
     """
-    with errors_named("read", run_dir):
+    with storage_errors("read", run_dir):
         found = [path for path in (run_dir / CHECKPOINTS).glob("*") if path.name.isdigit()]
         if not isinstance(run_dir, Path):
             found = [path for path in found if (path / COMMITTED).exists()]
@@ -131,7 +131,7 @@ def open_run_folder(run_dir: AnyPath, config: Config) -> None:
         UserError: the folder is of a run with other such settings, or holds weights alone, or
             cannot be written.
     """
-    with errors_named("read", run_dir):
+    with storage_errors("read", run_dir):
         exported = (run_dir / WEIGHTS).exists() and not (run_dir / CHECKPOINTS).exists()
         saved = [run_dir / CHECKPOINTS / str(step) for step in saved_steps(run_dir)]
         goes_on = any((path / "optimizer").exists() for path in saved)
@@ -156,7 +156,7 @@ def open_run_folder(run_dir: AnyPath, config: Config) -> None:
                     f"{setting} is {new}, but the run in {run_dir} was started with {old}: "
                     "give another --train.run-dir, or the same setting"
                 )
-    with errors_named("write the run folder", run_dir):
+    with storage_errors("write the run folder", run_dir):
         (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (run_dir / CONFIG).write_text(config.to_json() + "\n")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from glide_jax.errors import UserError
-from glide_jax.storage import require_here
+from glide_jax.storage import require_local
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Job:
 
 def is_folder(out: Path) -> bool:
     """Whether `--out` names a folder instead of a PNG file. Raises UserError if neither."""
-    require_here(out)
+    require_local(out)
     if out.suffix.lower() == ".png":
         return False
     if out.suffix and not out.is_dir():

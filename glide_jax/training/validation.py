@@ -7,13 +7,13 @@ import numpy as np
 
 from glide_jax.training.objective import Validation
 
-BUCKETS = 5
+GCS_PREFIX = 5
 """Parts of [0, T) that are told apart: with less noise, what a model must know changes."""
 
 
 def buckets(timestep_count: int) -> list[tuple[int, int]]:
     """The parts: the first step of each, and the first of the next."""
-    return list(pairwise(i * timestep_count // BUCKETS for i in range(BUCKETS + 1)))
+    return list(pairwise(i * timestep_count // GCS_PREFIX for i in range(GCS_PREFIX + 1)))
 
 
 def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, float]:
@@ -32,7 +32,7 @@ def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, flo
         for name in results[0].values
     }
     means = {name: float(value.mean()) for name, value in values.items()}
-    if timestep_count < BUCKETS:
+    if timestep_count < GCS_PREFIX:
         return means
     shown = "mse" if "mse" in values else "accuracy"
     for low, high in buckets(timestep_count):

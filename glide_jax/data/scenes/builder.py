@@ -36,13 +36,13 @@ class ScenesConfig(tfds.core.BuilderConfig):
     validation: int = 2_000
     novel: int = 2_000
     closeup: bool = False
-    """One large object in each, see `scene_graph.make`."""
+    """One large object in each, see `graph.make`."""
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
     """One or two shapes with captions that say more or less about them.
 
-    Each record has `image` (JPEG of 128 px), `captions` (four, see `scene_graph.make`) and `scene`
+    Each record has `image` (JPEG of 128 px), `captions` (four, see `graph.make`) and `scene`
     (JSON for `Scene.from_json`). Splits: train, validation, and novel, whose pairs of shape and
     color are in neither of the others.
     """

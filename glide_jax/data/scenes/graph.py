@@ -83,7 +83,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything `drawing.draw` needs, and everything a caption may speak of."""
+    """Everything `rendering.render` needs, and everything a caption may speak of."""
 
     background: str
     light: float

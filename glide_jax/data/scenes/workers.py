@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import make
+from glide_jax.data.scenes.rendering import render
 
 SIZE_PX = 128
 QUALITY = 92
@@ -35,10 +35,10 @@ class EncodedScene(NamedTuple):
 
 
 def encoded_scene(split: str, index: int, *, closeup: bool = False) -> EncodedScene:
-    """Makes one record; see `scene_graph.make` for the arguments."""
+    """Makes one record; see `graph.make` for the arguments."""
     scene, captions = make(split, index, closeup=closeup)
     file = io.BytesIO()
-    Image.fromarray(draw(scene, SIZE_PX)).save(file, "JPEG", quality=QUALITY, subsampling=0)
+    Image.fromarray(render(scene, SIZE_PX)).save(file, "JPEG", quality=QUALITY, subsampling=0)
     return EncodedScene(file.getvalue(), captions, scene.to_json())
 
 
@@ -51,7 +51,7 @@ def encoded_scenes(
         split: one of SPLITS.
         count: how many records.
         workers: processes to start; with 1, this one does the work.
-        closeup: see `scene_graph.make`.
+        closeup: see `graph.make`.
 
     Raises:
         RuntimeError: a worker died; what it said is on stderr.

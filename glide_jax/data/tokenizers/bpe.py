@@ -19,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from glide_jax.config import DataConfig
 from glide_jax.data.records import Source
 from glide_jax.errors import UserError
-from glide_jax.storage import AnyPath, errors_named, write_whole
+from glide_jax.storage import AnyPath, storage_errors, write_atomically
 
 END_TOKEN = "<|endoftext|>"
 """GPT-2's, and of every vocabulary that does not name another one."""
@@ -228,10 +228,10 @@ def write_backend(folder: AnyPath, backend: tokenizers.Tokenizer, **special_toke
         UserError: the folder cannot be written.
     """
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | special_tokens
-    with errors_named("write the tokenizer to", folder):
+    with storage_errors("write the tokenizer to", folder):
         # Each whole or not at all, so that an interrupted run leaves no half of a tokenizer.
-        write_whole(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode())
-        write_whole(folder / "tokenizer.json", backend.to_str(pretty=True).encode())
+        write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode())
+        write_atomically(folder / "tokenizer.json", backend.to_str(pretty=True).encode())
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:

@@ -25,7 +25,7 @@ from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
-from glide_jax.storage import require_here
+from glide_jax.storage import require_local
 
 MOST_LISTED = 20
 """Captions of wrong images that the command prints."""
@@ -66,7 +66,7 @@ class Arguments(ShardingFlags):
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    require_here(arguments.out)
+    require_local(arguments.out)
     require_scenes(arguments.n, arguments.split)
     if arguments.real == (arguments.checkpoint is not None):
         raise UserError("give --checkpoint RUN to judge a model, or --real: one of the two")

@@ -50,7 +50,7 @@ def parse_caption(caption: str) -> Asked:
     """What the caption asks for.
 
     Args:
-        caption: as `scene_graph.make` writes it, in upper or lower case.
+        caption: as `graph.make` writes it, in upper or lower case.
 
     Raises:
         ValueError: it is none of the data set's sentences.

@@ -20,7 +20,7 @@ from glide_jax.images import new_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
-from glide_jax.storage import require_here
+from glide_jax.storage import require_local
 
 SEEDS = 2
 """Images of each caption, whose difference is the diversity."""
@@ -71,7 +71,7 @@ Row = tuple[float, float, float]
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    require_here(arguments.out)
+    require_local(arguments.out)
     require_scenes(arguments.n, arguments.split)
     if arguments.caption_index not in range(4):
         raise UserError(f"--caption-index {arguments.caption_index}: must be 0, 1, 2 or 3")

@@ -16,8 +16,8 @@ import tyro
 from jaxtyping import Bool, UInt8
 
 from glide_jax.cli import ShardingFlags, keep_compiled_programs
-from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
+from glide_jax.data.scenes.rendering import render
 from glide_jax.errors import exit_on_user_error
 from glide_jax.evaluation.scenes.reader import Reading, read_scenes
 from glide_jax.evaluation.scenes.score import require_scenes
@@ -25,7 +25,7 @@ from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH, Conditions, Known
-from glide_jax.storage import require_here
+from glide_jax.storage import require_local
 
 REACH = 1.35
 """Half the side of a hole, in radii of the object that it hides, shadow included."""
@@ -62,7 +62,7 @@ def make_case(split: str, index: int, size_px: int) -> Case:
     centers = (np.arange(size_px) + 0.5) / size_px
     reach = REACH * hidden.diameter / 2
     hole = (abs(centers - hidden.y) < reach)[:, None] & (abs(centers - hidden.x) < reach)
-    return Case(draw(scene, size_px), ~hole[:, :, None], caption, asked)
+    return Case(render(scene, size_px), ~hole[:, :, None], caption, asked)
 
 
 def is_right(reading: Reading, asked: Thing) -> bool:
@@ -103,7 +103,7 @@ class Arguments(ShardingFlags):
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    require_here(arguments.out)
+    require_local(arguments.out)
     require_scenes(arguments.n, arguments.split)
     keep_compiled_programs()
     use_all_cores(min(arguments.n, MAX_BATCH))

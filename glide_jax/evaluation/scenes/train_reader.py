@@ -25,7 +25,6 @@ import tyro
 from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageFilter
 
-from glide_jax.data.scenes.drawing import draw
 from glide_jax.data.scenes.graph import (
     BACKGROUNDS,
     COLORS,
@@ -37,6 +36,7 @@ from glide_jax.data.scenes.graph import (
     Thing,
     make,
 )
+from glide_jax.data.scenes.rendering import render
 from glide_jax.data.scenes.workers import QUALITY, SIZE_PX
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import exit_on_user_error
@@ -49,7 +49,7 @@ from glide_jax.evaluation.scenes.reader import (
 )
 from glide_jax.pretrained.weight_files import write_tensors
 from glide_jax.shapes import Params
-from glide_jax.storage import require_here
+from glide_jax.storage import require_local
 
 FIRST_INDEX = 1_000_000
 """Of the records whose layouts are borrowed: far beyond those of any training set."""
@@ -81,7 +81,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """The command. Raises UserError."""
-    require_here(arguments.out)
+    require_local(arguments.out)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, arguments.learning_rate, min(100, arguments.steps // 2), arguments.steps
     )
@@ -196,9 +196,9 @@ def _drawing(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"]
                 labels[name][place][words.index(getattr(thing, name))] += weight
     for name in ATTRIBUTES:  # of an object that is half there, still the whole
         labels[name] /= np.maximum(labels["there"], 1e-6)[:, None]
-    image = draw(scene, SIZE_PX)
+    image = render(scene, SIZE_PX)
     if share < 1:
-        mixed = share * image + (1 - share) * draw(other, SIZE_PX)
+        mixed = share * image + (1 - share) * render(other, SIZE_PX)
         image = mixed.round().astype(np.uint8)
     file = io.BytesIO()
     quality = rng.choice((QUALITY, 70))

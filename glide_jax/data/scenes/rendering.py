@@ -28,7 +28,7 @@ SHADOW_SHIFT, SHADOW_BLUR, SHADOW_DEPTH = 0.14, 0.24, 0.35
 """Displacement and softness of a shadow in radii, and the share of light it takes."""
 
 
-def draw(scene: Scene, size_px: int = 128) -> UInt8[np.ndarray, "h w 3"]:
+def render(scene: Scene, size_px: int = 128) -> UInt8[np.ndarray, "h w 3"]:
     """The scene as a square image.
 
     Args:

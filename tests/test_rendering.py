@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glide_jax.data.scenes import drawing
-from glide_jax.data.scenes.drawing import draw
+from glide_jax.data.scenes import rendering
 from glide_jax.data.scenes.graph import COLORS, SHAPES, SPLITS, TEXTURES, Scene, Thing, make
+from glide_jax.data.scenes.rendering import render
 
 records = st.tuples(st.sampled_from(SPLITS), st.integers(0, 10**6))
 
@@ -20,13 +20,13 @@ def single(shape: str, texture: str = "plain", angle: float = 0.0) -> Scene:
 
 def red_share(scene: Scene, size_px: int = 512) -> float:
     """How much of the image is nearer to red than to the dark."""
-    image = draw(scene, size_px).astype(int)
+    image = render(scene, size_px).astype(int)
     return float(np.mean(image[..., 0] - image[..., 1] > 100))
 
 
 def test_every_word_can_be_drawn():
-    assert set(drawing.SHAPES) == set(SHAPES)
-    assert {"plain", *drawing.TEXTURES} == set(TEXTURES)
+    assert set(rendering.SHAPES) == set(SHAPES)
+    assert {"plain", *rendering.TEXTURES} == set(TEXTURES)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_shape_covers_its_area(shape, area, angle):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("texture", TEXTURES)
 def test_a_texture_darkens_the_inside_only(shape, texture):
-    plain, textured = (draw(single(shape, t), 256).astype(int) for t in ("plain", texture))
+    plain, textured = (render(single(shape, t), 256).astype(int) for t in ("plain", texture))
     darker = np.any(textured < plain, axis=-1)
     outline = plain[..., 0] - plain[..., 1] > 100
     assert not np.any(textured > plain)
@@ -62,8 +62,8 @@ def test_a_texture_darkens_the_inside_only(shape, texture):
 @given(records)
 def test_a_small_image_is_the_large_one_averaged(record):
     scene, _ = make(*record)
-    small = draw(scene, 32).astype(float)
-    large = draw(scene, 256).astype(float).reshape(32, 8, 32, 8, 3).mean((1, 3))
+    small = render(scene, 32).astype(float)
+    large = render(scene, 256).astype(float).reshape(32, 8, 32, 8, 3).mean((1, 3))
     assert np.abs(small - large).mean() < 2
     assert np.abs(small - large).max() < 100
 
@@ -72,7 +72,7 @@ def test_a_small_image_is_the_large_one_averaged(record):
 @given(records)
 def test_objects_show_their_color_and_nothing_reaches_the_border(record):
     scene, _ = make(*record)
-    image = draw(scene, 128)
+    image = render(scene, 128)
     assert image.shape == (128, 128, 3) and image.dtype == np.uint8
     for thing in scene.things:
         wanted = np.array(COLORS[thing.color])
@@ -85,6 +85,6 @@ def test_objects_show_their_color_and_nothing_reaches_the_border(record):
 
 def test_drawing_is_repeatable_and_leaves_the_ground_alone():
     scene = single("heart", "dotted")
-    before = draw(scene)
-    draw(single("circle"))
-    np.testing.assert_array_equal(draw(scene), before)
+    before = render(scene)
+    render(single("circle"))
+    np.testing.assert_array_equal(render(scene), before)
