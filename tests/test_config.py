@@ -53,7 +53,7 @@ def test_every_config_works(file):
     assert config.data.source in SOURCES
     assert config.sample.sampler in SAMPLERS
     assert config.diffusion.schedule in SCHEDULES
-    Schedule.create(config.diffusion.schedule, config.diffusion.steps, config.sample.steps)
+    Schedule.of(config.diffusion, config.sample.steps)
     is_clip = isinstance(config.model, ClipConfig)
     network = clip_network(config.model) if is_clip else glide_network(config.model)
     assert network.parameter_count == PARAMETERS[file.stem]

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import model_set
 from PIL import Image
 
 from glide_jax import UserError
+from glide_jax.config import DiffusionConfig
 from glide_jax.data.scenes.graph import make
 from glide_jax.data.scenes.rendering import render
+from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.evaluation import retrieval, upsampling
 from glide_jax.evaluation.scenes import attribute_binding, guidance, inpainting
 from glide_jax.evaluation.scenes.captions import Asked, parse_caption
@@ -69,6 +72,30 @@ def test_retrieval_prints_a_share_for_each_noise_level(on_colors, tmp_path, caps
         retrieval.main(retrieval.Arguments(clip, n=8, among=9))
     with pytest.raises(UserError, match="a CLIP is needed"):
         retrieval.main(retrieval.Arguments(on_colors / "base", n=8, among=4))
+
+
+def test_retrieval_noises_images_by_the_schedule_of_the_run(color_folder, tmp_path, monkeypatch):
+    """With zero_terminal_snr, images of the last step hold nothing but the same noise."""
+    data = replace(model_set.clip_config().data, source="folder", path=str(color_folder))
+    diffusion = DiffusionConfig(schedule="linear", prediction="v", zero_terminal_snr=True)
+    config = replace(model_set.clip_config(), data=data, diffusion=diffusion)
+    tokenizer = ClipTokenizer.train(model_set.CAPTIONS, 600)
+    model_set.write_random_run(tmp_path / "clip", config, tokenizer)
+    seen = []
+
+    def encode(stage, images, t):
+        seen.append(images)
+        return np.zeros((len(images), 16))
+
+    monkeypatch.setattr(retrieval.ClipStage, "encode_images", encode)
+    retrieval.main(
+        retrieval.Arguments(
+            tmp_path / "clip", n=8, among=4, split="all", caption_index=0, t=(0, 999)
+        )
+    )
+    _, noise = seen
+    expected = np.random.default_rng(0).standard_normal(noise.shape, np.float32)
+    np.testing.assert_allclose(noise, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("index", range(20))

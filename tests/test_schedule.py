@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from glide_jax.config import DiffusionConfig
 from glide_jax.diffusion.loop import SAMPLERS, sample
 from glide_jax.diffusion.process import denoiser_of_velocity
 from glide_jax.diffusion.schedule import SCHEDULES, TERMINAL_ROOT, Schedule, betas, respace
@@ -198,6 +199,17 @@ def test_karras_steps_crowd_where_there_is_little_noise():
     assert (karras.sqrt_recipm1_alpha_bar < 1).sum() > (even.sqrt_recipm1_alpha_bar < 1).sum() - 5
     with pytest.raises(UserError, match="steps 'karras1001': cannot keep 1001 of 1000"):
         Schedule.create("linear", 1000, "karras1001")
+
+
+@pytest.mark.parametrize("respacing", [None, "7", "karras7"])
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_follows_every_setting_of_its_run(name, zero_terminal_snr, respacing):
+    config = DiffusionConfig(name, 500, "v", zero_terminal_snr)
+    ours = Schedule.of(config, respacing)
+    expected = Schedule.create(name, 500, respacing, zero_terminal_snr)
+    np.testing.assert_array_equal(ours.betas, expected.betas)
+    np.testing.assert_array_equal(ours.timestep_map, expected.timestep_map)
 
 
 @given(names, st.integers(1, 40))

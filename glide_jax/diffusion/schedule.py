@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from glide_jax.config import DiffusionConfig
 from glide_jax.errors import UserError
 
 Table = Float64[np.ndarray, "s"]
@@ -193,6 +194,19 @@ class Schedule:
     betas: Table
     timestep_map: Int64[np.ndarray, "s"]
     """The original step index of each row: the `t` that a denoiser is given."""
+
+    @classmethod
+    def of(cls, config: DiffusionConfig, respacing: str | None = None) -> "Schedule":
+        """The schedule of a run.
+
+        Args:
+            config: the noise process.
+            respacing: as for `create`; None keeps all T steps.
+
+        Raises:
+            UserError: a bad name, number of steps or respacing.
+        """
+        return cls.create(config.schedule, config.steps, respacing, config.zero_terminal_snr)
 
     @classmethod
     def create(

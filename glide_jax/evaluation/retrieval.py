@@ -87,7 +87,7 @@ def main(arguments: Arguments) -> None:
     text = np.asarray(clip.encode_text(captions))
     rng = np.random.default_rng(arguments.seed)
     eps = rng.standard_normal(x_0.shape, np.float32)
-    alpha_bar = Schedule.create(config.diffusion.schedule, config.diffusion.steps).alpha_bar
+    alpha_bar = Schedule.of(config.diffusion).alpha_bar
 
     shares = []
     for t in levels:

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from glide_jax.config import Config, ModelConfig
 from glide_jax.diffusion.loop import denoiser_calls
+from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
 from glide_jax.plan.compiled import usage
 from glide_jax.plan.slices import SlicePlan, compile_for, known_chip, topology_devices
-from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants, schedule_of
+from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def plan_sampler(
     length = config.denoiser.text.length
     negative = tuple(jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))
     settings = config.sample
-    schedule = schedule_of(config, settings.steps)
+    schedule = Schedule.of(config.diffusion, settings.steps)
     options = constants(settings, schedule.steps)
     begin = programs.begin.lower(params, inputs, negative, **options)
     begun, begin_compile_s = compile_for(topology, begin, effort)

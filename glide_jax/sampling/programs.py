@@ -110,7 +110,7 @@ class Programs:
             low_res_t = jnp.full(len(low_res), settings.low_res_noise)
             _, h, w, c = low_res.shape
             noise = per_image_noise(inputs.keys, (h, w, c))(jnp.int32(LOW_RES_NOISE))
-            low_res = q_sample(schedule_of(self.config), low_res, low_res_t, noise)
+            low_res = q_sample(Schedule.of(self.config.diffusion), low_res, low_res_t, noise)
         condition = model.condition(
             low_res,
             inputs.known if self.model.inpaint else None,
@@ -126,7 +126,7 @@ class Programs:
             if low_res_t is not None:
                 low_res_t = jnp.concatenate([low_res_t, low_res_t])
 
-        schedule = schedule_of(self.config, settings.steps).first(rows)
+        schedule = Schedule.of(self.config.diffusion, settings.steps).first(rows)
         px = self.model.resolution_px
         x_T = settings.temperature * initial_noise(inputs.keys, (px, px, 3))
         if inputs.start is not None:
@@ -159,9 +159,9 @@ class Programs:
         deviation = self.config.diffusion.low_res_std
         if deviation:
             guess = model.upsampled(conditioned.condition)
-            denoise = velocity_around(schedule_of(self.config), denoise, guess, deviation)
+            denoise = velocity_around(Schedule.of(self.config.diffusion), denoise, guess, deviation)
         if self.config.diffusion.prediction == "v":
-            denoise = denoiser_of_velocity(schedule_of(self.config), denoise)
+            denoise = denoiser_of_velocity(Schedule.of(self.config.diffusion), denoise)
         if guided:
             denoise = classifier_free(
                 denoise,
@@ -188,7 +188,7 @@ class Programs:
         with drawing_on(platform), self._in_place(state.x_t.shape[0]):
             return advance(
                 denoise,
-                schedule_of(self.config, settings.steps).first(rows),
+                Schedule.of(self.config.diffusion, settings.steps).first(rows),
                 state,
                 per_image_noise(inputs.keys, (px, px, 3)),
                 first=first,
@@ -199,17 +199,6 @@ class Programs:
                 on_x_0=None if known is None else put_back,
                 gradient=gradient,
             )
-
-
-def schedule_of(config: Config, respacing: str | None = None) -> Schedule:
-    """The steps of a run's diffusion, or some of them."""
-    diffusion = config.diffusion
-    return Schedule.create(
-        diffusion.schedule,
-        diffusion.steps,
-        respacing,
-        zero_terminal_snr=diffusion.zero_terminal_snr,
-    )
 
 
 def constants(settings: SampleConfig, rows: int) -> dict[str, Any]:

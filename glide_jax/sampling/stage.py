@@ -17,6 +17,7 @@ from glide_jax.config import Config, SampleConfig
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import to_float
 from glide_jax.diffusion.loop import denoiser_calls
+from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.images import to_uint8
 from glide_jax.models.glide import glide_network
@@ -24,7 +25,7 @@ from glide_jax.parallel.sharding import infer, local_mesh
 from glide_jax.runs.folder import TOKENIZER, load_run_config, resolve_run
 from glide_jax.runs.weights import load_weights
 from glide_jax.sampling.clip import ClipStage
-from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants, schedule_of
+from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath
 
@@ -156,10 +157,10 @@ class Stage:
         if self.model.inpaint and conditions.known is None:
             raise UserError("this model is made for inpainting: it needs an image and a mask")
 
-        rows = schedule_of(self.config, settings.steps).steps
+        rows = Schedule.of(self.config.diffusion, settings.steps).steps
         if conditions.start is not None:
             rows = math.ceil(round(strength * rows, 6))  # 0.55 * 100 is a little above 55
-        schedule = schedule_of(self.config, settings.steps).first(rows)
+        schedule = Schedule.of(self.config.diffusion, settings.steps).first(rows)
         guides = clip if settings.clip_guidance_scale else None
         inputs = self._inputs(prompts, seeds, conditions, guides)
         tokens, mask = self.tokenizer.encode([negative_prompt], self.model.text.length)
@@ -245,7 +246,7 @@ class Stage:
 
 def require_usable(config: Config, settings: SampleConfig) -> None:
     """Raises UserError if a run's model cannot be drawn from with these settings."""
-    schedule = schedule_of(config, settings.steps)
+    schedule = Schedule.of(config.diffusion, settings.steps)
     denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
     if settings.low_res_noise and not config.denoiser.low_res_noise:
         raise UserError(

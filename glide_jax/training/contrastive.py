@@ -40,10 +40,7 @@ class Contrastive:
         self.network: Network[Clip] = clip_network(config.clip)
         self.frozen: Params = {}
         self.timestep_count = config.clip.steps
-        diffusion = config.diffusion
-        self._schedule = Schedule.create(
-            diffusion.schedule, diffusion.steps, zero_terminal_snr=diffusion.zero_terminal_snr
-        )
+        self._schedule = Schedule.of(config.diffusion)
 
     def gradient(
         self,

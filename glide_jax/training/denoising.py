@@ -90,9 +90,7 @@ class Denoising:
         self._clip = clip
         diffusion = config.diffusion
         self.timestep_count = diffusion.steps
-        self.schedule = Schedule.create(
-            diffusion.schedule, diffusion.steps, zero_terminal_snr=diffusion.zero_terminal_snr
-        )
+        self.schedule = Schedule.of(diffusion)
         self._weights = None
         if diffusion.weighting == "min-snr":
             self._weights = min_snr_weights(self.schedule, diffusion.min_snr_gamma)
