@@ -1,0 +1,40 @@
+"""Every setting of a run, declared once: type, default, unit and source.
+
+Files of configs/ set what differs from the defaults, flags override them
+(`train.py --optim.learning-rate 3e-5`), and the run folder's config.json records the result.
+"""
+
+from glide_jax.config.data import DataConfig, LowResConfig, MaskConfig
+from glide_jax.config.diffusion import DiffusionConfig
+from glide_jax.config.model import (
+    GROUPS,
+    ClipConfig,
+    ClipImageConfig,
+    ClipTextConfig,
+    ModelConfig,
+    Remat,
+    TextConfig,
+    UNetConfig,
+)
+from glide_jax.config.run import Config
+from glide_jax.config.sampling import SampleConfig
+from glide_jax.config.training import OptimConfig, TrainConfig
+
+__all__ = [
+    "GROUPS",
+    "ClipConfig",
+    "ClipImageConfig",
+    "ClipTextConfig",
+    "Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "LowResConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Remat",
+    "SampleConfig",
+    "TextConfig",
+    "TrainConfig",
+    "UNetConfig",
+]

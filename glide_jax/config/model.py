@@ -1,0 +1,221 @@
+"""Sizes of the networks: text transformer, U-Net, CLIP's towers."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from glide_jax.config.checks import Settings
+
+Remat = Literal["none", "matmuls", "blocks", "everything", "offload"]
+
+GROUPS = 32
+"""Groups of every GroupNorm; channel counts are multiples of it."""
+
+
+@dataclass(frozen=True)
+class TextConfig(Settings):
+    """Text transformer (defaults: the released GLIDE)."""
+
+    vocab_size: int = 50_257
+    """Token embeddings. A tokenizer trained for the run has at most this many tokens."""
+    length: int = 128
+    """Context length, in tokens. Longer captions are truncated, shorter ones padded."""
+    width: int = 512
+    """Channels of the residual stream."""
+    layers: int = 16
+    """Transformer blocks."""
+    heads: int = 8
+    """Attention heads per block."""
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "vocab_size", "length", "width", "layers", "heads")
+        self.require(
+            self.width % self.heads == 0,
+            "width",
+            f"({self.width}) must be divisible by heads ({self.heads})",
+        )
+
+
+@dataclass(frozen=True)
+class UNetConfig(Settings):
+    """U-Net (defaults: the released GLIDE base model)."""
+
+    resolution_px: int = 64
+    """Side of the images, in pixels."""
+    channels: int = 192
+    """Channels of the first level."""
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    """Width of each level, in multiples of `channels`. Each level halves the resolution of the one
+    before."""
+    res_blocks: int = 3
+    """Residual blocks per level on the way down; one more per level on the way up."""
+    attention_px: tuple[int, ...] = (32, 16, 8)
+    """Resolutions with attention, in pixels. The middle block always has attention."""
+    head_width: int = 64
+    """Channels per attention head."""
+    dropout: float = 0.0
+    """Dropout rate in the residual blocks."""
+
+    def __post_init__(self) -> None:
+        self.require(len(self.channel_mult) >= 1, "channel_mult", "needs at least one level")
+        self.require(min(self.channel_mult) >= 1, "channel_mult", "must be at least 1")
+        self.require_at_least(1, "resolution_px", "res_blocks", "head_width")
+        self.require(
+            self.channels >= GROUPS and self.channels % GROUPS == 0,
+            "channels",
+            f"({self.channels}) must be divisible by {GROUPS}, the number of GroupNorm groups",
+        )
+        self.require(0 <= self.dropout < 1, "dropout", f"must be in [0, 1), not {self.dropout}")
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        levels = len(self.channel_mult)
+        self.require(
+            self.resolution_px % 2 ** (levels - 1) == 0,
+            "resolution_px",
+            f"({self.resolution_px}) must be divisible by {2 ** (levels - 1)} "
+            f"(halved {levels - 1} times by {levels} levels)",
+        )
+        width_at = {
+            self.resolution_px >> level: self.channels * mult
+            for level, mult in enumerate(self.channel_mult)
+        }
+        for px in self.attention_px:
+            self.require(
+                px in width_at,
+                "attention_px",
+                f"has {px}, but the levels are {', '.join(map(str, width_at))} px",
+            )
+        middle = self.channels * self.channel_mult[-1]
+        for width in [*(width_at[px] for px in self.attention_px), middle]:
+            self.require(
+                width % self.head_width == 0,
+                "head_width",
+                f"({self.head_width}) must divide the width of every attention layer, "
+                f"but one is {width}",
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """Text-conditional denoiser: base model or upsampler, with or without inpainting."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    low_res_px: int = 0
+    """Side of the low-resolution image an upsampler is conditioned on, in pixels; 0: base model."""
+    low_res_noise: bool = False
+    """Condition an upsampler on the noise level of its low-resolution image (noise-conditioning
+    augmentation, arXiv 2106.15282)."""
+    inpaint: bool = False
+    """Condition on known pixels and their mask (sec. 3.3, arXiv 2112.10741)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of matmuls and convolutions. Parameters, norms and softmax are float32."""
+    remat: Remat = "none"
+    """Activations that the backward pass recomputes, from none (fastest) to everything, or keeps in
+    host memory (offload): glide_jax.models.remat."""
+
+    def __post_init__(self) -> None:
+        px = self.unet.resolution_px
+        self.require(
+            0 <= self.low_res_px < px,
+            "low_res_px",
+            f"({self.low_res_px}) must be below unet.resolution_px ({px})",
+        )
+        self.require(
+            self.low_res_px == 0 or px % self.low_res_px == 0,
+            "low_res_px",
+            f"({self.low_res_px}) must divide unet.resolution_px ({px})",
+        )
+        self.require(
+            bool(self.low_res_px) or not self.low_res_noise,
+            "low_res_noise",
+            "is for upsamplers: low_res_px is 0",
+        )
+
+    @property
+    def resolution_px(self) -> int:
+        """Side of the images, in pixels."""
+        return self.unet.resolution_px
+
+    @property
+    def upscale_factor(self) -> int:
+        """Ratio of an upsampler's resolution to its low resolution; 1 for a base model."""
+        return self.unet.resolution_px // self.low_res_px if self.low_res_px else 1
+
+    @property
+    def condition_channels(self) -> int:
+        """Input channels besides x_t: known pixels and mask, then the low-resolution image."""
+        return 4 * self.inpaint + 3 * bool(self.low_res_px)
+
+
+@dataclass(frozen=True)
+class ClipTextConfig(Settings):
+    """CLIP's text tower (defaults: the released noised CLIP)."""
+
+    vocab_size: int = 65_536
+    """Token embeddings. A tokenizer trained for the run has at most this many tokens."""
+    length: int = 77
+    """Context length, in tokens, including start and end of text."""
+    width: int = 512
+    """Channels of the residual stream."""
+    layers: int = 12
+    """Transformer blocks."""
+    heads: int = 8
+    """Attention heads per block."""
+
+    def __post_init__(self) -> None:
+        self.require(
+            self.heads >= 1 and self.width % self.heads == 0,
+            "width",
+            f"({self.width}) must be divisible by heads ({self.heads})",
+        )
+
+
+@dataclass(frozen=True)
+class ClipImageConfig(Settings):
+    """CLIP's image tower (defaults: the released noised CLIP)."""
+
+    resolution_px: int = 64
+    """Side of the images, in pixels."""
+    patch_px: int = 4
+    """Side of a patch, in pixels."""
+    width: int = 768
+    """Channels of the residual stream."""
+    layers: int = 12
+    """Transformer blocks."""
+    heads: int = 12
+    """Attention heads per block."""
+
+    def __post_init__(self) -> None:
+        self.require(
+            self.patch_px >= 1 and self.resolution_px % self.patch_px == 0,
+            "patch_px",
+            f"({self.patch_px}) must divide resolution_px ({self.resolution_px})",
+        )
+        self.require(
+            self.heads >= 1 and self.width % self.heads == 0,
+            "width",
+            f"({self.width}) must be divisible by heads ({self.heads})",
+        )
+
+
+@dataclass(frozen=True)
+class ClipConfig(Settings):
+    """Noised CLIP: scores how well a noisy image matches a caption (sec. 3.4, arXiv 2112.10741)."""
+
+    text: ClipTextConfig = field(default_factory=ClipTextConfig)
+    image: ClipImageConfig = field(default_factory=ClipImageConfig)
+    embedding_width: int = 512
+    """Channels of the joint embedding space of captions and images."""
+    steps: int = 1000
+    """Noise levels the image tower is conditioned on: T of the base model's diffusion, or 1 for a
+    plain CLIP that ranks clean images only."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of matmuls and convolutions. Parameters, norms and softmax are float32."""
+    remat: Remat = "none"
+    """Activations that the backward pass recomputes: glide_jax.models.remat."""
+
+    @property
+    def resolution_px(self) -> int:
+        """Side of the images, in pixels."""
+        return self.image.resolution_px

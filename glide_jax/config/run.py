@@ -1,0 +1,141 @@
+"""All settings of a run: config.json in its folder."""
+
+import math
+from dataclasses import dataclass, field
+
+from glide_jax.config.checks import Settings
+from glide_jax.config.data import DataConfig
+from glide_jax.config.diffusion import DiffusionConfig
+from glide_jax.config.model import ClipConfig, ModelConfig
+from glide_jax.config.sampling import SampleConfig
+from glide_jax.config.serialize import from_json, to_json
+from glide_jax.config.training import OptimConfig, TrainConfig
+from glide_jax.errors import UserError
+from glide_jax.storage import AnyPath, storage_errors
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """All settings of a run."""
+
+    model: ModelConfig | ClipConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, ClipConfig):
+            self._check_clip(self.model)
+        else:
+            self._check_low_res(self.model)
+            self._check_crop(self.model)
+            self._check_noise_conditioning(self.model)
+
+    def _check_clip(self, model: ClipConfig) -> None:
+        self.require(
+            self.train.batch_examples >= 2,
+            "train.batch_examples",
+            "must be at least 2: a CLIP learns by comparing captions within a batch",
+        )
+        self.require(
+            model.steps in (1, self.diffusion.steps),
+            "model.steps",
+            f"({model.steps}) must be diffusion.steps ({self.diffusion.steps}), or 1 for "
+            "a CLIP of clean images",
+        )
+        for name, ok in {
+            "diffusion.low_res_std": not self.diffusion.low_res_std,
+            "data.low_res.crop_px": not self.data.low_res.crop_px,
+            "train.clip_loss_weight": not self.train.clip_loss_weight,
+        }.items():
+            self.require(ok, name, "must be 0 for a CLIP")
+        for name, value, default in (
+            ("train.trainable", self.train.trainable, "all"),
+            ("diffusion.timesteps", self.diffusion.timesteps, "uniform"),
+            ("diffusion.weighting", self.diffusion.weighting, "simple"),
+        ):
+            self.require(value == default, name, f"must be {default} for a CLIP")
+
+    def _check_low_res(self, model: ModelConfig) -> None:
+        for name, used in {
+            "diffusion.low_res_std": self.diffusion.low_res_std > 0,
+            "data.low_res.crop_px": self.data.low_res.crop_px > 0,
+        }.items():
+            self.require(model.low_res_px > 0 or not used, name, "is for upsamplers")
+
+    def _check_crop(self, model: ModelConfig) -> None:
+        crop_px, unet = self.data.low_res.crop_px, model.unet
+        smallest = math.lcm(model.upscale_factor, 2 ** (len(unet.channel_mult) - 1))
+        self.require(
+            crop_px <= unet.resolution_px and crop_px % smallest == 0,
+            "data.low_res.crop_px",
+            f"({crop_px}) must be at most model.unet.resolution_px ({unet.resolution_px}) and "
+            f"divisible by {smallest}",
+        )
+        self.require(
+            not (crop_px and self.train.clip_loss_weight),
+            "train.clip_loss_weight",
+            "must be 0 with data.low_res.crop_px: captions describe full images",
+        )
+
+    def _check_noise_conditioning(self, model: ModelConfig) -> None:
+        for name, step in {
+            "data.low_res.noise_steps": self.data.low_res.noise_steps,
+            "sample.low_res_noise": self.sample.low_res_noise,
+        }.items():
+            self.require(
+                model.low_res_noise or not step,
+                name,
+                "needs model.low_res_noise: the model must be conditioned on the noise level",
+            )
+        steps = self.diffusion.steps
+        self.require(
+            self.data.low_res.noise_steps <= steps,
+            "data.low_res.noise_steps",
+            f"({self.data.low_res.noise_steps}) must be at most diffusion.steps ({steps})",
+        )
+        self.require(
+            0 <= self.sample.low_res_noise < steps,
+            "sample.low_res_noise",
+            f"({self.sample.low_res_noise}) must be a step below diffusion.steps ({steps})",
+        )
+
+    @property
+    def denoiser(self) -> ModelConfig:
+        """The model of a run that generates images. Raises UserError if it is a CLIP."""
+        if not isinstance(self.model, ModelConfig):
+            raise UserError("this model is a CLIP: a base model or an upsampler is needed")
+        return self.model
+
+    @property
+    def clip(self) -> ClipConfig:
+        """The model of a run that is a CLIP. Raises UserError if it is none."""
+        if not isinstance(self.model, ClipConfig):
+            raise UserError("this model generates images: a CLIP is needed")
+        return self.model
+
+    def to_json(self) -> str:
+        """All settings as JSON."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "config.json") -> "Config":
+        """The settings that `to_json` wrote; missing ones take their defaults.
+
+        Args:
+            text: JSON.
+            where: the name of the file, for errors.
+
+        Raises:
+            UserError: not JSON, an unknown setting, or a value of the wrong type.
+        """
+        return from_json(cls, text, where)
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Config":
+        """Reads a config.json. Raises UserError if it cannot be read."""
+        with storage_errors("read", path):
+            text = path.read_text()
+        return cls.from_json(text, str(path))

@@ -1,0 +1,45 @@
+"""Defaults of sampling."""
+
+import math
+from dataclasses import dataclass
+
+from glide_jax.config.checks import Settings
+
+
+@dataclass(frozen=True)
+class SampleConfig(Settings):
+    """Sampling defaults of a model (defaults here: GLIDE's base model)."""
+
+    sampler: str = "ddpm"
+    """Sampler: a key of glide_jax.diffusion.loop.SAMPLERS."""
+    steps: str = "100"
+    """Respacing: a number of steps, steps per section (10,10,3,2,2), ddim50, karras20 or fast27."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance scale; 1: no guidance, 0: unconditional."""
+    eta: float = 0.0
+    """Noise of DDIM; 0: deterministic, 1: ancestral."""
+    temperature: float = 1.0
+    """Standard deviation of the initial noise (released upsampler: 0.997)."""
+    guidance_interval: tuple[int, int] = (0, 1_000_000)
+    """Lowest and highest timestep t with guidance (arXiv 2404.07724)."""
+    guidance_rescale: float = 0.0
+    """Rescale a guided prediction toward the standard deviation of the conditional one, in [0, 1]
+    (arXiv 2305.08891)."""
+    clip_guidance_scale: float = 0.0
+    """Scale of guidance by a noised CLIP; 0: none. Use sampler ddpm, see docs/samplers.md."""
+    dynamic_threshold: float = 0.0
+    """Dynamic thresholding of x_0 at this quantile, such as 0.995 (sec. 2.3, arXiv 2205.11487);
+    0: clip to [-1, 1]."""
+    low_res_noise: int = 0
+    """Upsamplers: noise-conditioning augmentation, as the timestep of the noise added to the
+    low-resolution image. Hides artifacts of the base model. Requires model.low_res_noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("guidance_scale", "clip_guidance_scale", "temperature"):
+            value = getattr(self, name)
+            self.require(math.isfinite(value), name, f"must be a number, not {value}")
+        low, high = self.guidance_interval
+        self.require(low <= high, "guidance_interval", f"({low} {high}) must be low, then high")
+        self.require_fraction("guidance_rescale")
+        threshold = self.dynamic_threshold
+        self.require(0 <= threshold < 1, "dynamic_threshold", f"must be in [0, 1), not {threshold}")
