@@ -22,7 +22,7 @@ from glide_jax.data.mixture import parts_of
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizers.bpe import Tokenizer, make_tokenizer
-from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
+from glide_jax.data.tokenizers.build import tokenizer_class
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import save_png
 from glide_jax.parallel import launch as launching
@@ -32,13 +32,8 @@ from glide_jax.parallel.launch import Launch, any_process, joined, require_same
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fine_tune import starting_params
-from glide_jax.runs.folder import (
-    TOKENIZER,
-    last_step,
-    open_run_folder,
-    require_shared,
-    resolve_run,
-)
+from glide_jax.runs.folder import Run, require_shared
+from glide_jax.runs.layout import last_step
 from glide_jax.sampling.clip import ClipStage
 from glide_jax.storage import AnyPath, MirroredFolder, path_of
 from glide_jax.training import profiling
@@ -68,19 +63,19 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     held_out = open_source(config.data, config.data.validation_split)
     images = sum(map(len, parts_of(source)))
     require_same(group, config, images)
-    start = resolve_run(settings.init_from) if settings.init_from else None
     resumes = group.gather(last_step(run_dir) is not None)[0]
-    initial = starting_params(start, config) if start and not resumes else None
+    start = Run.open(settings.init_from) if settings.init_from and not resumes else None
+    initial = starting_params(start, config) if start else None
     if lead:
-        tokenizer = tokenizer_of(config, source, run_dir if resumes else start)
-    clip = ClipStage.load(resolve_run(settings.clip_run)) if settings.clip_loss_weight else None
+        start = Run.open(run_dir) if resumes else start
+        tokenizer = start.tokenizer if start else new_tokenizer(config, source)
+    clip = ClipStage.load(Run.open(settings.clip_run)) if settings.clip_loss_weight else None
     if lead:
-        open_run_folder(run_dir, config)
-        tokenizer.save(run_dir / TOKENIZER)
+        Run.create(run_dir, config, tokenizer)
     group.barrier()
     if not lead:
         require_shared(run_dir, config)
-        tokenizer = tokenizer_of(config, source, run_dir)
+        tokenizer = Run.open(run_dir).tokenizer
 
     # Model and state -------------------------------------------------------------------------
 
@@ -133,7 +128,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     log.say(
         f"{run_dir}: {objective.network.parameter_count / 1e6:.1f}M parameters, "
         f"{images:,} images, {jax.device_count()} {jax.devices()[0].platform} device(s)"
-        + (f", from {start}" if start else "")
+        + (f", from {settings.init_from}" if settings.init_from else "")
         + (f", resumed at step {step:,}" if step else "")
     )
     log.say(memory_report(trainer))
@@ -225,14 +220,9 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
         print(f"done: {step:,} steps in {run_dir}")
 
 
-def tokenizer_of(config: Config, source: Source, run_dir: AnyPath | None) -> Tokenizer:
-    """The tokenizer of the run that goes on or is started from; without one, a new one.
-
-    It learns from all captions: other runs may go on from this one with those left out here.
-    """
-    kind = ClipTokenizer if isinstance(config.model, ClipConfig) else Tokenizer
-    if run_dir is not None:
-        return kind.load(run_dir / TOKENIZER)
+def new_tokenizer(config: Config, source: Source) -> Tokenizer:
+    """A tokenizer trained on all captions: later runs may resume with those left out here."""
+    kind = tokenizer_class(config.model)
     if config.data.caption_pattern:
         source = open_source(replace(config.data, caption_pattern=""), config.data.train_split)
     return make_tokenizer(config.data, config.model.text.vocab_size, source, kind)

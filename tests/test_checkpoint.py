@@ -16,9 +16,11 @@ from helpers.kill_while_saving import SIZE, state_of
 from helpers.tiny import get_config
 
 from glide_jax import UserError
+from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fingerprint import fingerprints
-from glide_jax.runs.folder import open_run_folder, saved_steps
+from glide_jax.runs.folder import Run
+from glide_jax.runs.layout import saved_steps
 
 
 @pytest.fixture(scope="module")
@@ -186,18 +188,19 @@ from helpers.kill_while_saving import SIZE, state_of
 from helpers.tiny import get_config
 from glide_jax import UserError
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.folder import open_run_folder
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.runs.folder import Run
 run_dir = Path(sys.argv[1])
 checkpoints = Checkpoints(run_dir, max_checkpoints=1)
-state = state_of(1)
+state, tokenizer = state_of(1), Tokenizer.train(["a star"], 300)
 (run_dir / "checkpoints").chmod(0o555)
 run_dir.chmod(0o555)
 if os.getuid() == 0:  # whom no permission stops
     os.setuid(65534)
 for attempt in (
     lambda: (checkpoints.save(state, {}), checkpoints.close()),
-    lambda: open_run_folder(run_dir, get_config()),
-    lambda: open_run_folder(run_dir / "new", get_config()),
+    lambda: Run.create(run_dir, get_config(), tokenizer),
+    lambda: Run.create(run_dir / "new", get_config(), tokenizer),
 ):
     try:
         attempt()
@@ -229,4 +232,4 @@ def test_a_run_folder_below_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     assert saved_steps(tmp_path / "file" / "run") == []
     with pytest.raises(UserError, match=r"cannot write the run folder .*Not a directory"):
-        open_run_folder(tmp_path / "file" / "run", get_config())
+        Run.create(tmp_path / "file" / "run", get_config(), Tokenizer.train(["a star"], 300))

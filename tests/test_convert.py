@@ -39,7 +39,7 @@ from glide_jax.pretrained.names import (
 from glide_jax.pretrained.sizes import Unseen, clip_sizes, denoiser_sizes, kind_of
 from glide_jax.pretrained.weight_files import read_tensors, write_tensors
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.folder import load_run_config
+from glide_jax.runs.folder import Run
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
 
@@ -142,7 +142,7 @@ def released_set(originals, tokenizers, tmp_path_factory):
 def test_a_set_of_models_becomes_run_folders(released_set):
     folders = sorted(path.name for path in released_set.iterdir())
     assert folders == ["base", "base-inpaint", "clip", "upsample", "upsample-inpaint"]
-    configs = {name: load_run_config(released_set / name) for name in folders}
+    configs = {name: Run.open(released_set / name).config for name in folders}
     for name in UNETS:
         meta, _, arrays = golden_weights(f"unet_{name}.npz")
         model = configs[name.replace("_", "-")].model
@@ -168,18 +168,18 @@ def test_a_set_of_models_becomes_run_folders(released_set):
 
 
 def test_converted_parameters_are_the_originals(released_set, originals):
-    network = glide_network(load_run_config(released_set / "base").model)
+    network = Run.open(released_set / "base").network
     params = Checkpoints(released_set / "base").restore_ema(network.shapes)
     expected = from_original(originals["base"], network_shapes(network))
     for name, value in params.items():
         np.testing.assert_array_equal(value, expected[name])
-    network = clip_network(load_run_config(released_set / "clip").model)
+    network = Run.open(released_set / "clip").network
     scale = Checkpoints(released_set / "clip").restore_ema(network.shapes)["logit_scale"]
     np.testing.assert_allclose(scale, LOGIT_SCALE)
 
 
 def test_no_training_goes_on_from_weights_alone(released_set):
-    config = load_run_config(released_set / "base")
+    config = Run.open(released_set / "base").config
     trainer = Trainer(config, Denoising(config), make_mesh(config))
     with pytest.raises(UserError, match="holds weights alone"):
         checkpoints = Checkpoints(released_set / "base", max_checkpoints=1)

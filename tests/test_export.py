@@ -17,23 +17,14 @@ from helpers import tiny
 from helpers.model_set import CAPTIONS, clip_config, upsampler_config, write_random_run
 
 from glide_jax import Glide, UserError, sample
-from glide_jax.config import ClipConfig, Config
+from glide_jax.config import Config
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.export.__main__ import main
 from glide_jax.export.publish import export
-from glide_jax.models.build import build_network
-from glide_jax.models.clip import clip_network
-from glide_jax.models.glide import glide_network
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.folder import (
-    TOKENIZER,
-    WEIGHTS,
-    load_run_config,
-    open_run_folder,
-    resolve_run,
-)
-from glide_jax.runs.weights import load_weights
+from glide_jax.runs.folder import Run
+from glide_jax.runs.layout import DEMO, TOKENIZER, WEIGHTS, resolve_run
 from glide_jax.sampling.clip import ClipStage
 from glide_jax.sampling.pipeline import ROLES
 from glide_jax.sampling.stage import Stage, changed_settings
@@ -60,9 +51,7 @@ def exported(runs, tmp_path):
 
 
 def shapes(run):
-    model = load_run_config(run).model
-    network = clip_network(model) if isinstance(model, ClipConfig) else glide_network(model)
-    return network.shapes
+    return Run.open(run).network.shapes
 
 
 def rounded(params, dtype):
@@ -100,7 +89,7 @@ def test_hidden_files_are_not_given_away(runs, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_an_exported_model_draws_what_the_run_draws(runs, tmp_path, dtype):
     export(runs / "base", tmp_path / "base", dtype)
-    run, loaded = Stage.load(runs / "base"), Stage.load(tmp_path / "base")
+    run, loaded = Stage.load(Run.open(runs / "base")), Stage.load(Run.open(tmp_path / "base"))
     expected = rounded(run.params, dtype)
     for name, value in expected.items():
         assert loaded.params[name].dtype == jnp.float32
@@ -116,16 +105,19 @@ def test_an_exported_model_draws_what_the_run_draws(runs, tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_exported_clip_judges_as_the_run_does(runs, tmp_path, dtype):
     export(runs / "clip", tmp_path / "clip", dtype)
-    run, loaded = ClipStage.load(runs / "clip"), ClipStage.load(tmp_path / "clip")
+    run, loaded = (
+        ClipStage.load(Run.open(runs / "clip")),
+        ClipStage.load(Run.open(tmp_path / "clip")),
+    )
     run.params = jax.device_put(rounded(run.params, dtype), run.params["logit_scale"].sharding)
     np.testing.assert_array_equal(loaded.scores(IMAGES, CAPTIONS), run.scores(IMAGES, CAPTIONS))
 
 
 def test_numbers_beyond_a_types_range_are_refused(runs, tmp_path):
     shutil.copytree(runs / "base", tmp_path / "run")
-    params = load_weights(tmp_path / "run", shapes(tmp_path / "run"))
+    params = Run.open(tmp_path / "run").weights()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    open_run_folder(tmp_path / "run", tiny.get_config())
+    Run.create(tmp_path / "run", tiny.get_config(), Tokenizer.train(CAPTIONS, 300))
     checkpoints = Checkpoints(tmp_path / "run", max_checkpoints=1)
     checkpoints.save_ema(params | {"unet.conv_in.bias": params["unet.conv_in.bias"] + 1e5})
     checkpoints.close()
@@ -148,7 +140,7 @@ def test_places_of_this_machine_stay_on_it(runs, tmp_path):
     config = dataclasses.replace(config, data=data, train=train)
     (tmp_path / "run" / "config.json").write_text(config.to_json())
     export(tmp_path / "run", tmp_path / "exported")
-    found = load_run_config(tmp_path / "exported")
+    found = Run.open(tmp_path / "exported").config
     assert "/home/me" not in found.to_json()
     assert (found.data.path, found.data.tokenizer) == ("cats", "words")
     assert (found.train.init_from, found.train.clip_run) == ("start", "demo/clip")
@@ -195,7 +187,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(exported):
     ):  # fmt: skip
         spoil(exported, change)
         with pytest.raises(UserError, match=message) as refused:
-            Stage.load(exported)
+            Stage.load(Run.open(exported))
         assert str(exported / WEIGHTS) in str(refused.value)
 
 
@@ -204,16 +196,16 @@ def test_a_file_that_is_cut_short_is_refused(exported):
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         (exported / WEIGHTS).write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"weights\.safetensors is no whole"):
-            Stage.load(exported)
+            Stage.load(Run.open(exported))
     (exported / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"needs config\.json and checkpoints/ or weights"):
-        Stage.load(exported)
+        Stage.load(Run.open(exported))
 
 
 def test_training_does_not_go_on_in_an_exported_folder(exported):
     before = (exported / "config.json").read_text()
     with pytest.raises(UserError, match=r"another --train\.run-dir, and --train\.init-from .*exp"):
-        open_run_folder(exported, Config())
+        Run.create(exported, Config(), Tokenizer.train(CAPTIONS, 300))
     assert (exported / "config.json").read_text() == before
     assert not (exported / "checkpoints").exists()
 
@@ -221,11 +213,15 @@ def test_training_does_not_go_on_in_an_exported_folder(exported):
 # Models shipped with the package ------------------------------------------------------------------
 
 
+def folders(glide):
+    return {role: run.path for role, run in glide.runs.items()}
+
+
 @pytest.fixture
 def demo(runs, tmp_path, monkeypatch):
     """An installation that has a base model and an upsampler, each with its model card."""
     folder = tmp_path / "installed" / "demo"
-    monkeypatch.setattr("glide_jax.runs.folder.DEMO", folder)
+    monkeypatch.setattr("glide_jax.runs.layout.DEMO", folder)
     for role in ("base", "upsample"):
         export(runs / role, folder / role)
         (folder / role / "MODEL_CARD.md").write_text("# Where it comes from\n")
@@ -235,11 +231,11 @@ def demo(runs, tmp_path, monkeypatch):
 
 
 def test_shipped_models_are_found_by_name(demo, runs, monkeypatch):
-    assert Glide.load("demo").folders == {"base": demo / "base", "upsample": demo / "upsample"}
+    assert folders(Glide.load("demo")) == {"base": demo / "base", "upsample": demo / "upsample"}
     together = Glide.load("demo/base", runs / "clip")
-    assert together.folders == {"base": demo / "base", "clip": runs / "clip"}
-    assert load_run_config("demo/upsample").denoiser.low_res_px == 8
-    assert Stage.load("./demo/base").config == load_run_config(demo / "base")
+    assert folders(together) == {"base": demo / "base", "clip": runs / "clip"}
+    assert Run.open("demo/upsample").config.denoiser.low_res_px == 8
+    assert Stage.load(Run.open("./demo/base")).config == Run.open(demo / "base").config
     monkeypatch.setattr(
         sys, "argv", ["sample.py", "--checkpoint", "demo", "--prompt", "all red", "--steps", "2"]
     )
@@ -252,12 +248,12 @@ def test_shipped_models_are_found_by_name(demo, runs, monkeypatch):
 
 def test_what_is_there_under_a_shipped_models_name_comes_first(demo, runs, tmp_path):
     shutil.copytree(runs / "clip", tmp_path / "elsewhere" / "demo" / "base")
-    assert set(Glide.load("demo").folders) == {"clip"}
+    assert set(Glide.load("demo").runs) == {"clip"}
     assert resolve_run("demo/upsample") == demo / "upsample"
 
 
 def test_an_installation_without_models_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("glide_jax.runs.folder.DEMO", tmp_path / "demo")
+    monkeypatch.setattr("glide_jax.runs.layout.DEMO", tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     for name in ("demo", "demo/base"):
         with pytest.raises(UserError, match=f"{name}: no models are shipped with this installa"):
@@ -277,10 +273,9 @@ def test_everything_of_a_shipped_model_is_packaged(demo):
 def test_the_shipped_models_are_whole_and_small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     glide = Glide.load("demo")
-    assert set(glide.folders) == set(ROLES)
-    for role, folder in glide.folders.items():
-        shapes = build_network(glide.config(role).model).shapes
-        assert load_weights(folder, shapes).keys() == shapes.keys()
-        assert (folder / "MODEL_CARD.md").read_text().startswith("# ")
-    sizes = [path.stat().st_size for path in folder.DEMO.rglob("*") if path.is_file()]
+    assert set(glide.runs) == set(ROLES)
+    for run in glide.runs.values():
+        assert run.weights().keys() == run.network.shapes.keys()
+        assert (run.path / "MODEL_CARD.md").read_text().startswith("# ")
+    sizes = [path.stat().st_size for path in DEMO.rglob("*") if path.is_file()]
     assert sum(sizes) < 40e6

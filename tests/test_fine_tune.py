@@ -11,6 +11,7 @@ from helpers import model_set, tiny
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
 from glide_jax.runs.fine_tune import starting_params
+from glide_jax.runs.folder import Run
 
 
 def denoised(config, params, **conditions):
@@ -48,8 +49,8 @@ def known_and_mask(px):
 
 def test_an_inpainting_model_starts_as_its_base(trained_run):
     before, after = tiny.get_config(), model_set.inpaint_config()
-    params = starting_params(trained_run, after)
-    base = starting_params(trained_run, before)
+    params = starting_params(Run.open(trained_run), after)
+    base = starting_params(Run.open(trained_run), before)
     # Sums over more channels, of which the new ones add zeros, round in another order.
     np.testing.assert_allclose(
         denoised(after, params, **known_and_mask(8)), denoised(before, base), atol=1e-5
@@ -59,8 +60,8 @@ def test_an_inpainting_model_starts_as_its_base(trained_run):
 def test_new_channels_stand_between_those_that_were_there(models, low_res):
     before = model_set.upsampler_config(inpaint=False)
     after = model_set.upsampler_config(inpaint=True)
-    params = starting_params(models / "upsample", after)
-    original = starting_params(models / "upsample", before)
+    params = starting_params(Run.open(models / "upsample"), after)
+    original = starting_params(Run.open(models / "upsample"), before)
     given = known_and_mask(model_set.LARGE_PX)
     np.testing.assert_allclose(
         denoised(after, params, low_res=low_res, **given),
@@ -74,8 +75,8 @@ def test_an_upsampler_can_learn_to_be_told_of_noise(models, low_res):
     model = dataclasses.replace(before.model, low_res_noise=True)
     after = dataclasses.replace(before, model=model)
     np.testing.assert_array_equal(
-        denoised(after, starting_params(models / "upsample", after), low_res=low_res),
-        denoised(before, starting_params(models / "upsample", before), low_res=low_res),
+        denoised(after, starting_params(Run.open(models / "upsample"), after), low_res=low_res),
+        denoised(before, starting_params(Run.open(models / "upsample"), before), low_res=low_res),
     )
 
 
@@ -97,9 +98,9 @@ def test_what_does_not_fit_is_refused(models, trained_run, tmp_path):
         (tmp_path, base, "is not a run folder"),
     ):
         with pytest.raises(UserError, match=line):
-            starting_params(run, config)
+            starting_params(Run.open(run), config)
 
 
 def test_a_clip_starts_from_a_clip(models):
-    params = starting_params(models / "clip", model_set.clip_config())
+    params = starting_params(Run.open(models / "clip"), model_set.clip_config())
     assert params.keys() == build_network(model_set.clip_config().model).shapes.keys()

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from glide_jax import Glide, UserError
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.parallel import sharding
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.pipeline import ROLES
 from glide_jax.sampling.stage import Conditions, Stage, changed_settings
 from glide_jax.sampling.user_images import square_image, square_known
@@ -128,7 +129,7 @@ def everything(models):
 
 def test_a_folder_of_runs_and_runs_by_themselves_are_the_same(everything, models):
     one_by_one = Glide.load(*(models / role for role in reversed(ROLES)))
-    assert set(one_by_one.folders) == set(everything.folders) == set(ROLES)
+    assert set(one_by_one.runs) == set(everything.runs) == set(ROLES)
     with pytest.raises(UserError, match="are both base models"):
         Glide.load(models, models / "base")
     with pytest.raises(UserError, match="is not a run folder"):
@@ -252,15 +253,15 @@ def test_models_are_refused_what_they_are_not_for(models):
     with pytest.raises(UserError, match="there is one for upsample only; an upsampler enlarges"):
         Glide.load(models / "upsample").generate(["x"])
     with pytest.raises(UserError, match="this is an upsampler: it needs images"):
-        stage = Stage.load(models / "upsample")
+        stage = Stage.load(Run.open(models / "upsample"))
         stage.draw(["x"], [0], stage.config.sample)
     with pytest.raises(UserError, match="made for inpainting: it needs an image and a mask"):
-        stage = Stage.load(models / "base-inpaint")
+        stage = Stage.load(Run.open(models / "base-inpaint"))
         stage.draw(["x"], [0], stage.config.sample)
     with pytest.raises(UserError, match="this model is a CLIP"):
-        Stage.load(models / "clip")
+        Stage.load(Run.open(models / "clip"))
     with pytest.raises(UserError, match="clip_guidance_scale needs a CLIP"):
-        stage = Stage.load(models / "base")
+        stage = Stage.load(Run.open(models / "base"))
         stage.draw(["x"], [0], changed_settings(stage.config.sample, clip_guidance_scale=2))
 
 

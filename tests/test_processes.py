@@ -26,11 +26,12 @@ from test_train_stages import changed, on_colors
 from glide_jax import UserError
 from glide_jax.config import Config
 from glide_jax.data.shards import Shard, encode, shard_name, write_index, write_records
+from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.parallel.launch import Launch, require_same
 from glide_jax.parallel.process_group import GONE, ProcessGroup
 from glide_jax.parallel.rendezvous import listen, rendezvous
 from glide_jax.runs import folder
-from glide_jax.runs.folder import last_step
+from glide_jax.runs.layout import last_step
 
 STEPS = 9
 SMALL = "--model.unet.channels 96 --model.unet.channel-mult 1 --model.unet.attention-px 8"
@@ -194,10 +195,10 @@ def test_another_version_of_the_program_is_named(monkeypatch):
 
 
 def test_a_run_folder_that_another_process_does_not_see_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(folder, "SEEN_S", 0)
+    monkeypatch.setattr(folder, "FILE_VISIBLE_S", 0)
     with pytest.raises(UserError, match="on storage that all processes share"):
         folder.require_shared(tmp_path, get_config())
-    folder.open_run_folder(tmp_path, get_config())
+    folder.Run.create(tmp_path, get_config(), Tokenizer.train(["a star"], 300))
     folder.require_shared(tmp_path, get_config())
 
 

@@ -32,7 +32,7 @@ from glide_jax.evaluation.scenes import guidance, inpainting, train_reader
 from glide_jax.export.publish import export
 from glide_jax.plot import __main__ as plot
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.folder import COMMITTED, saved_steps
+from glide_jax.runs.layout import COMMITTED, saved_steps
 from glide_jax.storage import AnyPath, MirroredFolder, path_of, require_local, write_atomically
 
 

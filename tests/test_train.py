@@ -18,7 +18,7 @@ from PIL import Image
 
 from glide_jax import Glide, UserError
 from glide_jax.runs.checkpoint import Checkpoints, _cause
-from glide_jax.runs.folder import load_run_config
+from glide_jax.runs.folder import Run
 from glide_jax.train import StopRequest
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
@@ -149,7 +149,7 @@ def test_a_failed_write_is_named_in_the_systems_words_wherever_they_stand():
 
 
 def test_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatch, tmp_path):
-    config = load_run_config(trained_run)
+    config = Run.open(trained_run).config
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
     state = Trainer(config, Denoising(config), mesh).init()
     checkpoints = Checkpoints(tmp_path, max_checkpoints=1)

@@ -13,10 +13,9 @@ from PIL import Image
 from glide_jax import UserError
 from glide_jax.config import DiffusionConfig, LowResConfig
 from glide_jax.data.sources import open_source
-from glide_jax.models.build import build_network
 from glide_jax.parallel.process_group import ProcessGroup
-from glide_jax.runs.weights import load_weights
-from glide_jax.train import for_validation, tokenizer_of, train
+from glide_jax.runs.folder import Run
+from glide_jax.train import for_validation, new_tokenizer, train
 from glide_jax.training.profiling import Profile
 
 
@@ -96,8 +95,7 @@ def test_a_stage_trains_and_goes_on_bit_for_bit(stage, color_folder, models, tmp
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
     train(config, tmp_path / "parts", ProcessGroup(), Profile())
 
-    shapes = build_network(config.model).shapes
-    whole, parts = (load_weights(tmp_path / run, shapes) for run in ("whole", "parts"))
+    whole, parts = (Run.open(tmp_path / run).weights() for run in ("whole", "parts"))
     for name, value in whole.items():
         np.testing.assert_array_equal(parts[name], value, err_msg=name)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
@@ -177,12 +175,12 @@ def test_a_tokenizer_learns_from_captions_that_a_pattern_leaves_out(color_folder
     lesson = changed(config, "data", caption_pattern="red")
     whole, part = (open_source(c.data, "all") for c in (config, lesson))
     assert (len(whole), len(part)) == (8, 1)
-    known, learned = (tokenizer_of(c, s, None) for c, s in ((config, whole), (lesson, part)))
+    known, learned = (new_tokenizer(c, s) for c, s in ((config, whole), (lesson, part)))
     for ours, theirs in zip(
         learned.encode(["all yellow"], 8), known.encode(["all yellow"], 8), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-    alone = tokenizer_of(config, part, None)
+    alone = new_tokenizer(config, part)
     assert not np.array_equal(
         alone.encode(["all yellow"], 8)[1], known.encode(["all yellow"], 8)[1]
     )

@@ -45,8 +45,7 @@ from glide_jax.pretrained.sizes import (
 )
 from glide_jax.pretrained.weight_files import FORMATS, Tensors, read_tensors, write_tensors
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.folder import TOKENIZER, load_run_config, open_run_folder
-from glide_jax.runs.weights import load_weights
+from glide_jax.runs.folder import Run
 
 CLIP = "clip"
 LOGIT_SCALE = math.log(100)
@@ -134,8 +133,7 @@ def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str
     # Beside the set, so that no half of a model is ever found in it.
     unfinished = folder.parent.with_name(f"{folder.parent.name}.{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    open_run_folder(unfinished, config)
-    tokenizer.save(unfinished / TOKENIZER)
+    Run.create(unfinished, config, tokenizer)
     checkpoints = Checkpoints(unfinished, max_checkpoints=1)
     checkpoints.save_ema({name: np.asarray(x, order="C") for name, x in params.items()})
     checkpoints.close()
@@ -159,23 +157,18 @@ def run_to_files(run_dir: Path, to: Path) -> None:
     """
     if to.suffix not in FORMATS:
         raise UserError(f"--to {to}: the name must end in {', '.join(FORMATS)}")
-    config = load_run_config(run_dir)
+    run = Run.open(run_dir)
+    config = run.config
     parts: dict[Path, tuple[str, Rules]] = {to: ("", DENOISER)}
-    network: Network[Any]
     if isinstance(config.model, ClipConfig):
-        network = clip_network(config.model)
         parts = {
             to.with_name(f"{to.stem}_text_enc{to.suffix}"): ("text", CLIP_TEXT),
             to.with_name(f"{to.stem}_image_enc{to.suffix}"): ("image", CLIP_IMAGE),
         }
-    else:
-        network = glide_network(config.model)
     for file in parts:
         if file.exists():
             raise UserError(f"{file} is there already: remove it, or give another --to")
-    params = {
-        name: np.asarray(value) for name, value in load_weights(run_dir, network.shapes).items()
-    }
+    params = {name: np.asarray(value) for name, value in run.weights().items()}
     for file, (name, rules) in parts.items():
         part = tower(params, name) if name else params
         write_tensors(file, to_original(part, rules))

@@ -16,7 +16,7 @@ from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import new_figure, save_figure
-from glide_jax.runs.folder import load_run_config
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipStage
 from glide_jax.storage import require_local
 
@@ -66,8 +66,8 @@ def main(arguments: Arguments) -> None:
     if not 2 <= arguments.among <= arguments.n:
         raise UserError(f"--among {arguments.among}: must be from 2 to --n ({arguments.n})")
     keep_compiled_programs()
-    config = load_run_config(arguments.checkpoint)
-    clip = ClipStage.load(arguments.checkpoint, fsdp=arguments.fsdp)
+    run = Run.open(arguments.checkpoint)
+    config, clip = run.config, ClipStage.load(run, fsdp=arguments.fsdp)
     levels = [t for t in arguments.t if t < clip.config.steps]
     source = open_source(config.data, arguments.split or config.data.validation_split)
     records = [source[i] for i in range(min(arguments.n, len(source)))]

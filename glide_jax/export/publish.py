@@ -21,9 +21,9 @@ import safetensors.numpy
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
-from glide_jax.models.build import build_network
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.folder import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, load_run_config
+from glide_jax.runs.folder import Run
+from glide_jax.runs.layout import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS
 from glide_jax.storage import GCS_PREFIX, AnyPath, storage_errors, write_atomically
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -45,12 +45,13 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
         is_there = to.exists()
     if is_there:
         raise UserError(f"{to} is there already: remove it, or give another --to")
-    config = load_run_config(run_dir)
+    run = Run.open(run_dir)
+    run_dir, config = run.path, run.config
     for name in (CHECKPOINTS, TOKENIZER):
         if not (run_dir / name).is_dir():
             raise UserError(f"{run_dir} has no {name}/: give the folder that train.py wrote")
     with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
-        params = checkpoints.restore_ema(build_network(config.model).shapes)
+        params = checkpoints.restore_ema(run.network.shapes)
         step = checkpoints.restored_step
     weights = _cast(params, dtype)
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from glide_jax.errors import UserError
-from glide_jax.runs.folder import name_of
+from glide_jax.runs.layout import name_of
 from glide_jax.storage import AnyPath, storage_errors
 from glide_jax.training.logging import METRICS
 

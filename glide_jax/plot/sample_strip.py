@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glide_jax.errors import UserError
 from glide_jax.images import draw_grid
-from glide_jax.runs.folder import load_run_config, name_of
+from glide_jax.runs.folder import Run
+from glide_jax.runs.layout import name_of
 from glide_jax.storage import AnyPath
 
 SAMPLES = "samples"
@@ -42,7 +43,7 @@ def sample_strip(runs: Sequence[AnyPath]) -> Pixels:
 
 
 def _strip(run_dir: AnyPath, named: bool) -> Image.Image:
-    model = load_run_config(run_dir).denoiser
+    model = Run.open(run_dir).config.denoiser
     margin, side = _margin_and_side(model.resolution_px)
     moments = _moments(run_dir)
     newest = moments[-1][1]

@@ -5,17 +5,15 @@ import numpy as np
 from glide_jax.config import ClipConfig, Config, ModelConfig
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
-from glide_jax.runs.folder import load_run_config
+from glide_jax.runs.folder import Run
 from glide_jax.runs.state import require_same_shapes
-from glide_jax.runs.weights import load_weights
-from glide_jax.storage import AnyPath
 
 INPUT_KERNEL = "unet.conv_in.kernel"
 NEW_PARAMETERS = "low_res_emb"
 """What a model may have and its start not: how noisy low_res is; it ends in zeros."""
 
 
-def starting_params(run_dir: str | AnyPath, config: Config) -> dict[str, np.ndarray]:
+def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
     """The parameters that a fine-tuning starts from.
 
     Input channels that are new, such as an inpainting model's known pixels and mask, start as
@@ -23,7 +21,7 @@ def starting_params(run_dir: str | AnyPath, config: Config) -> dict[str, np.ndar
     Resolutions may differ, as a U-Net's parameters do not depend on them.
 
     Args:
-        run_dir: the run to start from, or a shipped model's name.
+        run: to start from.
         config: the run to start.
 
     Returns:
@@ -32,8 +30,8 @@ def starting_params(run_dir: str | AnyPath, config: Config) -> dict[str, np.ndar
     Raises:
         UserError: the two models do not fit.
     """
-    before = load_run_config(run_dir)
-    where = f"train.init_from {run_dir}"
+    before = run.config
+    where = f"train.init_from {run.path}"
     if isinstance(before.model, ClipConfig) != isinstance(config.model, ClipConfig):
         raise UserError(f"{where}: one of the two models is a CLIP, the other draws")
     is_clip = isinstance(config.model, ClipConfig)
@@ -46,10 +44,7 @@ def starting_params(run_dir: str | AnyPath, config: Config) -> dict[str, np.ndar
                     f"{where} was trained with diffusion.{name} {theirs}, which its parameters "
                     f"mean; this run has {ours}"
                 )
-    params = {
-        name: np.asarray(value)
-        for name, value in load_weights(run_dir, build_network(before.model).shapes).items()
-    }
+    params = {name: np.asarray(value) for name, value in run.weights().items()}
     if isinstance(before.model, ModelConfig) and isinstance(config.model, ModelConfig):
         params[INPUT_KERNEL] = _with_channels(
             params[INPUT_KERNEL], before.model, config.model, where

@@ -7,15 +7,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from glide_jax.config import Config
-from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
+from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import to_float
 from glide_jax.models.clip import clip_network
 from glide_jax.parallel.sharding import infer, local_mesh
-from glide_jax.runs.folder import TOKENIZER, load_run_config, resolve_run
-from glide_jax.runs.weights import load_weights
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.user_images import square_image
 from glide_jax.shapes import Params
-from glide_jax.storage import AnyPath
 
 MAX_BATCH = 64
 """Images that are compared at a time."""
@@ -34,9 +32,7 @@ class ClipStage:
         UserError: fsdp does not divide the devices.
     """
 
-    def __init__(
-        self, config: Config, params: Params, tokenizer: ClipTokenizer, fsdp: int = 1
-    ) -> None:
+    def __init__(self, config: Config, params: Params, tokenizer: Tokenizer, fsdp: int = 1) -> None:
         self.config = config.clip
         self.network = clip_network(self.config)
         self.params = jax.device_put(params, infer(params, local_mesh(fsdp)))
@@ -46,22 +42,19 @@ class ClipStage:
         self._encode_image = jax.jit(lambda params, *image: bind(params).encode_image(*image))
 
     @classmethod
-    def load(cls, run_dir: str | AnyPath, fsdp: int = 1) -> "ClipStage":
-        """Loads a run folder, see `resolve_run`: its averaged parameters.
+    def load(cls, run: Run, fsdp: int = 1) -> "ClipStage":
+        """Loads a run's EMA parameters and tokenizer.
 
         Args:
-            run_dir: the run folder.
+            run: of a CLIP.
             fsdp: as of the class.
 
         Raises:
-            UserError: not a CLIP's run folder, its weights do not match its config, or fsdp does
+            UserError: the run is not a CLIP's, its weights do not match its config, or fsdp does
                 not divide the devices.
         """
-        run_dir = resolve_run(run_dir)
-        config = load_run_config(run_dir)
-        shapes = clip_network(config.clip).shapes
-        params = load_weights(run_dir, shapes, infer(shapes, local_mesh(fsdp)))
-        return cls(config, params, ClipTokenizer.load(run_dir / TOKENIZER), fsdp)
+        params = run.weights(infer(run.network.shapes, local_mesh(fsdp)))
+        return cls(run.config, params, run.tokenizer, fsdp)
 
     def tokenize(
         self, captions: Sequence[str]

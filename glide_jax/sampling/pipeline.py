@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from glide_jax.config import ClipConfig, Config, SampleConfig
 from glide_jax.errors import UserError
-from glide_jax.runs.folder import CONFIG, load_run_config, resolve_run
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipStage
 from glide_jax.sampling.stage import Conditions, Known, Stage, changed_settings
 from glide_jax.sampling.user_images import Fit, square_image, square_known
@@ -36,22 +36,19 @@ class Glide:
     of the model that draws first; an upsampler goes by its own run's.
 
     Args:
-        folders: run folders by what they are for, see ROLES.
-        configs: their configurations.
+        runs: by role, one of ROLES.
         one_at_a_time: free each model before the next one is loaded, for small memories.
         fsdp: devices over which each model's parameters are shared out, see `Stage`.
     """
 
     def __init__(
         self,
-        folders: dict[str, AnyPath],
-        configs: dict[str, Config],
+        runs: dict[str, Run],
         *,
         one_at_a_time: bool = False,
         fsdp: int = 1,
     ) -> None:
-        self.folders = folders
-        self.configs = configs
+        self.runs = runs
         self.last_seeds: list[int] = []
         """Of the images that were drawn last, one each: drawn again, they are the same."""
         self._one_at_a_time = one_at_a_time
@@ -69,27 +66,23 @@ class Glide:
             fsdp: devices over which each model's parameters are shared out, see `Stage`.
 
         Raises:
-            UserError: there is no run in a folder, or two runs are for the same purpose.
+            UserError: there is no run in a folder, or two runs have the same role.
         """
-        found: dict[str, AnyPath] = {}
-        configs: dict[str, Config] = {}
-        for folder in map(resolve_run, folders):
-            runs = [folder]
-            if folder.is_dir() and not (folder / CONFIG).exists():
-                runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) or [folder]
-            for run in runs:
-                config = load_run_config(run)
-                role = role_of(config)
-                if role in found:
-                    raise UserError(f"{found[role]} and {run} are both {role} models: give one")
-                found[role], configs[role] = run, config
-        if not found:
+        runs: dict[str, Run] = {}
+        for run in (run for folder in folders for run in Run.open_all(folder)):
+            role = role_of(run.config)
+            if role in runs:
+                raise UserError(
+                    f"{runs[role].path} and {run.path} are both {role} models: give one"
+                )
+            runs[role] = run
+        if not runs:
             raise UserError("no models: give at least one run folder")
-        return cls(found, configs, one_at_a_time=one_at_a_time, fsdp=fsdp)
+        return cls(runs, one_at_a_time=one_at_a_time, fsdp=fsdp)
 
     def has(self, role: str) -> bool:
         """Whether there is a model for this, one of ROLES."""
-        return role in self.folders
+        return role in self.runs
 
     def config(self, role: str) -> Config:
         """The configuration of the model for this, one of ROLES.
@@ -98,14 +91,14 @@ class Glide:
             UserError: there is none.
         """
         if not self.has(role):
-            there = ", ".join(self.folders)
+            there = ", ".join(self.runs)
             hint = ""
             if role == "base" and self.has("upsample"):
                 hint = "; an upsampler enlarges images that you have: upsample, --low-res"
             if role == "base" and self.has("base-inpaint"):
                 hint = "; an inpainting model paints in an image: inpaint, --image"
             raise UserError(f"this needs a model for {role}; there is one for {there} only{hint}")
-        return self.configs[role]
+        return self.runs[role].config
 
     def settings(self, role: str, **changes: Any) -> SampleConfig:
         """How the model for this samples, with these changes. Raises UserError."""
@@ -401,7 +394,7 @@ class Glide:
             self.config(role)
             if self._one_at_a_time:
                 self.free()
-            self._loaded[role] = kind.load(self.folders[role], self._fsdp)
+            self._loaded[role] = kind.load(self.runs[role], self._fsdp)
         return self._loaded[role]
 
 

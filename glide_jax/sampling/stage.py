@@ -20,14 +20,11 @@ from glide_jax.diffusion.loop import denoiser_calls
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.images import to_uint8
-from glide_jax.models.glide import glide_network
 from glide_jax.parallel.sharding import infer, local_mesh
-from glide_jax.runs.folder import TOKENIZER, load_run_config, resolve_run
-from glide_jax.runs.weights import load_weights
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipStage
 from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants
 from glide_jax.shapes import Params
-from glide_jax.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
@@ -86,22 +83,19 @@ class Stage:
         self.programs = Programs(config, self._mesh)
 
     @classmethod
-    def load(cls, run_dir: str | AnyPath, fsdp: int = 1) -> "Stage":
-        """Loads a run folder, see `resolve_run`: its averaged parameters.
+    def load(cls, run: Run, fsdp: int = 1) -> "Stage":
+        """Loads a run's EMA parameters and tokenizer.
 
         Args:
-            run_dir: the run folder.
+            run: of a base model or an upsampler.
             fsdp: as of the class.
 
         Raises:
-            UserError: not a run folder, its weights do not match its config, or fsdp does not
+            UserError: the run is a CLIP's, its weights do not match its config, or fsdp does not
                 divide the devices.
         """
-        run_dir = resolve_run(run_dir)
-        config = load_run_config(run_dir)
-        shapes = glide_network(config.denoiser).shapes
-        params = load_weights(run_dir, shapes, infer(shapes, local_mesh(fsdp)))
-        return cls(config, params, Tokenizer.load(run_dir / TOKENIZER), fsdp)
+        params = run.weights(infer(run.network.shapes, local_mesh(fsdp)))
+        return cls(run.config, params, run.tokenizer, fsdp)
 
     def use(self, params: Weights) -> None:
         """Draws with these parameters from now on."""

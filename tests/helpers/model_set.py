@@ -20,7 +20,7 @@ from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.folder import TOKENIZER, open_run_folder
+from glide_jax.runs.folder import Run
 
 SMALL_PX, LARGE_PX = 8, 16
 CAPTIONS = [f"all {name}" for name in ("red", "green", "blue", "white", "black")]
@@ -59,8 +59,7 @@ def write_random_run(folder: Path, config: Config, tokenizer: Tokenizer | ClipTo
         name: value + 0.05 * rng.standard_normal(value.shape, np.float32)
         for name, value in network.init(seed=0).items()
     }
-    open_run_folder(folder, config)
-    tokenizer.save(folder / TOKENIZER)
+    Run.create(folder, config, tokenizer)
     checkpoints = Checkpoints(folder, max_checkpoints=1)
     checkpoints.save_ema(jax.device_put(params))
     checkpoints.close()

@@ -20,12 +20,10 @@ from jaxtyping import Float, Int
 from glide_jax.cli import keep_compiled_programs
 from glide_jax.data.scenes.graph import RELATED, Scene, make, phrase
 from glide_jax.data.scenes.workers import encoded_scene
-from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.scenes.score import require_scenes
-from glide_jax.runs.folder import TOKENIZER, load_run_config, resolve_run
-from glide_jax.runs.weights import load_weights
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.pipeline import role_of
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.validation import buckets
@@ -110,14 +108,13 @@ def measure(
 
     The kinds are "right" and those of WRONG. Raises UserError.
     """
-    run_dir = resolve_run(arguments.checkpoint)
-    config = load_run_config(run_dir)
+    run = Run.open(arguments.checkpoint)
+    config = run.config
     if role_of(config) != "base":
-        raise UserError(f"{run_dir} is for {role_of(config)}: give a base model")
+        raise UserError(f"{run.path} is for {role_of(config)}: give a base model")
     whole = replace(config.train, micro_batches=1)
     objective = Denoising(replace(config, train=whole))
-    params = jax.device_put(load_weights(run_dir, objective.network.shapes))
-    tokenizer = Tokenizer.load(run_dir / TOKENIZER)
+    params = run.weights()
     validate = jax.jit(objective.validate)
 
     indices = (i for i in count() if all_differs(make(arguments.split, i)[0]))
@@ -133,7 +130,7 @@ def measure(
         found = {}
         for name, say in ({"right": caption} | WRONG).items():
             texts = [say(scene) for scene in scenes]
-            tokens, token_mask = tokenizer.encode(texts, config.denoiser.text.length)
+            tokens, token_mask = run.tokenizer.encode(texts, config.denoiser.text.length)
             batch = {"image": to_float(images), "tokens": tokens, "token_mask": token_mask}
             result = jax.device_get(validate(params, {}, jax.tree.map(jnp.asarray, batch), key))
             found["t"], found[name] = result.t[: len(part)], result.values["loss"][: len(part)]
