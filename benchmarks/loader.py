@@ -8,15 +8,16 @@ Takes train.py's flags too, such as --data.loader-threads 8. Training overlaps w
 threads but shares the cores with them, so the loader should be several times as fast.
 """
 
-import argparse
 import json
+import sys
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from glide_jax.cli import parse_config
+from glide_jax.cli import parse_command
 from glide_jax.config import Config
 from glide_jax.data.loader import Loader
 from glide_jax.data.sources import open_source
@@ -58,24 +59,30 @@ def training_speed(run: Path) -> float:
     return float(np.median(speeds))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The measurement."""
+
+    run: Path | None = None
+    """Run folder of a training to compare with."""
+    seconds: float = 5.0
+    """Duration of the measurement."""
+
+
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    own, rest = parser.parse_known_args()
-    about = "Measures the loader alone. First: --run FOLDER to compare with, --seconds S."
-    _, config = parse_config(rest, "benchmarks/loader.py", about)
-
-    images_per_s, cpu_us = measure(config, own.seconds)
+    arguments = sys.argv[1:]
+    about = "Measures the speed of the loader alone."
+    _, config, flags = parse_command(arguments, "benchmarks/loader.py", about, Flags)
+    images_per_s, cpu_us = measure(config, flags.seconds)
     print(
         f"loader alone: {images_per_s:,.0f} images/s of {config.model.resolution_px} px in "
         f"batches of {config.train.batch_examples}, {config.data.loader_threads} threads, "
         f"{cpu_us:.0f} us of processor time an image: {1e6 / cpu_us:,.0f} images/s a core"
     )
-    if own.run is not None:
-        needed = training_speed(own.run)
-        print(f"training {own.run}: {needed:,.1f} images/s; the loader is ", end="")
+    if flags.run is not None:
+        needed = training_speed(flags.run)
+        print(f"training {flags.run}: {needed:,.1f} images/s; the loader is ", end="")
         print(f"{images_per_s / needed:,.1f} times as fast")
 
 

@@ -1,97 +1,159 @@
-"""`--config configs/x.py --optim.learning-rate 3e-5`: a configuration file and changes to it."""
+"""Command lines: `--config base64 --optim.learning-rate 3e-5`, one parser per command."""
 
 import argparse
+import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import jax
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
 
+Flags = TypeVar("Flags")
+
+CONFIG_HELP = (
+    "Configuration: a name (base64), a file (configs/base64.py) or a run's config.json. Its values "
+    "are the defaults of the flags below."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingFlags:
-    """What every command that loads models for drawing or comparing takes."""
+    """Flags of every command that loads models for sampling or scoring."""
 
     fsdp: int = 1
-    """Devices over which each model's parameters are shared out, for a model that one has no room
-    for."""
+    """Devices over which each model's parameters are sharded, for models larger than one device."""
 
 
-def load_config(path: Path) -> Config:
-    """The configuration that a file describes.
+@dataclass(frozen=True)
+class NoFlags:
+    """No flags besides those of the configuration."""
+
+
+def named_configs() -> dict[str, Path]:
+    """The configurations of this project by name: configs/ of the clone, or of the wheel."""
+    clone = Path(__file__).parents[1]
+    if (clone / "pyproject.toml").is_file():
+        files = list((clone / "configs").glob("*.py"))
+    else:
+        installed = importlib.metadata.files("glide_jax") or ()
+        shipped = (file for file in installed if file.match("share/glide_jax/configs/*.py"))
+        files = [Path(str(file.locate())) for file in shipped]
+    return {file.stem: file for file in sorted(files)}
+
+
+def find_config(config: str | Path) -> Path:
+    """The file of a configuration.
 
     Args:
-        path: a Python file with `get_config() -> Config`, or a run's config.json.
+        config: a path that ends in .py or .json, or a name of `named_configs`.
 
     Raises:
-        UserError: the file cannot be read or gives no Config.
+        UserError: there is no such file or name.
     """
+    path = Path(config)
+    if path.suffix in (".py", ".json") and path.is_file():
+        return path
+    named = named_configs()
+    if str(config) not in named:
+        raise UserError(
+            f"--config {config}: no such .py or .json file, and no such name; names are "
+            f"{', '.join(named)}"
+        )
+    return named[str(config)]
+
+
+def load_config(config: str | Path) -> Config:
+    """The settings of a configuration.
+
+    Args:
+        config: a name, a Python file with `get_config() -> Config`, or a run's config.json.
+
+    Raises:
+        UserError: the file does not exist, cannot be read or returns no Config.
+    """
+    path = find_config(config)
     if path.suffix == ".json":
         return Config.load(path)
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--config {path}: no such .py or .json file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        loaded = module.get_config()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
+    if not isinstance(loaded, Config):
         raise UserError(f"--config {path}: get_config() must return a glide_jax.config.Config")
-    return config
+    return loaded
 
 
 def keep_compiled_programs() -> None:
-    """Makes a second start quick: compiled programs are kept in ~/.cache/glide_jax.
+    """Caches compiled programs in ~/.cache/glide_jax, for faster starts.
 
-    JAX_COMPILATION_CACHE_DIR names another folder; '' keeps none.
+    JAX_COMPILATION_CACHE_DIR names another folder; '' disables the cache.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "glide_jax"))
 
 
-def parse_config(argv: Sequence[str], prog: str, description: str) -> tuple[Path, Config]:
-    """Reads `--config FILE`, and then flags for every setting, whose defaults are the file's.
+def parse_config(argv: Sequence[str], prog: str, description: str) -> tuple[str, Config]:
+    """`parse_command` of a command without flags of its own."""
+    name, config, _ = parse_command(argv, prog, description, NoFlags)
+    return name, config
+
+
+def parse_command(
+    argv: Sequence[str], prog: str, description: str, flags: type[Flags]
+) -> tuple[str, Config, Flags]:
+    """Parses --config, a command's own flags, and a flag for every setting of the configuration.
 
     Args:
         argv: the command's arguments, without its name.
         prog: the command, for --help.
-        description: what it does, for --help.
+        description: of the command, for --help.
+        flags: a dataclass of the command's own flags, which all have defaults.
 
     Returns:
-        The file, and its configuration with the flags' changes.
+        The configuration's name, its settings with the flags applied, and the command's flags.
 
     Raises:
-        UserError: no such file, or a setting that cannot work.
+        UserError: no such configuration, or an invalid setting.
         SystemExit: --help (status 0); an unknown or ill-typed flag (status 2).
     """
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    given, flags = first.parse_known_args(argv)
-    wants_help = "--help" in flags or "-h" in flags
-    if given.config is None and not wants_help:
-        raise UserError("--config FILE is needed, for example --config configs/scenes_tiny.py")
+    first.add_argument("--config")
+    given, rest = first.parse_known_args(argv)
+    if given.config is None and not {"-h", "--help"} & set(rest):
+        raise UserError("--config is needed: a name or a file, for example --config scenes_tiny")
+    settings = Config() if given.config is None else load_config(given.config)
+    parsed = _parse(argv, prog, description, given.config or "", flags, settings)
+    return Path(parsed.config).stem, parsed.settings, parsed.command
 
-    import tyro  # late: a quarter of a second that `import glide_jax` need not pay
 
-    description = (
-        f"{description}\n\nFirst of all: --config FILE, a file of configs/ or a config.json."
+def _parse(
+    argv: Sequence[str], prog: str, description: str, config: str, flags: Any, settings: Config
+) -> Any:
+    """All flags of a command, by one parser; the arguments after `description` are defaults."""
+    from tyro import cli, conf  # here: `import glide_jax` would take a quarter of a second longer
+
+    config_flag = conf.arg(metavar="NAME|FILE", help=CONFIG_HELP, help_behavior_hint="(required)")
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("config", Annotated[str, config_flag]),
+            ("command", Annotated[flags, conf.OmitArgPrefixes, conf.FlagCreatePairsOff]),
+            ("settings", Annotated[conf.AvoidSubcommands[Config], conf.arg(name="")]),
+        ],
     )
-    default = Config() if given.config is None else load_config(given.config)
-    return given.config, tyro.cli(
-        tyro.conf.AvoidSubcommands[Config],
-        default=default,
-        args=flags,
-        prog=f"{prog} --config FILE",
-        description=description,
-    )
+    default = command(config, flags(), settings)
+    return cli(command, default=default, args=argv, prog=prog, description=description)

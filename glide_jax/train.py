@@ -9,13 +9,13 @@ On several machines, once on each: docs/multi-host.md.
 import os
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 
 import jax
 
-from glide_jax.cli import keep_compiled_programs, parse_config
+from glide_jax.cli import keep_compiled_programs, parse_command
 from glide_jax.config import ClipConfig, Config
 from glide_jax.data.loader import Loader, validation_batches
 from glide_jax.data.mixture import parts_of
@@ -25,10 +25,9 @@ from glide_jax.data.tokenizers.bpe import Tokenizer, make_tokenizer
 from glide_jax.data.tokenizers.build import tokenizer_class
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import save_png
-from glide_jax.parallel import launch as launching
 from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import chip_of
-from glide_jax.parallel.launch import Launch, any_process, joined, require_same
+from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined, require_same
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fine_tune import starting_params
@@ -36,12 +35,11 @@ from glide_jax.runs.folder import Run, require_shared
 from glide_jax.runs.layout import last_step
 from glide_jax.sampling.clip import ClipStage
 from glide_jax.storage import AnyPath, MirroredFolder, path_of
-from glide_jax.training import profiling
 from glide_jax.training.build import make_objective
 from glide_jax.training.flops import abstract_batch, step_flops
 from glide_jax.training.logging import METRICS, RunLog
 from glide_jax.training.preview import Preview
-from glide_jax.training.profiling import Profile, memory_report, peak_memory
+from glide_jax.training.profiling import Profile, ProfileFlags, memory_report, peak_memory
 from glide_jax.training.step import Trainer
 from glide_jax.training.validation import summary
 
@@ -260,13 +258,16 @@ class StopRequest:
         self.requested = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(LaunchFlags, ProfileFlags):
+    """This start of the run: its processes, and a trace of some steps."""
+
+
 def main() -> None:
     """The command."""
-    launch, flags = Launch.parse(sys.argv[1:], os.environ)
-    profile, flags = Profile.parse(flags)
-    description = f"Trains a GLIDE model.\n\n{launching.HELP}\n\n{profiling.HELP}"
-    file, config = parse_config(flags, "train.py", description)
-    run_dir = path_of(config.train.run_dir or f"runs/{file.stem}")
+    name, config, flags = parse_command(sys.argv[1:], "train.py", "Trains a model.", Flags)
+    launch, profile = Launch.of(flags, os.environ), Profile.of(flags)
+    run_dir = path_of(config.train.run_dir or f"runs/{name}")
     keep_compiled_programs()
     examples = config.train.batch_examples // config.train.micro_batches
     sharding.use_all_cores(examples, launch.processes, launch.sharing_cores)

@@ -238,7 +238,7 @@ def test_images_that_do_not_divide_are_named():
     ("flags", "line"),
     [
         (("--search", "--sampler"), "--search is for training: give --sampler a --mesh"),
-        (("--images", "4"), "--images is of --sampler; a training's are"),
+        (("--images", "4"), "--images is for --sampler"),
     ],
 )
 def test_flags_that_do_not_go_together_are_named(flags, line):

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tyro
 from helpers.broken_network import Network
 from helpers.model_set import clip_config, upsampler_config
 from helpers.packed_images import image
@@ -27,7 +28,7 @@ from glide_jax import UserError
 from glide_jax.config import Config
 from glide_jax.data.shards import Shard, encode, shard_name, write_index, write_records
 from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.parallel.launch import Launch, require_same
+from glide_jax.parallel.launch import Launch, LaunchFlags, require_same
 from glide_jax.parallel.process_group import GONE, ProcessGroup
 from glide_jax.parallel.rendezvous import listen, rendezvous
 from glide_jax.runs import folder
@@ -48,27 +49,30 @@ def free_port():
 # Who takes part -----------------------------------------------------------------------------------
 
 
+def parsed(text: str, **environment: str) -> Launch:
+    return Launch.of(tyro.cli(LaunchFlags, args=text.split()), environment)
+
+
 def test_flags_and_environment_say_who_takes_part():
-    assert Launch.parse(["--config", "x.py"], {}) == (Launch(), ["--config", "x.py"])
-    meeting = ["--coordinator", "127.0.0.1:1234", "--processes", "4", "--process", "2"]
-    launch, others = Launch.parse([*meeting, "--config", "x.py"], {})
+    assert parsed("") == Launch()
+    launch = parsed("--coordinator 127.0.0.1:1234 --processes 4 --process 2")
     assert (launch.coordinator, launch.processes, launch.process) == ("127.0.0.1:1234", 4, 2)
-    assert not launch.found_by_jax and others == ["--config", "x.py"]
+    assert not launch.found_by_jax
     assert launch.sharing_cores == 4  # the coordinator says that they are all on this machine
     assert replace(launch, coordinator="10.0.0.1:1234").sharing_cores == 1
-    assert Launch.parse(["--distributed"], {})[0].found_by_jax
-    slurm, _ = Launch.parse([], {"SLURM_STEP_NUM_TASKS": "3"})
+    assert parsed("--distributed").found_by_jax
+    slurm = parsed("", SLURM_STEP_NUM_TASKS="3")
     assert slurm.found_by_jax and slurm.processes == 3
-    assert not Launch.parse([], {"SLURM_STEP_NUM_TASKS": "1"})[0].found_by_jax
-    assert Launch.parse([], {"TPU_WORKER_HOSTNAMES": "a,b"})[0].found_by_jax
-    assert not Launch.parse([], {"TPU_WORKER_HOSTNAMES": "localhost"})[0].found_by_jax
+    assert not parsed("", SLURM_STEP_NUM_TASKS="1").found_by_jax
+    assert parsed("", TPU_WORKER_HOSTNAMES="a,b").found_by_jax
+    assert not parsed("", TPU_WORKER_HOSTNAMES="localhost").found_by_jax
 
 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ("--coordinator 127.0.0.1:1 --processes 2", "go together"),
-        ("--process 0", "go together"),
+        ("--coordinator 127.0.0.1:1 --processes 2", "together"),
+        ("--process 0", "together"),
         ("--coordinator a:1 --processes 2 --process 0 --distributed", "without --distributed"),
         ("--coordinator 127.0.0.1 --processes 2 --process 0", "must be HOST:PORT"),
         ("--coordinator a:1 --processes 2 --process 2", "must be from 0 to 1"),
@@ -78,7 +82,7 @@ def test_flags_and_environment_say_who_takes_part():
 )
 def test_flags_that_do_not_go_together_are_refused(flags, line):
     with pytest.raises(UserError, match=line):
-        Launch.parse(flags.split(), {})
+        parsed(flags)
 
 
 # The roll call ------------------------------------------------------------------------------------
@@ -296,9 +300,9 @@ def test_when_one_fails_the_others_end_with_its_line(failing):
 
 
 WAITING = """
-import os, sys
-from glide_jax.parallel.launch import Launch, any_process, joined
-with joined(Launch.parse(sys.argv[1:], os.environ)[0], lambda: 40) as group:
+import os, tyro
+from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined
+with joined(Launch.of(tyro.cli(LaunchFlags), os.environ), lambda: 40) as group:
     group.barrier()
     print("here", flush=True)
     while True:
@@ -363,8 +367,8 @@ def test_a_process_that_is_lost_ends_the_others_in_the_middle_of_a_collective(lo
 
 MEETING = """
 import os
-from glide_jax.parallel.launch import Launch, joined
-with joined(Launch.parse([], os.environ)[0], lambda: None) as group:
+from glide_jax.parallel.launch import Launch, LaunchFlags, joined
+with joined(Launch.of(LaunchFlags(), os.environ), lambda: None) as group:
     print(group.gather(os.environ["SLURM_PROCID"]))
 """
 

@@ -9,13 +9,12 @@ from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
 from glide_jax.training.build import make_objective
 from glide_jax.training.logging import health_line
-from glide_jax.training.profiling import Profile, memory_report
+from glide_jax.training.profiling import Profile, ProfileFlags, memory_report
 from glide_jax.training.step import Trainer
 
 
 def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path):
-    profile, others = Profile.parse(["--profile", "2:4", "--optim.learning-rate", "1"])
-    assert others == ["--optim.learning-rate", "1"]
+    profile = Profile.of(ProfileFlags(profile="2:4"))
     said = []
     for _ in range(6):
         said.append(profile.before_step(tmp_path))
@@ -27,7 +26,7 @@ def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path):
 
 
 def test_a_run_that_ends_early_ends_its_trace(tmp_path):
-    profile, _ = Profile.parse(["--profile", "0:100"])
+    profile = Profile.of(ProfileFlags(profile="0:100"))
     profile.before_step(tmp_path)
     assert "wrote a trace" in profile.end(tmp_path)
     assert list(tmp_path.rglob("*.xplane.pb"))
@@ -36,11 +35,11 @@ def test_a_run_that_ends_early_ends_its_trace(tmp_path):
 @pytest.mark.parametrize("text", ["10", "5:5", "9:3", "a:b", "-1:3"])
 def test_steps_that_are_none_are_refused(text):
     with pytest.raises(UserError, match="10:15"):
-        Profile.parse([f"--profile={text}"])
+        Profile.of(ProfileFlags(profile=text))
 
 
 def test_nothing_is_traced_unless_asked(tmp_path):
-    profile, _ = Profile.parse([])
+    profile = Profile.of(ProfileFlags())
     assert [profile.before_step(tmp_path) for _ in range(3)] == [""] * 3
     assert not list(tmp_path.iterdir())
 

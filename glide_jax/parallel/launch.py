@@ -3,14 +3,13 @@
 Each computes its part of every batch on its own devices; a `ProcessGroup` connects them besides.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,26 @@ from glide_jax.errors import UserError
 from glide_jax.parallel.process_group import GONE, GRACE_S, HEARTBEAT_TIMEOUT_S, ProcessGroup
 from glide_jax.parallel.rendezvous import listen, own_address, parse_address, rendezvous
 
-HELP = (
-    "Several processes: first of all --coordinator HOST:PORT --processes N --process I, or "
-    "--distributed where the cluster knows them; docs/multi-host.md says more."
-)
 START_S = 300
 """How long processes wait for each other at the start, unless told otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchFlags:
+    """Flags of a run with several processes; see docs/multi-host.md."""
+
+    coordinator: str = ""
+    """Address of process 0, as HOST:PORT. Give it with --processes and --process."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """Number of this process, from 0."""
+    distributed: bool = False
+    """Let JAX find the processes: SLURM, a TPU pod, Open MPI, Kubernetes."""
+    start_timeout_s: int = START_S
+    """Longest wait for the other processes at the start, in seconds."""
+    heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S
+    """Time without a heartbeat after which a process counts as gone, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -50,51 +63,37 @@ class Launch:
     """A process of which the others hear nothing for so long counts as gone."""
 
     @classmethod
-    def parse(
-        cls, argv: Sequence[str], environment: Mapping[str, str]
-    ) -> tuple["Launch", list[str]]:
-        """What the flags say, else the environment; these differ from process to process.
+    def of(cls, flags: LaunchFlags, environment: Mapping[str, str]) -> "Launch":
+        """The launch that the flags, or else the environment, describe.
 
         Args:
-            argv: a command's arguments, without its name.
+            flags: of the command; they differ from process to process.
             environment: of the process.
 
-        Returns:
-            How it was started, and the other arguments.
-
         Raises:
-            UserError: the flags do not go together.
-            SystemExit: one of them is ill-typed (status 2).
+            UserError: the flags contradict each other.
         """
-        parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
-        parser.add_argument("--coordinator", default="")
-        parser.add_argument("--processes", type=int)
-        parser.add_argument("--process", type=int)
-        parser.add_argument("--distributed", action="store_true")
-        parser.add_argument("--start-timeout-s", type=int, default=START_S)
-        parser.add_argument("--heartbeat-timeout-s", type=int, default=HEARTBEAT_TIMEOUT_S)
-        given, others = parser.parse_known_args(argv)
-        waits = {"start_s": given.start_timeout_s, "heartbeat_timeout_s": given.heartbeat_timeout_s}
-        if min(waits.values()) < 1:
+        start_s, heartbeat_s = flags.start_timeout_s, flags.heartbeat_timeout_s
+        if min(start_s, heartbeat_s) < 1:
             raise UserError("--start-timeout-s and --heartbeat-timeout-s must be at least 1")
-        flags = (given.coordinator, given.processes, given.process)
-        if any(flag not in ("", None) for flag in flags):
-            if "" in flags or None in flags or given.distributed:
-                raise UserError(
-                    "--coordinator HOST:PORT, --processes N and --process I go together, and "
-                    "without --distributed"
-                )
-            parse_address(given.coordinator)
-            if not 0 <= given.process < given.processes:
-                raise UserError(
-                    f"--process {given.process} must be from 0 to {given.processes - 1}, as there "
-                    f"are --processes {given.processes}"
-                )
-            return cls(*flags, **waits), others
-        tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
-        hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-        found = given.distributed or tasks > 1 or len(hosts) > 1
-        return cls(processes=tasks, found_by_jax=found, **waits), others
+        coordinator, processes, process = flags.coordinator, flags.processes, flags.process
+        if not coordinator and processes is None and process is None:
+            tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+            hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+            found = flags.distributed or tasks > 1 or len(hosts) > 1
+            return cls("", tasks, 0, found, start_s, heartbeat_s)
+        if not coordinator or processes is None or process is None or flags.distributed:
+            raise UserError(
+                "give --coordinator HOST:PORT, --processes N and --process I together, and "
+                "without --distributed"
+            )
+        parse_address(coordinator)
+        if not 0 <= process < processes:
+            raise UserError(
+                f"--process {process} must be from 0 to {processes - 1} with "
+                f"--processes {processes}"
+            )
+        return cls(coordinator, processes, process, False, start_s, heartbeat_s)
 
     @property
     def sharing_cores(self) -> int:

@@ -1,7 +1,6 @@
 """What a run's time and memory go to."""
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -12,7 +11,13 @@ from glide_jax.parallel.chips import GIB
 from glide_jax.storage import AnyPath
 from glide_jax.training.step import Trainer
 
-HELP = "To look into some steps: --profile 10:15 traces those of this start, for XProf."
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileFlags:
+    """Flag of a trace."""
+
+    profile: str = ""
+    """Trace these steps for XProf, as FIRST:LAST, counted from this start: 10:15."""
 
 
 class Profile:
@@ -29,30 +34,21 @@ class Profile:
         self._running = False
 
     @classmethod
-    def parse(cls, argv: Sequence[str]) -> tuple["Profile", list[str]]:
-        """Reads `--profile FIRST:LAST`.
-
-        Args:
-            argv: a command's arguments, without its name.
-
-        Returns:
-            The profile, and the other arguments.
+    def of(cls, flags: ProfileFlags) -> "Profile":
+        """The trace that `--profile FIRST:LAST` requests; no trace without the flag.
 
         Raises:
-            UserError: it is not two steps, one after the other.
+            UserError: these are not two steps in order.
         """
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--profile")
-        given, others = parser.parse_known_args(argv)
-        if given.profile is None:
-            return cls(), others
-        first, colon, last = given.profile.partition(":")
+        if not flags.profile:
+            return cls()
+        first, colon, last = flags.profile.partition(":")
         if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
             raise UserError(
-                f"--profile {given.profile}: give the first step and the one after the last, as "
+                f"--profile {flags.profile}: give the first step and the one after the last, as "
                 "10:15; steps are counted from this start"
             )
-        return cls(int(first), int(last)), others
+        return cls(int(first), int(last))
 
     def before_step(self, folder: Path, name: AnyPath | None = None) -> str:
         """Begins or ends the trace where it is time for it; call it before each step.
