@@ -1,11 +1,11 @@
-"""How many images a second the loader makes on its own, and how many training asks of it.
+"""Loader throughput, alone and compared to a training run.
 
     python benchmarks/loader.py --config configs/scenes_tiny.py
     python benchmarks/loader.py --config configs/scenes_tiny.py --run runs/scenes_tiny
     python benchmarks/loader.py --config configs/base64.py --data.source shards --data.path DIR
 
-Takes train.py's flags too, such as --data.loader-threads 8. Training overlaps with the loader's
-threads but shares the cores with them, so the loader should be several times as fast.
+Accepts train.py's flags, such as --data.loader-threads 8. Training overlaps with the loader's
+threads but shares the cores with them, so the loader alone should be several times as fast.
 """
 
 import json
@@ -28,7 +28,7 @@ WARM_UP_BATCHES = 10
 
 
 def measure(config: Config, seconds: float) -> tuple[float, float]:
-    """Images a second, and microseconds of processor time an image, over all threads."""
+    """Images per second, and microseconds of CPU time per image, over all threads."""
     source = open_source(config.data, config.data.train_split)
     tokenizer = make_tokenizer(config.data, config.model.text.vocab_size, source)
     with Loader(source, tokenizer, config) as loader:
@@ -44,10 +44,10 @@ def measure(config: Config, seconds: float) -> tuple[float, float]:
 
 
 def training_speed(run: Path) -> float:
-    """The median images/s that a run logged.
+    """The median of a run's logged images/s.
 
     Raises:
-        UserError: it has logged none.
+        UserError: the run has not logged it.
     """
     try:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -55,7 +55,7 @@ def training_speed(run: Path) -> float:
         raise UserError(f"--run {run}: cannot read metrics.jsonl: {error}") from None
     speeds = [row["images_per_s"] for row in rows if "images_per_s" in row]
     if not speeds:
-        raise UserError(f"--run {run}: metrics.jsonl has no images_per_s yet")
+        raise UserError(f"--run {run}: metrics.jsonl has no images_per_s: train for longer")
     return float(np.median(speeds))
 
 
@@ -70,7 +70,7 @@ class Flags:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     arguments = sys.argv[1:]
     about = "Measures the speed of the loader alone."
     _, config, flags = parse_command(arguments, "benchmarks/loader.py", about, Flags)
@@ -78,7 +78,7 @@ def main() -> None:
     print(
         f"loader alone: {images_per_s:,.0f} images/s of {config.model.resolution_px} px in "
         f"batches of {config.train.batch_examples}, {config.data.loader_threads} threads, "
-        f"{cpu_us:.0f} us of processor time an image: {1e6 / cpu_us:,.0f} images/s a core"
+        f"{cpu_us:.0f} us CPU time per image: {1e6 / cpu_us:,.0f} images/s per core"
     )
     if flags.run is not None:
         needed = training_speed(flags.run)

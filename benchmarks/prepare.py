@@ -1,9 +1,9 @@
-"""How fast images are prepared as shards, of each number of worker processes.
+"""Speed of glide_jax.prepare with one worker process and with one per core.
 
     python benchmarks/prepare.py --to out/prepare
 
-Draws tars of images of 640 x 480 px, as rich in detail as photographs are, and prepares them.
-The shards stay, for benchmarks/loader.py: out/prepare/shards-1, of 256 px.
+Generates tars of 640 x 480 px images with the detail of photographs, and prepares them. The shards
+are kept for benchmarks/loader.py: out/prepare/shards-1, 256 px.
 """
 
 import argparse
@@ -23,7 +23,7 @@ TARS = 8
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG whose detail falls with the frequency, as in nature: octaves of noise."""
+    """A JPEG of noise octaves with the falling spectrum of natural images."""
     levels = np.zeros((SIZE[1], SIZE[0], 3))
     for cells in (4, 8, 16, 32, 64, 128, 256):
         noise = rng.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8)
@@ -36,7 +36,7 @@ def photograph(rng: np.random.Generator) -> bytes:
 
 
 def write_tars(folder: Path, images: int) -> None:
-    """Draws them as img2dataset would leave them, unless they are there."""
+    """Writes tars in img2dataset's format, unless they already exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(TARS):
         path = folder / f"{number:05}.tar"
@@ -54,7 +54,7 @@ def write_tars(folder: Path, images: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--images", type=int, default=4000)

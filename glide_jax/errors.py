@@ -1,4 +1,4 @@
-"""Bad input is the user's business: one clear line, exit status 2, no traceback."""
+"""User errors: one line on stderr and exit status 2, no traceback."""
 
 import sys
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used; the message names it and says what to do."""
+    """Invalid user input. The message names the input and the fix."""
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the program with status 2 and one line on stderr when a `UserError` reaches it."""
+    """Turns a `UserError` into one line on stderr and exit status 2."""
     try:
         yield
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")  # in one piece, whatever other threads write
+        sys.stderr.write(f"error: {error}\n")  # one write: other threads cannot split the line
         raise SystemExit(2) from None

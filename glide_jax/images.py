@@ -1,4 +1,4 @@
-"""Images as people see them: PNG files that remember their prompt, and captioned grids."""
+"""Output of images: 8-bit conversion, PNG files with metadata, captioned grids, figures."""
 
 import io
 import textwrap
@@ -18,19 +18,19 @@ _FONT_PX = 15
 
 
 def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
-    """[-1, 1] to the nearest of 256 levels; values outside are clipped."""
+    """Converts [-1, 1] to the nearest 8-bit level. Values outside are clipped."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def to_pil(images: UInt8[np.ndarray, "b h w 3"]) -> list[Image.Image]:
-    """Each image as Pillow's, for all that it can do and save."""
+    """Converts each image to a PIL image."""
     return [Image.fromarray(image) for image in images]
 
 
 def save_png(
     path: AnyPath, image: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a PNG whose text chunks hold `metadata` (prompt, seed, settings).
+    """Writes a PNG with `metadata` (prompt, seed, settings) in its text chunks.
 
     Raises:
         UserError: the file cannot be written.
@@ -41,7 +41,7 @@ def save_png(
     png = io.BytesIO()
     Image.fromarray(image).save(png, format="PNG", pnginfo=info)
     with storage_errors("write", path):
-        # All of it or nothing: a run that goes on later takes what is there for whole.
+        # A resumed run treats existing files as complete.
         write_atomically(path, png.getvalue())
 
 
@@ -52,7 +52,7 @@ def save_grid(
     columns: int,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a PNG of images in rows, each with its caption under it.
+    """Writes a grid of captioned images as a PNG, see `draw_grid`.
 
     Raises:
         UserError: the file cannot be written.
@@ -61,20 +61,24 @@ def save_grid(
 
 
 def new_figure(width_in: float, height_in: float) -> Any:
-    """A matplotlib figure whose parts make room for each other; sizes in inches.
+    """A matplotlib figure with constrained layout. Sizes are in inches.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # late: only commands that plot need it
+        from matplotlib.figure import Figure  # an optional dependency of commands that plot
     except ImportError:
         raise UserError("plots need matplotlib: pip install -e '.[plot]'") from None
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
 def save_figure(path: Path, figure: Any) -> None:
-    """Writes a figure in the format of the path's suffix. Raises UserError if it cannot be."""
+    """Writes a figure in the format of the path's suffix.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
@@ -85,15 +89,15 @@ def save_figure(path: Path, figure: Any) -> None:
 def draw_grid(
     images: UInt8[np.ndarray, "b h w 3"], captions: Sequence[str], columns: int
 ) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
-    """Images in rows on white, each with its caption under it.
+    """A white grid of images with captions below them.
 
-    Small images are shown at least 192 px wide, so that captions fit; a run of equal captions
-    is written once, under its first image.
+    Images are displayed at least 192 px wide, to leave room for captions. Consecutive equal
+    captions in a row are written once, below the first image.
 
     Args:
         images: (b, h, w, 3).
-        captions: one an image.
-        columns: images in a row; fewer where there are not as many.
+        captions: one caption per image.
+        columns: images per row, at most.
     """
     assert len(images) == len(captions) > 0
     columns = min(columns, len(images))

@@ -1,12 +1,12 @@
-"""The letters of this project, once: in annotations, einsum strings and shape comments.
+"""Array types and their dimension letters, for annotations, einsum strings and shape comments.
 
     b  batch              l  text length (tokens)     s  sampling steps
     h  image height (px)  d  model width              T  diffusion steps (1000)
     w  image width (px)   n  attention heads
     c  channels           k  width of one head
 
-Images are NHWC float32 in [-1, 1]. `t` is int32 in [0, T): always the original step index, also
-when a sampler visits only some of the steps. Masks are True (or 1) where something is known.
+Images are NHWC float32 in [-1, 1]. `t` is int32 in [0, T), always the original step index, also
+when a sampler skips steps. Masks are True (or 1) where pixels or tokens are known.
 """
 
 from collections.abc import Callable
@@ -18,31 +18,32 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 Image = Float[Array, "b h w 3"]
 """Images in [-1, 1]."""
 Pixels = UInt8[Array, "b h w 3"]
-"""Images as 8-bit levels, 0..255."""
+"""Images as 8-bit levels in 0..255."""
 Timesteps = Int[Array, "b"]
-"""Original step indices, in [0, T)."""
+"""Original step indices in [0, T)."""
 Tokens = Int[Array, "b l"]
+"""Caption token ids."""
 TokenMask = Bool[Array, "b l"]
-"""True where `Tokens` holds caption, False where it holds padding."""
+"""True for caption tokens, False for padding."""
 ModelOutput = Float[Array, "b h w 6"]
 """[eps | variance fraction], three channels each."""
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(x_t, t) -> out`: all that `diffusion/` knows about a network (text is closed over)."""
+"""`(x_t, t) -> out`, a network as `diffusion/` sees it. Conditioning is closed over."""
 
 Params = dict[str, jax.Array]
-"""Parameters by path, for example `unet.down.0.res.conv1.kernel`. One flat dict serves the
-optimizer, the EMA, sharding rules, checkpoints and conversion: they all speak of one name."""
+"""Parameters by path, for example `unet.down.0.res.conv1.kernel`. The optimizer, the EMA, the
+sharding rules, checkpoints and conversion share this flat dict and its names."""
 
 
 class Batch(TypedDict):
-    """What the loader hands to a train step."""
+    """The loader's output and the train step's input."""
 
     image: Float[Array, "b h w 3"]
     tokens: Int[Array, "b l"]
     token_mask: Bool[Array, "b l"]
     mask: NotRequired[Float[Array, "b h w 1"]]
-    """For inpainting: 1 where the model sees the image, 0 where it paints."""
+    """Inpainting only: 1 for known pixels, 0 for pixels to generate."""
     clip_tokens: NotRequired[Int[Array, "b l2"]]
-    """For an auxiliary CLIP loss: the same captions as that CLIP reads them."""
+    """Auxiliary CLIP loss only: the captions in the CLIP model's own tokens."""
     clip_token_mask: NotRequired[Bool[Array, "b l2"]]

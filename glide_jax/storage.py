@@ -1,7 +1,7 @@
-"""Run folders on this machine or in a bucket of Google Cloud Storage, with the same methods.
+"""Run folders on the local disk or in Google Cloud Storage, behind one interface.
 
-A path is pathlib's, in a bucket etils.epath's, as orbax has it. A bucket differs in three things: a
-file appears when it is whole, none can be appended to, and no folder can be renamed.
+Local paths are pathlib's, bucket paths etils.epath's, as in orbax. A bucket differs in three ways:
+a file appears only when complete, files cannot be appended to, and folders cannot be renamed.
 """
 
 import importlib.util
@@ -19,60 +19,60 @@ from etils import epath
 from glide_jax.errors import UserError
 
 AnyPath: TypeAlias = Path | epath.Path
-"""Of a file or folder: here (Path) or in a bucket."""
+"""A file or folder, local (Path) or in a bucket."""
 
 GCS_PREFIX = "gs://"
 
-# It logs with tracebacks what it raises as well.
+# gcsfs logs a traceback for every error that it also raises.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def path_of(place: str | os.PathLike[str]) -> AnyPath:
-    """The path that a text names: gs://BUCKET/FOLDER, or one of this machine.
+    """Parses a local path or a gs://BUCKET/FOLDER URL.
 
     Raises:
-        UserError: a URL of another kind, or what reads buckets is not installed.
+        UserError: the URL has another scheme, or gcsfs is not installed.
     """
     text = os.fspath(place)
     if "://" not in text:
         return Path(text)
     if not text.startswith(GCS_PREFIX):
-        raise UserError(f"{text}: give a folder of this machine, or {GCS_PREFIX}BUCKET/FOLDER")
+        raise UserError(f"{text}: use a local folder or {GCS_PREFIX}BUCKET/FOLDER")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{text} needs gcsfs: pip install -e '.[gcs]'")
-    # Other processes write there too: what was listed once may have changed.
+    # Other processes write to the bucket too, so a cached listing may be stale.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)
 
 
 def require_local(*paths: Path | None) -> None:
-    """Checks that what is to be written is of this machine: of a URL, Path makes a folder `gs:`.
+    """Checks that output paths are local. `Path` would turn a URL into a local folder `gs:`.
 
     Raises:
-        UserError: one of them is a URL.
+        UserError: a path is a URL.
     """
     for path in paths:
         if path is not None and path.parts and path.parts[0].endswith(":"):
             url = path.as_posix().replace(":/", "://", 1)
-            raise UserError(f"{url}: give a file or folder of this machine")
+            raise UserError(f"{url}: use a local file or folder")
 
 
 @contextmanager
-def storage_errors(what: str, path: AnyPath | str) -> Iterator[None]:
-    """Makes any failure of storage the UserError `cannot WHAT PATH: why`."""
+def storage_errors(action: str, path: AnyPath | str) -> Iterator[None]:
+    """Turns any storage failure into the UserError `cannot ACTION PATH: reason`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # gcsfs, google-auth and aiohttp raise many kinds
-        why = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         if str(path).startswith(GCS_PREFIX) and isinstance(error, FileNotFoundError):
-            why = "no such bucket, or nothing of this name in it"
-        raise UserError(f"cannot {what} {path}: {why}") from error
+            reason = "no such bucket or object"
+        raise UserError(f"cannot {action} {path}: {reason}") from error
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
-    """Writes a file, in folders made for it: all of it or nothing."""
+    """Writes a complete file or none. Creates missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(path, Path):
         path.write_bytes(content)
@@ -82,39 +82,39 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     unfinished.replace(path)
 
 
-def move_folder(folder: AnyPath, to: AnyPath, last: str) -> None:
-    """Gives a folder another name. Interrupted in a bucket, one of the two is still whole.
+def move_folder(folder: AnyPath, to: AnyPath, marker: str) -> None:
+    """Renames a folder. If interrupted in a bucket, one of the two folders stays complete.
 
     Args:
-        folder: that is there.
-        to: that is not there yet.
-        last: name of its file without which it does not count as whole.
+        folder: an existing folder.
+        to: a path that does not exist yet.
+        marker: name of the file that marks a folder as complete; removed from `folder` first.
     """
     if isinstance(folder, Path):
         folder.rename(to)
         return
     files, source = fsspec.url_to_fs(str(folder))
     files.copy(source, str(to), recursive=True)
-    files.rm_file(f"{source}/{last}")
+    files.rm_file(f"{source}/{marker}")
     files.rm(source, recursive=True)
 
 
 class MirroredFolder:
-    """Where to write files that grow: a folder itself, or one here that is copied to a bucket.
+    """A local folder for appendable files, mirrored to a bucket where the folder is in one.
 
     Args:
-        folder: where they belong.
-        names: of those of its files that go on.
+        folder: the destination. If it is local, files are written there directly.
+        names: existing files to continue, downloaded first.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: the files cannot be read.
     """
 
     def __init__(self, folder: AnyPath, names: Sequence[str] = ()) -> None:
         self._bucket: epath.Path | None = None
         if isinstance(folder, Path):
             self.path: Path = folder
-            """Where to write."""
+            """The local folder to write to."""
             return
         self._bucket = folder
         self._temporary = tempfile.TemporaryDirectory(prefix="glide_jax_")
@@ -126,7 +126,7 @@ class MirroredFolder:
                     (self.path / name).write_bytes((folder / name).read_bytes())
 
     def copy(self) -> None:
-        """Copies to the bucket what has changed since the last time. Raises UserError."""
+        """Uploads files that changed since the last call. Raises UserError."""
         if self._bucket is None:
             return
         for file in sorted(self.path.rglob("*")):
@@ -138,7 +138,7 @@ class MirroredFolder:
                 self._copied[file] = state
 
     def close(self) -> None:
-        """Copies for the last time, and removes what was written here for it. Raises UserError."""
+        """Uploads once more and removes the temporary local folder. Raises UserError."""
         if self._bucket is not None:
             with self._temporary:
                 self.copy()

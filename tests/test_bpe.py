@@ -162,7 +162,7 @@ def test_a_folder_may_name_its_own_end_token(tmp_path: Path) -> None:
 
 
 def test_folders_without_a_usable_tokenizer_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither tokenizer.json nor vocab.json with merges.txt"):
+    with pytest.raises(UserError, match=r"add tokenizer.json or vocab.json and merges.txt"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"half')
     with pytest.raises(UserError, match=f"cannot read the tokenizer in {tmp_path}"):

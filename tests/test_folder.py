@@ -77,8 +77,8 @@ def test_bad_text_captions_are_listed_and_the_rest_used(
         source = open_folder(tmp_path, "all", 0.5)
     assert [Path(name).stem for name in contents(source)] == ["00", "03", "05"]
     (line,) = caplog.messages
-    assert "left out 3 records" in line
-    assert "01.png: no caption: 01.txt is not beside it" in line
+    assert "skipped 3 records" in line
+    assert "01.png: no caption file 01.txt" in line
     assert "02.txt: the caption is empty" in line
     assert "04.txt: the caption is not UTF-8" in line
     with pytest.raises(
@@ -97,7 +97,7 @@ def test_bad_text_captions_are_listed_and_the_rest_used(
         (b'{"image": "00.png", "captions": [3]}', 'needs "image"'),
         (b'["00.png", "x"]', 'needs "image"'),
         (b'{"image": "00.png", "captions": [" "]}', "the caption is empty"),
-        (b'{"image": "lost.png", "caption": "x"}', "there is no image lost.png"),
+        (b'{"image": "lost.png", "caption": "x"}', "no image lost.png"),
     ],
 )
 def test_bad_lines_of_a_captions_file_are_named(tmp_path: Path, line: bytes, why: str) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from glide_jax.config import Config, DiffusionConfig, LowResConfig, MaskConfig
 from glide_jax.data.folder import FolderSource, open_folder
 from glide_jax.data.loader import (
-    FEW_RECORDS,
+    INDEX_SHUFFLE_RECORDS,
     Loader,
     _shuffled,
     validation_batches,
@@ -141,7 +141,7 @@ def test_every_epoch_has_every_record_once_in_an_order_of_its_own(source: Folder
     assert [number for number, _ in other_seed] != epochs[0]
 
 
-@pytest.mark.parametrize("records", [1, 7, FEW_RECORDS - 1, FEW_RECORDS])
+@pytest.mark.parametrize("records", [1, 7, INDEX_SHUFFLE_RECORDS - 1, INDEX_SHUFFLE_RECORDS])
 def test_few_and_many_records_are_shuffled_alike(records: int) -> None:
     places = range(3 * records)
     shuffled, again, other = (_shuffled(records, seed) for seed in (0, 0, 1))

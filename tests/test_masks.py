@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glide_jax.config import MaskConfig
-from glide_jax.data.masks import draw_mask, place, with_place
+from glide_jax.data.masks import place, random_mask, with_place
 
 KINDS = ("rectangle", "brush", "half_plane", "whole")
 seeds = st.integers(0, 2**32)
@@ -23,7 +23,7 @@ def only(kind):
 
 
 def hidden(seed, size_px, config):
-    return ~draw_mask(np.random.default_rng(seed), size_px, config)[:, :, 0]
+    return ~random_mask(np.random.default_rng(seed), size_px, config)[:, :, 0]
 
 
 def block(top, bottom, left, right):
@@ -35,7 +35,7 @@ def block(top, bottom, left, right):
 
 @given(seeds, st.integers(1, 70), st.sampled_from([*map(only, KINDS), MaskConfig()]))
 def test_something_is_always_hidden(seed, size_px, config):
-    mask = draw_mask(np.random.default_rng(seed), size_px, config)
+    mask = random_mask(np.random.default_rng(seed), size_px, config)
     assert mask.shape == (size_px, size_px, 1) and mask.dtype == bool
     assert not mask.all()
 
@@ -185,7 +185,7 @@ def test_places_by_hand(mask, expected):
 
 @given(seeds)
 def test_places_turn_with_the_mask(seed):
-    mask = draw_mask(np.random.default_rng(seed), 64, MaskConfig())
+    mask = random_mask(np.random.default_rng(seed), 64, MaskConfig())
     swapped = place(mask).replace("left", "x").replace("right", "left").replace("x", "right")
     assert place(mask[:, ::-1]) == swapped
     swapped = place(mask).replace("top", "x").replace("bottom", "top").replace("x", "bottom")
@@ -204,5 +204,5 @@ def test_named_rectangles_are_where_it_says(height, width, data):
 
 
 def test_all_places_come_up():
-    masks = (draw_mask(np.random.default_rng(i), 32, MaskConfig()) for i in range(2000))
+    masks = (random_mask(np.random.default_rng(i), 32, MaskConfig()) for i in range(2000))
     assert len(Counter(map(place, masks))) == 10

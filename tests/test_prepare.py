@@ -1,66 +1,29 @@
-"""The command: what it writes, again after any stop, and what it refuses."""
+"""The command: its output, resumption after interruptions, and errors."""
 
 import json
 import random
+import runpy
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.numbered_images import write_images
-from helpers.packed_images import image, write_parquet, write_tar
-from test_shards import opened
+from helpers.packed_images import image, open_shards, write_tar
+from helpers.preparation import FLAGS, contents, inputs, prepare
 
 from glide_jax.data.records import Record
 from glide_jax.errors import UserError
 from glide_jax.prepare import staging
 from glide_jax.prepare.__main__ import main
-from glide_jax.prepare.pipeline import Report
-from glide_jax.prepare.staging import cut
+from glide_jax.prepare.staging import shard_bounds
 
-Contents = dict[str, list[tuple[bytes, tuple[str, ...]]]]
-
-
-def prepare(to: Path, *arguments: object) -> Report:
-    """Runs the command in this process and reads its report."""
-    main([*map(str, arguments), "--to", str(to), "--workers", "1"])
-    return Report(**json.loads((to / "report.json").read_text()))
+__all__ = ["inputs"]  # the fixture
 
 
-def contents(folder: Path) -> Contents:
-    """Every split's images with their captions, in order."""
-    splits = json.loads((folder / "shards.json").read_text())["splits"]
-    sources = {split: opened(folder, folder, split) for split in splits}
-    return {
-        split: [
-            (record.image, record.captions)
-            for record in map(source.__getitem__, range(len(source)))
-        ]
-        for split, source in sources.items()
-    }
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A folder, tars and a parquet file: 200 images, some of them twice, and many faults."""
-    base = tmp_path_factory.mktemp("inputs")
-    folder = write_images(base / "folder", 5)  # too small
-    (folder / "01.png").write_bytes(b"no image")
-    for number in range(4):
-        images = [image(i) for i in range(40 * number, 40 * number + 45)]  # the last 5 overlap
-        write_tar(base / "tars" / f"{number:05}.tar", images, first=40 * number)
-    short = base / "tars" / "00003.tar"
-    short.write_bytes(short.read_bytes()[:-12_000])
-    write_parquet(base / "x.parquet", [image(i) for i in range(160, 200)])
-    return [folder, base / "tars", base / "x.parquet"]
-
-
-FLAGS = ("--px", 30, "--validation", 20)
-
-
-def test_everything_is_read_judged_and_written(
+def test_all_inputs_are_read_filtered_and_written(
     inputs: Sequence[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = prepare(tmp_path / "to", "--from", *inputs, *FLAGS)
@@ -70,10 +33,10 @@ def test_everything_is_read_judged_and_written(
     assert set(kept) <= {image(i) for i in range(200)}
     assert report.kept == {"train": len(kept) - 20, "validation": 20}
     assert report.dropped["too_small"] == 4
-    assert report.dropped["broken"] == 2  # the image that is none, and the tar's end
+    assert report.dropped["broken"] == 2  # the invalid image and the truncated tar
     assert report.dropped["duplicate"] >= 15
     assert report.read == len(kept) + sum(report.dropped.values())
-    # Of two, the first in the order of the inputs stays: with the captions of its place.
+    # The first of two duplicates is kept, with its own captions.
     captions = dict(written["train"] + written["validation"])
     assert captions[image(42)] == ("image 42",)
     assert report.bytes_written == sum(
@@ -82,14 +45,14 @@ def test_everything_is_read_judged_and_written(
     broken = (tmp_path / "to" / "broken.txt").read_text().splitlines()
     assert broken == report.problems
     assert "01.png: not an image" in broken[0]
-    assert "00003.tar: cut short or damaged after" in broken[1]
+    assert "00003.tar: truncated or damaged after" in broken[1]
     table = capsys.readouterr().out
     assert f"kept     {len(kept) - 20:12,}  train" in table
-    assert "00003.tar: cut short" in table
+    assert "00003.tar: truncated" in table
     assert not (tmp_path / "to" / ".unfinished").exists()
 
 
-def test_held_out_images_are_the_same_whatever_the_order(
+def test_held_out_images_do_not_depend_on_the_order_of_inputs(
     inputs: Sequence[Path], tmp_path: Path
 ) -> None:
     for name, paths in (("a", inputs), ("b", inputs[::-1])):
@@ -101,9 +64,7 @@ def test_held_out_images_are_the_same_whatever_the_order(
     assert one == other
 
 
-def test_validation_takes_at_most_half_and_may_be_none(
-    inputs: Sequence[Path], tmp_path: Path
-) -> None:
+def test_validation_has_at_most_half_of_the_images(inputs: Sequence[Path], tmp_path: Path) -> None:
     many = prepare(tmp_path / "many", "--from", inputs[2], "--px", 30, "--validation", 1000)
     assert many.kept == {"train": 20, "validation": 20}
     none = prepare(tmp_path / "none", "--from", inputs[2], "--px", 30, "--validation", 0)
@@ -113,10 +74,10 @@ def test_validation_takes_at_most_half_and_may_be_none(
     ]
 
 
-def test_shards_are_of_even_size(tmp_path: Path) -> None:
+def test_shards_have_equal_sizes(tmp_path: Path) -> None:
     rng = random.Random(0)
     sizes = [rng.randrange(1, 100) for _ in range(1000)]
-    bounds = cut(np.array(sizes), 5000)
+    bounds = shard_bounds(np.array(sizes), 5000)
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(1000))
     totals = [sum(sizes[start:stop]) for start, stop in bounds]
     assert len(bounds) == -(-sum(sizes) // 5000)
@@ -126,7 +87,7 @@ def test_shards_are_of_even_size(tmp_path: Path) -> None:
     assert report.shards == len([*(tmp_path / "to").glob("*record-*")]) > 2
 
 
-def test_a_second_start_does_nothing(inputs: Sequence[Path], tmp_path: Path) -> None:
+def test_running_a_finished_command_changes_nothing(inputs: Sequence[Path], tmp_path: Path) -> None:
     first = prepare(tmp_path / "to", "--from", *inputs, *FLAGS)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "to").iterdir()}
     assert prepare(tmp_path / "to", "--from", *inputs, *FLAGS) == first
@@ -134,10 +95,10 @@ def test_a_second_start_does_nothing(inputs: Sequence[Path], tmp_path: Path) -> 
 
 
 class StoppedError(Exception):
-    """What these tests stop the work with."""
+    """Interrupts the command."""
 
 
-def test_stopped_anywhere_it_goes_on_to_the_same_files(
+def test_an_interrupted_command_resumes_to_the_same_files(
     inputs: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(tmp_path / "whole", "--from", *inputs, *FLAGS)
@@ -160,7 +121,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
         except StoppedError:
             continue
     assert starts > 3
-    # Six units and two shards, and one of these anew after each stop: it was not yet said done.
+    # Six units and two shards. The interrupted one is repeated after each restart.
     assert done <= 2 * 8
     for path in (tmp_path / "whole").iterdir():
         if path.name != "report.json":
@@ -168,14 +129,14 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
     one, other = (
         json.loads((tmp_path / n / "report.json").read_text()) for n in ("whole", "parts")
     )
-    for name in ("cpu_ms_a_image", "images_per_s"):
+    for name in ("cpu_ms_per_image", "images_per_s"):
         del one[name], other[name]
     assert one == other
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_without_what_is_done(tmp_path: Path, python) -> None:
-    """SIGKILL, with worker processes; they end as well."""
+def test_a_killed_command_resumes_without_repeating_finished_units(tmp_path: Path, python) -> None:
+    """SIGKILL ends the worker processes too."""
     images = [image(i, 400, 300) for i in range(80)]
     for number in range(30):
         write_tar(tmp_path / "tars" / f"{number:05}.tar", images[2 * number :][:20])
@@ -187,7 +148,7 @@ def test_killed_it_goes_on_without_what_is_done(tmp_path: Path, python) -> None:
     while not [*to.glob(".unfinished/unit-*.json")] and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()  # ends when nobody holds its pipes: the workers are gone
+    process.communicate()  # returns once all workers, which hold the pipes, have exited
     done = {path: path.stat().st_mtime_ns for path in to.glob(".unfinished/unit-*.json")}
     assert 0 < len(done) < 30
     process = python(*command, "--workers", 2)
@@ -205,9 +166,9 @@ def test_killed_it_goes_on_without_what_is_done(tmp_path: Path, python) -> None:
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (("--px", 20), "was begun with --px 30, not 20"),
-        (("--min-caption-chars", 3), "was begun with --min-caption-chars 1, not 3"),
-        (("--validation", 3), "was begun with --validation 20, not 3"),
+        (("--px", 20), "was started with --px 30, not 20"),
+        (("--min-caption-chars", 3), "was started with --min-caption-chars 1, not 3"),
+        (("--validation", 3), "was started with --validation 20, not 3"),
     ],
 )
 @pytest.mark.parametrize("finished", [False, True])
@@ -233,41 +194,45 @@ def test_changed_settings_are_refused_by_name(
 def test_changed_inputs_are_refused(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", [image(0), image(1)])
     prepare(tmp_path / "to", "--from", tar, "--px", 30)
-    with pytest.raises(UserError, match="was begun with --from"):
+    with pytest.raises(UserError, match="was started with --from"):
         prepare(tmp_path / "to", "--from", tar, tar, "--px", 30)
     write_tar(tar, [image(i) for i in range(9)])
-    with pytest.raises(UserError, match="--from: files in it have changed since"):
+    with pytest.raises(UserError, match="--from: files have changed since"):
         prepare(tmp_path / "to", "--from", tar, "--px", 30)
 
 
-def test_what_cannot_be_done_is_one_clear_line(inputs: Sequence[Path], tmp_path: Path) -> None:
+def test_errors_name_the_flag(inputs: Sequence[Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     source = ("--from", inputs[2])
     for to, arguments, why in (
         ("file/to", source, "--to .*file/to: Not a directory"),
-        ("full", source, "--to .*full: is not empty"),
-        ("to", (*source, "--px", 31), "of 40 images none is kept .40 too_small."),
+        ("full", source, "--to .*full: the folder is not empty"),
+        ("to", (*source, "--px", 31), "none of 40 images passes the filters .40 too_small."),
         ("a", (*source, "--speed", 3), "unknown flag --speed"),
-        ("b", ("--from",), "--from must name something to read"),
+        ("b", ("--from",), "--from needs at least one input"),
         ("c", (*source, "--shard-mb", 0), "--shard-mb must be at least 1"),
     ):
         with pytest.raises(UserError, match=why):
             prepare(tmp_path / to, *arguments)
-    with pytest.raises(UserError, match="name a local folder"):
+    with pytest.raises(UserError, match="use a local folder"):
         main(["--from", str(inputs[2]), "--to", "gs://bucket/x"])
 
 
-def test_the_command_ends_with_status_2(python, tmp_path: Path) -> None:
-    process = python("-m", "glide_jax.prepare", "--from", "nowhere", "--to", tmp_path / "to")
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output) == (2, "")
-    assert errors == "error: --from nowhere: there is no such file or folder\n"
+def test_the_command_exits_with_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", "--from", "nowhere", "--to", str(tmp_path / "to")]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.delitem(sys.modules, "glide_jax.prepare.__main__")
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("glide_jax.prepare", run_name="__main__")
+    assert capsys.readouterr() == ("", "error: --from nowhere: no such file or folder\n")
 
 
-def test_training_reads_what_it_wrote(inputs: Sequence[Path], tmp_path: Path) -> None:
+def test_training_reads_the_shards(inputs: Sequence[Path], tmp_path: Path) -> None:
     prepare(tmp_path / "to", "--from", *inputs, *FLAGS)
-    record = opened(tmp_path / "to", tmp_path)[0]
+    record = open_shards(tmp_path / "to", tmp_path)[0]
     assert isinstance(record, Record)
     assert record.name.endswith("record 0")

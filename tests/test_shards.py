@@ -1,4 +1,4 @@
-"""Reading folders of shards: where they are, from a URL, and damaged."""
+"""Folders of shards: local, remote and damaged."""
 
 import os
 import subprocess
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
-from helpers.packed_images import image
+from helpers.packed_images import image, open_shards
 
-from glide_jax.config import DataConfig
 from glide_jax.data import shards
 from glide_jax.data.records import BadRecordError, RecordReader, Source
 from glide_jax.data.shards import (
@@ -21,7 +20,6 @@ from glide_jax.data.shards import (
     write_index,
     write_records,
 )
-from glide_jax.data.sources import open_source
 from glide_jax.errors import UserError
 
 COUNTS = (5, 1, 4)
@@ -29,7 +27,7 @@ COUNTS = (5, 1, 4)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten images in three shards, and one held out."""
+    """Ten training images in three shards, and one validation image."""
     folder = tmp_path / "data"
     folder.mkdir()
     splits, number = {"train": list[Shard](), "validation": list[Shard]()}, 0
@@ -47,10 +45,6 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def opened(path: Path | str, cache: Path, split: str = "train") -> Source:
-    return open_source(DataConfig(source="shards", path=str(path), cache_dir=str(cache)), split)
-
-
 def check(source: Source) -> None:
     assert len(source) == sum(COUNTS)
     for index in reversed(range(len(source))):
@@ -62,15 +56,15 @@ def check(source: Source) -> None:
             source[index]
 
 
-def test_a_local_folder_is_read_where_it_is(folder: Path, tmp_path: Path) -> None:
-    source = opened(folder, tmp_path / "cache")
+def test_a_local_folder_is_not_copied(folder: Path, tmp_path: Path) -> None:
+    source = open_shards(folder, tmp_path / "cache")
     check(source)
     assert source[7].name == f"{folder}/{shard_name('train', 2, 3)} record 1"
-    assert len(opened(folder, tmp_path, "validation")) == 1
+    assert len(open_shards(folder, tmp_path, "validation")) == 1
     assert not (tmp_path / "cache").exists()
 
 
-def test_tfds_reads_it(folder: Path) -> None:
+def test_tfds_reads_the_folder(folder: Path) -> None:
     builder = tfds.builder_from_directory(str(folder))
     records = builder.as_data_source("train")
     assert len(records) == sum(COUNTS)
@@ -80,47 +74,47 @@ def test_tfds_reads_it(folder: Path) -> None:
     assert "tensorflow" not in sys.modules
 
 
-def test_few_open_files_are_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
-    check(opened(folder, folder))
+def test_one_open_file_is_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 1)
+    check(open_shards(folder, folder))
 
 
-def test_a_url_is_copied_shard_by_shard(folder: Path, tmp_path: Path) -> None:
+def test_remote_shards_are_downloaded_on_first_use(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    source = opened(f"file://{folder}", cache)
+    source = open_shards(f"file://{folder}", cache)
     assert not cache.exists()
     assert source[0].image == image(0)
     (kept,) = cache.glob("*/*-of-00003")
     assert kept.read_bytes() == (folder / shard_name("train", 0, 3)).read_bytes()
     check(source)
     assert len([*cache.glob("*/*-of-00003")]) == 3
-    # What is there is not copied again: proof is that another copy would fail.
-    source = opened(f"file://{folder}", cache)
+    # Existing copies are reused: another download would fail.
+    source = open_shards(f"file://{folder}", cache)
     for path in folder.glob("*.array_record*"):
         path.unlink()
     check(source)
     with pytest.raises(UserError, match=r"train.array_record-00000-of-00003 is missing"):
-        opened(f"file://{folder}", cache)
+        open_shards(f"file://{folder}", cache)
 
 
-def test_another_preparation_has_other_copies(folder: Path, tmp_path: Path) -> None:
+def test_shards_prepared_again_are_downloaded_again(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    check(opened(f"file://{folder}", cache))
+    check(open_shards(f"file://{folder}", cache))
     name = shard_name("train", 1, 3)
     size = (folder / name).stat().st_size
     write_records(folder / name, [encode(image(99), ("new",), "99.png")])
-    assert (folder / name).stat().st_size == size  # array_record fills files up to whole blocks
+    assert (folder / name).stat().st_size == size  # array_record pads files to complete blocks
     index = folder / "shards.json"
     index.write_text(index.read_text().replace("of this test", "of another"))
-    assert opened(f"file://{folder}", cache)[COUNTS[0]].captions == ("new",)
+    assert open_shards(f"file://{folder}", cache)[COUNTS[0]].captions == ("new",)
 
 
-def test_a_copy_that_fails_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
+def test_a_failed_download_names_the_shard(folder: Path, tmp_path: Path) -> None:
     for name, damage in (
         (shard_name("train", 0, 3), Path.unlink),
-        (shard_name("train", 1, 3), cut),
+        (shard_name("train", 1, 3), truncate),
     ):
-        source = opened(f"file://{folder}", tmp_path / "cache")
+        source = open_shards(f"file://{folder}", tmp_path / "cache")
         content = (folder / name).read_bytes()
         damage(folder / name)
         with pytest.raises(UserError, match=rf"^cannot copy file://{folder}/{name} to "):
@@ -130,7 +124,7 @@ def test_a_copy_that_fails_is_one_clear_line(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_threads_and_processes_share_one_copy(folder: Path, tmp_path: Path) -> None:
+def test_threads_and_processes_share_one_download(folder: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from glide_jax.data.shards import ShardsSource\n"
         "source = ShardsSource(sys.argv[1], 'train', Path(sys.argv[2]))\n"
@@ -142,7 +136,7 @@ def test_threads_and_processes_share_one_copy(folder: Path, tmp_path: Path) -> N
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(2)
     ]
-    source = opened(f"file://{folder}", tmp_path / "cache")
+    source = open_shards(f"file://{folder}", tmp_path / "cache")
     threads = [threading.Thread(target=check, args=[source]) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -154,31 +148,31 @@ def test_threads_and_processes_share_one_copy(folder: Path, tmp_path: Path) -> N
     assert not [*tmp_path.glob("cache/*/*.unfinished")]
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 @pytest.mark.parametrize(
-    ("damage", "why"), [(Path.unlink, "is missing"), (cut, "has [0-9,]+ bytes")]
+    ("damage", "why"), [(Path.unlink, "is missing"), (truncate, "has [0-9,]+ bytes")]
 )
-def test_missing_and_cut_shards_are_refused_at_once(
+def test_missing_and_truncated_shards_are_refused_on_opening(
     folder: Path, prefix: str, damage: object, why: str
 ) -> None:
     name = shard_name("train", 1, 3)
     damage(folder / name)
     with pytest.raises(UserError, match=rf"{folder}/{name} {why}, but shards.json says 131,072"):
-        opened(f"{prefix}{folder}", folder)
-    assert len(opened(f"{prefix}{folder}", folder, "validation")) == 1
+        open_shards(f"{prefix}{folder}", folder)
+    assert len(open_shards(f"{prefix}{folder}", folder, "validation")) == 1
 
 
-def test_records_damaged_inside_are_bad_records(folder: Path) -> None:
+def test_damaged_records_are_bad_records(folder: Path) -> None:
     path = folder / shard_name("train", 0, 3)
     content = bytearray(path.read_bytes())
     place = content.find(image(1))
     content[place : place + 20] = bytes(20)
     path.write_bytes(content)
-    source = opened(folder, folder)
+    source = open_shards(folder, folder)
     assert source[0].image == image(0)
     with pytest.raises(BadRecordError, match=rf"^{path} record 1: .*[Cc]orrupt") as error:
         source[1]
@@ -188,14 +182,14 @@ def test_records_damaged_inside_are_bad_records(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("nowhere", "there is no shards.json in it; python -m glide_jax.prepare makes"),
+        ("nowhere", "has no shards.json: create the folder with python -m glide_jax.prepare"),
         ("nothing://x", "cannot read shards.json: Protocol not known"),
         ("broken", "cannot read shards.json: Expecting value"),
         ("other", "cannot read shards.json"),
         ("data", "has no split 'test': choose train, validation"),
     ],
 )
-def test_folders_that_are_none_are_refused(
+def test_invalid_folders_are_refused(
     folder: Path, path: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)

@@ -1,1 +1,1 @@
-"""Captioned images: sources, transforms, tokenizers, masks, loader."""
+"""Captioned images: sources, records, transforms, masks, tokenizers, loader, built-in scenes."""

@@ -1,15 +1,15 @@
-"""A folder of images with captions beside them, as a source.
+"""A source of images and captions in a folder.
 
-Either every `x.jpg` has an `x.txt` of the same name, each of whose lines is a caption; or the
-folder holds one `captions.jsonl`, whose lines read
+Each `x.jpg` has an `x.txt` of the same name with one caption per line. Alternatively, the folder
+has one `captions.jsonl` with lines such as
 
     {"image": "dogs/x.jpg", "caption": "a dog"}   or   {"image": ..., "captions": ["a dog", ...]}
 
-with paths relative to the folder. Several lines for one image add up; images that no line names
-are left out. Sub-folders are searched, hidden files and folders are not.
+Paths are relative to the folder. Several lines for one image are combined; images without a line
+are ignored. Subfolders are searched, hidden files and folders are not.
 
-The folder is indexed once, into `.glide_jax_index.json` inside it, and again when a file in it
-appears, disappears or changes. Where that file cannot be written, every start indexes afresh.
+The index is cached in the folder as `.glide_jax_index.json` and rebuilt when a file is added,
+removed or changed. If it cannot be written, it is rebuilt at every start.
 """
 
 import hashlib
@@ -35,19 +35,19 @@ CAPTIONS_FILE = "captions.jsonl"
 INDEX_FILE = ".glide_jax_index.json"
 INDEX_VERSION = 1
 SPLITS = ("train", "validation", "all")
-VALIDATION_SHARE = 0.02
+VALIDATION_FRACTION = 0.02
 
 Entry = tuple[str, tuple[str, ...]]
-"""An image's path relative to the folder, with '/', and its captions."""
+"""An image's path, relative to the folder and with '/', and its captions."""
 
 Index = tuple[list[Entry], list[str]]
-"""What can be used, sorted by path, and what is wrong with all the rest."""
+"""The usable entries, sorted by path, and the problems of the others."""
 
 logger = logging.getLogger(__name__)
 
 
 class FolderSource:
-    """Records of a folder; see the module's docstring. Random access, safe for threads."""
+    """Records of a folder, see the module's docstring. Random access, thread-safe."""
 
     def __init__(self, root: Path, entries: list[Entry]) -> None:
         self._root = root
@@ -66,23 +66,23 @@ class FolderSource:
         return Record(image, captions, name)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The captions at `index`; they are kept in memory."""
+        """The captions at `index`, from memory."""
         return self._entries[index][1]
 
 
 def open_folder(root: Path, split: str, max_bad_fraction: float) -> FolderSource:
-    """Indexes a folder, or reads its index, and opens one split of it.
+    """Opens one split of a folder, using its cached index if it is up to date.
 
-    Validation holds the images whose paths hash below 2%, so that images stay in their split as
-    the folder grows; and always the lowest, so that it is not empty.
+    The validation split has the images whose path hash is below 2%, so images stay in their split
+    as the folder grows. The image with the lowest hash always belongs to it.
 
     Args:
         root: the folder.
         split: train, validation, or all (both).
-        max_bad_fraction: stop when more of the images than this have no usable caption.
+        max_bad_fraction: the largest allowed fraction of images without a usable caption.
 
     Raises:
-        UserError: no such folder or split, nothing usable in it, or too much of it is not.
+        UserError: no such folder or split, no usable image, or too many unusable ones.
     """
     if split not in SPLITS:
         raise UserError(f"folder {root} has no split {split!r}: choose {', '.join(SPLITS)}")
@@ -90,15 +90,15 @@ def open_folder(root: Path, split: str, max_bad_fraction: float) -> FolderSource
     if not entries and not problems:
         raise UserError(f"{root}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
     if problems:
-        logger.warning("%s: left out %d records: %s", root, len(problems), list_problems(problems))
+        logger.warning("%s: skipped %d records: %s", root, len(problems), list_problems(problems))
         check_bad_fraction(problems, len(entries) + len(problems), max_bad_fraction)
     if not entries:
         raise UserError(f"{root}: no image has a usable caption: {list_problems(problems)}")
     chosen = _split(entries, split)
     if not chosen:
         raise UserError(
-            f"{root}: one image cannot be split into train and validation; "
-            "add a second, or set data.validation_split=train"
+            f"{root}: a single image cannot be split into train and validation: "
+            "add another, or set data.validation_split=train"
         )
     return FolderSource(root, chosen)
 
@@ -108,20 +108,20 @@ def _split(entries: list[Entry], split: str) -> list[Entry]:
         return entries
     rank = {path: _uniform_hash(path) for path, _ in entries}
     lowest, *others = sorted(rank, key=rank.__getitem__)
-    # At least one image is held out, and at least one is not.
+    # Neither split is empty.
     held_out = {lowest} if others else set()
-    held_out |= {path for path in others[:-1] if rank[path] < VALIDATION_SHARE}
+    held_out |= {path for path in others[:-1] if rank[path] < VALIDATION_FRACTION}
     return [entry for entry in entries if (entry[0] in held_out) == (split == "validation")]
 
 
 def _uniform_hash(path: str) -> float:
-    """A number in [0, 1) that depends on the path alone."""
+    """A hash of the path, uniform in [0, 1)."""
     digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def read_index(root: Path) -> Index:
-    """The folder's index: the one that is kept in it, or a new one if anything has changed.
+    """The folder's index, from its cache or rebuilt if a file has changed.
 
     Raises:
         UserError: a folder or captions.jsonl cannot be read.
@@ -135,7 +135,7 @@ def read_index(root: Path) -> Index:
                 "problems"
             ]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or not whole: made below
+        pass  # missing or truncated: rebuilt below
     entries, problems = (_index_jsonl if CAPTIONS_FILE in files else _index_text)(root, files)
     index = {
         "version": INDEX_VERSION,
@@ -143,7 +143,7 @@ def read_index(root: Path) -> Index:
         "entries": entries,
         "problems": problems,
     }
-    # Several processes may start at once: each writes its own file, whole, and the last one stays.
+    # Processes that start at the same time each write a complete file; the last one wins.
     unfinished = root / f"{INDEX_FILE}.{socket.gethostname()}.{os.getpid()}"
     try:
         unfinished.write_text(json.dumps(index))
@@ -156,7 +156,7 @@ def read_index(root: Path) -> Index:
 
 
 def _list_files(root: Path) -> dict[str, tuple[int, int]]:
-    """Path relative to `root` -> (size, modification time), sorted; hidden files are left out."""
+    """Maps each path, relative to `root`, to its size and modification time. No hidden files."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
@@ -170,14 +170,14 @@ def _list_files(root: Path) -> dict[str, tuple[int, int]]:
                 try:
                     stat = os.stat(path)
                     state = (stat.st_size, stat.st_mtime_ns)
-                except OSError:  # a dangling link: reading it will say so
+                except OSError:  # a dangling link, reported when it is read
                     state = (-1, -1)
                 files[os.path.relpath(path, root).replace(os.sep, "/")] = state
     return dict(sorted(files.items()))
 
 
 def _index_text(root: Path, files: Collection[str]) -> Index:
-    """Each image with the lines of the text file of the same name."""
+    """Images with captions in text files of the same name."""
     entries: list[Entry] = []
     problems = []
     for path in files:
@@ -186,9 +186,7 @@ def _index_text(root: Path, files: Collection[str]) -> Index:
             continue
         try:
             if stem + ".txt" not in files:
-                raise BadRecordError(
-                    f"{root / path}: no caption: {os.path.basename(stem)}.txt is not beside it"
-                )
+                raise BadRecordError(f"{root / path}: no caption file {os.path.basename(stem)}.txt")
             name = f"{root / stem}.txt"
             entries.append((path, clean_captions(Path(name).read_bytes().splitlines(), name)))
         except BadRecordError as error:
@@ -199,7 +197,7 @@ def _index_text(root: Path, files: Collection[str]) -> Index:
 
 
 def _index_jsonl(root: Path, files: Collection[str]) -> Index:
-    """The images that captions.jsonl names, with its captions."""
+    """Images and captions listed in captions.jsonl."""
     found: dict[str, tuple[str, ...]] = {}
     problems = []
     try:
@@ -213,7 +211,7 @@ def _index_jsonl(root: Path, files: Collection[str]) -> Index:
         try:
             path, captions = _parse_line(line, where)
             if path not in files and not (root / path).is_file():
-                raise BadRecordError(f"{where}: there is no image {path}")
+                raise BadRecordError(f"{where}: no image {path}")
             found[path] = found.get(path, ()) + captions
         except BadRecordError as error:
             problems.append(str(error))
@@ -234,7 +232,7 @@ def _parse_line(line: bytes, where: str) -> Entry:
             pass
         case _:
             raise BadRecordError(
-                f'{where}: needs "image", a path, and "caption", a text, '
-                'or "captions", a list of texts'
+                f'{where}: needs "image" (a path) and "caption" (a string) '
+                'or "captions" (a list of strings)'
             )
     return os.path.normpath(path).replace(os.sep, "/"), clean_captions(captions, where)

@@ -1,9 +1,9 @@
 """Batches for training and validation: shuffled, prefetched, and resumable from one number.
 
-Batch k is a function of the seed and k alone. Grain shuffles every epoch anew and gives each
-example, counted from the start of training, its own random generator; batch k is the examples
-k b .. (k+1) b - 1, and each process makes its own part of them. So the number of batches seen is
-the whole position, and the batches stay the same when the number of processes changes.
+Batch k depends on the seed and k alone. Grain shuffles each epoch and gives every example, counted
+from the start of training, its own random generator. Batch k has the examples k b .. (k+1) b - 1,
+and each process makes its own part of them. The number of past batches is therefore the complete
+state, and batches do not depend on the number of processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from glide_jax.config import Config, ModelConfig
-from glide_jax.data.masks import draw_mask, with_place
+from glide_jax.data.masks import random_mask, with_place
 from glide_jax.data.mixture import Mixture, in_proportion, parts_of
 from glide_jax.data.records import Record, RecordReader, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
@@ -24,42 +24,43 @@ from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch
 
-FEW_RECORDS = 5000
-"""Below this, an order is drawn and kept for each epoch. Grain's own shuffle keeps nothing, but is
-slow where records are few: a millisecond an example for twenty of them."""
+INDEX_SHUFFLE_RECORDS = 5000
+"""Smaller sources use a stored permutation per epoch. Grain's index shuffle stores nothing but is
+slow for few records: 1 ms per example for 20 records."""
 
 ClipCaptions = Callable[[Sequence[str]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
-"""Captions to a CLIP's tokens and their mask."""
+"""Maps captions to a CLIP model's tokens and their mask."""
 
 
 class Example(NamedTuple):
-    """What a record gives a batch."""
+    """One example of a batch."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
     caption: str
-    """The one chosen for it, or the empty one."""
+    """One of the record's captions, or empty if dropped."""
     mask: Bool[np.ndarray, "h w 1"] | None
-    """For inpainting: True where the model sees the image."""
+    """Inpainting only: True for known pixels."""
 
 
 class Loader(Iterator[Batch]):
-    """An endless iterator over training batches: NumPy arrays, this process's part of each.
+    """An endless iterator over this process's part of the training batches, as NumPy arrays.
 
-    Each example has one of its record's captions, or the empty one with probability
-    data.caption_dropout. Within an epoch no record comes twice, other than in the place of a broken
-    one. `close` it, or use it as a context manager, so that its threads end at once.
+    An example has one of its record's captions, or the empty caption with probability
+    data.caption_dropout. An epoch has each record once, except for replacements of broken records.
+    Call `close` or use the loader as a context manager to stop its threads.
 
     Args:
-        source: at least one record; a larger batch repeats some.
-        tokenizer: of the captions.
-        config: data, model sizes, batch size and seed of the run.
-        process_index: of this process.
-        process_count: how many share a batch.
-        clip_tokenizer: of the CLIP of an auxiliary loss, see `Batch`.
-        state: of an earlier loader, whose next batch is this one's first.
+        source: at least one record. Batches larger than the source repeat records.
+        tokenizer: encodes the captions.
+        config: the run's config.
+        process_index: index of this process.
+        process_count: number of processes that share a batch.
+        clip_tokenizer: tokenizer of an auxiliary CLIP loss, see `Batch`.
+        state: state of an earlier loader to continue from.
 
     Raises:
-        UserError: the batch cannot be shared out; in iteration: too many broken records.
+        UserError: the batch size is not divisible by process_count. During iteration: too many
+            broken records.
     """
 
     def __init__(
@@ -90,16 +91,16 @@ class Loader(Iterator[Batch]):
         return batch
 
     def state(self) -> dict[str, int]:
-        """The position, for JSON: the number of batches handed out since the start of training."""
+        """The number of batches since the start of training, as JSON values."""
         return {"batch": self._batch}
 
     @property
     def bad_records(self) -> int:
-        """Different broken records skipped since this loader was made."""
+        """Number of distinct broken records that this loader has skipped."""
         return sum(reader.bad_records for reader in self._readers)
 
     def close(self) -> None:
-        """Ends the threads; batches being made are dropped."""
+        """Stops the threads and discards unfinished batches."""
         self._iterator.close()
 
     def __enter__(self) -> "Loader":
@@ -137,7 +138,7 @@ class Loader(Iterator[Batch]):
             horizontal_flip=data.horizontal_flip,
             name=record.name,
         )
-        return _masked(_cut(pixels, self._config, rng), caption, self._config, rng)
+        return _masked(_random_crop(pixels, self._config, rng), caption, self._config, rng)
 
 
 def validation_batches(
@@ -149,16 +150,16 @@ def validation_batches(
     process_count: int = 1,
     clip_tokenizer: ClipCaptions | None = None,
 ) -> Iterator[Batch]:
-    """The first train.validation_examples records in order, the same every time.
+    """Deterministic batches of the first train.validation_examples records, in order.
 
-    Middle crop, first caption, none dropped, always the same mask. All batches are whole, so that
-    one compiled step serves them: the last one is filled up from the beginning.
+    Center crop, first caption without dropout, one fixed mask per record. The last batch is filled
+    from the beginning of the source, since a partial batch would need another compiled step.
 
     Args:
-        source, tokenizer, config, process_index, process_count, clip_tokenizer: as of Loader.
+        source, tokenizer, config, process_index, process_count, clip_tokenizer: see `Loader`.
 
     Raises:
-        UserError: as Loader.
+        UserError: see `Loader`.
     """
     reader = RecordReader(source, config.data.max_bad_fraction)
     count = min(config.train.validation_examples, len(source))
@@ -176,28 +177,28 @@ def validation_batches(
 
 
 def validation_examples(source: Source, config: Config, count: int) -> list[Example]:
-    """The first examples of `validation_batches`, of whole images."""
+    """The first examples of `validation_batches`, without data.low_res.crop_px."""
     reader = RecordReader(source, config.data.max_bad_fraction)
     return [
-        reader.read(index, partial(_prepare_for_validation, config, index, whole=True))
+        reader.read(index, partial(_prepare_for_validation, config, index, full_size=True))
         for index in range(min(count, len(source)))
     ]
 
 
 def _prepare_for_validation(
-    config: Config, index: int, record: Record, *, whole: bool = False
+    config: Config, index: int, record: Record, *, full_size: bool = False
 ) -> Example:
     pixels = load_pixels(record.image, config.model.resolution_px, name=record.name)
     rng = np.random.default_rng(index)
-    if not whole:
-        pixels = _cut(pixels, config, rng)
+    if not full_size:
+        pixels = _random_crop(pixels, config, rng)
     return _masked(pixels, record.captions[0], config, rng)
 
 
-def _cut(
+def _random_crop(
     pixels: UInt8[np.ndarray, "h w 3"], config: Config, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """A square of data.low_res.crop_px from anywhere in the image, if that is asked for."""
+    """A random crop of data.low_res.crop_px, or the full image if that is 0."""
     px = config.data.low_res.crop_px
     if not px:
         return pixels
@@ -208,22 +209,22 @@ def _cut(
 def _masked(
     pixels: UInt8[np.ndarray, "h w 3"], caption: str, config: Config, rng: np.random.Generator
 ) -> Example:
-    """An example, with a mask if the model is made for inpainting."""
+    """An example, with a random mask for an inpainting model."""
     if not (isinstance(config.model, ModelConfig) and config.model.inpaint):
         return Example(pixels, caption, None)
-    mask = draw_mask(rng, len(pixels), config.data.masks)
+    mask = random_mask(rng, len(pixels), config.data.masks)
     if rng.random() < config.data.masks.place_caption:
         caption = with_place(caption, mask)
     return Example(pixels, caption, mask)
 
 
 def _shuffled(records: int, seed: int) -> Any:
-    """Endless indices as a grain.MapDataset: all of them, in a new order every epoch."""
+    """Endless indices as a grain.MapDataset: a new permutation of all indices per epoch."""
     indices = grain.MapDataset.range(records).seed(seed)
-    if records >= FEW_RECORDS:
+    if records >= INDEX_SHUFFLE_RECORDS:
         return indices.shuffle().repeat()
 
-    @lru_cache(maxsize=16)  # threads may be in several epochs at once
+    @lru_cache(maxsize=16)  # threads may be in different epochs
     def order(epoch: int) -> list[int]:
         return np.random.default_rng((seed, epoch)).permutation(records).tolist()
 
@@ -259,7 +260,7 @@ def _batched(
         if clip_tokenizer is not None:
             tokens, token_mask = clip_tokenizer(captions)
             batch |= {"clip_tokens": tokens, "clip_token_mask": token_mask}
-        # On the host, so NumPy's; sharding.to_devices makes them the arrays that Batch promises.
+        # NumPy arrays here; sharding.to_devices converts them to the jax.Arrays of Batch.
         return cast(Batch, batch)
 
     parts = examples.batch(batch_examples // process_count, drop_remainder=True, batch_fn=collate)
@@ -267,8 +268,8 @@ def _batched(
 
 
 def _prefetched(batches: Any, config: Config) -> Any:
-    """A grain iterator whose threads work ahead; the errors they meet are raised by `next`."""
-    # A thread makes a whole batch: handing over single examples would cost as much as making them.
+    """A grain iterator that prefetches in threads. `next` raises their errors."""
+    # Each thread makes a complete batch: passing single examples costs as much as making them.
     threads = config.data.loader_threads
     return iter(
         batches.to_iter_dataset(

@@ -1,6 +1,6 @@
-"""Masks for inpainting training: what of an image is known, and where the hidden part is.
+"""Random inpainting masks for training, and phrases for the location of the hidden region.
 
-Drawn in units of the image's side, so that a generator's mask is the same at every size.
+Random numbers are in units of the image's side, so a seed gives the same mask at every size.
 """
 
 import math
@@ -12,16 +12,16 @@ from PIL import Image, ImageDraw
 from glide_jax.config import MaskConfig
 
 Mask = Bool[np.ndarray, "h w 1"]
-"""True where an image is known, False where it is to be painted."""
+"""True for known pixels, False for hidden pixels, which the model generates."""
 
 CANVAS_PX = 256
-"""Least side, or nearly, of the canvas that brushes draw on: Pillow rounds to whole pixels."""
-MOST_HIDDEN = 0.6
-"""Share of an image above which the hidden part is at no particular place."""
+"""Approximate minimum side of the canvas for brush strokes: Pillow rounds to integer pixels."""
+MAX_HIDDEN_FRACTION = 0.6
+"""Largest hidden fraction of an image for which a location is named."""
 
 
-def draw_mask(rng: np.random.Generator, size_px: int, config: MaskConfig) -> Mask:
-    """A mask of a random kind, of the frequencies configured. At least one pixel is hidden."""
+def random_mask(rng: np.random.Generator, size_px: int, config: MaskConfig) -> Mask:
+    """A mask of a random kind with at least one hidden pixel. `config` has the probabilities."""
     kinds = {
         _rectangle: config.rectangle,
         _brush: config.brush,
@@ -31,15 +31,15 @@ def draw_mask(rng: np.random.Generator, size_px: int, config: MaskConfig) -> Mas
     frequencies = np.array(list(kinds.values()))
     chosen = rng.choice(len(kinds), p=frequencies / frequencies.sum())
     hidden = list(kinds)[chosen](rng, size_px)
-    if not hidden.any():  # the image is so small that the region falls between its pixels
+    if not hidden.any():  # in a very small image, the region can lie between pixel centers
         hidden = _whole(rng, size_px)
     return ~hidden[:, :, None]
 
 
 def _rectangle(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
-    """5 to 60% of the image, at most three times as long as wide, anywhere inside."""
+    """A rectangle of 5 to 60% of the image, with an aspect ratio of at most 3."""
     area = rng.uniform(0.05, 0.6)
-    stretch = min(3.0, 1 / area)  # no side longer than the image's
+    stretch = min(3.0, 1 / area)  # both sides must fit into the image
     aspect = math.exp(rng.uniform(-1, 1) * math.log(stretch))
     sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
     x, y = (_within(rng.uniform(0, 1 - side), side, size_px) for side in sides)
@@ -52,12 +52,12 @@ def _within(start: float, length: float, size_px: int) -> Bool[np.ndarray, "n"]:
 
 
 def _brush(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
-    """One to four strokes of a thick round brush that wander about, on 5 to 50% or so."""
-    scale = CANVAS_PX // size_px | 1  # odd, so that there is a middle
+    """One to four random strokes of a thick round brush, covering about 5 to 50%."""
+    scale = CANVAS_PX // size_px | 1  # odd, so that each pixel has a center on the canvas
     side = scale * size_px
     width = rng.uniform(0.08, 0.2)
     strokes = int(rng.integers(1, 5))
-    # Strokes cross: at random places, a share of 1 - exp(-painted) is covered.
+    # Strokes overlap: at random positions, they cover a fraction of 1 - exp(-painted).
     painted = -math.log1p(-rng.uniform(0.05, 0.5))
     round_ends = strokes * math.pi / 4 * width**2
     length = max(painted - round_ends, 0) / width / strokes
@@ -65,15 +65,15 @@ def _brush(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
     pen = ImageDraw.Draw(canvas)
     radius = width * side / 2
     for _ in range(strokes):
-        points = side * _walk(rng, length) - 0.5  # Pillow's pixels have their middle at 0
+        points = side * _walk(rng, length) - 0.5  # Pillow's pixel centers are integers
         pen.line(points.ravel().tolist(), fill=1, width=round(2 * radius))
-        for x, y in points.tolist():  # round ends, and no notches where it turns
+        for x, y in points.tolist():  # round ends and joints
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
     return np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale] > 0
 
 
 def _walk(rng: np.random.Generator, length: float) -> np.ndarray:
-    """(n, 2): points of a path in the image that turns as it goes, reflected at the border."""
+    """Points (n, 2) of a random walk, reflected at the image's border."""
     turns = math.ceil(length / 0.15) + 1
     heading = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, 0.7, turns))
     steps = length / turns * np.stack([np.cos(heading), np.sin(heading)], axis=1)
@@ -82,26 +82,26 @@ def _walk(rng: np.random.Generator, length: float) -> np.ndarray:
 
 
 def _half_plane(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
-    """20 to 80% of the image, on one side of a straight line of any direction."""
-    angle, share = rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 0.8)
+    """20 to 80% of the image, on one side of a random straight line."""
+    angle, fraction = rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 0.8)
     cos, sin = math.cos(angle), math.sin(angle)
     across = cos * (_centers(size_px) - 0.5) + sin * (_centers(size_px)[:, None] - 0.5)
-    return across < _quantile(share, abs(cos), abs(sin))
+    return across < _quantile(fraction, abs(cos), abs(sin))
 
 
-def _quantile(share: float, cos: float, sin: float) -> float:
-    """Where a line across a unit square must lie, from its center, to cut this share off it.
+def _quantile(fraction: float, cos: float, sin: float) -> float:
+    """Signed distance from a unit square's center of the line that cuts off this fraction of it.
 
-    Positions across it are a sum of two uniform variables, of widths cos and sin: their density is
-    a trapezium.
+    The position across the line is a sum of two uniform variables of widths cos and sin. Its
+    density is a trapezoid.
     """
-    if share > 0.5:
-        return -_quantile(1 - share, cos, sin)
+    if fraction > 0.5:
+        return -_quantile(1 - fraction, cos, sin)
     short, long = sorted((cos, sin))
-    flank = short / (2 * long)  # the share up to where the density is level
-    if share < flank:
-        return math.sqrt(2 * short * long * share) - (long + short) / 2
-    return long * (share - 0.5)
+    flank = short / (2 * long)  # probability of the trapezoid's rising side
+    if fraction < flank:
+        return math.sqrt(2 * short * long * fraction) - (long + short) / 2
+    return long * (fraction - 0.5)
 
 
 def _whole(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
@@ -109,22 +109,21 @@ def _whole(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
 
 
 def _centers(size_px: int) -> np.ndarray:
-    """Where the middle of each pixel lies, in 0..1."""
+    """Pixel centers in 0..1."""
     return (np.arange(size_px) + 0.5) / size_px
 
 
 def place(mask: Mask) -> str:
-    """Where the hidden part of an image is, in words.
+    """The location of the hidden region as a phrase.
 
-    By its centroid, the image's middle fifth in each direction being its middle.
+    It depends on the region's centroid. The central fifth of each axis counts as the middle.
 
     Returns:
-        For example "at the top left", "on the right" or "in the middle". Empty if nothing is
-        hidden, or more than 60% of the image, or what surrounds its middle or is scattered.
+        For example "at the top left", "on the right" or "in the middle". Empty if nothing or more
+        than 60% of the image is hidden, or if the region is scattered or surrounds the center.
     """
     hidden = ~mask[:, :, 0]
-    share = hidden.mean()
-    if not 0 < share <= MOST_HIDDEN:
+    if not 0 < hidden.mean() <= MAX_HIDDEN_FRACTION:
         return ""
     h, w = hidden.shape
     y, x = (_centers(n) for n in (h, w))
@@ -136,8 +135,8 @@ def place(mask: Mask) -> str:
         return f"at the {vertical} {horizontal}".rstrip()
     if horizontal:
         return f"on the {horizontal}"
-    # The root mean square distance from the middle, in sides: 0.41 over all of the image, but
-    # never above 0.36 over a rectangle that is named here.
+    # The RMS distance from the center, in sides, is 0.41 for the full image and at most 0.36 for a
+    # rectangle with a location.
     distance = math.sqrt(rows @ (y - 0.5) ** 2 + columns @ (x - 0.5) ** 2)
     return "in the middle" if distance < 0.36 else ""
 
@@ -149,10 +148,10 @@ def _third(center: float, low: str, high: str) -> str:
 
 
 def with_place(caption: str, mask: Mask) -> str:
-    """A caption that also says where to paint: "a red circle, at the top left".
+    """Appends the location of the hidden region to a caption: "a red circle, at the top left".
 
-    Unchanged if it is empty, as it then must stay for classifier-free guidance, or if there is no
-    place to name.
+    The empty caption is unchanged, since classifier-free guidance needs it empty. So is a caption
+    whose mask has no location.
     """
     where = place(mask)
     return f"{caption}, {where}" if caption and where else caption

@@ -1,8 +1,8 @@
-"""What every source hands over, a captioned image, and what becomes of those that are broken.
+"""Captioned images as read from a source, and the handling of broken ones.
 
-A broken record is skipped, counted and named once in the log; the next one takes its place, so a
-batch stays a function of its number alone. Past `data.max_bad_fraction` the run stops and lists
-them.
+A broken record is skipped, counted and logged once. The next good record replaces it, so a batch
+still depends on its number alone. Past `data.max_bad_fraction` the run stops and lists the broken
+records.
 """
 
 import itertools
@@ -19,11 +19,12 @@ from glide_jax.errors import UserError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-LISTED = 10
-"""Broken records named in one message; the rest are only counted."""
+MAX_LISTED = 10
+"""Broken records named in one message. The rest are only counted."""
 
-JUDGED_RECORDS = 1000
-"""The share of broken records is judged on at least so many: one early mishap proves nothing."""
+MIN_RECORDS = 1000
+"""Smallest denominator of the fraction of broken records, so that one early broken record does
+not stop a run."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Record:
     """One image with its captions.
 
     Args:
-        image: the encoded file: JPEG, PNG, whatever Pillow reads.
-        captions: at least one, none of them empty.
-        name: what to call the record in messages: its path, or data set and number.
+        image: the encoded file, in any format that Pillow reads.
+        captions: one or more non-empty captions.
+        name: identifies the record in messages: its path, or data set and index.
     """
 
     image: bytes
@@ -43,7 +44,7 @@ class Record:
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to records; safe to read from several threads."""
+    """Random access to records. Thread-safe."""
 
     def __len__(self) -> int: ...
 
@@ -52,26 +53,26 @@ class Source(Protocol):
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Reads the captions alone, without the cost of the image. Raises BadRecordError."""
+        """Reads only the captions, without the cost of the image. Raises BadRecordError."""
         ...
 
 
 class BadRecordError(Exception):
-    """A record cannot be used; the message names it and says why."""
+    """An unusable record. The message names it and gives the reason."""
 
 
 def clean_captions(texts: Iterable[str | bytes], name: str) -> tuple[str, ...]:
-    """Captions as text without surrounding white space; empty ones are left out.
+    """Decodes and strips captions, and drops empty ones.
 
     Args:
-        texts: the raw captions; bytes are UTF-8, with or without a byte order mark.
-        name: of the record, for the message.
+        texts: the raw captions. Bytes are UTF-8, with or without a byte order mark.
+        name: the record's name, for messages.
 
     Raises:
-        BadRecordError: one is not UTF-8, or none is left.
+        BadRecordError: a caption is not UTF-8, or all are empty.
     """
     try:
-        # JSON can spell half a surrogate pair, which is no text either; encoding finds it.
+        # JSON strings may contain a lone surrogate, which is invalid too. Encoding detects it.
         encoded = [text.encode() if isinstance(text, str) else text for text in texts]
         decoded = [text.decode() for text in encoded]
     except UnicodeError as error:
@@ -84,15 +85,15 @@ def clean_captions(texts: Iterable[str | bytes], name: str) -> tuple[str, ...]:
 
 
 def first_captions(source: Source, limit: int) -> list[str]:
-    """The first caption of each of the first `limit` records that are not broken, or of all."""
+    """The first caption of each record, up to `limit` records. Broken records are skipped."""
     indices = range(len(source))
     return [captions[0] for captions in itertools.islice(_captions(source, indices), limit)]
 
 
 def random_captions(source: Source, limit: int) -> Iterator[str]:
-    """At most `limit` captions from all over the source, the same ones every time.
+    """A fixed random selection of at most `limit` captions.
 
-    Those of broken records are left out; reading them for training is when they are reported.
+    Broken records are skipped silently here. Training reports them when it reads them.
     """
     indices = random.Random(0).sample(range(len(source)), min(len(source), limit))
     return itertools.islice(itertools.chain.from_iterable(_captions(source, indices)), limit)
@@ -107,12 +108,12 @@ def _captions(source: Source, indices: Iterable[int]) -> Iterator[tuple[str, ...
 
 
 def check_bad_fraction(problems: list[str], of: int, max_bad_fraction: float) -> None:
-    """Stops the run when more than `max_bad_fraction` of `of` records, rounded up, are broken.
+    """Checks that at most `max_bad_fraction` of `of` records are broken.
 
-    Rounded up: a single broken record stops no run, unless the share is 0.
+    The limit is rounded up, so one broken record is always allowed unless the fraction is 0.
 
     Raises:
-        UserError: naming the first of them.
+        UserError: too many are broken. The message names the first ones.
     """
     allowed = math.ceil(max_bad_fraction * of - 1e-9)
     if len(problems) > allowed:
@@ -124,37 +125,37 @@ def check_bad_fraction(problems: list[str], of: int, max_bad_fraction: float) ->
 
 
 def list_problems(problems: list[str]) -> str:
-    """The first problems in one line, and how many more there are."""
-    more = len(problems) - LISTED
-    return "; ".join(problems[:LISTED]) + (f"; and {more} more" if more > 0 else "")
+    """The first problems and the number of further ones, in one line."""
+    more = len(problems) - MAX_LISTED
+    return "; ".join(problems[:MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 class RecordReader:
-    """Reads records, from several threads, with good ones in the place of bad.
+    """Reads records and replaces broken ones. Thread-safe.
 
     Args:
-        source: where they come from; not empty.
-        max_bad_fraction: the share of broken records past which reading stops, in [0, 1].
+        source: a non-empty source.
+        max_bad_fraction: the largest allowed fraction of broken records, in [0, 1].
     """
 
     def __init__(self, source: Source, max_bad_fraction: float) -> None:
         self._source = source
-        self._max_bad_share = max_bad_fraction
+        self._max_bad_fraction = max_bad_fraction
         self._lock = threading.Lock()
         self._reads = 0
         self._problems: dict[int, str] = {}
 
     @property
     def bad_records(self) -> int:
-        """Different broken records met so far."""
+        """Number of distinct broken records so far."""
         return len(self._problems)
 
     def read(self, index: int, prepare: Callable[[Record], T]) -> T:
-        """`prepare` of the record at `index`, or of the next one for which it succeeds.
+        """Applies `prepare` to the record at `index`, or to the next good one.
 
         Args:
             index: in [0, number of records).
-            prepare: makes of a record what the caller wants of it; may raise BadRecordError.
+            prepare: converts a record. May raise BadRecordError.
 
         Raises:
             UserError: too many records are broken, or all of them.
@@ -176,6 +177,6 @@ class RecordReader:
                 return
             self._problems[index] = problem
             problems = list(self._problems.values())
-            judged = min(max(self._reads, JUDGED_RECORDS), total)
+            records = min(max(self._reads, MIN_RECORDS), total)
         logger.warning("skipped a record: %s", problem)
-        check_bad_fraction(problems, judged, self._max_bad_share)
+        check_bad_fraction(problems, records, self._max_bad_fraction)

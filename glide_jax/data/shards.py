@@ -1,12 +1,12 @@
-"""Sharded ArrayRecords: what `prepare` writes, and source=shards reads.
+"""Folders of ArrayRecord shards, written by `prepare` and read by source=shards.
 
     images-train.array_record-00000-of-00042    records: tf.Example of image, captions and name
     shards.json                                   every shard with its records and bytes
-    features.json, dataset_info.json              the same for TFDS's own tools
+    features.json, dataset_info.json              the same metadata for TFDS
 
-The folder may be a URL that fsspec can read. Its shards are then copied into a local folder, each
-when it is first needed. What a shard should hold is known beforehand: one that is missing or of
-another size is refused before training starts.
+The folder may be any URL that fsspec can read. Its shards are downloaded on first use. All shards
+are checked against shards.json before training starts, so a missing or truncated one is an error
+at once.
 """
 
 import bisect
@@ -30,16 +30,16 @@ from glide_jax.errors import UserError
 
 INDEX_FILE = "shards.json"
 DATASET = "images"
-"""Its name in file names and for TFDS."""
+"""The data set's name in file names and in TFDS."""
 WRITER_OPTIONS = "group_size:1,uncompressed"
-"""Records are read one by one, and images are compressed already."""
-OPEN_SHARDS = 500
-"""At once, each with a file descriptor, of which systems allow few; others are opened again."""
+"""Records are read one by one, and images are already compressed."""
+MAX_OPEN_SHARDS = 500
+"""Shards open at the same time. Each holds a file descriptor, a limited resource."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file."""
+    """One shard file."""
 
     file: str
     records: int
@@ -47,7 +47,7 @@ class Shard:
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """The file name of shard `number` of `count`, as TFDS spells it."""
+    """The file name of shard `number` of `count`, in TFDS's format."""
     return f"{DATASET}-{split}.array_record-{number:05}-of-{count:05}"
 
 
@@ -55,7 +55,7 @@ def shard_name(split: str, number: int, count: int) -> str:
 
 
 def encode(image: bytes, captions: Sequence[str], name: str) -> bytes:
-    """A record as it is stored: a tf.Example."""
+    """Serializes a record as a tf.Example."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example()
@@ -66,10 +66,11 @@ def encode(image: bytes, captions: Sequence[str], name: str) -> bytes:
 
 
 def write_records(path: Path, records: Iterable[bytes]) -> None:
-    """Writes a file of records: all of it or nothing.
+    """Writes a complete ArrayRecord file or none.
 
     Raises:
-        OSError: it cannot be written; or RuntimeError, array_record's own.
+        OSError: the file cannot be written.
+        RuntimeError: the same, from array_record.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -81,13 +82,13 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
     unfinished.replace(path)
 
 
-def write_index(folder: str, splits: Mapping[str, Sequence[Shard]], identity: str) -> None:
-    """Writes the index of a folder of shards, ours and TFDS's.
+def write_index(folder: str, splits: Mapping[str, Sequence[Shard]], fingerprint: str) -> None:
+    """Writes shards.json and the metadata files of TFDS.
 
     Args:
         folder: a path or a URL.
         splits: every split's shards in order.
-        identity: tells apart what was prepared differently.
+        fingerprint: hash of the inputs and settings that the shards were prepared from.
     """
     import tensorflow_datasets as tfds
 
@@ -115,51 +116,51 @@ def write_index(folder: str, splits: Mapping[str, Sequence[Shard]], identity: st
         check_data=False,  # it would need TensorFlow
     )
     index = {
-        "identity": identity,
+        "fingerprint": fingerprint,
         "splits": {split: [asdict(shard) for shard in splits[split]] for split in splits},
     }
-    put_text(json.dumps(index, indent=1), folder, INDEX_FILE)
+    upload_text(json.dumps(index, indent=1), folder, INDEX_FILE)
 
 
-def put(path: Path, folder: str) -> None:
-    """Copies a file into a folder, a path or a URL, where it appears when it is whole."""
+def upload(path: Path, folder: str) -> None:
+    """Copies a file atomically into a folder, a path or a URL."""
     filesystem, root = fsspec.url_to_fs(folder)
     unfinished = f"{root}/{path.name}.{uuid.uuid4().hex}"
     filesystem.put_file(str(path), unfinished)
     filesystem.mv(unfinished, f"{root}/{path.name}")
 
 
-def put_text(text: str, folder: str, name: str) -> None:
-    """Writes a text file into a folder, likewise."""
+def upload_text(text: str, folder: str, name: str) -> None:
+    """Writes a text file atomically into a folder, a path or a URL."""
     with tempfile.TemporaryDirectory() as here:
         path = Path(here) / name
         path.write_text(text)
-        put(path, folder)
+        upload(path, folder)
 
 
 # Reading --------------------------------------------------------------------------------------
 
 
 class ShardsSource:
-    """One split of a folder of shards. Random access, safe for threads.
+    """One split of a folder of shards. Random access, thread-safe.
 
     Args:
         folder: a path, or a URL that fsspec can read.
         split: train or validation.
-        cache_dir: where the shards of a URL are copied to.
+        cache_dir: local folder for downloaded shards.
 
     Raises:
-        UserError: there is no such folder or split, or a shard is missing or of another size.
+        UserError: there is no such folder or split, or a shard is missing or has the wrong size.
     """
 
     def __init__(self, folder: str, split: str, cache_dir: Path) -> None:
         from tensorflow_datasets.proto import tf_example_pb2
 
         self._parse = tf_example_pb2.Example.FromString
-        self._files = Files(folder, cache_dir)
-        self._shards = self._files.shards(split)
+        self._folder = ShardFolder(folder, cache_dir)
+        self._shards = self._folder.shards(split)
         self._ends = list(itertools.accumulate(shard.records for shard in self._shards))
-        self._reader = lru_cache(OPEN_SHARDS)(self._open)
+        self._reader = lru_cache(MAX_OPEN_SHARDS)(self._open)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -176,44 +177,44 @@ class ShardsSource:
         return clean_captions(feature["captions"].bytes_list.value, name)
 
     def _read(self, index: int) -> tuple[Any, str]:
-        """The features of a record, and what to call it."""
+        """The features and the name of a record."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect.bisect_right(self._ends, index)
         shard = self._shards[number]
         position = index - self._ends[number] + shard.records
-        name = f"{self._files.folder}/{shard.file} record {position}"
+        name = f"{self._folder.url}/{shard.file} record {position}"
         reader = self._reader(number)
         try:
             return self._parse(reader[position]).features.feature, name
-        except Exception as error:  # whatever array_record or protobuf make of damaged bytes
+        except Exception as error:  # array_record and protobuf raise many kinds on damaged bytes
             raise BadRecordError(f"{name}: {str(error).splitlines()[0]}") from error
 
     def _open(self, number: int) -> Any:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         shard = self._shards[number]
-        path = self._files.local(shard)
+        path = self._folder.local_path(shard)
         return ArrayRecordDataSource(f"{path}[0:{shard.records}]")
 
 
-class Files:
-    """The files of a folder of shards, where they are or as local copies.
+class ShardFolder:
+    """The files of a folder of shards, local or downloaded on demand.
 
     Args:
         folder: a path or a URL.
-        cache_dir: where the shards of a URL are copied to.
+        cache_dir: local folder for downloaded shards.
 
     Raises:
         UserError: the folder cannot be read.
     """
 
     def __init__(self, folder: str, cache_dir: Path) -> None:
-        self.folder = folder.rstrip("/")
+        self.url = folder.rstrip("/")
         self._is_remote = "://" in folder
-        # A protocol's library may be missing: fsspec says which.
+        # fsspec raises ImportError, with the name, if a protocol's library is missing.
         try:
-            self._filesystem, self._root = fsspec.url_to_fs(self.folder)
+            self._filesystem, self._root = fsspec.url_to_fs(self.url)
             text = self._filesystem.cat_file(f"{self._root}/{INDEX_FILE}")
             index = json.loads(text)
             self._splits = {
@@ -222,42 +223,42 @@ class Files:
             }
         except FileNotFoundError:
             raise UserError(
-                f"data.path {folder}: there is no {INDEX_FILE} in it; "
-                "python -m glide_jax.prepare makes such folders"
+                f"data.path {folder}: has no {INDEX_FILE}: "
+                "create the folder with python -m glide_jax.prepare"
             ) from None
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             raise UserError(f"data.path {folder}: cannot read {INDEX_FILE}: {error}") from None
-        # Prepared anew, the same URL has other copies.
-        identity = hashlib.sha256(f"{self.folder} {index.get('identity')}".encode()).hexdigest()
-        self._cache = cache_dir / identity[:16]
+        # Data prepared again under the same URL must not reuse the old downloads.
+        key = hashlib.sha256(f"{self.url} {index.get('fingerprint')}".encode()).hexdigest()
+        self._cache = cache_dir / key[:16]
 
     def shards(self, split: str) -> list[Shard]:
-        """The shards of a split, all of which are there in full.
+        """The shards of a split, checked to exist with their recorded sizes.
 
         Raises:
-            UserError: no such split, or a file is missing or of another size.
+            UserError: no such split, or a file is missing or has the wrong size.
         """
         if split not in self._splits:
             raise UserError(
-                f"data.path {self.folder} has no split {split!r}: choose {', '.join(self._splits)}"
+                f"data.path {self.url} has no split {split!r}: choose {', '.join(self._splits)}"
             )
         shards = self._splits[split]
         sizes = self._sizes()
         for shard in shards:
             size = sizes.get(shard.file) or self._size(shard.file)
             if size != shard.bytes:
-                what = "is missing" if size is None else f"has {size:,} bytes"
+                found = "is missing" if size is None else f"has {size:,} bytes"
                 raise UserError(
-                    f"{self.folder}/{shard.file} {what}, but {INDEX_FILE} says {shard.bytes:,} "
+                    f"{self.url}/{shard.file} {found}, but {INDEX_FILE} says {shard.bytes:,} "
                     "bytes: copy it again, or prepare the folder again"
                 )
         return shards
 
-    def local(self, shard: Shard) -> Path:
-        """Where a shard can be read; of a URL, its copy, made by the first to ask for it.
+    def local_path(self, shard: Shard) -> Path:
+        """The local path of a shard. A remote shard is downloaded on first use.
 
         Raises:
-            UserError: it cannot be copied.
+            UserError: the download failed.
         """
         if not self._is_remote:
             return Path(self._root) / shard.file
@@ -267,25 +268,25 @@ class Files:
             if copy.exists():
                 return copy
             self._cache.mkdir(parents=True, exist_ok=True)
-            # Other processes of this machine, and other threads, want the same shard.
+            # Other processes and threads on this machine may need the same shard.
             with filelock.FileLock(f"{copy}.lock"):
                 if not copy.exists():
                     self._filesystem.get_file(f"{self._root}/{shard.file}", str(unfinished))
                     size = unfinished.stat().st_size
                     if size != shard.bytes:
-                        raise OSError(f"{size:,} of {shard.bytes:,} bytes came")
+                        raise OSError(f"received {size:,} of {shard.bytes:,} bytes")
                     unfinished.replace(copy)
         except OSError as error:
             raise UserError(
-                f"cannot copy {self.folder}/{shard.file} to {self._cache}: {error}"
+                f"cannot copy {self.url}/{shard.file} to {self._cache}: {error}"
             ) from None
         return copy
 
     def _sizes(self) -> dict[str, int | None]:
-        """Sizes by file name, of all that a listing tells."""
+        """File sizes by name, empty if the folder cannot be listed."""
         try:
             entries = self._filesystem.ls(self._root, detail=True)
-        except OSError:  # not every web server lists
+        except OSError:  # not every web server lists folders
             return {}
         return {os.path.basename(entry["name"]): entry["size"] for entry in entries}
 

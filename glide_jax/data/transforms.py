@@ -1,7 +1,7 @@
-"""From an encoded image to the square that the model sees: decode, crop, resize, mirror.
+"""Image preprocessing: decode, crop, resize, flip.
 
-Images stay 8-bit until they are batched: four times less memory to move, and one conversion a
-batch instead of one an image.
+Images stay 8-bit until they are batched: a quarter of the memory traffic, and one conversion per
+batch instead of one per image.
 """
 
 import io
@@ -23,34 +23,34 @@ def load_pixels(
     horizontal_flip: bool = False,
     name: str = "image",
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image and makes it `resolution_px` square.
+    """Decodes, crops and resizes an image to a square of `resolution_px`.
 
-    Turned upright as its EXIF orientation says; transparency becomes white; the largest square,
-    from the middle or from anywhere, is resampled with Pillow's antialiasing bicubic filter.
+    The EXIF orientation is applied and transparency becomes white. The largest square, from the
+    center or a random position, is resized with Pillow's antialiasing bicubic filter.
 
     Args:
-        encoded: a file of any format and color mode Pillow reads.
+        encoded: a file in any format and color mode that Pillow reads.
         resolution_px: side of the result.
-        rng: needed by a random crop and by the flip.
-        crop: which square: the middle one, or a random one.
+        rng: required for a random crop and for the flip.
+        crop: position of the square.
         horizontal_flip: mirror with probability 1/2.
-        name: of the record, for the message.
+        name: the record's name, for messages.
 
     Raises:
         BadRecordError: not an image, or a truncated one.
     """
     place, mirrored = 0.5, False
     if crop == "random":
-        place = _needed(rng).random()
+        place = _required(rng).random()
     if horizontal_flip:
-        mirrored = _needed(rng).random() < 0.5
-    # Pillow's decoders answer malformed files with nearly any exception there is (OSError,
-    # SyntaxError, ValueError, struct.error, ...), and all of them mean the same here.
+        mirrored = _required(rng).random() < 0.5
+    # Pillow's decoders raise many exception types on malformed files (OSError, SyntaxError,
+    # ValueError, struct.error, ...).
     try:
         image = decode(encoded, 2 * resolution_px)
     except Image.UnidentifiedImageError:
-        what = "not an image that Pillow can read" if encoded else "the file is empty"
-        raise BadRecordError(f"{name}: {what}") from None
+        reason = "not an image that Pillow can read" if encoded else "the file is empty"
+        raise BadRecordError(f"{name}: {reason}") from None
     except Exception as error:
         raise BadRecordError(f"{name}: cannot decode the image ({error})") from error
     side = min(image.size)
@@ -65,36 +65,38 @@ def load_pixels(
 
 
 def to_float(pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float32[np.ndarray, "*b h w 3"]:
-    """8-bit levels 0..255 to [-1, 1]."""
+    """Converts 8-bit levels 0..255 to [-1, 1]."""
     image = pixels.astype(np.float32)
     image /= 127.5
     image -= 1
     return image
 
 
-def _needed(rng: np.random.Generator | None) -> np.random.Generator:
+def _required(rng: np.random.Generator | None) -> np.random.Generator:
     if rng is None:
         raise ValueError("a random crop or flip needs rng")
     return rng
 
 
 def decode(encoded: bytes, min_px: int | None = None) -> Image.Image:
-    """An upright RGB image, transparency made white; of an animation, the first frame.
+    """Decodes an RGB image. Applies the EXIF orientation and makes transparency white.
 
     Args:
-        encoded: a file of any format and color mode Pillow reads.
-        min_px: a smaller version will do, with sides no shorter than this unless the file's are.
+        encoded: a file in any format and color mode that Pillow reads. Only the first frame of an
+            animation is used.
+        min_px: allows decoding at a reduced size, with sides of at least this length. By default
+            the full size.
 
     Raises:
-        Exception: of nearly any kind, Pillow's decoders being what they are.
+        Exception: nearly any type, depending on Pillow's decoder.
     """
     image: Image.Image = Image.open(io.BytesIO(encoded))
     if min_px is not None:
         # JPEG decodes to a half, quarter or eighth at a fraction of the cost, by averaging blocks.
-        # The bicubic filter still halves what remains, so aliasing does not show.
+        # The bicubic filter still halves the result, so aliasing is not visible.
         image.draft(None, (min_px, min_px))
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip instead of scale
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip rather than scale
         levels = np.asarray(image).astype(np.int64)
         image = Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:

@@ -1,1 +1,1 @@
-"""Turn captioned images in folders, tars or parquet files into shards for training."""
+"""The command `python -m glide_jax.prepare`: captioned images to training shards."""

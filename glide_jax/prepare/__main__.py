@@ -1,9 +1,9 @@
-"""Turns captioned images in folders, tars or parquet files into shards for training.
+"""Converts captioned images in folders, tars or parquet files to shards for training.
 
     python -m glide_jax.prepare --from my_images 'cc12m/*.tar' --to data/mine --px 256
     python train.py --config configs/base64.py --data.source shards --data.path data/mine
 
-Stopped at any moment, the same command goes on. docs/big-data.md says more.
+An interrupted command resumes when it is run again. See docs/big-data.md.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from glide_jax.prepare.pipeline import PrepareConfig, prepare
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     arguments, others = tyro.cli(
         PrepareConfig,
         prog="python -m glide_jax.prepare",
@@ -24,11 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return_unknown_args=True,
     )
     if others and not arguments.beam:
-        raise UserError(f"unknown flag {others[0]}: --help lists them; --beam takes Beam's as well")
+        raise UserError(f"unknown flag {others[0]}: see --help (only --beam passes flags to Beam)")
     try:
         print(prepare(arguments, others).table())
     except KeyboardInterrupt:
-        raise UserError("stopped; the same command goes on from here") from None
+        raise UserError("interrupted: run the same command again to resume") from None
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""`prepare --beam`: the same work as an Apache Beam pipeline, for more than one machine.
+"""`prepare --beam`: the same preparation as an Apache Beam pipeline, for several machines.
 
     pip install -e '.[beam]' && python -m build --sdist
     python -m glide_jax.prepare --beam --from 'gs://bucket/x/*.tar' --to gs://bucket/mine \\
         --runner DataflowRunner --project my-project --region europe-west4 \\
         --temp_location gs://bucket/tmp --extra_package dist/glide_jax-0.1.0.tar.gz
 
-The records are those of a run without it; which shard has which, and in what order, is not. The
-runner takes care of machines that fail; a pipeline that is stopped begins anew.
+The records are the same as without --beam, but their shards and order differ. The runner handles
+failed machines. An interrupted pipeline restarts from the beginning.
 """
 
 import json
@@ -23,15 +23,15 @@ import apache_beam as beam
 import fsspec
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from glide_jax.data.shards import Shard, encode, put, put_text, shard_name, write_records
+from glide_jax.data.shards import Shard, encode, shard_name, upload, upload_text, write_records
 from glide_jax.prepare.inputs import Keys, Unit, read_unit
 from glide_jax.prepare.selection import Selection, Tally, select
 
 TALLIES = "tallies"
 
 Ranked = tuple[int, int, bytes]
-"""A stored record after the numbers of its unit and of its place there: less is earlier."""
-Place = tuple[str, int]
+"""Number of the unit, position in the unit, stored record. The minimum is the first record."""
+ShardKey = tuple[str, int]
 """A split and the number of a shard."""
 
 
@@ -44,19 +44,19 @@ def run(
     shard_bytes: int,
     flags: Sequence[str],
 ) -> tuple[Tally, int, dict[str, list[Shard]]]:
-    """Runs the pipeline, and waits for its end.
+    """Runs the pipeline and waits for it.
 
     Args:
-        units: all that there is to read.
-        keys: where captions and images are.
-        selection: which are kept.
-        to: the folder, which workers can write: a path or a URL.
-        validation: records to hold out; at most half of all.
-        shard_bytes: of records in a shard, about, at most.
-        flags: Beam's.
+        units: all inputs.
+        keys: location of captions and images.
+        selection: filters and size.
+        to: the output folder, a path or a URL that workers can write to.
+        validation: number of records to hold out, limited to half of all.
+        shard_bytes: approximate maximum size of a shard.
+        flags: flags for Beam.
 
     Returns:
-        What became of all records, the number of duplicates, and each split's shards in order.
+        The total tally, the number of duplicates, and each split's shards in order.
     """
     outcome = f"outcome-{uuid.uuid4().hex}.json"
     with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
@@ -90,7 +90,7 @@ def _build(
         | "spread" >> beam.Reshuffle()
         | "read" >> beam.ParDo(_Read(keys, selection)).with_outputs(TALLIES, main="records")
     )
-    # The first of each digest, as (digest, record).
+    # The first record of each digest, as (digest, record).
     unique = (
         read.records | "first of each" >> beam.CombinePerKey(min) | "drop rank" >> beam.Map(_unrank)
     )
@@ -109,11 +109,11 @@ def _build(
         | "shards" >> beam.MapTuple(lambda name, size: (name, -(-size // shard_bytes)))
     )
     counts = beam.pvalue.AsDict(sizes)
-    places = split | "place" >> beam.Map(_place, counts)
-    # Every shard is there, even one that no digest falls into: TFDS counts on it.
-    empty = sizes | "all shards" >> beam.FlatMap(_all_places)
+    records = split | "assign" >> beam.Map(_assign, counts)
+    # TFDS expects all shards to exist, even those without a record.
+    empty = sizes | "all shards" >> beam.FlatMap(_all_shards)
     shards = (
-        (places, empty)
+        (records, empty)
         | beam.Flatten()
         | "of a shard" >> beam.GroupByKey()
         | "write" >> beam.Map(_write, to, counts)
@@ -129,7 +129,7 @@ def _build(
 
 
 class _Read(beam.DoFn):
-    """A unit to its records, each under its digest; and its tally."""
+    """Reads a unit: records keyed by digest, and the tally as a tagged output."""
 
     def __init__(self, keys: Keys, selection: Selection) -> None:
         self._keys, self._selection = keys, selection
@@ -138,8 +138,8 @@ class _Read(beam.DoFn):
         number, unit = numbered
         tally = Tally()
         records = select(read_unit(unit, self._keys), self._selection, tally)
-        for place, kept in enumerate(records):
-            yield kept.digest, (number, place, encode(kept.image, kept.captions, kept.name))
+        for position, kept in enumerate(records):
+            yield kept.digest, (number, position, encode(kept.image, kept.captions, kept.name))
         yield beam.pvalue.TaggedOutput(TALLIES, (number, vars(tally)))
 
 
@@ -158,24 +158,24 @@ def _split(
     return ("validation" if record[0] in held_out else "train"), record
 
 
-def _place(
+def _assign(
     record: tuple[str, tuple[bytes, bytes]], counts: Mapping[str, int]
-) -> tuple[Place, bytes]:
+) -> tuple[ShardKey, bytes]:
     split, (digest, example) = record
     return (split, int.from_bytes(digest, "big") % counts[split]), example
 
 
-def _all_places(count: tuple[str, int]) -> Iterator[tuple[Place, None]]:
+def _all_shards(count: tuple[str, int]) -> Iterator[tuple[ShardKey, None]]:
     split, shards = count
     for number in range(shards):
         yield (split, number), None
 
 
 def _write(
-    gathered: tuple[Place, Iterable[bytes | None]], to: str, counts: Mapping[str, int]
+    shard: tuple[ShardKey, Iterable[bytes | None]], to: str, counts: Mapping[str, int]
 ) -> tuple[str, dict[str, Any]]:
-    """Writes a shard where the worker is, and copies it."""
-    (split, number), records = gathered
+    """Writes a shard on the worker's local disk and uploads it."""
+    (split, number), records = shard
     name, written = shard_name(split, number, counts[split]), 0
 
     def counted() -> Iterator[bytes]:
@@ -188,7 +188,7 @@ def _write(
     with tempfile.TemporaryDirectory() as here:
         path = Path(here) / name
         write_records(path, counted())
-        put(path, to)
+        upload(path, to)
         return split, asdict(Shard(name, written, os.path.getsize(path)))
 
 
@@ -198,4 +198,4 @@ def _write_outcome(
     tallies: list[tuple[int, dict[str, Any]]],
     shards: list[tuple[str, dict[str, Any]]],
 ) -> None:
-    put_text(json.dumps({"tallies": sorted(tallies), "shards": shards}), to, name)
+    upload_text(json.dumps({"tallies": sorted(tallies), "shards": shards}), to, name)

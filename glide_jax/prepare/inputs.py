@@ -1,7 +1,7 @@
-"""What `prepare` reads: folders, tars and parquet files, in units that workers take one by one.
+"""Inputs of `prepare`: folders, tars and parquet files, divided into units of work.
 
-A tar is of the webdataset kind, as img2dataset writes them: 000000001.jpg, .txt and .json one after
-another, of one name up to the first dot. A folder is one that source=folder reads. Paths other than
+Tars are in webdataset format, as written by img2dataset: consecutive files 000000001.jpg, .txt and
+.json, which share a name up to the first dot. Folders are those of source=folder. Paths other than
 folders may be URLs that fsspec can open, such as gs://bucket/part-*.tar.
 """
 
@@ -20,33 +20,32 @@ from glide_jax.data.records import BadRecordError, Record, clean_captions
 from glide_jax.errors import UserError
 
 UNIT_RECORDS = 5000
-"""Images of a folder, and at least so many rows of a parquet file, that a worker takes at once; a
-tar it takes whole."""
+"""Maximum images of a folder, and minimum rows of a parquet file, in a unit. A tar is one unit."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Where captions and images are found in tars and parquet files."""
+    """Location of captions and images in tars and parquet files."""
 
     caption_key: str = ""
-    """Tars: the entry of each .json that is the caption, or a list of them; empty: the .txt."""
+    """Tars: key of the caption, or the list of captions, in each .json. Default: the .txt file."""
     image_column: str = "image"
-    """Parquet: of the encoded images, as bytes or as {bytes, path}."""
+    """Parquet: column of encoded images, as bytes or as {bytes, path}."""
     caption_column: str = "caption"
-    """Parquet: of texts or lists of texts."""
+    """Parquet: column of captions, as strings or lists of strings."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one worker reads from beginning to end.
+    """The input of one worker job.
 
     Args:
-        kind: how it is read.
+        kind: type of the input.
         path: the file or folder.
-        state: what changes when the input does: a size in bytes.
-        groups: parquet: the row groups.
-        entries: folder: paths within it with their captions.
-        problems: folder: what its index found to be wrong.
+        state: size in bytes, to detect changes.
+        groups: parquet: indices of row groups.
+        entries: folder: relative paths and captions.
+        problems: folder: problems found by its index.
     """
 
     kind: Literal["folder", "tar", "parquet"]
@@ -58,20 +57,20 @@ class Unit:
 
 
 def find_units(paths: Sequence[str], keys: Keys) -> list[Unit]:
-    """Everything there is to read, in an order that depends on the inputs alone.
+    """Lists the units of all inputs, in deterministic order.
 
     Args:
-        paths: folders of images, of tars or of parquet files; such files; patterns as *.tar.
+        paths: folders of images, tars or parquet files; such files; patterns such as *.tar.
         keys: checked against the columns of parquet files.
 
     Raises:
-        UserError: one does not exist, is of no known kind, or lacks a column.
+        UserError: an input does not exist, has an unknown type, or lacks a column.
     """
     return [unit for path in paths for unit in _units_of(path, keys)]
 
 
 def read_unit(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
-    """Every record of a unit, not yet looked at, or what is wrong with it, in order."""
+    """Reads the records of a unit in order, without decoding. Yields errors for broken ones."""
     yield from map(BadRecordError, unit.problems)
     if unit.kind == "folder":
         yield from _read_folder(unit)
@@ -81,13 +80,13 @@ def read_unit(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
         yield from _read_parquet(unit, keys)
 
 
-# What there is --------------------------------------------------------------------------------
+# Listing --------------------------------------------------------------------------------------
 
 
 def _units_of(path: str, keys: Keys) -> list[Unit]:
     if Path(path).expanduser().is_dir():
         folder = Path(path).expanduser()
-        # img2dataset writes a .parquet beside every tar, about it: tars go first.
+        # img2dataset writes a .parquet with metadata next to each tar, so tars take precedence.
         files = sorted(map(str, folder.glob("*.tar")))
         if not files and not any(p.is_dir() and p.name[0] != "." for p in folder.iterdir()):
             files = sorted(map(str, folder.glob("*.parquet")))
@@ -102,7 +101,7 @@ def _units_of(path: str, keys: Keys) -> list[Unit]:
         elif file.endswith(".parquet"):
             units += _parquet_units(file, keys)
         else:
-            raise UserError(f"--from {file}: neither a folder nor a .tar or .parquet file")
+            raise UserError(f"--from {file}: must be a folder or a .tar or .parquet file")
     return units
 
 
@@ -110,10 +109,10 @@ def _matching_files(path: str) -> list[str]:
     try:
         filesystem, _ = fsspec.url_to_fs(path)
         files = sorted(filesystem.glob(path))
-    except (OSError, ValueError, ImportError) as error:  # a protocol's library may be missing
+    except (OSError, ValueError, ImportError) as error:  # ImportError: no library for a protocol
         raise UserError(f"--from {path}: {error}") from None
     if not files:
-        raise UserError(f"--from {path}: there is no such file or folder")
+        raise UserError(f"--from {path}: no such file or folder")
     return [filesystem.unstrip_protocol(file) if "://" in path else file for file in files]
 
 
@@ -126,8 +125,7 @@ def _folder_units(folder: Path) -> list[Unit]:
     entries, problems = read_index(folder)
     if not entries and not problems:
         raise UserError(
-            f"--from {folder}: neither tars, nor parquet files, nor images "
-            f"({', '.join(IMAGE_SUFFIXES)}) are in it"
+            f"--from {folder}: has no tars, parquet files or images ({', '.join(IMAGE_SUFFIXES)})"
         )
     parts = [
         tuple(entries[i : i + UNIT_RECORDS]) for i in range(0, max(1, len(entries)), UNIT_RECORDS)
@@ -147,7 +145,7 @@ def _folder_units(folder: Path) -> list[Unit]:
 def _size_or_none(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # reading it will say so
+    except OSError:  # reported when it is read
         return 0
 
 
@@ -159,12 +157,12 @@ def _parquet_units(file: str, keys: Keys) -> list[Unit]:
         with fsspec.open(file, "rb") as opened:
             metadata = pq.ParquetFile(opened).metadata
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"--from {file}: cannot be read as parquet: {_line(error)}") from None
+        raise UserError(f"--from {file}: cannot read as parquet: {_line(error)}") from None
     columns = metadata.schema.to_arrow_schema().names
     for flag, column in (("image", keys.image_column), ("caption", keys.caption_column)):
         if column not in columns:
             raise UserError(
-                f"--{flag}-column {column}: {file} has no such column; it has {', '.join(columns)}"
+                f"--{flag}-column {column}: not in {file}: choose from {', '.join(columns)}"
             )
     units, groups, rows = [], [], 0
     for group in range(metadata.num_row_groups):
@@ -176,7 +174,7 @@ def _parquet_units(file: str, keys: Keys) -> list[Unit]:
     return units
 
 
-# Reading it -----------------------------------------------------------------------------------
+# Reading --------------------------------------------------------------------------------------
 
 
 def _read_folder(unit: Unit) -> Iterator[Record | BadRecordError]:
@@ -189,7 +187,7 @@ def _read_folder(unit: Unit) -> Iterator[Record | BadRecordError]:
 
 
 def _read_tar(path: str, keys: Keys) -> Iterator[Record | BadRecordError]:
-    """Records as long as they are whole; what is lost of a tar cut short is one more problem."""
+    """Yields complete records. A truncated tar is one further problem at the end."""
     records, problem = 0, ""
     name, group = "", dict[str, bytes]()
     try:
@@ -197,7 +195,7 @@ def _read_tar(path: str, keys: Keys) -> Iterator[Record | BadRecordError]:
             for member in tar:
                 base = os.path.basename(member.name)
                 opened = tar.extractfile(member)
-                if opened is None or base.startswith("."):  # a folder, a link, hidden
+                if opened is None or base.startswith("."):  # a folder, a link, or hidden
                     continue
                 content = opened.read()
                 stem, _, suffix = base.partition(".")
@@ -207,18 +205,18 @@ def _read_tar(path: str, keys: Keys) -> Iterator[Record | BadRecordError]:
                     records, group = records + 1, {}
                 name = stem
                 group[f".{suffix.lower()}"] = content
-        if not _ends(path):
-            problem = "it has no end"
+        if not _is_complete(path):
+            problem = "no end marker"
     except (tarfile.TarError, EOFError) as error:
         problem = _line(error)
     if group and not problem:
         yield _of_tar(name, group, keys)
     if problem:
-        yield BadRecordError(f"{path}: cut short or damaged after {records} records ({problem})")
+        yield BadRecordError(f"{path}: truncated or damaged after {records} records ({problem})")
 
 
-def _ends(path: str) -> bool:
-    """Whether a tar ends as one should, in two blocks of zeros: Python's reader asks for none."""
+def _is_complete(path: str) -> bool:
+    """Whether a tar ends in two blocks of zeros, which tarfile does not check."""
     with fsspec.open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
@@ -233,7 +231,7 @@ def _of_tar(name: str, group: dict[str, bytes], keys: Keys) -> Record | BadRecor
     captions: Any
     if not keys.caption_key:
         if ".txt" not in group:
-            return BadRecordError(f"{name}: no caption: there is no .txt of that name")
+            return BadRecordError(f"{name}: no caption: no .txt file")
         captions = group[".txt"].splitlines()
     else:
         try:
@@ -244,12 +242,12 @@ def _of_tar(name: str, group: dict[str, bytes], keys: Keys) -> Record | BadRecor
 
 
 def _read_parquet(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
-    """Records of each row group as long as they are whole; a damaged rest is one more problem."""
+    """Yields complete records. The damaged rest of a row group is one further problem."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = [keys.image_column, keys.caption_column]
-    # Without a buffer, all of a row group would be read into memory at once.
+    # Without a buffer, a complete row group would be read into memory.
     with fsspec.open(unit.path, "rb") as file, pq.ParquetFile(file, buffer_size=2**20) as table:
         for group in unit.groups:
             row, rows = 0, table.metadata.row_group(group).num_rows
@@ -263,18 +261,18 @@ def _read_parquet(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
                         row += 1
             except (pa.ArrowException, OSError) as error:
                 if isinstance(error, OSError) and error.errno:
-                    raise  # the disk's or the network's, and another try may go well
+                    raise  # a disk or network error, possibly temporary
                 why = f"{_line(error)}; {rows - row} rows are lost"
                 yield BadRecordError(f"{where}: damaged after {row} rows ({why})")
 
 
 def _record(image: Any, captions: Any, name: str) -> Record | BadRecordError:
-    """A record of whatever a file holds as image and caption, if they are that."""
+    """A record, or an error if image or captions have the wrong type."""
     if not isinstance(image, bytes):
-        return BadRecordError(f"{name}: the image is not bytes but {type(image).__name__}")
+        return BadRecordError(f"{name}: the image is {type(image).__name__}, not bytes")
     texts = captions if isinstance(captions, list) else [captions]
     if not all(isinstance(text, (str, bytes)) for text in texts):
-        return BadRecordError(f"{name}: the caption is neither a text nor a list of texts")
+        return BadRecordError(f"{name}: the caption is not a string or a list of strings")
     try:
         return Record(image, clean_captions(texts, name), name)
     except BadRecordError as error:

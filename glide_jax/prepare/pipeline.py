@@ -1,10 +1,4 @@
-"""Turns captioned images in folders, tars or parquet files into shards for training.
-
-    python -m glide_jax.prepare --from my_images 'cc12m/*.tar' --to data/mine --px 256
-    python train.py --config configs/base64.py --data.source shards --data.path data/mine
-
-Stopped at any moment, the same command goes on. docs/big-data.md says more.
-"""
+"""The preparation of training data: inputs to shards, an index and a report."""
 
 import dataclasses
 import hashlib
@@ -23,13 +17,13 @@ import fsspec
 import tyro
 
 from glide_jax.data.records import list_problems
-from glide_jax.data.shards import Shard, put_text, write_index
+from glide_jax.data.shards import Shard, upload_text, write_index
 from glide_jax.errors import UserError
 from glide_jax.prepare.inputs import Keys, Unit, find_units
 from glide_jax.prepare.selection import REASONS, Selection, Tally
-from glide_jax.prepare.staging import plan, stage_all, total_tally, write_all
+from glide_jax.prepare.staging import plan_shards, stage_units, total_tally, write_shards
 
-WORK = ".unfinished"
+WORK_FOLDER = ".unfinished"
 REPORT_FILE = "report.json"
 BROKEN_FILE = "broken.txt"
 SETTINGS_FILE = "settings.json"
@@ -38,40 +32,40 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Turns captioned images in folders, tars or parquet files into shards for training."""
+    """Flags of the command."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="from")]
-    """Folders of images with captions, of tars or of parquet files; or such files."""
+    """Inputs: folders of captioned images, tars or parquet files, or tars and parquet files."""
     to: str
-    """The folder to write."""
+    """Output folder."""
     keys: tyro.conf.OmitArgPrefixes[Keys] = field(default_factory=Keys)
     selection: tyro.conf.OmitArgPrefixes[Selection] = field(default_factory=Selection)
     validation: int = 1000
-    """Images to hold out, picked by their digests; at most half."""
+    """Number of images to hold out, chosen by their digests and limited to half of all."""
     shard_mb: int = 500
-    """Megabytes of one shard, about, at most."""
+    """Approximate maximum size of a shard in megabytes."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes."""
+    """Number of worker processes."""
     beam: bool = False
-    """Run as an Apache Beam pipeline; flags that are not named here are Beam's."""
+    """Run as an Apache Beam pipeline. All other flags are passed to Beam."""
 
     def __post_init__(self) -> None:
-        for ok, flag, why in (
-            (len(self.inputs) > 0, "from", "must name something to read"),
+        for ok, flag, requirement in (
+            (len(self.inputs) > 0, "from", "needs at least one input"),
             (self.validation >= 0, "validation", "must be at least 0"),
             (self.shard_mb >= 1, "shard-mb", "must be at least 1"),
             (self.workers >= 1, "workers", "must be at least 1"),
         ):
             if not ok:
-                raise UserError(f"--{flag} {why}")
+                raise UserError(f"--{flag} {requirement}")
 
     @property
     def shard_bytes(self) -> int:
-        """Bytes of one shard, about, at most."""
+        """Approximate maximum size of a shard in bytes."""
         return self.shard_mb * MEGABYTE
 
-    def fingerprint(self, units: Sequence[Unit]) -> dict[str, Any]:
-        """What must be the same for the work to go on: flags, and what there is to read."""
+    def output_settings(self, units: Sequence[Unit]) -> dict[str, Any]:
+        """All values that determine the output: flags, and a hash of the inputs."""
         values = {"from": list(self.inputs), "validation": self.validation}
         values |= {"shard_mb": self.shard_mb}
         values |= dataclasses.asdict(self.keys) | dataclasses.asdict(self.selection)
@@ -81,33 +75,33 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done: report.json."""
+    """Results of the preparation, stored as report.json."""
 
     settings: dict[str, Any]
     read: int
     kept: dict[str, int]
-    """Records of each split."""
+    """Number of records in each split."""
     dropped: dict[str, int]
-    """By the keys of glide_jax.prepare.selection.REASONS."""
+    """Counts by the keys of glide_jax.prepare.selection.REASONS."""
     bytes_read: int
-    """Of images."""
+    """Bytes of encoded images."""
     bytes_written: int
     shards: int
-    cpu_ms_a_image: float
-    """Processor time of reading, judging and making smaller."""
+    cpu_ms_per_image: float
+    """CPU time for reading, filtering and resizing."""
     images_per_s: float | None
-    """Read since the last start; none if it had nothing left to read."""
+    """Reading speed since the last start, None if all units were already read."""
     problems: list[str]
-    """The first of them; broken.txt has all."""
+    """The first problems. broken.txt has all of them."""
 
     def table(self) -> str:
-        """For people."""
+        """Human-readable summary."""
         rows = [("read", self.read, f"{self.bytes_read / MEGABYTE:,.1f} MB of images")]
         rows += [("dropped", self.dropped[reason], REASONS[reason]) for reason in REASONS]
         rows += [("kept", count, split) for split, count in self.kept.items()]
         rows += [("shards", self.shards, f"{self.bytes_written / MEGABYTE:,.1f} MB")]
-        lines = [f"{what:8} {count:12,}  {note}".rstrip() for what, count, note in rows]
-        speed = f"{self.cpu_ms_a_image:.1f} ms of processor time an image"
+        lines = [f"{label:8} {count:12,}  {note}".rstrip() for label, count, note in rows]
+        speed = f"{self.cpu_ms_per_image:.1f} ms CPU time per image"
         if self.images_per_s is not None:
             speed += f", {self.images_per_s:,.0f} images/s"
         lines.append(speed)
@@ -116,14 +110,14 @@ class Report:
         return "\n".join(lines)
 
 
-def report(
+def make_report(
     settings: dict[str, Any],
     tally: Tally,
     duplicates: int,
     splits: Mapping[str, Sequence[Shard]],
     images_per_s: float | None,
 ) -> Report:
-    """Sums it all up."""
+    """Computes the totals."""
     shards = [shard for split in splits.values() for shard in split]
     dropped = tally.dropped | {"duplicate": duplicates}
     return Report(
@@ -134,89 +128,92 @@ def report(
         bytes_read=tally.bytes_read,
         bytes_written=sum(shard.bytes for shard in shards),
         shards=len(shards),
-        cpu_ms_a_image=1000 * tally.seconds / max(1, tally.read),
+        cpu_ms_per_image=1000 * tally.seconds / max(1, tally.read),
         images_per_s=images_per_s,
         problems=tally.problems[:100],
     )
 
 
 def prepare(arguments: PrepareConfig, beam_flags: Sequence[str] = ()) -> Report:
-    """Does all that is left to do.
+    """Writes the shards, or finishes an interrupted preparation.
 
     Args:
-        arguments: of the command.
-        beam_flags: for Apache Beam, if it is to do the work.
+        arguments: the command's flags.
+        beam_flags: further flags for Apache Beam.
 
     Raises:
-        UserError: something of the input cannot be used as a whole, the settings have changed in
-            between, no image is left, or the folder cannot be written.
+        UserError: an input cannot be read, settings or inputs differ from those of an earlier
+            start, no image passes the filters, or the folder cannot be written.
     """
     folder = arguments.to.rstrip("/")
     if "://" in folder and not arguments.beam:
-        raise UserError(f"--to {folder}: name a local folder and copy it there, or --beam")
+        raise UserError(f"--to {folder}: use a local folder and copy it afterwards, or add --beam")
     units = find_units(arguments.inputs, arguments.keys)
-    asked = arguments.fingerprint(units)
+    settings = arguments.output_settings(units)
     filesystem, root = _filesystem(folder)
     try:
         if filesystem.exists(f"{root}/{REPORT_FILE}"):
-            done = Report(**_read(f"{folder}/{REPORT_FILE}"))
-            _refuse_changes(asked, done.settings, folder)
+            report = Report(**_read(f"{folder}/{REPORT_FILE}"))
+            _require_same_settings(settings, report.settings, folder)
         else:
-            begun = filesystem.exists(f"{root}/{WORK}") and not arguments.beam
-            if not begun and filesystem.exists(root) and filesystem.ls(root):
+            resuming = filesystem.exists(f"{root}/{WORK_FOLDER}") and not arguments.beam
+            if not resuming and filesystem.exists(root) and filesystem.ls(root):
                 raise UserError(
-                    f"--to {folder}: is not empty, and nothing that can be gone on with"
+                    f"--to {folder}: the folder is not empty: delete it, or use another --to"
                 )
-            filesystem.makedirs(f"{root}/{WORK}" if not arguments.beam else root, exist_ok=True)
-            do = partial(_by_beam, beam_flags) if arguments.beam else _by_processes
-            done = do(arguments, units, asked, folder)
+            created = root if arguments.beam else f"{root}/{WORK_FOLDER}"
+            filesystem.makedirs(created, exist_ok=True)
+            run = partial(_run_beam, beam_flags) if arguments.beam else _run_workers
+            report = run(arguments, units, settings, folder)
         if not arguments.beam:
-            shutil.rmtree(f"{root}/{WORK}", ignore_errors=True)
+            shutil.rmtree(f"{root}/{WORK_FOLDER}", ignore_errors=True)
     except filelock.Timeout:
-        raise UserError(f"--to {folder}: another process is at work on it") from None
+        raise UserError(f"--to {folder}: in use by another process: wait for it") from None
     except OSError as error:
         raise UserError(f"--to {folder}: {error.strerror or error}") from None
-    return done
+    return report
 
 
 def _filesystem(folder: str) -> tuple[Any, str]:
     try:
         return fsspec.url_to_fs(folder)
-    except (ImportError, ValueError) as error:  # a library is missing: it says which
+    except (ImportError, ValueError) as error:  # names the missing library
         raise UserError(f"--to {folder}: {error}") from None
 
 
-def _by_processes(
-    arguments: PrepareConfig, units: Sequence[Unit], asked: dict[str, Any], to: str
+def _run_workers(
+    arguments: PrepareConfig, units: Sequence[Unit], settings: dict[str, Any], to: str
 ) -> Report:
-    """With worker processes of this machine, going on from where an earlier start came to."""
+    """Runs, or resumes, in worker processes of this machine."""
     folder = Path(to).expanduser()
-    work, start = folder / WORK, time.perf_counter()
+    work, start = folder / WORK_FOLDER, time.perf_counter()
     with filelock.FileLock(work / "lock", timeout=0):
         if (work / SETTINGS_FILE).exists():
-            _refuse_changes(asked, _read(str(work / SETTINGS_FILE)), to)
-        put_text(json.dumps(asked), str(work), SETTINGS_FILE)
+            _require_same_settings(settings, _read(str(work / SETTINGS_FILE)), to)
+        upload_text(json.dumps(settings), str(work), SETTINGS_FILE)
         before = total_tally(work).read
-        stage_all(units, arguments.keys, arguments.selection, work, arguments.workers)
+        stage_units(units, arguments.keys, arguments.selection, work, arguments.workers)
         tally, seconds = total_tally(work), time.perf_counter() - start
-        jobs, duplicates = plan(work, len(units), arguments.validation, arguments.shard_bytes)
-        splits = write_all(jobs, work, folder, arguments.workers)
+        plans, duplicates = plan_shards(
+            work, len(units), arguments.validation, arguments.shard_bytes
+        )
+        splits = write_shards(plans, work, folder, arguments.workers)
         read = tally.read - before
         speed = read / seconds if read else None
-        return _finish(to, asked, tally, duplicates, splits, speed)
+        return _finish(to, settings, tally, duplicates, splits, speed)
 
 
-def _by_beam(
+def _run_beam(
     flags: Sequence[str],
     arguments: PrepareConfig,
     units: Sequence[Unit],
-    asked: dict[str, Any],
+    settings: dict[str, Any],
     to: str,
 ) -> Report:
     try:
         from glide_jax.prepare import beam
     except ImportError:
-        raise UserError("--beam needs Apache Beam: pip install 'glide_jax[beam]'") from None
+        raise UserError("--beam needs Apache Beam: pip install -e '.[beam]'") from None
 
     start = time.perf_counter()
     tally, duplicates, splits = beam.run(
@@ -229,50 +226,46 @@ def _by_beam(
         flags,
     )
     speed = tally.read / (time.perf_counter() - start)
-    return _finish(to, asked, tally, duplicates, splits, speed)
+    return _finish(to, settings, tally, duplicates, splits, speed)
 
 
 def _finish(
     folder: str,
-    asked: dict[str, Any],
+    settings: dict[str, Any],
     tally: Tally,
     duplicates: int,
     splits: Mapping[str, Sequence[Shard]],
     images_per_s: float | None,
 ) -> Report:
-    """Writes what belongs beside the shards; the report last, since it says that all is done."""
+    """Writes the index, broken.txt and the report. The report is last: it marks completion."""
     if not splits:
-        raise UserError(nothing_left(tally))
-    write_index(folder, splits, identity(asked))
-    done = report(asked, tally, duplicates, splits, images_per_s)
-    put_text("".join(f"{line}\n" for line in tally.problems), folder, BROKEN_FILE)
-    put_text(json.dumps(dataclasses.asdict(done), indent=1), folder, REPORT_FILE)
-    return done
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
+        broken = f"; broken: {list_problems(tally.problems)}" if tally.problems else ""
+        raise UserError(
+            f"none of {tally.read:,} images passes the filters ({reasons}): "
+            f"change the flags or the inputs{broken}"
+        )
+    fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    write_index(folder, splits, fingerprint)
+    report = make_report(settings, tally, duplicates, splits, images_per_s)
+    upload_text("".join(f"{line}\n" for line in tally.problems), folder, BROKEN_FILE)
+    upload_text(json.dumps(dataclasses.asdict(report), indent=1), folder, REPORT_FILE)
+    return report
 
 
-def identity(asked: dict[str, Any]) -> str:
-    """Tells apart what was prepared from other inputs or otherwise."""
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
-def nothing_left(tally: Tally) -> str:
-    """What to say when no image is kept."""
-    why = ", ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
-    return f"of {tally.read:,} images none is kept ({why}): {list_problems(tally.problems)}"
-
-
-def _refuse_changes(asked: dict[str, Any], begun: dict[str, Any], folder: str) -> None:
-    for name, value in asked.items():
-        if begun.get(name) != value and name == "contents":
+def _require_same_settings(new: dict[str, Any], stored: dict[str, Any], folder: str) -> None:
+    for name, value in new.items():
+        if stored.get(name) == value:
+            continue
+        if name == "contents":
             raise UserError(
-                f"--from: files in it have changed since {folder} was begun: "
-                "delete that folder, or give another --to"
+                f"--from: files have changed since {folder} was started: "
+                "delete that folder, or use another --to"
             )
-        if begun.get(name) != value:
-            raise UserError(
-                f"{folder} was begun with --{name.replace('_', '-')} {_flag(begun.get(name))}, not "
-                f"{_flag(value)}: give the same, delete that folder, or give another --to"
-            )
+        raise UserError(
+            f"{folder} was started with --{name.replace('_', '-')} {_flag(stored.get(name))}, not "
+            f"{_flag(value)}: use the same value, delete that folder, or use another --to"
+        )
 
 
 def _flag(value: Any) -> str:

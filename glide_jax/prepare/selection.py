@@ -1,7 +1,7 @@
-"""What `prepare` does to one image: the same for worker processes and for Apache Beam.
+"""Filtering and resizing of single images, for worker processes and for Apache Beam.
 
-A record is judged (captions, size, shape), decoded whole, made smaller if it is larger than asked
-for, and becomes a tf.Example under the digest of its original bytes, by which duplicates are found.
+A record is checked (captions, size, aspect ratio), decoded completely and resized if it is larger
+than --px. Duplicates are detected by the digest of the original file.
 """
 
 import dataclasses
@@ -22,37 +22,37 @@ from glide_jax.errors import UserError
 
 DIGEST_BYTES = 16
 KEPT_FORMATS = ("JPEG", "PNG", "WEBP")
-"""Files of other formats are encoded again even where they need not be made smaller."""
+"""Files of other formats are always encoded again."""
 
 REASONS = {
-    "captions": "no caption of the asked length",
+    "captions": "no caption of the required length",
     "too_small": "shorter side below --min-px",
-    "too_long": "longer side above --max-aspect times the shorter",
-    "duplicate": "the same file again",
-    "broken": "cannot be used: named in broken.txt",
+    "too_long": "aspect ratio above --max-aspect",
+    "duplicate": "the same file as an earlier image",
+    "broken": "unreadable, listed in broken.txt",
 }
-"""Why records are dropped, in the order in which it is found out; duplicates come last."""
+"""Reasons to drop a record, with their descriptions."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images are kept, and how large."""
+    """Filters and size of the images."""
 
     px: int = 256
-    """Shorter side of the images that are written; smaller ones stay as they are."""
+    """Shorter side of the output. Larger images are resized, smaller ones are unchanged."""
     min_px: int | None = None
-    """Leave out images whose shorter side is below this; as --px unless given. 0: none."""
+    """Minimum shorter side. Smaller images are dropped. Default: --px. 0: no limit."""
     max_aspect: float = 0.0
-    """Leave out images whose longer side is more than so many times the shorter. 0: none."""
+    """Maximum aspect ratio (longer/shorter side). Other images are dropped. 0: no limit."""
     min_caption_chars: int = 1
-    """Leave out captions of fewer characters, and images that have no other."""
+    """Minimum characters of a caption. Shorter captions are dropped."""
     max_caption_chars: int = 0
-    """Leave out captions of more characters, likewise. 0: none."""
+    """Maximum characters of a caption. Longer captions are dropped. 0: no limit."""
     quality: int = 92
-    """Of JPEG, for images made smaller; others keep their bytes."""
+    """JPEG quality of resized images. Other images keep their original bytes."""
 
     def __post_init__(self) -> None:
-        for ok, flag, why in (
+        for ok, flag, requirement in (
             (self.px >= 1, "px", "at least 1"),
             (self.min_px is None or self.min_px >= 0, "min-px", "at least 0"),
             (not self.max_aspect or self.max_aspect >= 1, "max-aspect", "at least 1, or 0"),
@@ -65,22 +65,22 @@ class Selection:
             (1 <= self.quality <= 100, "quality", "in 1..100"),
         ):
             if not ok:
-                raise UserError(f"--{flag} must be {why}")
+                raise UserError(f"--{flag} must be {requirement}")
 
 
 @dataclass
 class Tally:
-    """What became of the records of a unit, or of many."""
+    """Record counts of one or more units."""
 
     read: int = 0
     bytes_read: int = 0
-    """Of images."""
+    """Bytes of encoded images."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """By the keys of REASONS."""
+    """Counts by the keys of REASONS."""
     problems: list[str] = field(default_factory=list)
-    """What is wrong with each broken record."""
+    """One message per broken record."""
     seconds: float = 0.0
-    """Of processor time, for reading and judging."""
+    """CPU time for reading, filtering and resizing."""
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(getattr(self, f.name) + getattr(other, f.name) for f in _TALLY_FIELDS))
@@ -90,10 +90,10 @@ _TALLY_FIELDS = dataclasses.fields(Tally)
 
 
 class Kept(NamedTuple):
-    """An image to write."""
+    """A record to write."""
 
     digest: bytes
-    """Of the original file."""
+    """Digest of the original file."""
     image: bytes
     captions: tuple[str, ...]
     name: str
@@ -102,16 +102,16 @@ class Kept(NamedTuple):
 def select(
     records: Iterable[Record | BadRecordError], settings: Selection, tally: Tally
 ) -> Iterator[Kept]:
-    """The records to keep, ready to write, duplicates among them; the others are counted.
+    """Filters and resizes records. Duplicates are kept at this point.
 
     Args:
-        records: of a unit.
-        settings: which are kept.
-        tally: is added to.
+        records: the records of a unit.
+        settings: filters and size.
+        tally: updated in place.
     """
     start = time.thread_time()
     for record in records:
-        kept = _judged(record, settings, tally)
+        kept = _counted(record, settings, tally)
         tally.seconds += time.thread_time() - start
         if kept is not None:
             yield kept
@@ -119,10 +119,10 @@ def select(
 
 
 class _DroppedError(Exception):
-    """The record is fine but not asked for; the message is a key of REASONS."""
+    """The record does not pass a filter. The message is a key of REASONS."""
 
 
-def _judged(record: Record | BadRecordError, settings: Selection, tally: Tally) -> Kept | None:
+def _counted(record: Record | BadRecordError, settings: Selection, tally: Tally) -> Kept | None:
     tally.read += 1
     try:
         if isinstance(record, BadRecordError):
@@ -138,17 +138,17 @@ def _judged(record: Record | BadRecordError, settings: Selection, tally: Tally) 
 
 
 def _kept(record: Record, settings: Selection) -> Kept:
-    least, most = settings.min_caption_chars, settings.max_caption_chars or sys.maxsize
-    captions = tuple(text for text in record.captions if least <= len(text) <= most)
+    low, high = settings.min_caption_chars, settings.max_caption_chars or sys.maxsize
+    captions = tuple(text for text in record.captions if low <= len(text) <= high)
     if not captions:
         raise _DroppedError("captions")
-    # Of malformed files Pillow's decoders raise nearly any exception there is.
+    # Pillow's decoders raise many exception types on malformed files.
     try:
         with Image.open(io.BytesIO(record.image)) as header:
             size, kind = header.size, header.format
     except Exception:
-        what = "not an image that Pillow can read" if record.image else "the file is empty"
-        raise BadRecordError(f"{record.name}: {what}") from None
+        reason = "not an image that Pillow can read" if record.image else "the file is empty"
+        raise BadRecordError(f"{record.name}: {reason}") from None
     if min(size) < (settings.px if settings.min_px is None else settings.min_px):
         raise _DroppedError("too_small")
     if settings.max_aspect and max(size) > settings.max_aspect * min(size):

@@ -1,8 +1,8 @@
-"""The two halves of `prepare`: each unit becomes a staged file, and all of these become shards.
+"""The two passes of `prepare`: units to staged files, staged files to shards.
 
-Only when everything is read is it known which images are duplicates, which are held out and how
-many shards there are. The second half copies encoded records and takes a fraction of the time. What
-is done is a file in the working folder under its final name, so whoever goes on knows where.
+Duplicates, held-out images and the number of shards are known only after the first pass. The second
+pass copies encoded records and takes a fraction of the time. Finished work is a file under its
+final name in the working folder, so a restarted command resumes there.
 """
 
 import itertools
@@ -30,16 +30,16 @@ from glide_jax.prepare.inputs import Keys, Unit, read_unit
 from glide_jax.prepare.selection import DIGEST_BYTES, Selection, Tally, select
 
 
-def do_all(jobs: Sequence[Callable[[], None]], workers: int, label: str) -> None:
-    """Does independent jobs in worker processes; with one worker, in this one.
+def run_jobs(jobs: Sequence[Callable[[], None]], workers: int, label: str) -> None:
+    """Runs independent jobs in worker processes, or in this process for one worker.
 
     Args:
-        jobs: can be pickled.
-        workers: processes.
-        label: of the progress bar.
+        jobs: picklable functions.
+        workers: number of processes.
+        label: label of the progress bar.
 
     Raises:
-        UserError: a worker died, or cannot write.
+        UserError: a worker died or cannot write.
     """
     workers = min(workers, len(jobs))
     try:
@@ -58,17 +58,17 @@ def do_all(jobs: Sequence[Callable[[], None]], workers: int, label: str) -> None
                 raise
     except BrokenProcessPool:
         raise UserError(
-            "a worker process died, perhaps for lack of memory: the same command goes on from "
-            "here; --workers gives another number of them"
+            "a worker process died, possibly out of memory: run the same command again to resume, "
+            "with fewer --workers if necessary"
         ) from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: array_record's, of a full disk
+    except (OSError, RuntimeError) as error:  # RuntimeError: array_record, on a full disk
         raise UserError(
-            f"{label}: {str(error).splitlines()[0]}; the same command goes on from here"
+            f"{label}: {str(error).splitlines()[0]}: run the same command again to resume"
         ) from error
 
 
 def _end_with_parent() -> None:
-    """Makes a worker end at once with the process that started it, or by Ctrl-C."""
+    """Makes a worker exit immediately when its parent process exits, and on Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -83,24 +83,24 @@ def _end_with_parent() -> None:
 # Reading --------------------------------------------------------------------------------------
 
 
-def stage_all(
+def stage_units(
     units: Sequence[Unit], keys: Keys, selection: Selection, work: Path, workers: int
 ) -> None:
-    """Stages every unit that is not staged yet.
+    """Stages all units that are not staged yet.
 
     Args:
-        units: all that there is to read.
-        keys: where captions and images are.
-        selection: which are kept.
+        units: all inputs.
+        keys: location of captions and images.
+        selection: filters and size.
         work: the folder for staged files.
-        workers: processes.
+        workers: number of processes.
     """
     jobs = [
         partial(_stage, unit, keys, selection, _staged(work, number))
         for number, unit in enumerate(units)
         if not _staged(work, number).with_suffix(".json").exists()
     ]
-    do_all(jobs, workers, "reading")
+    run_jobs(jobs, workers, "reading")
 
 
 def _staged(work: Path, number: int) -> Path:
@@ -108,7 +108,7 @@ def _staged(work: Path, number: int) -> Path:
 
 
 def _stage(unit: Unit, keys: Keys, selection: Selection, path: Path) -> None:
-    """Writes the records of a unit, then their digests and sizes, then the tally."""
+    """Writes the records of a unit, then their digests and sizes, then its tally."""
     tally = Tally()
     digests, sizes = [], []
 
@@ -131,7 +131,7 @@ def _stage(unit: Unit, keys: Keys, selection: Selection, path: Path) -> None:
 
 
 def total_tally(work: Path) -> Tally:
-    """What became of all records of the units that are staged; duplicates are not known yet."""
+    """The sum of the tallies of all staged units. Duplicates are not known yet."""
     total = Tally()
     for path in sorted(work.glob("unit-*.json")):
         values = json.loads(path.read_text())
@@ -142,28 +142,30 @@ def total_tally(work: Path) -> Tally:
 # Writing --------------------------------------------------------------------------------------
 
 
-class Job(NamedTuple):
-    """One shard to write: its place among those of its split, and the records that it takes."""
+class ShardPlan(NamedTuple):
+    """One shard to write."""
 
     split: str
     name: str
     parts: list[tuple[int, Int[np.ndarray, "n"]]]
-    """Units, and places in their staged files."""
+    """Numbers of units, and positions in their staged files."""
 
 
-def plan(work: Path, units: int, validation: int, shard_bytes: int) -> tuple[list[Job], int]:
-    """Decides which staged records make which shard.
+def plan_shards(
+    work: Path, units: int, validation: int, shard_bytes: int
+) -> tuple[list[ShardPlan], int]:
+    """Assigns the staged records to shards.
 
-    Of records with the same digest the first stays. Held out are those with the lowest digests.
+    The first record of each digest is kept. Those with the lowest digests are held out.
 
     Args:
         work: the folder of staged files.
-        units: how many there are.
-        validation: records to hold out; at most half of all.
-        shard_bytes: of records in a shard, about, at most.
+        units: number of units.
+        validation: number of records to hold out, limited to half of all.
+        shard_bytes: approximate maximum size of a shard.
 
     Returns:
-        All shards, none if no record is left; and the number of duplicates.
+        The shards, empty if there are no records, and the number of duplicates.
     """
     staged = [np.load(_staged(work, number).with_suffix(".npz")) for number in range(units)]
     digests, sizes = (
@@ -171,27 +173,27 @@ def plan(work: Path, units: int, validation: int, shard_bytes: int) -> tuple[lis
     )
     counts = [len(file["sizes"]) for file in staged]
     starts = np.cumsum([0, *counts])
-    first = first_of_each(digests)
+    first = first_occurrences(digests)
     held_out = min(validation, len(first) // 2)
-    jobs = []
+    plans = []
     for split, chosen in (("train", first[held_out:]), ("validation", first[:held_out])):
         chosen = np.sort(chosen)
-        shards = cut(sizes[chosen], shard_bytes)
+        shards = shard_bounds(sizes[chosen], shard_bytes)
         for number, (start, stop) in enumerate(shards):
             part = chosen[start:stop]
             unit = np.searchsorted(starts, part, side="right") - 1
             parts = [(int(u), part[unit == u] - starts[u]) for u in np.unique(unit)]
-            jobs.append(Job(split, shard_name(split, number, len(shards)), parts))
-    return jobs, len(digests) - len(first)
+            plans.append(ShardPlan(split, shard_name(split, number, len(shards)), parts))
+    return plans, len(digests) - len(first)
 
 
-def first_of_each(digests: Shaped[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
-    """Where each digest comes first, from the lowest digest to the highest."""
+def first_occurrences(digests: Shaped[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+    """Index of the first occurrence of each digest, in the order of digests."""
     return np.unique(digests, return_index=True)[1]
 
 
-def cut(sizes: Int[np.ndarray, "n"], shard_bytes: int) -> list[tuple[int, int]]:
-    """Cuts records into even shards of about `shard_bytes` at most: their starts and stops."""
+def shard_bounds(sizes: Int[np.ndarray, "n"], shard_bytes: int) -> list[tuple[int, int]]:
+    """Start and stop of shards of equal size, each of about `shard_bytes` at most."""
     if not len(sizes):
         return []
     ends = np.cumsum(sizes)
@@ -201,38 +203,38 @@ def cut(sizes: Int[np.ndarray, "n"], shard_bytes: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def write_all(
-    jobs: Sequence[Job], work: Path, folder: Path, workers: int
+def write_shards(
+    plans: Sequence[ShardPlan], work: Path, folder: Path, workers: int
 ) -> dict[str, list[Shard]]:
-    """Writes every shard that is not there yet.
+    """Writes all shards that do not exist yet.
 
     Args:
-        jobs: of `plan`.
+        plans: output of `plan_shards`.
         work: the folder of staged files.
-        folder: of the shards.
-        workers: processes.
+        folder: the folder for shards.
+        workers: number of processes.
 
     Returns:
         Each split's shards in order.
     """
-    missing = [job for job in jobs if not (folder / job.name).exists()]
-    do_all([partial(_write, job, work, folder) for job in missing], workers, "writing")
+    missing = [plan for plan in plans if not (folder / plan.name).exists()]
+    run_jobs([partial(_write, plan, work, folder) for plan in missing], workers, "writing")
     splits: dict[str, list[Shard]] = {}
-    for job in jobs:
-        records = sum(len(positions) for _, positions in job.parts)
-        size = (folder / job.name).stat().st_size
-        splits.setdefault(job.split, []).append(Shard(job.name, records, size))
+    for plan in plans:
+        records = sum(len(positions) for _, positions in plan.parts)
+        size = (folder / plan.name).stat().st_size
+        splits.setdefault(plan.split, []).append(Shard(plan.name, records, size))
     return splits
 
 
-def _write(job: Job, work: Path, folder: Path) -> None:
+def _write(plan: ShardPlan, work: Path, folder: Path) -> None:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     def records() -> Iterator[bytes]:
-        for unit, positions in job.parts:
+        for unit, positions in plan.parts:
             source = ArrayRecordDataSource(str(_staged(work, unit).with_suffix(".array_record")))
             for position in positions:
                 yield source[int(position)]
 
-    write_records(work / job.name, records())
-    (work / job.name).replace(folder / job.name)
+    write_records(work / plan.name, records())
+    (work / plan.name).replace(folder / plan.name)

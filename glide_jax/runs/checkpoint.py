@@ -237,7 +237,7 @@ class Checkpoints:
                 aside = _unused(folder.with_name(f"{step}.damaged"))
                 what = f"moved to {aside.name}"
                 with self._errors_named("move damaged"):
-                    move_folder(folder, aside, last=COMMITTED)
+                    move_folder(folder, aside, marker=COMMITTED)
             line = f"warning: the checkpoint {folder} is damaged ({why}): {what}, going on from"
             sys.stderr.write(f"{line} step {good}\n")
         self._group.barrier()

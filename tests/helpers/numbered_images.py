@@ -1,4 +1,4 @@
-"""Folders of images that tell their number, so that a test knows which one a batch holds."""
+"""Images that encode their number, to identify them in a batch."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def write_images(folder: Path, count: int) -> Path:
-    """PNGs 00.png, 01.png, ...; image i is of level i all over and captioned "number i"."""
+    """Writes 00.png, 01.png, ...: image i has all pixels at level i and the caption "number i"."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         Image.new("RGB", (12, 10), (number, number, number)).save(folder / f"{number:02}.png")
@@ -16,7 +16,7 @@ def write_images(folder: Path, count: int) -> Path:
 
 
 def numbers(images: np.ndarray) -> list[int]:
-    """Which images a batch in [-1, 1] holds."""
+    """The numbers of the images in a batch in [-1, 1]."""
     levels = (images + 1) * 127.5
     assert np.ptp(levels, axis=(1, 2, 3)).max() < 1e-3
     return [round(float(level)) for level in levels[:, 0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Images in tars and parquet files, as other people's tools leave them."""
+"""Images in tars and parquet files in the formats of common tools, and the shards made of them."""
 
 import io
 import json
@@ -11,9 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from glide_jax.config import DataConfig
+from glide_jax.data.records import Source
+from glide_jax.data.sources import open_source
+
 
 def image(number: int, width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
-    """An encoded image that no other number has, of smooth noise."""
+    """An encoded image of smooth noise, unique for its number."""
     levels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC).save(file, kind)
@@ -21,7 +25,7 @@ def image(number: int, width: int = 40, height: int = 30, kind: str = "PNG") -> 
 
 
 def write_tar(path: Path, images: Sequence[bytes], first: int = 0) -> Path:
-    """As img2dataset: 000000000.jpg, .txt ("image 0") and .json ("json 0"), one after another."""
+    """A tar in img2dataset's format: 000000000.jpg, .txt ("image 0"), .json ("json 0"), ..."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, image in enumerate(images, start=first):
@@ -35,7 +39,7 @@ def write_tar(path: Path, images: Sequence[bytes], first: int = 0) -> Path:
 
 
 def write_parquet(path: Path, images: Sequence[bytes], rows_a_group: int = 1000) -> Path:
-    """As data sets on the hub: a column "image" of {bytes, path}, and "caption"."""
+    """A parquet file in the hub's format: a column "image" of {bytes, path}, and "caption"."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {
         "image": [{"bytes": image, "path": None} for image in images],
@@ -45,3 +49,8 @@ def write_parquet(path: Path, images: Sequence[bytes], rows_a_group: int = 1000)
     }
     pq.write_table(pa.table(columns), path, row_group_size=rows_a_group)
     return path
+
+
+def open_shards(path: Path | str, cache: Path, split: str = "train") -> Source:
+    """Opens a folder of shards as training does."""
+    return open_source(DataConfig(source="shards", path=str(path), cache_dir=str(cache)), split)

@@ -1,1 +1,1 @@
-"""The built-in data set `scenes`: procedurally drawn, captioned images."""
+"""The built-in data set `scenes`: procedurally generated, captioned images."""

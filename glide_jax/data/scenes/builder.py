@@ -1,8 +1,8 @@
-"""The built-in data set `scenes`: captioned images drawn on first use, nothing to download.
+"""The built-in data set `scenes`: captioned images, generated on first use without a download.
 
-`load` is what most callers want. The TFDS builder writes array_record files and works without
-TensorFlow: images are handed over encoded, and read back so. Record i of a split is
-`make(split, i)`, whatever the size of the split; of close-ups, `make(split, i, closeup=True)`.
+Most callers need only `load`. The TFDS builder writes array_record files and works without
+TensorFlow, since images are passed and read in encoded form. Record i of a split is
+`make(split, i)`, or `make(split, i, closeup=True)` for close-ups, for any size of the split.
 """
 
 import contextlib
@@ -23,31 +23,35 @@ from glide_jax.errors import UserError
 __all__ = ["SPLITS", "Scene", "Scenes", "ScenesConfig", "Thing", "load", "make"]
 
 SMALL_SPLIT = 1000
-"""So many records are done before other processes have started."""
+"""Splits up to this size are finished before worker processes would have started."""
 MAX_WORKERS = 16
-"""More than this, and they wait for the one that writes."""
+"""The single writer is the bottleneck beyond this number."""
 
 
 @dataclasses.dataclass(eq=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-    """How many images each split holds, and of which kind."""
+    """Number of images in each split, and their kind."""
 
     train: int = 50_000
     validation: int = 2_000
     novel: int = 2_000
     closeup: bool = False
-    """One large object in each, see `graph.make`."""
+    """One large object per image, see `graph.make`."""
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-    """One or two shapes with captions that say more or less about them.
+    """One or two shapes per image, with captions of varying detail.
 
-    Each record has `image` (JPEG of 128 px), `captions` (four, see `graph.make`) and `scene`
-    (JSON for `Scene.from_json`). Splits: train, validation, and novel, whose pairs of shape and
-    color are in neither of the others.
+    A record has `image` (JPEG, 128 px), `captions` (four, see `graph.make`) and `scene` (JSON for
+    `Scene.from_json`). Splits: train, validation, and novel, whose pairs of shape and color are
+    in neither of the others.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {  # noqa: RUF012 (the name and type that TFDS reads)
+        "1.0.0": "First version.",
+        "2.0.0": "Fields of the scene JSON use American spelling. Same images and captions.",
+    }
     BUILDER_CONFIGS = [  # noqa: RUF012 (the name and type that TFDS reads)
         ScenesConfig(name="full"),
         ScenesConfig(name="mini", train=256, validation=64, novel=64),
@@ -66,7 +70,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Procedurally drawn scenes of colored shapes.",
             features=features,
-            disable_shuffling=True,  # scenes are independent already; a record keeps its index
+            disable_shuffling=True,  # a record's index is that of its scene
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         count = getattr(config, split)
         workers = 1 if count <= SMALL_SPLIT else min(os.cpu_count() or 1, MAX_WORKERS)
         records = encoded_scenes(split, count, workers, closeup=config.closeup)
-        for index, record in enumerate(tqdm(records, f"drawing scenes: {split}", count)):
+        for index, record in enumerate(tqdm(records, f"rendering scenes: {split}", count)):
             yield (
                 index,
                 {
@@ -91,46 +95,46 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 def load(
     split: str, data_dir: str | Path = "", config: str | ScenesConfig = "full"
 ) -> Sequence[dict[str, Any]]:
-    """Opens a split, and draws the data set first if it is not there yet.
+    """Opens a split. Generates the data set first if it does not exist.
 
-    The data set is drawn into a folder of its own that is renamed when whole, so an interrupted
-    preparation leaves nothing that would be taken for a data set.
+    The data set is written to a temporary folder that is renamed when complete, so an interrupted
+    generation is never mistaken for a data set.
 
     Args:
-        split: train, validation, novel, or a part as in TFDS: "train[:1000]".
-        data_dir: where TFDS keeps its data sets; empty for its own default.
+        split: train, validation, novel, or a TFDS slice such as "train[:1000]".
+        data_dir: TFDS's data folder, or empty for its default.
         config: "full" (50,000 + 2,000 + 2,000 images), "mini" (256 + 64 + 64), "closeups"
-            (20,000 + 1,000 + 1,000, one large object each), or another.
+            (20,000 + 1,000 + 1,000, one large object each), or a `ScenesConfig`.
 
     Returns:
         Random access to records: a dict of `image` (JPEG bytes), `captions` (list of UTF-8 bytes)
         and `scene` (JSON bytes).
 
     Raises:
-        UserError: there is no such split or size, or the data set cannot be written.
+        UserError: there is no such split or config, or the data set cannot be written.
     """
     names = [known.name for known in Scenes.BUILDER_CONFIGS]
     if isinstance(config, str) and config not in names:
-        raise UserError(f"scenes come as {', '.join(names)}, not {config!r}")
+        raise UserError(f"scenes has no config {config!r}: choose {', '.join(names)}")
     arguments = {"data_dir": data_dir or None, "config": config, "file_format": "array_record"}
     _prepare(Scenes(**arguments))
-    # A builder of its own to read with: the first may have lost a race, see `_prepare`.
+    # A second builder for reading: the first may have lost a race, see `_prepare`.
     builder = Scenes(**arguments)
     try:
         return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except ValueError as error:
-        raise UserError(f"scenes has no split {split!r}, only {', '.join(SPLITS)}") from error
+        raise UserError(f"scenes has no split {split!r}: choose {', '.join(SPLITS)}") from error
 
 
 def _prepare(builder: Scenes) -> None:
-    """Draws the data set, unless it is there."""
-    tfds.display_progress_bar(False)  # `_generate_examples` shows a better one
+    """Generates the data set unless it exists."""
+    tfds.display_progress_bar(False)  # `_generate_examples` has its own
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of a download
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports a download
             builder.download_and_prepare()
     except (OSError, RuntimeError) as error:  # RuntimeError: array_record's, of a full disk
-        # Another process may have drawn the same data set meanwhile, which is as good.
+        # Another process may have generated the same data set in the meantime.
         if not Path(builder.data_dir).exists():
-            raise UserError(f"cannot draw scenes into {builder.data_dir}: {error}") from error
+            raise UserError(f"cannot write scenes to {builder.data_dir}: {error}") from error
     finally:
         tfds.display_progress_bar(True)

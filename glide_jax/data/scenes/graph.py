@@ -1,7 +1,7 @@
-"""Scene graphs of the built-in data set: what is in an image, and how people would say it.
+"""Scene graphs and captions of the built-in data set.
 
-`make(split, index)` invents a scene and its captions from nothing but its arguments. Positions and
-lengths are fractions of the image's side, x to the right and y down.
+`make(split, index)` generates a scene and its captions deterministically. Positions and lengths
+are fractions of the image's side, x to the right and y down.
 """
 
 import json
@@ -22,7 +22,7 @@ COLORS: dict[str, Rgb] = {
     "purple": (135, 55, 195),
     "pink": (250, 95, 175),
 }
-"""sRGB; at least 28 degrees of hue apart in OKLab, which neither light nor texture undoes."""
+"""sRGB. Hues differ by at least 28 degrees in OKLab, more than light and texture change them."""
 BACKGROUNDS: dict[str, tuple[Rgb, Rgb]] = {
     "sand": ((228, 214, 188), (190, 171, 142)),
     "slate": ((126, 135, 144), (80, 88, 97)),
@@ -33,14 +33,14 @@ BACKGROUNDS: dict[str, tuple[Rgb, Rgb]] = {
     "fog": ((208, 211, 209), (161, 166, 167)),
     "dusk": ((162, 154, 172), (106, 99, 120)),
 }
-"""sRGB near the light and far from it: muted, so that objects stand out. No name holds a color
-word: a color word in a caption is always an object's."""
+"""sRGB near the light and far from it, muted to contrast with objects. No name contains a color
+word, so a color word in a caption always describes an object."""
 SIZES = {"small": (0.27, 0.31), "large": (0.39, 0.44)}
-"""Smallest and largest diameter of objects called so."""
+"""Range of diameters for each size word."""
 CLOSEUP = (0.6, 0.8)
-"""Smallest and largest diameter of the one object of a close-up."""
+"""Range of diameters in close-ups."""
 LIGHTS = (-0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9)
-"""Where light may come from, in radians clockwise from straight above."""
+"""Directions of the light, in radians clockwise from straight above."""
 RELATIONS = ("left of", "right of", "above", "below")
 SPLITS = ("train", "validation", "novel")
 
@@ -54,14 +54,14 @@ HELD_OUT = (
     ("cross", "cyan"),
     ("moon", "red"),
 )
-"""(shape, color) of every object in the `novel` split and of none in the others. Each shape and
-each color is held out once: a model has met both, but never together."""
+"""(shape, color) pairs of all objects in the `novel` split, absent from the other splits. Each
+shape and each color is in one pair, so a model has seen both, but never combined."""
 SEEN = tuple((s, c) for s in SHAPES for c in COLORS if (s, c) not in HELD_OUT)
 
 MARGIN = 0.03
-"""Least distance of an object from the border."""
+"""Minimum distance of an object from the border."""
 GAP = 0.06
-"""Least distance between two objects: two pixels at 32 px."""
+"""Minimum distance between two objects: two pixels at 32 px."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Thing:
     shape: str
     color: str
     size: str
-    """One of SIZES; '' in a close-up."""
+    """One of SIZES, or '' in a close-up."""
     texture: str
     x: float
     """Center."""
@@ -83,7 +83,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything `rendering.render` needs, and everything a caption may speak of."""
+    """The content of an image, for `rendering.render` and for captions."""
 
     background: str
     light: float
@@ -91,7 +91,7 @@ class Scene:
     things: tuple[Thing, ...]
     """One object, or two that do not touch."""
     relation: str = ""
-    """Where the first object is, seen from the second, one of RELATIONS; '' with one object."""
+    """Position of the first object relative to the second, one of RELATIONS; '' for one object."""
 
     def to_json(self) -> str:
         """The scene as JSON text."""
@@ -99,24 +99,24 @@ class Scene:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Scene":
-        """Reads what `to_json` wrote."""
+        """Parses the output of `to_json`."""
         values = json.loads(text)
         return cls(**values | {"things": tuple(Thing(**thing) for thing in values["things"])})
 
 
 def make(split: str, index: int, *, closeup: bool = False) -> tuple[Scene, tuple[str, ...]]:
-    """The scene with this index of a split, and four captions.
+    """The scene at an index of a split, with four captions.
 
     Args:
         split: one of SPLITS.
-        index: from 0, without an upper end; with the others, the seed of everything random.
-        closeup: one object that fills most of the image. A caption then decides most of what
-            there is to see, so a model follows captions after minutes of training.
+        index: any index from 0. All three arguments together are the random seed.
+        closeup: one object that fills most of the image. The caption then determines most pixels,
+            so a model follows captions after minutes of training.
 
     Returns:
-        The scene, and captions that differ in how much they say. Each names every object by its
-        shape at least. The first adds the colors and the relation; the second says everything;
-        the third leaves out the relation or some color; the fourth lies in between.
+        The scene and captions of varying detail. All of them name the shape of every object. The
+        first adds colors and the relation. The second is complete. The third omits the relation
+        or some attributes. The fourth has colors, the relation and some other attributes.
     """
     rng = random.Random(f"{'closeup/' if closeup else ''}{split}/{index}")
     scene = _scene(rng, HELD_OUT if split == "novel" else SEEN, closeup)
@@ -145,13 +145,13 @@ def _scene(rng: random.Random, pairs: tuple[tuple[str, str], ...], closeup: bool
 
 
 def _places(rng: random.Random, diameters: list[float], relation: str) -> list[tuple[float, float]]:
-    """Centers (x, y) at which the objects stand in the relation, clear of each other."""
+    """Random centers (x, y) that satisfy the relation without overlap."""
     low = [MARGIN + diameter / 2 for diameter in diameters]
-    high = [1 - least for least in low]
+    high = [1 - limit for limit in low]
     if not relation:
         return [(rng.uniform(low[0], high[0]), rng.uniform(low[0], high[0]))]
-    # Along the relation's axis, the room that is left is dealt out before, between and after the
-    # objects. Across it they differ by at most half their distance: the relation is plain to see.
+    # Along the relation's axis, the free space is split randomly before, between and after the
+    # objects. Across it, they differ by at most half their distance, so the relation is obvious.
     first, second = (0, 1) if relation in ("left of", "above") else (1, 0)
     room = 1 - 2 * MARGIN - sum(diameters) - GAP
     before, until = sorted((room * rng.random(), room * rng.random()))
@@ -165,7 +165,7 @@ def _places(rng: random.Random, diameters: list[float], relation: str) -> list[t
     return list(zip(x, y, strict=True))
 
 
-# Captions: a phrase names one object, a sentence says how phrases stand together.
+# Captions: a phrase describes one object, a sentence combines phrases.
 
 ALONE = ("{a}", "{a}", "a picture of {a}", "there is {a}")
 TOGETHER = ("{a} and {b}", "{a} next to {b}", "{a} with {b}", "a picture of {a} and {b}")
@@ -180,7 +180,7 @@ RELATED = {
         RELATIONS, ("to the left of", "to the right of", "above", "below"), strict=True
     )
 }
-GROUNDED = (
+ON_BACKGROUND = (
     "{sentence} on a {background} background",
     "{sentence} against a {background} background",
     "on a {background} background, {sentence}",
@@ -188,43 +188,44 @@ GROUNDED = (
 
 
 def captions_of(scene: Scene, rng: random.Random) -> tuple[str, str, str, str]:
-    """Four captions of a scene, which differ as `make` says."""
+    """Four captions of a scene, see `make`."""
     things = scene.things
     related = RELATED.get(scene.relation, ALONE)
     unrelated = TOGETHER if scene.relation else ALONE
     named = _say(rng, related, things, color=1.0)
-    full = _ground(rng, _say(rng, related, things, size=1.0, texture=1.0, color=1.0), scene)
+    full = _say(rng, related, things, size=1.0, texture=1.0, color=1.0)
+    full = _add_background(rng, full, scene)
     if rng.random() < 0.5:
         partial = _say(rng, unrelated, things, color=1.0)
     else:
         partial = _say(rng, related, things, size=0.5, texture=0.5, color=0.5)
     between = _say(rng, related, things, size=0.5, texture=0.5, color=1.0)
     if rng.random() < 0.3:
-        between = _ground(rng, between, scene)
+        between = _add_background(rng, between, scene)
     return named, full, partial, between
 
 
 def _say(
-    rng: random.Random, sentences: tuple[str, ...], things: tuple[Thing, ...], **chances: float
+    rng: random.Random, sentences: tuple[str, ...], things: tuple[Thing, ...], **attributes: float
 ) -> str:
-    """A sentence that mentions each attribute of each object with the given probability."""
+    """A random sentence that mentions each attribute of each object with a given probability."""
     phrases = (
-        phrase(thing, *(name for name, chance in chances.items() if rng.random() < chance))
+        phrase(thing, *(name for name, p in attributes.items() if rng.random() < p))
         for thing in things
     )
     return rng.choice(sentences).format(**dict(zip("ab", phrases, strict=False)))
 
 
-def _ground(rng: random.Random, sentence: str, scene: Scene) -> str:
-    return rng.choice(GROUNDED).format(sentence=sentence, background=scene.background)
+def _add_background(rng: random.Random, sentence: str, scene: Scene) -> str:
+    return rng.choice(ON_BACKGROUND).format(sentence=sentence, background=scene.background)
 
 
 def phrase(thing: Thing, *attributes: str) -> str:
-    """The object with these attributes, as "an orange heart"; a plain texture goes unsaid.
+    """A noun phrase for an object, such as "an orange heart". Plain textures are not mentioned.
 
     Args:
         thing: the object.
-        attributes: names of its fields, in the order in which they are said.
+        attributes: names of its fields to mention, in order.
     """
     words = [getattr(thing, attribute) for attribute in attributes]
     words = [word for word in words if word not in ("", "plain")] + [thing.shape]

@@ -1,10 +1,9 @@
-"""Draws a scene graph: antialiased, softly lit shapes on a softly lit ground.
+"""Rendering of scene graphs: antialiased shapes on a background, with soft light and shadows.
 
-A shape is a signed distance to its edge, negative inside. The share of a pixel that lies inside is
-the distance in pixels, clipped to one pixel: sharp at any size and cheap enough to draw a data set
-while someone waits. Only the box around an object is computed.
+Shapes are signed distance functions, negative inside. A pixel's coverage is the distance in pixels,
+clipped to one pixel: sharp at any size, and fast. Only an object's bounding box is computed.
 
-Within a shape, lengths are in units of its radius: u to its right, v down, the center at 0.
+Within a shape, lengths are in units of its radius, u to the right and v down from its center.
 """
 
 import math
@@ -19,47 +18,47 @@ from glide_jax.data.scenes.graph import BACKGROUNDS, COLORS, Rgb, Scene, Thing
 Plane = Float32[np.ndarray, "h w"]
 
 SECOND_TONE = 0.58
-"""Brightness of a texture's marks. A darker shade keeps the hue, which a lighter one would not."""
+"""Brightness of a texture's marks. Darkening preserves the hue, lightening would not."""
 RIM = 0.014
-"""Width of the border that textures leave free, which keeps the outline clear."""
+"""Width of the untextured border of an object, which keeps its outline clear."""
 SHADING = 0.1
-"""How much brighter than its middle an object is at the edge towards the light."""
+"""Relative brightness of an object's edge towards the light, compared to its center."""
 SHADOW_SHIFT, SHADOW_BLUR, SHADOW_DEPTH = 0.14, 0.24, 0.35
-"""Displacement and softness of a shadow in radii, and the share of light it takes."""
+"""Displacement and softness of a shadow in radii, and its opacity."""
 
 
 def render(scene: Scene, size_px: int = 128) -> UInt8[np.ndarray, "h w 3"]:
-    """The scene as a square image.
+    """Renders a scene as a square image.
 
     Args:
-        scene: what to draw.
+        scene: the scene graph.
         size_px: side of the image.
 
     Returns:
         8-bit sRGB levels.
     """
-    image = _ground(scene.background, scene.light, size_px).copy()
+    image = _background(scene.background, scene.light, size_px).copy()
     for thing in scene.things:
-        _paint(image, thing, scene.light)
+        _add_object(image, thing, scene.light)
     return image
 
 
-@cache  # a few dozen of them serve a whole data set
-def _ground(background: str, light: float, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Light that falls in from near the border and fades across the image."""
+@cache  # a data set has a few dozen backgrounds
+def _background(background: str, light: float, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A gradient from a light source near the border."""
     lit, dark = np.array(BACKGROUNDS[background], np.float32)
     x, y = _centers(size_px), _centers(size_px)[:, None]
     distance = _length(x - 0.5 - 0.5 * math.sin(light), y - 0.5 + 0.5 * math.cos(light))
     return (lit + (dark - lit) * (distance[:, :, None] / 1.2) + 0.5).astype(np.uint8)
 
 
-def _paint(image: UInt8[np.ndarray, "h w 3"], thing: Thing, light: float) -> None:
+def _add_object(image: UInt8[np.ndarray, "h w 3"], thing: Thing, light: float) -> None:
     """Adds one object and its shadow to the image, in place."""
     size_px = len(image)
     radius = thing.diameter / 2
     rows, columns = (_span(at, radius, size_px) for at in (thing.y, thing.x))
-    # Channels lead while painting: NumPy repeats a plane over three channels many times faster
-    # than three channels over a plane.
+    # Channels first: NumPy broadcasts a plane over three channels many times faster than three
+    # channels over a plane.
     patch = image[rows, columns].transpose(2, 0, 1).astype(np.float32, order="C")
     x = (_centers(size_px)[columns] - thing.x) / radius
     y = (_centers(size_px)[rows, None] - thing.y) / radius
@@ -82,7 +81,7 @@ def _paint(image: UInt8[np.ndarray, "h w 3"], thing: Thing, light: float) -> Non
 
 
 def _span(center: float, radius: float, size_px: int) -> slice:
-    """The pixels along one axis that an object or its shadow may touch."""
+    """The pixel range of an object and its shadow along one axis."""
     reach = radius * (1 + SHADOW_SHIFT + SHADOW_BLUR / 2) + 1 / size_px
     return slice(max(0, int((center - reach) * size_px)), int((center + reach) * size_px) + 1)
 
@@ -90,14 +89,14 @@ def _span(center: float, radius: float, size_px: int) -> slice:
 def _turn(
     x: Float32[np.ndarray, "w"], y: Float32[np.ndarray, "h 1"], thing: Thing
 ) -> tuple[Plane, Plane]:
-    """From the image's axes to the object's own."""
+    """Rotates image coordinates to the object's axes."""
     cos, sin = math.cos(thing.angle), math.sin(thing.angle)
     return cos * x + sin * y, cos * y - sin * x
 
 
 @cache
 def _centers(size_px: int) -> Float32[np.ndarray, "n"]:
-    """Where the middle of each pixel lies, in 0..1."""
+    """Pixel centers in 0..1."""
     return (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
 
 
@@ -107,7 +106,7 @@ def _planes(rgb: Rgb) -> Float32[np.ndarray, "3 1 1"]:
 
 
 def _inside(distance: Plane) -> Plane:
-    """The share of a pixel that is inside, its distance from the edge being in pixels."""
+    """A pixel's coverage, given its signed distance in pixels."""
     return (0.5 - distance).clip(0, 1)
 
 
@@ -136,14 +135,14 @@ def _ring(u: Plane, v: Plane) -> Plane:
 
 
 def _triangle(u: Plane, v: Plane) -> Plane:
-    """Equilateral, point up, its centroid a little below the center of the box."""
+    """Equilateral, point up, with its centroid slightly below the center of the box."""
     v = v - 0.18
     slanted = math.sqrt(3) / 2 * np.abs(u) - 0.5 * v
     return np.maximum(slanted, v) - 0.57
 
 
 def _star(u: Plane, v: Plane) -> Plane:
-    """Five points: fold the plane onto one half of one point, whose edge is a straight line."""
+    """Five points. Symmetry folds the plane onto half a point, whose edge is a straight line."""
     tip, notch = 1.05, 0.52
     v = v - 0.05
     fifth = 2 * math.pi / 5
@@ -156,7 +155,7 @@ def _star(u: Plane, v: Plane) -> Plane:
 
 
 def _heart(u: Plane, v: Plane) -> Plane:
-    """Two round lobes and the wedge below them, whose sides are tangents of the lobes."""
+    """Two round lobes and a wedge below them, tangent to the lobes."""
     lobe, apart = 0.5, 0.46
     cos, sin = math.cos(0.72), math.sin(0.72)
     u, v = np.abs(u) - apart, v + 0.33
@@ -168,7 +167,7 @@ def _heart(u: Plane, v: Plane) -> Plane:
 
 
 def _moon(u: Plane, v: Plane) -> Plane:
-    """A crescent: a disc less a larger one to its upper right."""
+    """A crescent: a disc minus another one to its upper right."""
     bite = _length(u - 0.85, v + 0.3) - 0.95
     return np.maximum(_circle(u, v), -bite)
 
@@ -202,7 +201,8 @@ def _checks(x: Plane, y: Plane) -> Plane:
     period = 0.16
     x, y = x / period, y / period
     x, y = np.abs(x - np.round(x)) - 0.25, np.abs(y - np.round(y)) - 0.25
-    # Inside exactly one of two sets of bands: the product's sign, the nearer edge's distance.
+    # Inside exactly one of two sets of bands: the sign of the product, the distance of the nearer
+    # edge.
     return -np.sign(x * y) * np.minimum(np.abs(x), np.abs(y)) * period
 
 
@@ -211,5 +211,5 @@ TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "dotted": _dots,
     "checkered": _checks,
 }
-"""Signed distances to a pattern's marks; x and y are fractions of the image, so that the pattern
-is as coarse on small objects as on large ones, and still resolved at 32 px."""
+"""Signed distances to a pattern's marks. x and y are fractions of the image, so the pattern's scale
+does not depend on the object's size and is resolved at 32 px."""

@@ -1,8 +1,8 @@
-"""Scenes drawn and encoded, by as many processes as there are cores.
+"""Rendering and encoding of scenes in parallel worker processes.
 
-A worker is this module run as a command that writes pickled records to its standard output. A
-multiprocessing pool would import the caller's main module again in every process, and so fail in
-a script without an `if __name__ == "__main__"` guard, or in one read from standard input.
+A worker runs this module as a command and writes pickled records to its standard output. A
+multiprocessing pool would import the caller's main module in every process, which fails for a
+script without an `if __name__ == "__main__"` guard or one read from standard input.
 """
 
 import io
@@ -20,22 +20,22 @@ from glide_jax.data.scenes.rendering import render
 
 SIZE_PX = 128
 QUALITY = 92
-"""JPEG at full chroma resolution: a third of a PNG's bytes, a ninth of its time, and within one
-level of the drawing on average."""
+"""JPEG quality, at full chroma resolution: a third of the bytes of PNG, a ninth of its time, and a
+mean error below one level."""
 
 
 class EncodedScene(NamedTuple):
     """One record of the data set."""
 
     image: bytes
-    """JPEG of 128 px."""
+    """JPEG, 128 px."""
     captions: tuple[str, ...]
     scene: str
     """The scene graph as JSON."""
 
 
 def encoded_scene(split: str, index: int, *, closeup: bool = False) -> EncodedScene:
-    """Makes one record; see `graph.make` for the arguments."""
+    """Makes one record. Args as in `graph.make`."""
     scene, captions = make(split, index, closeup=closeup)
     file = io.BytesIO()
     Image.fromarray(render(scene, SIZE_PX)).save(file, "JPEG", quality=QUALITY, subsampling=0)
@@ -49,18 +49,18 @@ def encoded_scenes(
 
     Args:
         split: one of SPLITS.
-        count: how many records.
-        workers: processes to start; with 1, this one does the work.
+        count: number of records.
+        workers: number of worker processes. With 1, the work is done in this process.
         closeup: see `graph.make`.
 
     Raises:
-        RuntimeError: a worker died; what it said is on stderr.
+        RuntimeError: a worker died. Its error is on stderr.
     """
     if workers == 1:
         yield from (encoded_scene(split, index, closeup=closeup) for index in range(count))
         return
-    shares = [range(first, count, workers) for first in range(workers)]
-    processes = [_start(split, share, closeup) for share in shares]
+    parts = [range(first, count, workers) for first in range(workers)]
+    processes = [_start(split, part, closeup) for part in parts]
     try:
         for index in range(count):
             output = processes[index % workers].stdout
@@ -68,26 +68,26 @@ def encoded_scenes(
             try:
                 yield EncodedScene(*pickle.load(output))
             except EOFError:
-                raise RuntimeError(f"a process that draws scenes ended before {index}") from None
+                raise RuntimeError(f"a worker process died before scene {index}") from None
     finally:
         for process in processes:
             process.kill()
             process.communicate()
 
 
-def _start(split: str, share: range, closeup: bool) -> subprocess.Popen[bytes]:
-    """Starts a process for the records whose indices are in `share`."""
-    numbers = (share.start, share.stop, share.step, int(closeup))
+def _start(split: str, indices: range, closeup: bool) -> subprocess.Popen[bytes]:
+    """Starts a worker process for these records."""
+    numbers = (indices.start, indices.stop, indices.step, int(closeup))
     return subprocess.Popen(
         [sys.executable, "-m", __name__, split, *map(str, numbers)],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,  # Ctrl-C is the parent's to handle
+        start_new_session=True,  # only the parent handles Ctrl-C
     )
 
 
 def _work(split: str, start: str, stop: str, step: str, closeup: str) -> None:
-    """What a worker does."""
+    """The worker's main function."""
     for index in range(int(start), int(stop), int(step)):
         record = encoded_scene(split, index, closeup=bool(int(closeup)))
         pickle.dump(tuple(record), sys.stdout.buffer)
@@ -97,5 +97,5 @@ def _work(split: str, start: str, stop: str, step: str, closeup: str) -> None:
 if __name__ == "__main__":
     try:
         _work(*sys.argv[1:])
-    except BrokenPipeError:  # the parent is gone
+    except BrokenPipeError:  # the parent has exited
         os._exit(0)

@@ -1,8 +1,8 @@
-"""Captions to tokens by GLIDE's rule, with a vocabulary from a folder, the hub, or the data set.
+"""GLIDE's tokenizer: byte-level BPE, with a vocabulary from a folder, the hub, or the data set.
 
-The caption is lower-cased, split by byte-level BPE, truncated to the context, and padded with the
-end token's id; a mask says what is caption. No begin or end token is added, so the empty caption
-is all padding: the unconditional input.
+Captions are lowercased, encoded, truncated to the context length and padded with the end token's
+id. A mask marks the caption's tokens. No start or end token is added, so the empty caption is all
+padding: the unconditional input.
 """
 
 import json
@@ -22,54 +22,54 @@ from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, storage_errors, write_atomically
 
 END_TOKEN = "<|endoftext|>"
-"""GPT-2's, and of every vocabulary that does not name another one."""
+"""GPT-2's end token, the default for vocabularies that do not name one."""
 
 TRAINING_CAPTIONS = 20_000
-"""A vocabulary is trained on so many captions: enough for its frequent words, in a second."""
+"""Number of captions to train a vocabulary on: enough for frequent words, in about a second."""
 
 GPT2_FILES = ("vocab.json", "merges.txt")
-"""Of a vocabulary without a tokenizer.json."""
+"""Files of a vocabulary without a tokenizer.json."""
 
-SMALLEST_VOCABULARY = 257
-"""The 256 bytes, so that any text can be written, and the end token."""
+MIN_VOCAB_SIZE = 257
+"""The 256 bytes, which can encode any text, and the end token."""
 
 
 class Tokenizer:
-    """Byte-level BPE with GLIDE's padding. Safe for threads.
+    """Byte-level BPE with GLIDE's padding. Thread-safe.
 
     Args:
         backend: the vocabulary and its merges.
-        end_token: its entry whose id is the padding.
+        end_token: the token whose id is the padding.
 
     Raises:
-        UserError: the vocabulary has no such entry.
+        UserError: the vocabulary has no such token.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, end_token: str = END_TOKEN) -> None:
         end_id = backend.token_to_id(end_token)
         if end_id is None:
-            raise UserError(f"the tokenizer has no end token {end_token!r}, the padding of GLIDE")
+            raise UserError(f"the tokenizer has no end token {end_token!r}, needed for padding")
         backend.no_padding()
         backend.no_truncation()
-        # A caption that spells out "<|endoftext|>" is text like any other.
+        # "<|endoftext|>" in a caption is ordinary text.
         backend.encode_special_tokens = True
         self._backend = backend
         self._lock = threading.Lock()
         self.end_token: str = end_token
         self.end_id: int = end_id
-        """Id of the padding."""
+        """The padding id."""
         self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-        """One more than the highest id: the rows that the model's embedding needs."""
+        """One more than the highest id: the minimum size of the model's embedding."""
         self.truncated: int = 0
-        """Captions, so far, that did not fit the context."""
+        """Number of captions truncated so far."""
 
     def encode(
         self, captions: Sequence[str], length: int
     ) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """Tokens of each caption, truncated and padded to `length`.
+        """Encodes captions, truncated and padded to `length`.
 
         Returns:
-            tokens, in [0, vocab_size), and the mask that is True where they are caption.
+            Token ids in [0, vocab_size), and a mask that is False for padding.
         """
         tokens = np.full((len(captions), length), self.end_id, np.int32)
         mask = np.zeros((len(captions), length), np.bool_)
@@ -86,24 +86,24 @@ class Tokenizer:
         return tokens, mask
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of unpadded tokens."""
+        """Decodes tokens without padding."""
         return self._backend.decode(list(tokens), skip_special_tokens=False)
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learns a byte-level BPE vocabulary; the same captions give the same one.
+        """Trains a byte-level BPE vocabulary. Deterministic.
 
         Args:
-            captions: in any case; TRAINING_CAPTIONS of them are plenty.
-            vocab_size: entries, at most; few captions give fewer.
+            captions: training captions; TRAINING_CAPTIONS of them are enough.
+            vocab_size: maximum number of entries; few captions give fewer.
 
         Raises:
-            UserError: vocab_size is below SMALLEST_VOCABULARY.
+            UserError: vocab_size is below MIN_VOCAB_SIZE.
         """
-        if vocab_size < SMALLEST_VOCABULARY:
+        if vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
-                f"model.text.vocab_size = {vocab_size} is too small to train a tokenizer: "
-                f"at least {SMALLEST_VOCABULARY}, every byte and the end token"
+                f"model.text.vocab_size = {vocab_size} is too small to train a tokenizer: use at "
+                f"least {MIN_VOCAB_SIZE}, for every byte and the end token"
             )
         backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
@@ -118,16 +118,16 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: AnyPath) -> "Tokenizer":
-        """Reads `tokenizer.json`, as `save` and the hub write it, or `vocab.json` + `merges.txt`.
+        """Reads `tokenizer.json`, as written by `save` and the hub, or `vocab.json` + `merges.txt`.
 
         Raises:
-            UserError: the folder has neither, or they cannot be read.
+            UserError: the folder has neither, or the files cannot be read.
         """
-        whole, vocab, merges = (folder / name for name in ("tokenizer.json", *GPT2_FILES))
-        # The library reports every failure, of reading or of parsing, as a plain Exception.
+        single, vocab, merges = (folder / name for name in ("tokenizer.json", *GPT2_FILES))
+        # The library raises a plain Exception for every failure.
         try:
-            if whole.is_file():
-                backend = tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))
+            if single.is_file():
+                backend = tokenizers.Tokenizer.from_str(single.read_text(encoding="utf-8"))
                 return cls(backend, _end_token(folder))
             if vocab.is_file() and merges.is_file():
                 bpe = models.BPE.from_file(str(vocab), str(merges))
@@ -137,20 +137,20 @@ class Tokenizer:
         except Exception as error:
             raise UserError(f"cannot read the tokenizer in {folder}: {error}") from error
         raise UserError(
-            f"no tokenizer in {folder}: neither tokenizer.json nor {' with '.join(GPT2_FILES)}"
+            f"no tokenizer in {folder}: add tokenizer.json or {' and '.join(GPT2_FILES)}"
         )
 
     @classmethod
     def from_hub(cls, name: str) -> "Tokenizer":
-        """Downloads a tokenizer by its name on the Hugging Face hub, such as gpt2.
+        """Downloads a tokenizer from the Hugging Face hub, for example gpt2.
 
         Raises:
-            UserError: there is none of this name, no network, or it is of another kind.
+            UserError: it does not exist, cannot be downloaded, or is not supported.
         """
         return cls(*hub_backend(name))
 
     def save(self, folder: AnyPath) -> None:
-        """Writes what `load`, and AutoTokenizer.from_pretrained, read.
+        """Writes files for `load` and AutoTokenizer.from_pretrained.
 
         Raises:
             UserError: the folder cannot be written.
@@ -161,19 +161,19 @@ class Tokenizer:
 def make_tokenizer(
     config: DataConfig, vocab_size: int, source: Source, kind: type[Tokenizer] = Tokenizer
 ) -> Tokenizer:
-    """The tokenizer that data.tokenizer asks for: "train", a local folder, or a hub name.
+    """Trains or loads the tokenizer of data.tokenizer: "train", a local folder, or a hub name.
 
     Args:
-        config: names it.
-        vocab_size: rows of the model's token embedding.
-        source: whose captions it is trained on, if it is.
-        kind: whose rule it follows.
+        config: the data settings.
+        vocab_size: size of the model's token embedding.
+        source: provides the training captions.
+        kind: the tokenizer class.
 
     Raises:
-        UserError: it cannot be had, or the model's embedding is too small for it.
+        UserError: it cannot be loaded, or has more entries than vocab_size.
     """
     if config.tokenizer == "train":
-        # Here, since it brings grain, which is long to import, and drawing does without.
+        # Imports grain, which is slow and not needed for sampling.
         from glide_jax.data.mixture import captions_to_learn_from
 
         return kind.train(captions_to_learn_from(source, TRAINING_CAPTIONS), vocab_size)
@@ -181,7 +181,7 @@ def make_tokenizer(
 
 
 def find_tokenizer(name: str, vocab_size: int, kind: type[Tokenizer] = Tokenizer) -> Tokenizer:
-    """The tokenizer of a local folder, or of the hub's. Args and Raises as `make_tokenizer`."""
+    """Loads a tokenizer from a local folder or the hub. Args and Raises as in `make_tokenizer`."""
     folder = Path(name).expanduser()
     if folder.exists():
         tokenizer = kind.load(folder)
@@ -198,44 +198,44 @@ def find_tokenizer(name: str, vocab_size: int, kind: type[Tokenizer] = Tokenizer
 
 
 def hub_backend(name: str) -> tuple[tokenizers.Tokenizer, str]:
-    """A tokenizer of the Hugging Face hub, and its end token.
+    """Downloads a tokenizer and its end token from the Hugging Face hub.
 
     Raises:
-        UserError: there is none of this name, no network, or it is of another kind.
+        UserError: it does not exist, cannot be downloaded, or is not supported.
     """
-    # Takes a second or two, so only those who ask for the hub pay for it.
+    # A slow import, needed only for the hub.
     from transformers import AutoTokenizer
 
-    # Network, hub, and the repository's own files: each fails with exceptions of its own.
+    # The network, the hub and the parser raise many exception types.
     try:
         found: Any = AutoTokenizer.from_pretrained(name)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
-            f"data.tokenizer {name!r} is no folder, and the hub does not give it: {reason}"
+            f"data.tokenizer {name!r} is not a folder and cannot be loaded from the hub: {reason}"
         ) from error
     if getattr(found, "backend_tokenizer", None) is None or found.eos_token is None:
         raise UserError(
-            f"data.tokenizer {name!r} is of another kind: it has no tokenizer.json or end token"
+            f"data.tokenizer {name!r} is not supported: it has no tokenizer.json or no end token"
         )
     return found.backend_tokenizer, found.eos_token
 
 
 def write_backend(folder: AnyPath, backend: tokenizers.Tokenizer, **special_tokens: str) -> None:
-    """Writes tokenizer.json and the settings that the hub's libraries look for beside it.
+    """Writes tokenizer.json and the hub's tokenizer_config.json.
 
     Raises:
         UserError: the folder cannot be written.
     """
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | special_tokens
     with storage_errors("write the tokenizer to", folder):
-        # Each whole or not at all, so that an interrupted run leaves no half of a tokenizer.
+        # tokenizer.json last: `load` ignores the folder without it.
         write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode())
         write_atomically(folder / "tokenizer.json", backend.to_str(pretty=True).encode())
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    """GPT-2's way to text: split into words with their leading space, then bytes, then merges."""
+    """GPT-2's tokenization: words with their leading space, then bytes, then merges."""
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -243,7 +243,7 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def _end_token(folder: AnyPath) -> str:
-    """What the hub's settings file names as the end token: a text, or an object with its text."""
+    """The end token in tokenizer_config.json, stored as a string or an object with "content"."""
     try:
         settings = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
         named = json.loads(settings)["eos_token"]

@@ -1,8 +1,8 @@
-"""Captions to tokens by CLIP's rule (arXiv 2103.00020), with a vocabulary from anywhere.
+"""CLIP's tokenizer (arXiv 2103.00020): byte-level BPE on cleaned words, in any vocabulary format.
 
-The caption is cleaned (broken characters mended, HTML entities resolved, white space collapsed),
-lower-cased, split into words and these by byte-level BPE, in which a word's last piece ends in
-`</w>`. The tokens stand between a start and an end token; zeros follow.
+Captions are cleaned (broken characters repaired, HTML entities decoded, white space collapsed),
+lowercased, split into words and encoded. The last token of a word ends in `</w>`. Start and end
+tokens enclose the caption, and zeros pad it.
 """
 
 import gzip
@@ -25,39 +25,39 @@ START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 END_OF_WORD = "</w>"
 SPACE = "Ġ"
-"""How byte-level vocabularies write a space."""
+"""A space in byte-level vocabularies."""
 
 CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
-"""The vocabulary as OpenAI published it: merges, of which CLIP uses the first CLIP_MERGES."""
+"""OpenAI's vocabulary: a list of merges. CLIP uses the first CLIP_MERGES of them."""
 CLIP_MERGES = 48_894
 
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 )
-"""What a word is: a special token, an English ending, letters, one digit, or other signs."""
+"""A word: a special token, an English contraction, letters, one digit, or other characters."""
 
-SMALLEST_VOCABULARY = 514
-"""Every byte, within a word and at its end, the start and the end token."""
+MIN_VOCAB_SIZE = 514
+"""Every byte, inside a word and at its end, and the start and end tokens."""
 
 Merges = list[tuple[str, str]]
 
 
 class ClipTokenizer(Tokenizer):
-    """Byte-level BPE with CLIP's cleaning and padding. Safe for threads.
+    """Byte-level BPE with CLIP's cleaning and padding. Thread-safe.
 
     Args:
-        vocab: ids of the pieces; bytes are written as GPT-2 writes them.
-        merges: pairs of pieces that become one, the first ones first.
+        vocab: token ids. Bytes are encoded as in GPT-2.
+        merges: pairs of tokens to merge, in order of priority.
 
     Raises:
-        UserError: the vocabulary is of another kind.
+        UserError: not a CLIP vocabulary.
     """
 
     def __init__(self, vocab: dict[str, int], merges: Merges) -> None:
         for token in (START_TOKEN, END_TOKEN, "a" + END_OF_WORD):
             if token not in vocab:
-                raise UserError(f"not a tokenizer of CLIP's kind: it has no {token}")
+                raise UserError(f"not a CLIP tokenizer: it has no {token}")
         self._backend = _backend(vocab, merges)
         self._words = self._backend.pre_tokenizer
         self._model = self._backend.model
@@ -66,21 +66,21 @@ class ClipTokenizer(Tokenizer):
         self.start_id: int = vocab[START_TOKEN]
         self.end_id: int = vocab[END_TOKEN]
         self.vocab_size: int = 1 + max(vocab.values())
-        """One more than the highest id: the rows that the model's embedding needs."""
+        """One more than the highest id: the minimum size of the model's embedding."""
         self.truncated: int = 0
-        """Captions, so far, that did not fit the context."""
+        """Number of captions truncated so far."""
 
     def encode(
         self, captions: Sequence[str], length: int
     ) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """Tokens of each caption; what does not fit is cut off before the end token.
+        """Encodes captions. Long ones are truncated before the end token.
 
         Args:
-            captions: b texts. One that spells out a special token gets it, as in the original.
-            length: of the context, at least 2.
+            captions: b strings. Special tokens in them are encoded as such, as in the original.
+            length: context length, at least 2.
 
         Returns:
-            tokens, in [0, vocab_size), and the mask that is True from start to end token.
+            Token ids in [0, vocab_size), and a mask that is False for padding.
         """
         tokens = np.zeros((len(captions), length), np.int32)
         mask = np.zeros((len(captions), length), np.bool_)
@@ -107,25 +107,25 @@ class ClipTokenizer(Tokenizer):
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The cleaned text of unpadded tokens, start and end left out."""
+        """Decodes tokens without padding to cleaned text. Start and end tokens are dropped."""
         kept = [token for token in tokens if token not in (self.start_id, self.end_id)]
         return self._backend.decode(kept, skip_special_tokens=False).removesuffix(" ")
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "ClipTokenizer":
-        """Learns a vocabulary, laid out as CLIP's; the same captions give the same one.
+        """Trains a vocabulary in CLIP's layout. Deterministic.
 
         Args:
-            captions: in any case; `glide_jax.data.tokenizers.bpe.TRAINING_CAPTIONS` are plenty.
-            vocab_size: entries, at most; few captions give fewer.
+            captions: training captions; `bpe.TRAINING_CAPTIONS` of them are enough.
+            vocab_size: maximum number of entries; few captions give fewer.
 
         Raises:
-            UserError: vocab_size is below SMALLEST_VOCABULARY.
+            UserError: vocab_size is below MIN_VOCAB_SIZE.
         """
-        if vocab_size < SMALLEST_VOCABULARY:
+        if vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
-                f"model.text.vocab_size = {vocab_size} is too small to train CLIP's tokenizer: at "
-                f"least {SMALLEST_VOCABULARY}, every byte twice, the start and the end token"
+                f"model.text.vocab_size = {vocab_size} is too small to train CLIP's tokenizer: use "
+                f"at least {MIN_VOCAB_SIZE}, for every byte twice and the start and end tokens"
             )
         backend = _backend({}, [])
         trainer = trainers.BpeTrainer(
@@ -137,63 +137,63 @@ class ClipTokenizer(Tokenizer):
         )
         backend.train_from_iterator((clean(caption) for caption in captions), trainer)
         learned = [(a, b) for a, b in json.loads(backend.to_str())["model"]["merges"]]
-        return cls.of_merges(learned[: vocab_size - SMALLEST_VOCABULARY])
+        return cls.from_merges(learned[: vocab_size - MIN_VOCAB_SIZE])
 
     @classmethod
-    def of_merges(cls, merges: Merges) -> "ClipTokenizer":
-        """CLIP's layout: the bytes, the bytes at a word's end, the merges, start and end."""
-        signs = _byte_signs()
-        pieces = [*signs, *(sign + END_OF_WORD for sign in signs)]
-        pieces += [a + b for a, b in merges]
-        pieces += [START_TOKEN, END_TOKEN]
-        return cls({piece: i for i, piece in enumerate(pieces)}, merges)
+    def from_merges(cls, merges: Merges) -> "ClipTokenizer":
+        """CLIP's layout: bytes, bytes at the end of a word, merges, start and end tokens."""
+        characters = _byte_characters()
+        tokens = [*characters, *(character + END_OF_WORD for character in characters)]
+        tokens += [a + b for a, b in merges]
+        tokens += [START_TOKEN, END_TOKEN]
+        return cls({token: i for i, token in enumerate(tokens)}, merges)
 
     @classmethod
     def load(cls, path: AnyPath) -> "ClipTokenizer":
         """Reads a vocabulary.
 
         Args:
-            path: CLIP's own file of merges (bpe_simple_vocab_16e6.txt.gz), or a folder that has
-                it, or `tokenizer.json`, or `vocab.json` + `merges.txt`.
+            path: CLIP's own file of merges (bpe_simple_vocab_16e6.txt.gz), or a folder with this
+                file, `tokenizer.json`, or `vocab.json` + `merges.txt`.
 
         Raises:
-            UserError: there is none of them, or it cannot be read.
+            UserError: the folder has none of them, or the files cannot be read.
         """
         clip_file = path if path.is_file() else path / CLIP_FILE
-        whole, vocab, merges = (path / name for name in ("tokenizer.json", *GPT2_FILES))
+        single, vocab, merges = (path / name for name in ("tokenizer.json", *GPT2_FILES))
         try:
-            if whole.is_file():
-                return cls(*_parts(whole.read_text(encoding="utf-8")))
+            if single.is_file():
+                return cls(*_parts(single.read_text(encoding="utf-8")))
             if vocab.is_file() and merges.is_file():
                 lines = merges.read_text(encoding="utf-8").splitlines()
                 return cls(json.loads(vocab.read_text(encoding="utf-8")), _pairs(lines))
             if clip_file.is_file():
                 lines = gzip.decompress(clip_file.read_bytes()).decode("utf-8").splitlines()
-                return cls.of_merges(_pairs(lines[: 1 + CLIP_MERGES]))
+                return cls.from_merges(_pairs(lines[: 1 + CLIP_MERGES]))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        # gzip, JSON, text and the tokenizers library: each fails with exceptions of its own.
+        # gzip, JSON, UTF-8 and the tokenizers library raise many exception types.
         except Exception as error:
             raise UserError(f"cannot read the tokenizer in {path}: {error}") from error
         raise UserError(
-            f"no tokenizer in {path}: neither tokenizer.json nor {' with '.join(GPT2_FILES)} nor "
+            f"no tokenizer in {path}: add tokenizer.json, {' and '.join(GPT2_FILES)}, or "
             f"{CLIP_FILE}"
         )
 
     @classmethod
     def from_hub(cls, name: str) -> "ClipTokenizer":
-        """Downloads a tokenizer by its name on the hub, such as openai/clip-vit-base-patch32.
+        """Downloads a tokenizer from the hub, for example openai/clip-vit-base-patch32.
 
         Raises:
-            UserError: there is none of this name, no network, or it is of another kind.
+            UserError: it does not exist, cannot be downloaded, or is not a CLIP tokenizer.
         """
         try:
             return cls(*_parts(hub_backend(name)[0].to_str()))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the tokenizer {name} is not of CLIP's kind: {error!r}") from error
+            raise UserError(f"{name} is not a CLIP tokenizer: {error!r}") from error
 
     def save(self, folder: AnyPath) -> None:
-        """Writes what `load`, and AutoTokenizer.from_pretrained, read.
+        """Writes files for `load` and AutoTokenizer.from_pretrained.
 
         Raises:
             UserError: the folder cannot be written.
@@ -202,9 +202,9 @@ class ClipTokenizer(Tokenizer):
 
 
 def clean(caption: str) -> str:
-    """Mends broken characters, resolves HTML entities, collapses white space, lower-cases."""
-    mended = html.unescape(html.unescape(ftfy.fix_text(caption)))
-    return " ".join(mended.split()).lower()
+    """Repairs broken characters, decodes HTML entities, collapses white space, lowercases."""
+    repaired = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    return " ".join(repaired.split()).lower()
 
 
 def _backend(vocab: dict[str, int], merges: Merges) -> tokenizers.Tokenizer:
@@ -223,8 +223,8 @@ def _backend(vocab: dict[str, int], merges: Merges) -> tokenizers.Tokenizer:
     return backend
 
 
-def _byte_signs() -> list[str]:
-    """GPT-2's signs for the 256 bytes: printable ones as they are, then the others from U+0100."""
+def _byte_characters() -> list[str]:
+    """GPT-2's characters for the 256 bytes: printable bytes unchanged, the others from U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += range(ord("®"), ord("ÿ") + 1)
     others = 256 - len(printable)
@@ -232,12 +232,12 @@ def _byte_signs() -> list[str]:
 
 
 def _pairs(lines: list[str]) -> Merges:
-    """Of a file of merges, one a line, after a line with its version."""
+    """Parses a file of merges: a version line, then one merge per line."""
     return [(a, b) for a, b in (line.split() for line in lines[1:] if line)]
 
 
 def _parts(tokenizer_json: str) -> tuple[dict[str, int], Merges]:
-    """Vocabulary and merges of a tokenizer.json, which keeps merges as pairs or as "a b"."""
+    """Vocabulary and merges of a tokenizer.json, which stores merges as pairs or as "a b"."""
     model = json.loads(tokenizer_json)["model"]
     merges = [tuple(m.split() if isinstance(m, str) else m) for m in model["merges"]]
     return model["vocab"], [(a, b) for a, b in merges]

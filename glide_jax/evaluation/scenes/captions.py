@@ -12,7 +12,7 @@ from glide_jax.data.scenes.graph import (
     ALONE,
     BACKGROUNDS,
     COLORS,
-    GROUNDED,
+    ON_BACKGROUND,
     RELATED,
     SHAPES,
     SIZES,
@@ -77,7 +77,8 @@ def _object(phrase: str) -> AskedObject:
 def _grounds() -> list[re.Pattern[str]]:
     background = f"(?P<background>{'|'.join(BACKGROUNDS)})"
     return [
-        re.compile(g.format(sentence="(?P<sentence>.*)", background=background)) for g in GROUNDED
+        re.compile(g.format(sentence="(?P<sentence>.*)", background=background))
+        for g in ON_BACKGROUND
     ]
 
 

@@ -1,3 +1,5 @@
+"""Rendering of scenes."""
+
 import math
 
 import numpy as np
@@ -13,18 +15,18 @@ records = st.tuples(st.sampled_from(SPLITS), st.integers(0, 10**6))
 
 
 def single(shape: str, texture: str = "plain", angle: float = 0.0) -> Scene:
-    """A large red object in the middle of the dark."""
+    """A large red object in the center of a dark background."""
     thing = Thing(shape, "red", "large", texture, 0.5, 0.5, 0.4, angle)
     return Scene("night", 0.0, (thing,))
 
 
-def red_share(scene: Scene, size_px: int = 512) -> float:
-    """How much of the image is nearer to red than to the dark."""
+def red_fraction(scene: Scene, size_px: int = 512) -> float:
+    """Fraction of pixels that are closer to red than to the background."""
     image = render(scene, size_px).astype(int)
     return float(np.mean(image[..., 0] - image[..., 1] > 100))
 
 
-def test_every_word_can_be_drawn():
+def test_every_shape_and_texture_can_be_rendered():
     assert set(rendering.SHAPES) == set(SHAPES)
     assert {"plain", *rendering.TEXTURES} == set(TEXTURES)
 
@@ -43,12 +45,12 @@ def test_every_word_can_be_drawn():
 @pytest.mark.parametrize("angle", [0.0, 0.2])
 def test_a_shape_covers_its_area(shape, area, angle):
     radius = 0.2
-    assert red_share(single(shape, angle=angle)) == pytest.approx(area * radius**2, rel=0.02)
+    assert red_fraction(single(shape, angle=angle)) == pytest.approx(area * radius**2, rel=0.02)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("texture", TEXTURES)
-def test_a_texture_darkens_the_inside_only(shape, texture):
+def test_a_texture_darkens_only_the_inside(shape, texture):
     plain, textured = (render(single(shape, t), 256).astype(int) for t in ("plain", texture))
     darker = np.any(textured < plain, axis=-1)
     outline = plain[..., 0] - plain[..., 1] > 100
@@ -60,7 +62,7 @@ def test_a_texture_darkens_the_inside_only(shape, texture):
 
 @settings(max_examples=30)
 @given(records)
-def test_a_small_image_is_the_large_one_averaged(record):
+def test_a_small_image_is_the_average_of_a_large_one(record):
     scene, _ = make(*record)
     small = render(scene, 32).astype(float)
     large = render(scene, 256).astype(float).reshape(32, 8, 32, 8, 3).mean((1, 3))
@@ -70,7 +72,7 @@ def test_a_small_image_is_the_large_one_averaged(record):
 
 @settings(max_examples=30)
 @given(records)
-def test_objects_show_their_color_and_nothing_reaches_the_border(record):
+def test_objects_have_their_color_and_do_not_touch_the_border(record):
     scene, _ = make(*record)
     image = render(scene, 128)
     assert image.shape == (128, 128, 3) and image.dtype == np.uint8
@@ -83,7 +85,7 @@ def test_objects_show_their_color_and_nothing_reaches_the_border(record):
     assert border.max() < 60
 
 
-def test_drawing_is_repeatable_and_leaves_the_ground_alone():
+def test_rendering_is_repeatable_and_does_not_change_the_background():
     scene = single("heart", "dotted")
     before = render(scene)
     render(single("circle"))

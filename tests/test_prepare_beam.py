@@ -1,12 +1,12 @@
-"""The pipeline writes what the plain command writes."""
+"""The Beam pipeline and the plain command write the same records."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from test_prepare import FLAGS, contents, inputs, prepare
-from test_shards import opened
+from helpers.packed_images import open_shards
+from helpers.preparation import FLAGS, contents, inputs, prepare
 
 from glide_jax.data.shards import write_index
 from glide_jax.errors import UserError
@@ -32,13 +32,13 @@ def test_a_pipeline_writes_the_same_records(inputs: list[Path], tmp_path: Path) 
         assert report[name] == getattr(plain, name), name
     names = {path.name for path in (tmp_path / "beam").iterdir()}
     assert names == {path.name for path in (tmp_path / "plain").iterdir()}
-    main(command)  # it is done
-    with pytest.raises(UserError, match="was begun with --px 30, not 20"):
+    main(command)  # already finished
+    with pytest.raises(UserError, match="was started with --px 30, not 20"):
         main([*command, "--px", "20"])
 
 
 @pytest.mark.slow
-def test_shards_that_no_digest_falls_into_are_empty(tmp_path: Path, inputs: list[Path]) -> None:
+def test_shards_without_a_record_are_written_empty(tmp_path: Path, inputs: list[Path]) -> None:
     pytest.importorskip("apache_beam")
     from glide_jax.prepare import beam
 
@@ -51,11 +51,11 @@ def test_shards_that_no_digest_falls_into_are_empty(tmp_path: Path, inputs: list
     assert min(shard.records for shard in splits["train"]) == 0
     assert all((tmp_path / shard.file).stat().st_size == shard.bytes for shard in splits["train"])
     write_index(str(tmp_path), splits, "of this test")
-    source = opened(tmp_path, tmp_path)
+    source = open_shards(tmp_path, tmp_path)
     assert len({source[i].captions for i in range(36)}) == 36
 
 
-def test_without_beam_the_command_says_what_to_install(
+def test_without_beam_the_error_names_the_package(
     inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "apache_beam", None)

@@ -66,7 +66,7 @@ def test_what_is_whole_of_a_tar_cut_short_is_read(tmp_path: Path) -> None:
         path.write_bytes(whole[:kept])
         records, problems = read(path)
         assert len(problems) == 1
-        assert f"{path}: cut short or damaged after {len(records)} records" in problems[0]
+        assert f"{path}: truncated or damaged after {len(records)} records" in problems[0]
         assert [record.image for record in records] == IMAGES[: len(records)]
         assert len(records) + 1 >= sum(512 * sum(blocks[: i + 1]) <= kept for i in range(6))
     path.write_bytes(whole[: 512 * sum(blocks) + 1024])
@@ -86,7 +86,7 @@ def test_parts_of_a_tar_that_make_no_record_are_named(tmp_path: Path) -> None:
     records, problems = read(tmp_path / "x.tar")
     assert not records
     for problem, why in zip(
-        sorted(problems), ("no image", "no .txt of that name", "not UTF-8"), strict=True
+        sorted(problems), ("no image", "no .txt file", "not UTF-8"), strict=True
     ):
         assert why in problem
 
@@ -108,12 +108,12 @@ def test_parquet_files_are_read_by_column(tmp_path: Path, monkeypatch: pytest.Mo
 def test_columns_of_other_kinds_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", IMAGES[:1])
     for keys, why in (
-        (Keys(image_column="caption"), "the image is not bytes but str"),
-        (Keys(caption_column="image"), "neither a text nor a list of texts"),
+        (Keys(image_column="caption"), "the image is str, not bytes"),
+        (Keys(caption_column="image"), "not a string or a list of strings"),
     ):
         assert why in read(path, keys)[1][0]
     with pytest.raises(
-        UserError, match=r"^--caption-column text: .*x.parquet has .*; it has image, caption, raw"
+        UserError, match=r"^--caption-column text: not in .*: choose from image, caption, raw"
     ):
         find_units([str(path)], Keys(caption_column="text"))
 
@@ -130,7 +130,7 @@ def test_a_damaged_parquet_file_gives_what_is_whole(tmp_path: Path) -> None:
     assert 20 <= len(records) < 40
     assert all(f"{path} row group" in problem for problem in problems)
     path.write_bytes(content[:middle])
-    with pytest.raises(UserError, match=r"x.parquet: cannot be read as parquet"):
+    with pytest.raises(UserError, match=r"x.parquet: cannot read as parquet"):
         find_units([str(path)], Keys())
 
 
@@ -139,8 +139,8 @@ def test_a_damaged_parquet_file_gives_what_is_whole(tmp_path: Path) -> None:
     [
         ("nowhere", "no such file or folder"),
         ("no/*.tar", "no such file or folder"),
-        ("x.txt", "neither a folder nor a .tar or .parquet file"),
-        ("empty", "neither tars, nor parquet files, nor images"),
+        ("x.txt", "must be a folder or a .tar or .parquet file"),
+        ("empty", "has no tars, parquet files or images"),
         ("nothing://x/y.tar", "Protocol not known: nothing"),
     ],
 )
