@@ -1,3 +1,5 @@
+"""GLIDE's tokenizer: encoding, training, files and the hub."""
+
 import gzip
 import json
 import os
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from glide_jax.config import DataConfig
 from glide_jax.data.folder import open_folder
 from glide_jax.data.tokenizers.bpe import END_TOKEN, Tokenizer, make_tokenizer
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, exit_on_user_error
 
 CAPTIONS = [
     f"a {size} {color} {shape} on a {color} background"
@@ -28,7 +30,7 @@ TRAINED = Tokenizer.train(CAPTIONS, 320)
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2's two files, from a folder that has them as encoder.json.gz and vocab.bpe.gz."""
+    """GPT-2's vocabulary files, unpacked from encoder.json.gz and vocab.bpe.gz."""
     if "GLIDE_JAX_VOCAB" not in os.environ:
         pytest.skip("GLIDE_JAX_VOCAB does not name a folder with encoder.json.gz and vocab.bpe.gz")
     folder = tmp_path_factory.mktemp("gpt2")
@@ -38,8 +40,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tokens_are_those_of_the_original(gpt2: Path, tmp_path: Path) -> None:
-    """The released model's own tokens, for awkward prompts, also after a save."""
+def test_tokens_equal_those_of_the_original(gpt2: Path, tmp_path: Path) -> None:
+    """Tokens of the released model for difficult prompts, before and after saving."""
     golden = json.loads((Path(__file__).parent / "golden" / "tokens.json").read_text())
     Tokenizer.load(gpt2).save(tmp_path / "saved")
     for tokenizer in (Tokenizer.load(gpt2), Tokenizer.load(tmp_path / "saved")):
@@ -49,7 +51,7 @@ def test_tokens_are_those_of_the_original(gpt2: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(mask.sum(axis=1), [row["glide_length"] for row in golden])
 
 
-def test_captions_are_lowered_padded_and_masked() -> None:
+def test_captions_are_lowercased_padded_and_masked() -> None:
     tokens, mask = TRAINED.encode(["A Red STAR", "", "a red star"], 12)
     assert tokens.dtype == np.int32
     assert mask.dtype == np.bool_
@@ -67,10 +69,10 @@ def test_captions_are_lowered_padded_and_masked() -> None:
 
 def test_long_captions_are_truncated_and_counted() -> None:
     tokenizer = Tokenizer.train(CAPTIONS, 320)
-    whole, mask = tokenizer.encode([CAPTIONS[0]], 64)
+    complete, mask = tokenizer.encode([CAPTIONS[0]], 64)
     length = int(mask.sum())
-    cut, _ = tokenizer.encode([CAPTIONS[0], "a", CAPTIONS[1]], 4)
-    np.testing.assert_array_equal(cut[0], whole[0, :4])
+    truncated, _ = tokenizer.encode([CAPTIONS[0], "a", CAPTIONS[1]], 4)
+    np.testing.assert_array_equal(truncated[0], complete[0, :4])
     assert tokenizer.truncated == 2
     tokenizer.encode([CAPTIONS[0]], length)
     assert tokenizer.truncated == 2
@@ -94,8 +96,8 @@ def test_threads_agree_on_tokens_and_count() -> None:
 
 
 @given(st.text(max_size=40))
-def test_any_text_survives(text: str) -> None:
-    """Byte-level: nothing is unknown, and special tokens in a caption are plain text."""
+def test_any_text_is_decoded_unchanged(text: str) -> None:
+    """Byte-level: every text can be encoded, and special tokens in captions are plain text."""
     for caption in (text, text + END_TOKEN):
         tokens, mask = TRAINED.encode([caption], 400)
         kept = tokens[mask].tolist()
@@ -103,49 +105,63 @@ def test_any_text_survives(text: str) -> None:
         assert TRAINED.decode(kept) == caption.lower()
 
 
-def test_training_learns_words_within_the_size_it_is_given() -> None:
+def test_training_merges_words_up_to_vocab_size() -> None:
     assert Tokenizer.train(CAPTIONS, 280).vocab_size == 280
     _, mask = TRAINED.encode(["a red star on a red background"], 64)
     assert mask.sum() <= 10
-    assert TRAINED.vocab_size < 320  # nothing is left that occurs twice
+    assert TRAINED.vocab_size < 320  # no pair occurs twice
     assert Tokenizer.train([], 257).vocab_size == 257
     with pytest.raises(UserError, match=r"vocab_size = 256 is too small .* at least 257"):
         Tokenizer.train(CAPTIONS, 256)
 
 
-def test_training_repeats_in_another_process(tmp_path: Path) -> None:
-    TRAINED.save(tmp_path / "here")
+@pytest.fixture(scope="module")
+def other_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A process in an ASCII locale that trains a tokenizer and loads one with a non-ASCII token.
+
+    Returns:
+        The folder of the trained tokenizer and the lines of the output.
+    """
+    folder = tmp_path_factory.mktemp("tokenizers")
+    TRAINED.save(folder / "german")
+    tokenizer_file = folder / "german" / "tokenizer.json"
+    saved = tokenizer_file.read_text(encoding="utf-8")
+    tokenizer_file.write_text(saved.replace(END_TOKEN, "<ende·>"), encoding="utf-8")
+    config = '{"eos_token": "<ende·>"}'
+    (folder / "german" / "tokenizer_config.json").write_bytes(config.encode())
     program = (
         "import sys, pathlib, json; from glide_jax.data.tokenizers.bpe import Tokenizer;"
-        "Tokenizer.train(json.loads(sys.argv[1]), 320).save(pathlib.Path(sys.argv[2]))"
+        "folder = pathlib.Path(sys.argv[1]);"
+        "Tokenizer.train(json.loads(sys.argv[2]), 320).save(folder / 'trained');"
+        "print(Tokenizer.load(folder / 'german').end_id)"
     )
-    there = tmp_path / "there"
-    subprocess.run([sys.executable, "-c", program, json.dumps(CAPTIONS), there], check=True)
-    for path in (tmp_path / "here").iterdir():
-        assert (there / path.name).read_bytes() == path.read_bytes()
+    command = [sys.executable, "-c", program, folder, json.dumps(CAPTIONS)]
+    ascii_locale = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    result = subprocess.run(command, env=ascii_locale, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return folder / "trained", result.stdout.splitlines()
 
 
-def test_save_and_load(tmp_path: Path) -> None:
+def test_training_is_deterministic_across_processes(
+    other_process: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    trained, _ = other_process
+    TRAINED.save(tmp_path)
+    for path in tmp_path.iterdir():
+        assert (trained / path.name).read_bytes() == path.read_bytes()
+
+
+def test_files_are_utf_8_in_any_locale(other_process: tuple[Path, list[str]]) -> None:
+    _, output = other_process
+    assert output == [str(TRAINED.end_id)]
+
+
+def test_a_saved_tokenizer_is_loaded_unchanged(tmp_path: Path) -> None:
     TRAINED.save(tmp_path / "run" / "tokenizer")
     loaded = Tokenizer.load(tmp_path / "run" / "tokenizer")
     assert (loaded.vocab_size, loaded.end_id) == (TRAINED.vocab_size, TRAINED.end_id)
     for ours, theirs in zip(loaded.encode(CAPTIONS, 16), TRAINED.encode(CAPTIONS, 16), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-
-
-def test_files_are_read_alike_whatever_the_machines_language(tmp_path: Path) -> None:
-    TRAINED.save(tmp_path)
-    saved = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
-    (tmp_path / "tokenizer.json").write_text(saved.replace(END_TOKEN, "<ende·>"), encoding="utf-8")
-    (tmp_path / "tokenizer_config.json").write_bytes('{"eos_token": "<ende·>"}'.encode())
-    program = (
-        "import sys, pathlib; from glide_jax.data.tokenizers.bpe import Tokenizer;"
-        "print(Tokenizer.load(pathlib.Path(sys.argv[1])).end_id)"
-    )
-    ascii_alone = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    command = [sys.executable, "-c", program, tmp_path]
-    read = subprocess.run(command, env=ascii_alone, capture_output=True, text=True)
-    assert read.stdout == f"{TRAINED.end_id}\n", read.stderr
 
 
 def test_a_folder_may_name_its_own_end_token(tmp_path: Path) -> None:
@@ -171,7 +187,7 @@ def test_folders_without_a_usable_tokenizer_are_refused(tmp_path: Path) -> None:
         TRAINED.save(tmp_path / "tokenizer.json" / "inside a file")
 
 
-def test_make_tokenizer(tmp_path: Path) -> None:
+def test_make_tokenizer_trains_or_loads(tmp_path: Path) -> None:
     source = open_folder(write_images(tmp_path / "images", 40), "all", 0.0)
 
     def make(name: str, vocab_size: int) -> Tokenizer:
@@ -189,27 +205,19 @@ def test_make_tokenizer(tmp_path: Path) -> None:
         make("./nowhere", 300)
 
 
-def test_the_hub_out_of_reach_is_one_line() -> None:
-    """In a process of its own, because the hub's library reads the variable when imported."""
-    program = (
-        "from glide_jax.data.tokenizers.bpe import Tokenizer\n"
-        "from glide_jax.errors import exit_on_user_error\n"
-        "with exit_on_user_error(): Tokenizer.from_hub('glide-jax-no/such')"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: data.tokenizer 'glide-jax-no/such'")
-    assert "Traceback" not in result.stderr
+def test_an_unreachable_hub_is_a_one_line_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit, match="2"), exit_on_user_error():
+        Tokenizer.from_hub("glide-jax-no/such")
+    errors = capsys.readouterr().err
+    assert errors.splitlines()[-1].startswith("error: data.tokenizer 'glide-jax-no/such'")
+    assert "Traceback" not in errors
 
 
-def test_a_hub_tokenizer_is_found_in_the_local_cache_format(tmp_path: Path) -> None:
-    """What `save` writes is what AutoTokenizer reads: the hub's own layout."""
+def test_a_saved_tokenizer_is_loaded_as_from_the_hub(tmp_path: Path) -> None:
+    """`save` writes the layout of the hub, which AutoTokenizer reads."""
     TRAINED.save(tmp_path)
     tokenizer = Tokenizer.from_hub(str(tmp_path))
     for ours, theirs in zip(

@@ -1,4 +1,4 @@
-"""Captions become CLIP's tokens: cleaned, in words, between a start and an end token."""
+"""CLIP's tokenizer: cleaning, words, start and end tokens."""
 
 import json
 import os
@@ -25,14 +25,14 @@ TRAINED = ClipTokenizer.train(CAPTIONS, 600)
 
 @pytest.fixture(scope="module")
 def released() -> Path:
-    """CLIP's own file of merges, from a folder that has it."""
+    """CLIP's own file of merges."""
     if "GLIDE_JAX_VOCAB" not in os.environ:
         pytest.skip(f"GLIDE_JAX_VOCAB does not name a folder with {CLIP_FILE}")
     return Path(os.environ["GLIDE_JAX_VOCAB"]) / CLIP_FILE
 
 
-def test_tokens_are_those_of_the_original(released: Path, tmp_path: Path) -> None:
-    """The released model's own tokens, for awkward prompts, from every form of the vocabulary."""
+def test_tokens_equal_those_of_the_original(released: Path, tmp_path: Path) -> None:
+    """Tokens of the released model for difficult prompts, from every vocabulary format."""
     golden = json.loads((Path(__file__).parent / "golden" / "tokens.json").read_text())
     (tmp_path / "published").mkdir()
     shutil.copy(released, tmp_path / "published")
@@ -52,7 +52,7 @@ def test_tokens_are_those_of_the_original(released: Path, tmp_path: Path) -> Non
         assert found.truncated == 1
 
 
-def test_captions_stand_between_start_and_end_token_before_zeros() -> None:
+def test_captions_have_start_and_end_tokens_and_zero_padding() -> None:
     tokens, mask = TRAINED.encode(["A Red  STAR ", "", "a red star"], 12)
     assert tokens.dtype == np.int32
     assert mask.dtype == np.bool_
@@ -69,10 +69,10 @@ def test_captions_stand_between_start_and_end_token_before_zeros() -> None:
 
 def test_truncation_keeps_the_end_token_and_is_counted() -> None:
     tokenizer = ClipTokenizer.train(CAPTIONS, 600)
-    whole, mask = tokenizer.encode([CAPTIONS[0]], 64)
+    complete, mask = tokenizer.encode([CAPTIONS[0]], 64)
     assert tokenizer.truncated == 0
     cut, cut_mask = tokenizer.encode([CAPTIONS[0], "a"], 5)
-    assert cut[0].tolist() == [*whole[0, :4], tokenizer.end_id]
+    assert cut[0].tolist() == [*complete[0, :4], tokenizer.end_id]
     assert cut_mask[0].all()
     assert tokenizer.truncated == 1
     length = int(mask.sum())
@@ -80,21 +80,21 @@ def test_truncation_keeps_the_end_token_and_is_counted() -> None:
     assert tokenizer.truncated == 1
 
 
-def test_cleaning() -> None:
+def test_captions_are_cleaned() -> None:
     assert clean("  Tabs\tand\n LINES ") == "tabs and lines"
     assert clean("&amp;lt;b&gt; cafÃ©") == "<b> café"
     assert clean("“curly”") == '"curly"'
 
 
-def test_special_tokens_in_a_caption_are_themselves_where_a_word_begins() -> None:
+def test_special_tokens_at_the_start_of_a_word_are_encoded_as_such() -> None:
     [row], _ = TRAINED.encode(["<|ENDOFTEXT|> !<|endoftext|>"], 40)
     assert row[1] == TRAINED.end_id
-    assert (row == TRAINED.end_id).sum() == 2  # the caption's first, and the end
+    assert (row == TRAINED.end_id).sum() == 2  # the first in the caption, and the final one
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
-def test_any_text_survives(text: str) -> None:
-    """Byte-level: nothing is unknown, though words are taken apart."""
+def test_any_text_is_decoded_unchanged_except_for_spaces(text: str) -> None:
+    """Byte-level: every text can be encoded, except for white space between words."""
     [tokens], [mask] = TRAINED.encode([text], 400)
     decoded = TRAINED.decode(tokens[mask].tolist())
     special = ("<|startoftext|>", "<|endoftext|>")
@@ -102,7 +102,7 @@ def test_any_text_survives(text: str) -> None:
         assert "".join(decoded.split()) == "".join(clean(text).split())
 
 
-def test_training_learns_words_within_the_size_it_is_given() -> None:
+def test_training_merges_words_up_to_vocab_size() -> None:
     assert ClipTokenizer.train(CAPTIONS, 530).vocab_size == 530
     _, mask = TRAINED.encode(["a red star on a red background"], 64)
     assert mask.sum() <= 10
@@ -111,7 +111,7 @@ def test_training_learns_words_within_the_size_it_is_given() -> None:
         ClipTokenizer.train(CAPTIONS, 513)
 
 
-def test_save_and_load(tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_loaded_unchanged(tmp_path: Path) -> None:
     TRAINED.save(tmp_path / "run" / "tokenizer")
     loaded = ClipTokenizer.load(tmp_path / "run" / "tokenizer")
     assert (loaded.vocab_size, loaded.end_id) == (TRAINED.vocab_size, TRAINED.end_id)
@@ -119,7 +119,7 @@ def test_save_and_load(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_what_is_no_clip_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"add tokenizer.json, .* or {CLIP_FILE}"):
         ClipTokenizer.load(tmp_path)
     (tmp_path / CLIP_FILE).write_bytes(b"not gzip")

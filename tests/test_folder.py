@@ -1,3 +1,5 @@
+"""Folders of images and captions as a source."""
+
 import json
 import logging
 import os
@@ -21,7 +23,7 @@ def test_images_with_text_files_in_sub_folders(tmp_path: Path) -> None:
     write_images(tmp_path / ".hidden", 1)
     (tmp_path / "00.png").rename(tmp_path / "00.JPG")
     (tmp_path / "00.txt").write_bytes("café\r\n\r\n another \r\n".encode())
-    (tmp_path / "notes.txt").write_text("no caption of anything")
+    (tmp_path / "notes.txt").write_text("not a caption")
     source = open_folder(tmp_path, "all", 0.0)
     assert contents(source) == {
         f"{tmp_path}/00.JPG": ("café", "another"),
@@ -32,7 +34,7 @@ def test_images_with_text_files_in_sub_folders(tmp_path: Path) -> None:
     assert source.captions(0) == source[0].captions
 
 
-def test_a_captions_file_names_its_images(tmp_path: Path) -> None:
+def test_a_captions_file_lists_images_and_captions(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 3)
     rows = [
         {"image": "in/01.png", "caption": "one", "width": 12},
@@ -59,14 +61,14 @@ def test_splits_are_disjoint_and_stable(tmp_path: Path) -> None:
         assert 1 <= len(parts["validation"]) <= 1 + count // 10
 
 
-def test_one_image_is_for_training(tmp_path: Path) -> None:
+def test_a_single_image_belongs_to_train(tmp_path: Path) -> None:
     write_images(tmp_path, 1)
     assert len(open_folder(tmp_path, "train", 0.0)) == 1
     with pytest.raises(UserError, match="cannot be split"):
         open_folder(tmp_path, "validation", 0.0)
 
 
-def test_bad_text_captions_are_listed_and_the_rest_used(
+def test_bad_captions_are_listed_and_the_others_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_images(tmp_path, 6)
@@ -109,7 +111,7 @@ def test_bad_lines_of_a_captions_file_are_named(tmp_path: Path, line: bytes, why
         open_folder(tmp_path, "all", 0.0)
 
 
-def test_nothing_to_use(tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the folder .*nowhere: No such file"):
         open_folder(tmp_path / "nowhere", "train", 0.0)
     with pytest.raises(UserError, match=r"no images .*in this folder"):
@@ -129,11 +131,11 @@ def test_an_image_lost_after_indexing_is_a_bad_record(tmp_path: Path) -> None:
         source[1]
 
 
-def test_the_index_is_kept_until_something_changes(tmp_path: Path) -> None:
+def test_the_index_is_reused_until_a_file_changes(tmp_path: Path) -> None:
     write_images(tmp_path, 3)
     first = contents(open_folder(tmp_path, "all", 0.0))
     index = tmp_path / INDEX_FILE
-    # Proof that it is read: an entry taken out of it is gone.
+    # An entry removed from the index is missing: the index was read.
     stored = json.loads(index.read_text())
     index.write_text(json.dumps(stored | {"entries": stored["entries"][:-1]}))
     assert len(open_folder(tmp_path, "all", 0.0)) == 2
@@ -150,9 +152,9 @@ def test_the_index_is_kept_until_something_changes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [INDEX_FILE]
 
 
-def test_an_index_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+def test_an_index_that_cannot_be_written_is_rebuilt(tmp_path: Path) -> None:
     write_images(tmp_path, 3)
-    (tmp_path / INDEX_FILE).mkdir()  # in the way, for any user: root ignores permissions
+    (tmp_path / INDEX_FILE).mkdir()  # blocks even root, which ignores permissions
     (tmp_path / INDEX_FILE / "x").touch()
     for _ in range(2):
         assert len(open_folder(tmp_path, "all", 0.0)) == 3

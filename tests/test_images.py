@@ -1,3 +1,5 @@
+"""Output of images."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ def test_levels_round_to_the_nearest_and_clip():
     np.testing.assert_array_equal(to_uint8(levels.astype(np.float32) / 127.5 - 1), levels)
 
 
-def test_png_keeps_its_text(tmp_path):
+def test_a_png_keeps_its_metadata(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     save_png(tmp_path / "new" / "x.png", image, {"prompt": "ein Löwe 🦁"})
     with Image.open(tmp_path / "new" / "x.png") as file:
@@ -24,16 +26,16 @@ def test_png_keeps_its_text(tmp_path):
         save_png(tmp_path / "file" / "x.png", image)
 
 
-def test_grid_shows_every_image_and_writes_under_it():
+def test_a_grid_has_every_image_with_its_caption():
     images = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (50, 100, 150)])
     grid = draw_grid(images, ["one", "two", "two"], columns=2)
     assert {50, 100, 150} <= set(np.unique(grid[..., 0]))
     row_1, row_2 = grid[: len(grid) // 2], grid[len(grid) // 2 :]
     assert (row_1[..., 0] < 40).any()  # black letters
-    assert (row_2[..., 0] < 40).any()  # the first of a row is captioned again
+    assert (row_2[..., 0] < 40).any()  # the caption is repeated in a new row
 
 
-def test_pillow_gets_the_same_levels():
+def test_pil_images_have_the_same_levels():
     images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
     opened = to_pil(images)
     assert [image.size for image in opened] == [(5, 4)] * 2

@@ -1,3 +1,5 @@
+"""The loader: order, resumption, broken records, validation."""
+
 import dataclasses
 import json
 import subprocess
@@ -33,7 +35,7 @@ IMAGES = 20
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
-    """Twenty images that tell their number; the even ones have a second caption."""
+    """Twenty numbered images. Even ones have a second caption."""
     folder = write_images(tmp_path_factory.mktemp("images"), IMAGES)
     for number in range(0, IMAGES, 2):
         with (folder / f"{number:02}.txt").open("a") as file:
@@ -89,7 +91,7 @@ def test_captions_belong_to_their_images(source: FolderSource) -> None:
     for number in range(IMAGES):
         if number % 2:
             assert counts.pop((number, f"number {number}")) > 0
-        else:  # both captions, about as often
+        else:  # both captions, with similar frequencies
             ours, theirs = (
                 counts.pop((number, f"number {number}")),
                 counts.pop((number, f"or {number}")),
@@ -105,19 +107,19 @@ def test_captions_belong_to_their_images(source: FolderSource) -> None:
     start=st.integers(0, 9),
 )
 @settings(max_examples=15, deadline=None)
-def test_batches_depend_on_seed_and_number_alone(
+def test_batches_depend_only_on_seed_and_number(
     source: FolderSource, batch_examples: int, processes: int, seed: int, start: int
 ) -> None:
-    """Any batch size, number of processes and point of resumption gives the same examples."""
-    one_by_one = config(batch_examples=4, seed=seed)
-    together = config(batch_examples=batch_examples, seed=seed)
-    expected = seen(Loader(source, TOKENIZER, one_by_one), (start + 2) * batch_examples // 4)
+    """The batch size, number of processes and resumption do not change the examples."""
+    small_batches = config(batch_examples=4, seed=seed)
+    batches = config(batch_examples=batch_examples, seed=seed)
+    expected = seen(Loader(source, TOKENIZER, small_batches), (start + 2) * batch_examples // 4)
     parts = [
         seen(
             Loader(
                 source,
                 TOKENIZER,
-                together,
+                batches,
                 process_index=index,
                 process_count=processes,
                 state=json.loads(json.dumps({"batch": start})),
@@ -131,7 +133,7 @@ def test_batches_depend_on_seed_and_number_alone(
     assert ours == expected[start * batch_examples :]
 
 
-def test_every_epoch_has_every_record_once_in_an_order_of_its_own(source: FolderSource) -> None:
+def test_each_epoch_has_every_record_once_in_a_new_order(source: FolderSource) -> None:
     pairs = seen(Loader(source, TOKENIZER, config(batch_examples=4)), 15)
     epochs = [[number for number, _ in pairs[i : i + IMAGES]] for i in (0, 20, 40)]
     for epoch in epochs:
@@ -142,7 +144,7 @@ def test_every_epoch_has_every_record_once_in_an_order_of_its_own(source: Folder
 
 
 @pytest.mark.parametrize("records", [1, 7, INDEX_SHUFFLE_RECORDS - 1, INDEX_SHUFFLE_RECORDS])
-def test_few_and_many_records_are_shuffled_alike(records: int) -> None:
+def test_small_and_large_sources_are_shuffled(records: int) -> None:
     places = range(3 * records)
     shuffled, again, other = (_shuffled(records, seed) for seed in (0, 0, 1))
     indices = [shuffled[place] for place in places]
@@ -154,15 +156,15 @@ def test_few_and_many_records_are_shuffled_alike(records: int) -> None:
         assert epochs[0] != [other[place] for place in range(records)]
 
 
-def test_a_stopped_loader_goes_on_where_it_was(source: FolderSource) -> None:
-    whole = seen(Loader(source, TOKENIZER, config(crop="random", horizontal_flip=True)), 7)
+def test_a_loader_resumes_from_its_state(source: FolderSource) -> None:
+    uninterrupted = seen(Loader(source, TOKENIZER, config(crop="random", horizontal_flip=True)), 7)
     with Loader(source, TOKENIZER, config(crop="random", horizontal_flip=True)) as first:
         for _ in range(3):
             next(first)
         state = first.state()
     assert state == {"batch": 3}
     resumed = Loader(source, TOKENIZER, config(crop="random", horizontal_flip=True), state=state)
-    assert seen(resumed, 4) == whole[3 * 8 :]
+    assert seen(resumed, 4) == uninterrupted[3 * 8 :]
     assert resumed.state() == {"batch": 7}
 
 
@@ -178,7 +180,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path: Path) -> None:
     assert [number for number, _ in seen(Loader(source, TOKENIZER, config()), 2)] == [0] * 16
 
 
-def test_batches_that_processes_cannot_share_are_refused(source: FolderSource) -> None:
+def test_batch_sizes_not_divisible_by_processes_are_refused(source: FolderSource) -> None:
     with pytest.raises(UserError, match=r"train.batch_examples \(8\) must be divisible by .*\(3\)"):
         Loader(source, TOKENIZER, config(), process_count=3)
 
@@ -211,7 +213,7 @@ def test_too_many_bad_records_reach_the_caller(tmp_path: Path) -> None:
         list(validation_batches(source, TOKENIZER, config(max_bad_fraction=0.2)))
 
 
-def test_validation_is_in_order_undropped_and_whole(source: FolderSource) -> None:
+def test_validation_batches_are_complete_ordered_and_without_dropout(source: FolderSource) -> None:
     def validate(examples: int, **process: int) -> list[tuple[int, str]]:
         settings = config(batch_examples=4, caption_dropout=1.0, crop="random")
         train = dataclasses.replace(settings.train, validation_examples=examples)
@@ -230,7 +232,7 @@ def test_validation_is_in_order_undropped_and_whole(source: FolderSource) -> Non
     assert validate(8, process_index=1, process_count=2) == in_order[2:4] + in_order[6:8]
 
 
-def test_the_program_ends_though_the_loader_is_not_closed(tmp_path: Path) -> None:
+def test_a_program_exits_without_closing_the_loader(tmp_path: Path) -> None:
     write_images(tmp_path, 4)
     program = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -255,7 +257,7 @@ def with_model(base: Config, **changes: Any) -> Config:
     return dataclasses.replace(base, model=dataclasses.replace(base.model, **changes))
 
 
-def test_inpainting_batches_hold_masks_and_may_tell_their_place(source: FolderSource) -> None:
+def test_inpainting_batches_have_masks_and_their_location_in_captions(source: FolderSource) -> None:
     masks = MaskConfig(rectangle=1.0, brush=0.0, half_plane=0.0, whole=0.0, place_caption=1.0)
     settings = with_model(config(masks=masks, caption_dropout=0.0), inpaint=True)
     with Loader(source, TOKENIZER, settings) as loader:
@@ -272,7 +274,9 @@ def test_inpainting_batches_hold_masks_and_may_tell_their_place(source: FolderSo
     assert any(", at the" in text or ", on the" in text for text in texts)
 
 
-def test_an_upsampler_is_trained_on_squares_and_shown_whole_images(source: FolderSource) -> None:
+def test_an_upsampler_trains_on_crops_and_previews_full_images(
+    source: FolderSource,
+) -> None:
     low_res = LowResConfig(crop_px=4)
     settings = with_model(config(), low_res_px=4)
     settings = dataclasses.replace(
@@ -284,7 +288,7 @@ def test_an_upsampler_is_trained_on_squares_and_shown_whole_images(source: Folde
     assert [e.pixels.shape for e in validation_examples(source, settings, 2)] == [(8, 8, 3)] * 2
 
 
-def test_a_clip_always_gets_its_captions(source: FolderSource) -> None:
+def test_captions_are_never_dropped_for_clip(source: FolderSource) -> None:
     settings = dataclasses.replace(
         config(caption_dropout=1.0),
         model=model_set.clip_config().model,

@@ -1,4 +1,4 @@
-"""Masks: how much they hide, how often, the same at every size, and where they say they are."""
+"""Inpainting masks: areas, frequencies, scale invariance and location phrases."""
 
 import io
 import time
@@ -27,58 +27,60 @@ def hidden(seed, size_px, config):
 
 
 def block(top, bottom, left, right):
-    """A mask, 20 px wide, that hides these rows and columns."""
+    """A 20 px mask that hides these rows and columns."""
     mask = np.ones((20, 20, 1), bool)
     mask[top:bottom, left:right] = False
     return mask
 
 
 @given(seeds, st.integers(1, 70), st.sampled_from([*map(only, KINDS), MaskConfig()]))
-def test_something_is_always_hidden(seed, size_px, config):
+def test_masks_always_hide_a_pixel(seed, size_px, config):
     mask = random_mask(np.random.default_rng(seed), size_px, config)
     assert mask.shape == (size_px, size_px, 1) and mask.dtype == bool
     assert not mask.all()
 
 
-def test_areas():
+def test_hidden_areas_are_in_range():
     areas = {kind: [hidden(i, 128, only(kind)).mean() for i in range(1000)] for kind in KINDS}
-    # Half a pixel either way along every edge: 1/64 of each side's length.
+    # Tolerance: half a pixel along each edge, 1/64 of the side.
     assert 0.03 < min(areas["rectangle"]) < 0.08 and 0.55 < max(areas["rectangle"]) < 0.63
     assert 0.19 < min(areas["half_plane"]) < 0.22 and 0.78 < max(areas["half_plane"]) < 0.81
     assert min(areas["whole"]) == 1
-    # How often strokes cross is left to chance: nine of ten are within what is aimed at.
+    # Strokes overlap randomly: at least 90% of the areas are in the intended range.
     brush = np.array(areas["brush"])
     assert brush.min() > 0.03 and brush.max() < 0.65
     assert ((brush > 0.05) & (brush < 0.5)).mean() > 0.9
-    for kind in ("rectangle", "brush", "half_plane"):  # all areas between come up
+    for kind in ("rectangle", "brush", "half_plane"):  # areas are spread out
         assert np.std(areas[kind]) > 0.1
 
 
 @given(seeds)
-def test_rectangles_are_rectangles_and_not_too_long(seed):
+def test_rectangles_have_a_bounded_aspect_ratio(seed):
     found = hidden(seed, 256, only("rectangle"))
     h, w = found.any(1).sum(), found.any(0).sum()
     assert found.sum() == h * w
-    assert 1 / 3 - 0.03 < h / w < 3.2  # a pixel more or less on the short side, at least 33 px
+    assert 1 / 3 - 0.03 < h / w < 3.2  # tolerance: one pixel of the short side of at least 33 px
 
 
 def test_rectangles_reach_everywhere():
-    often = np.mean([hidden(i, 32, only("rectangle")) for i in range(2000)], axis=0)
-    assert often.min() > 0  # the corners'
-    # Left and right, top and bottom alike, to five standard errors.
+    frequency = np.mean([hidden(i, 32, only("rectangle")) for i in range(2000)], axis=0)
+    assert frequency.min() > 0  # the corners
+    # Symmetric within five standard errors.
     for axis in (0, 1):
-        np.testing.assert_allclose(often, np.flip(often, axis), atol=5 * np.sqrt(0.5 / 2000))
+        np.testing.assert_allclose(
+            frequency, np.flip(frequency, axis), atol=5 * np.sqrt(0.5 / 2000)
+        )
 
 
 @given(seeds)
 def test_half_planes_are_bounded_by_a_straight_line(seed):
-    """No hidden pixel lies between known ones, nor the other way round, along any row or column."""
+    """Each row and column has at most one transition between known and hidden pixels."""
     found = hidden(seed, 64, only("half_plane"))
     for lines in (found, found.T):
         assert (np.diff(lines, axis=1).sum(1) <= 1).all()
         lengths = lines.sum(1)
         inside = lengths[(lengths > 0) & (lengths < 64)]
-        # A straight edge's steps differ by at most a pixel.
+        # The steps of a straight edge differ by at most one pixel.
         assert len(inside) < 3 or np.ptp(np.diff(inside)) <= 1
 
 
@@ -86,8 +88,8 @@ def test_half_planes_are_bounded_by_a_straight_line(seed):
 def test_brush_strokes_are_connected_thick_and_few(seed):
     found = hidden(seed, 64, only("brush"))
     assert components(found) <= 4
-    # Thick: hardly a pixel that is in no block of 3 px, which may go on beyond the border, other
-    # than the tips of the round ends. The narrowest brush, 0.08 sides, has 5 px.
+    # Thick: apart from the tips of round ends, pixels are in 3 px blocks, which may extend beyond
+    # the border. The narrowest brush, 0.08 sides, has 5 px.
     padded = np.pad(found, 2, mode="edge")
     offsets = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     eroded = np.all([np.roll(padded, offset, (0, 1)) for offset in offsets], axis=0)
@@ -96,7 +98,7 @@ def test_brush_strokes_are_connected_thick_and_few(seed):
 
 
 def components(found):
-    """How many regions, pixels that share an edge or corner being connected."""
+    """Number of connected regions, with diagonal connections."""
     left, count = {tuple(at) for at in np.argwhere(found).tolist()}, 0
     while left:
         todo, count = [left.pop()], count + 1
@@ -109,36 +111,35 @@ def components(found):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_mask_at_every_size(kind):
-    """Downsampled, a large mask is the small one but for the pixels that its edges cross."""
+def test_masks_are_the_same_at_every_size(kind):
+    """A downsampled large mask equals the small mask except for pixels on edges."""
     wrong = 0
     for seed in range(100):
         small, large = (hidden(seed, size_px, only(kind)) for size_px in (32, 128))
-        share = large.reshape(32, 4, 32, 4).mean((1, 3))
-        wrong += ((share == 0) & small).sum() + ((share == 1) & ~small).sum()
-        # An edge crosses up to 4 pixels a row, and takes a quarter of each on average.
-        assert np.abs(small - share).mean() < 0.08
-    # Pillow rounds a brush's outline to whole pixels of its canvas, a ninth of the image's here.
+        fraction = large.reshape(32, 4, 32, 4).mean((1, 3))
+        wrong += ((fraction == 0) & small).sum() + ((fraction == 1) & ~small).sum()
+        # An edge crosses up to 4 pixels per row and covers a quarter of each on average.
+        assert np.abs(small - fraction).mean() < 0.08
+    # Pillow rounds strokes to pixels of the canvas, here a ninth of the image's pixels.
     assert wrong <= (5 if kind == "brush" else 0)
 
 
-def test_frequencies():
+def test_kinds_have_their_configured_frequencies():
     config = MaskConfig(rectangle=3.0, brush=0.0, half_plane=0.0, whole=1.0)
     whole = np.mean([hidden(i, 16, config).all() for i in range(4000)])
     assert abs(whole - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 4000)  # five standard errors
 
 
 @given(seeds)
-def test_a_seed_is_a_mask(seed):
+def test_a_seed_determines_the_mask(seed):
     first, again = (hidden(seed, 64, MaskConfig()) for _ in range(2))
     np.testing.assert_array_equal(first, again)
 
 
-def test_masks_are_cheap():
-    """Beside decoding six images of 128 px; the best of five each, machines being busy.
+def test_masks_are_cheaper_than_decoding():
+    """A mask costs less than decoding six 128 px images. Minimum of five runs on a busy machine.
 
-    Larger ones are decoded into memory that is fresh or not, as the process was before: in one time
-    or in three.
+    The time to decode larger images depends on the state of the memory allocator.
     """
     image = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 100).convert("RGB")
     image.save(jpeg := io.BytesIO(), "JPEG")
@@ -175,7 +176,7 @@ def test_masks_are_cheap():
         (block(0, 20, 0, 4) & block(0, 20, 16, 20), ""),  # two sides
     ],
 )
-def test_places_by_hand(mask, expected):
+def test_hand_made_masks_have_the_expected_location(mask, expected):
     assert place(mask) == expected
     assert with_place("a red circle", mask) == (
         f"a red circle, {expected}" if expected else "a red circle"
@@ -184,7 +185,7 @@ def test_places_by_hand(mask, expected):
 
 
 @given(seeds)
-def test_places_turn_with_the_mask(seed):
+def test_a_flipped_mask_has_the_flipped_location(seed):
     mask = random_mask(np.random.default_rng(seed), 64, MaskConfig())
     swapped = place(mask).replace("left", "x").replace("right", "left").replace("x", "right")
     assert place(mask[:, ::-1]) == swapped
@@ -193,16 +194,16 @@ def test_places_turn_with_the_mask(seed):
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.data())
-def test_named_rectangles_are_where_it_says(height, width, data):
+def test_rectangles_have_the_location_of_their_center(height, width, data):
     top, left = data.draw(st.integers(0, 20 - height)), data.draw(st.integers(0, 20 - width))
     where = place(block(top, top + height, left, left + width))
     assert bool(where) == (height * width <= 240)
     y, x = top + height / 2, left + width / 2
-    assume(where and not {x, y} & {8, 12})  # on the line between two names
+    assume(where and not {x, y} & {8, 12})  # on the border between two locations
     assert ("top" in where, "bottom" in where) == (y < 8, y > 12)
     assert ("left" in where, "right" in where) == (x < 8, x > 12)
 
 
-def test_all_places_come_up():
+def test_all_locations_occur():
     masks = (random_mask(np.random.default_rng(i), 32, MaskConfig()) for i in range(2000))
     assert len(Counter(map(place, masks))) == 10

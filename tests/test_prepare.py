@@ -1,5 +1,6 @@
 """The command: its output, resumption after interruptions, and errors."""
 
+import io
 import json
 import random
 import runpy
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from helpers.packed_images import image, open_shards, write_tar
 from helpers.preparation import FLAGS, contents, inputs, prepare
+from PIL import Image
 
 from glide_jax.data.records import Record
 from glide_jax.errors import UserError
@@ -82,8 +84,12 @@ def test_shards_have_equal_sizes(tmp_path: Path) -> None:
     totals = [sum(sizes[start:stop]) for start, stop in bounds]
     assert len(bounds) == -(-sum(sizes) // 5000)
     assert max(totals) - min(totals) <= 200
-    tar = write_tar(tmp_path / "x.tar", [image(i, 900, 600) for i in range(20)])
-    report = prepare(tmp_path / "to", "--from", tar, "--px", 600, "--shard-mb", 1)
+    images = [io.BytesIO() for _ in range(20)]
+    for number, file in enumerate(images):
+        plain = Image.new("RGB", (300, 200), (number, 0, 0))
+        plain.save(file, "PNG", compress_level=0)  # large and quick to write
+    tar = write_tar(tmp_path / "x.tar", [file.getvalue() for file in images])
+    report = prepare(tmp_path / "to", "--from", tar, "--px", 200, "--shard-mb", 1)
     assert report.shards == len([*(tmp_path / "to").glob("*record-*")]) > 2
 
 
@@ -101,7 +107,7 @@ class StoppedError(Exception):
 def test_an_interrupted_command_resumes_to_the_same_files(
     inputs: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(tmp_path / "whole", "--from", *inputs, *FLAGS)
+    prepare(tmp_path / "uninterrupted", "--from", *inputs, *FLAGS)
     real, done = staging.write_records, 0
 
     def stopping(path: Path, records: object) -> None:
@@ -123,11 +129,11 @@ def test_an_interrupted_command_resumes_to_the_same_files(
     assert starts > 3
     # Six units and two shards. The interrupted one is repeated after each restart.
     assert done <= 2 * 8
-    for path in (tmp_path / "whole").iterdir():
+    for path in (tmp_path / "uninterrupted").iterdir():
         if path.name != "report.json":
             assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
     one, other = (
-        json.loads((tmp_path / n / "report.json").read_text()) for n in ("whole", "parts")
+        json.loads((tmp_path / n / "report.json").read_text()) for n in ("uninterrupted", "parts")
     )
     for name in ("cpu_ms_per_image", "images_per_s"):
         del one[name], other[name]
@@ -140,7 +146,7 @@ def test_a_killed_command_resumes_without_repeating_finished_units(tmp_path: Pat
     images = [image(i, 400, 300) for i in range(80)]
     for number in range(30):
         write_tar(tmp_path / "tars" / f"{number:05}.tar", images[2 * number :][:20])
-    prepare(tmp_path / "whole", "--from", tmp_path / "tars", *FLAGS)
+    prepare(tmp_path / "uninterrupted", "--from", tmp_path / "tars", *FLAGS)
     to = tmp_path / "to"
     command = ("-m", "glide_jax.prepare", "--from", tmp_path / "tars", "--to", to, *FLAGS)
     process = python(*command, "--workers", 2)
@@ -159,7 +165,7 @@ def test_a_killed_command_resumes_without_repeating_finished_units(tmp_path: Pat
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert seen == done
-    assert contents(to) == contents(tmp_path / "whole")
+    assert contents(to) == contents(tmp_path / "uninterrupted")
     assert "images/s" in output
 
 

@@ -1,4 +1,4 @@
-"""Folders, tars and parquet files, whole and broken."""
+"""Complete and broken folders, tars and parquet files as inputs of `prepare`."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ IMAGES = [image(number) for number in range(6)]
 
 
 def read(path: Path | str, keys: Keys | None = None) -> tuple[list[Record], list[str]]:
-    """All records, and all problems."""
+    """All records and all problems."""
     keys = keys or Keys()
     results = [r for unit in find_units([str(path)], keys) for r in read_unit(unit, keys)]
     records = [result for result in results if isinstance(result, Record)]
@@ -49,39 +49,39 @@ def test_a_tar_is_read_by_names_up_to_the_first_dot(tmp_path: Path) -> None:
     assert "000000000.jpg: no caption: no .json with 'nothing'" in problems[0]
 
 
-def test_folders_of_tars_go_before_what_lies_beside_them(tmp_path: Path) -> None:
+def test_tars_take_precedence_over_parquet_files_in_a_folder(tmp_path: Path) -> None:
     for number in range(2):
         write_tar(tmp_path / f"{number:05}.tar", IMAGES[3 * number :][:3], first=3 * number)
-    write_parquet(tmp_path / "00000.parquet", IMAGES)  # img2dataset's notes
+    write_parquet(tmp_path / "00000.parquet", IMAGES)  # img2dataset's metadata
     for path in (tmp_path, tmp_path / "*.tar", f"file://{tmp_path}/*.tar"):
         assert [record.image for record in read(path)[0]] == IMAGES
 
 
-def test_what_is_whole_of_a_tar_cut_short_is_read(tmp_path: Path) -> None:
+def test_complete_records_of_a_truncated_tar_are_read(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", IMAGES)
-    whole = path.read_bytes()
-    # A record is three headers, a block of text, one of JSON, and its image.
+    complete = path.read_bytes()
+    # A record has three headers, one block each of text and JSON, and the image.
     blocks = [5 + -(-len(image) // 512) for image in IMAGES]
     for kept in range(512, 512 * sum(blocks), 256):
-        path.write_bytes(whole[:kept])
+        path.write_bytes(complete[:kept])
         records, problems = read(path)
         assert len(problems) == 1
         assert f"{path}: truncated or damaged after {len(records)} records" in problems[0]
         assert [record.image for record in records] == IMAGES[: len(records)]
         assert len(records) + 1 >= sum(512 * sum(blocks[: i + 1]) <= kept for i in range(6))
-    path.write_bytes(whole[: 512 * sum(blocks) + 1024])
+    path.write_bytes(complete[: 512 * sum(blocks) + 1024])
     assert len(read(path)[0]) == 6
     assert not read(path)[1]
 
 
-def test_parts_of_a_tar_that_make_no_record_are_named(tmp_path: Path) -> None:
+def test_incomplete_records_of_a_tar_are_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", IMAGES[:3])
     folder = tmp_path / "x"
     shutil.unpack_archive(tmp_path / "x.tar", folder)
     (folder / "000000000.jpg").unlink()
     (folder / "000000001.txt").unlink()
     (folder / "000000002.txt").write_bytes(b"caf\xe9")
-    (folder / "._000000002.jpg").write_bytes(b"left by an archiver")
+    (folder / "._000000002.jpg").write_bytes(b"metadata of macOS")
     shutil.make_archive(str(tmp_path / "x"), "tar", folder)
     records, problems = read(tmp_path / "x.tar")
     assert not records
@@ -105,7 +105,7 @@ def test_parquet_files_are_read_by_column(tmp_path: Path, monkeypatch: pytest.Mo
     assert records[5].name == f"{path} row group 2 row 1"
 
 
-def test_columns_of_other_kinds_are_named(tmp_path: Path) -> None:
+def test_columns_of_wrong_types_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", IMAGES[:1])
     for keys, why in (
         (Keys(image_column="caption"), "the image is str, not bytes"),
@@ -118,7 +118,7 @@ def test_columns_of_other_kinds_are_named(tmp_path: Path) -> None:
         find_units([str(path)], Keys(caption_column="text"))
 
 
-def test_a_damaged_parquet_file_gives_what_is_whole(tmp_path: Path) -> None:
+def test_complete_records_of_a_damaged_parquet_file_are_read(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", [image(i, 200, 200) for i in range(40)], 10)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -144,7 +144,7 @@ def test_a_damaged_parquet_file_gives_what_is_whole(tmp_path: Path) -> None:
         ("nothing://x/y.tar", "Protocol not known: nothing"),
     ],
 )
-def test_inputs_of_no_known_kind_are_refused(
+def test_invalid_inputs_are_refused(
     tmp_path: Path, name: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

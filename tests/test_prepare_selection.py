@@ -1,4 +1,4 @@
-"""What is kept of an image, and why it is not."""
+"""Filtering and resizing of images by `prepare`."""
 
 import io
 
@@ -15,7 +15,7 @@ def record(image: bytes, *captions: str) -> Record:
     return Record(image, captions or ("an image",), "x")
 
 
-def chosen(settings: Selection, *records: Record | BadRecordError) -> tuple[list[Kept], Tally]:
+def selected(settings: Selection, *records: Record | BadRecordError) -> tuple[list[Kept], Tally]:
     tally = Tally()
     return list(select(records, settings, tally)), tally
 
@@ -25,9 +25,9 @@ def size(image: bytes) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_images_are_made_smaller_only_where_they_are_larger(kind: str) -> None:
+def test_only_larger_images_are_resized(kind: str) -> None:
     larger, fitting = image(0, 80, 60, kind), image(1, 40, 30, kind)
-    (first, second), tally = chosen(Selection(px=30), record(larger), record(fitting))
+    (first, second), tally = selected(Selection(px=30), record(larger), record(fitting))
     assert size(first.image) == (40, 30)
     assert Image.open(io.BytesIO(first.image)).format == "JPEG"
     assert second.image == fitting
@@ -39,19 +39,19 @@ def test_images_are_made_smaller_only_where_they_are_larger(kind: str) -> None:
 
 
 def test_other_formats_are_encoded_again() -> None:
-    (kept,), _ = chosen(Selection(px=30), record(image(0, 40, 30, "BMP")))
+    (kept,), _ = selected(Selection(px=30), record(image(0, 40, 30, "BMP")))
     assert Image.open(io.BytesIO(kept.image)).format == "JPEG"
     assert size(kept.image) == (40, 30)
 
 
-def test_images_keep_what_they_show() -> None:
+def test_transparency_and_orientation_are_applied() -> None:
     plain = io.BytesIO()
     Image.new("RGBA", (300, 200), (200, 100, 50, 0)).save(plain, "PNG")  # transparent: white
     turned = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (300, 200), (200, 100, 50)).save(turned, "JPEG", exif=exif)
-    (white, upright), _ = chosen(
+    (white, upright), _ = selected(
         Selection(px=100), record(plain.getvalue()), record(turned.getvalue())
     )
     assert Image.open(io.BytesIO(white.image)).getpixel((5, 5)) == (255, 255, 255)
@@ -65,29 +65,29 @@ def test_images_keep_what_they_show() -> None:
         (Selection(px=8, min_px=31), "too_small"),
         (Selection(px=8, max_aspect=1.3), "too_long"),
         (Selection(px=8, min_caption_chars=10), "captions"),
-        (Selection(px=8, max_caption_chars=8), "captions"),
+        (Selection(px=8, max_caption_chars=7), "captions"),
     ],
 )
-def test_what_is_not_asked_for_is_counted_by_reason(settings: Selection, reason: str) -> None:
-    kept, tally = chosen(settings, record(image(0, 40, 30)))
+def test_dropped_images_are_counted_by_reason(settings: Selection, reason: str) -> None:
+    kept, tally = selected(settings, record(image(0, 40, 30)))
     assert not kept
     assert reason in REASONS
     assert tally.dropped == {reason: 1}
 
 
-def test_what_is_just_within_the_limits_is_kept() -> None:
+def test_images_exactly_at_the_limits_are_kept() -> None:
     settings = Selection(
-        px=64, min_px=30, max_aspect=4 / 3, min_caption_chars=9, max_caption_chars=9
+        px=64, min_px=30, max_aspect=4 / 3, min_caption_chars=8, max_caption_chars=8
     )
-    (kept,), _ = chosen(settings, record(image(0, 40, 30), "an image", "short", "far too long"))
+    (kept,), _ = selected(settings, record(image(0, 40, 30), "an image", "short", "far too long"))
     assert kept.captions == ("an image",)
-    assert len(chosen(Selection(px=64, min_px=0), record(image(0, 2, 2)))[0]) == 1
+    assert len(selected(Selection(px=64, min_px=0), record(image(0, 2, 2)))[0]) == 1
 
 
 def test_broken_images_are_named() -> None:
-    whole = image(0, 400, 300, "JPEG")
-    records = [record(b""), record(b"no image"), record(whole[: len(whole) // 2])]
-    kept, tally = chosen(Selection(px=30), *records, BadRecordError("y: no caption"))
+    complete = image(0, 400, 300, "JPEG")
+    records = [record(b""), record(b"no image"), record(complete[: len(complete) // 2])]
+    kept, tally = selected(Selection(px=30), *records, BadRecordError("y: no caption"))
     assert not kept
     assert (tally.read, tally.dropped) == (4, {"broken": 4})
     for problem, why in zip(
@@ -100,7 +100,7 @@ def test_broken_images_are_named() -> None:
 
 def test_the_digest_is_of_the_original_bytes() -> None:
     one, same, other = (image(number, 80, 60) for number in (0, 0, 1))
-    (a, b, c), _ = chosen(Selection(px=30), record(one, "a"), record(same, "b"), record(other))
+    (a, b, c), _ = selected(Selection(px=30), record(one, "a"), record(same, "b"), record(other))
     assert a.digest == b.digest != c.digest
 
 
@@ -115,6 +115,6 @@ def test_the_digest_is_of_the_original_bytes() -> None:
         ({"quality": 101}, "--quality must be in 1..100"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(changes: dict[str, float], line: str) -> None:
+def test_invalid_settings_are_refused(changes: dict[str, float], line: str) -> None:
     with pytest.raises(UserError, match=line):
         Selection(**changes)

@@ -1,3 +1,5 @@
+"""Records: captions, and the replacement of broken records."""
+
 import logging
 import threading
 from pathlib import Path
@@ -18,7 +20,7 @@ from glide_jax.errors import UserError
 
 
 def source_without(tmp_path: Path, count: int, missing: list[int]) -> FolderSource:
-    """Some of the images disappear between indexing and reading."""
+    """Deletes some images after indexing."""
     source = open_folder(write_images(tmp_path / "images", count), "all", 0.0)
     for number in missing:
         (tmp_path / "images" / f"{number:02}.png").unlink()
@@ -29,7 +31,7 @@ def name(record: Record) -> str:
     return Path(record.name).stem
 
 
-def test_captions_are_stripped_and_empty_ones_left_out() -> None:
+def test_captions_are_stripped_and_empty_ones_dropped() -> None:
     assert clean_captions([b"\xef\xbb\xbf a star \n", "", " \t", "b"], "x") == ("a star", "b")
 
 
@@ -50,11 +52,11 @@ def test_the_next_good_record_replaces_a_bad_one(
         read = [reader.read(index, name) for index in (1, 2, 3, 5, 2)]
     assert read == ["01", "04", "04", "00", "04"]
     assert reader.bad_records == 3
-    assert len(caplog.records) == 3  # each is named once, however often it is met
+    assert len(caplog.records) == 3  # each is logged once
     assert "02.png: No such file" in caplog.text
 
 
-def test_records_that_cannot_be_prepared_are_bad_too(tmp_path: Path) -> None:
+def test_records_whose_preparation_fails_are_bad(tmp_path: Path) -> None:
     def refuse_first(record: Record) -> str:
         if name(record) == "00":
             raise BadRecordError("00 is refused")
@@ -65,11 +67,11 @@ def test_records_that_cannot_be_prepared_are_bad_too(tmp_path: Path) -> None:
     assert reader.bad_records == 1
 
 
-@pytest.mark.parametrize(("share", "allowed"), [(0.0, 0), (0.01, 1), (0.2, 2), (0.21, 3)])
-def test_reading_stops_past_the_share_of_bad_records(
-    tmp_path: Path, share: float, allowed: int
+@pytest.mark.parametrize(("fraction", "allowed"), [(0.0, 0), (0.01, 1), (0.2, 2), (0.21, 3)])
+def test_reading_stops_past_the_fraction_of_bad_records(
+    tmp_path: Path, fraction: float, allowed: int
 ) -> None:
-    reader = RecordReader(source_without(tmp_path, 10, [1, 3, 5, 7]), share)
+    reader = RecordReader(source_without(tmp_path, 10, [1, 3, 5, 7]), fraction)
     with pytest.raises(UserError, match=rf"^{allowed + 1} of 10 .* allows {allowed}: .*01.png"):
         for index in range(10):
             reader.read(index, name)
@@ -97,17 +99,17 @@ def test_threads_agree_on_the_count(tmp_path: Path) -> None:
     assert sorted(read) == sorted([f"{i:02}" for i in range(1, 40, 2)] * 8)
 
 
-def test_some_captions_come_from_all_over_and_are_always_the_same(tmp_path: Path) -> None:
+def test_random_captions_are_spread_out_and_deterministic(tmp_path: Path) -> None:
     source = source_without(tmp_path, 30, [])
-    every = list(random_captions(source, 100))
-    assert sorted(every) == sorted(f"number {i}" for i in range(30))
+    all_captions = list(random_captions(source, 100))
+    assert sorted(all_captions) == sorted(f"number {i}" for i in range(30))
     few = list(random_captions(source, 10))
     assert len(set(few)) == 10
     assert few == list(random_captions(source, 10))
     assert few != [f"number {i}" for i in range(10)]
 
 
-def test_first_captions_may_be_fewer(tmp_path: Path) -> None:
+def test_first_captions_are_limited_by_the_source(tmp_path: Path) -> None:
     source = source_without(tmp_path, 3, [])
     assert first_captions(source, 2) == ["number 0", "number 1"]
     assert first_captions(source, 8) == ["number 0", "number 1", "number 2"]

@@ -1,3 +1,5 @@
+"""Image preprocessing."""
+
 import io
 
 import numpy as np
@@ -25,7 +27,7 @@ def quarters() -> Image.Image:
 
 
 def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
-    """The color of each quarter, row by row, rounded to full or none."""
+    """The color of each quarter in row order, rounded to 0 or 1."""
     side = pixels.shape[0]
     near, far = side // 4, side - 1 - side // 4
     return [
@@ -45,15 +47,15 @@ def test_to_float_spans_minus_one_to_one() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
 @pytest.mark.parametrize("resolution_px", [8, 32, 64, 80])
-def test_any_format_to_any_size(kind: str, resolution_px: int) -> None:
+def test_all_formats_are_decoded_to_any_size(kind: str, resolution_px: int) -> None:
     pixels = load_pixels(encode(quarters(), kind), resolution_px)
     assert pixels.shape == (resolution_px, resolution_px, 3)
     assert corners(pixels) == [R, G, B, W]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"])
-def test_any_color_mode_keeps_mid_levels(mode: str) -> None:
-    """One level of gray survives; 16-bit levels are scaled, where Pillow would clip them."""
+def test_all_color_modes_preserve_gray_levels(mode: str) -> None:
+    """A gray level is preserved. 16-bit levels are scaled rather than clipped."""
     level = 255 if mode == "1" else 200
     if mode in ("I;16", "I"):
         image = Image.fromarray(np.full((16, 16), level * 257, np.uint16)).convert(mode)
@@ -87,7 +89,7 @@ def test_transparency_becomes_white(mode: str) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_images_are_turned_upright(
+def test_the_exif_orientation_is_applied(
     orientation: int, stored_as: Image.Transpose | None, kind: str
 ) -> None:
     exif = Image.Exif()
@@ -96,16 +98,16 @@ def test_images_are_turned_upright(
     assert corners(load_pixels(encode(image, kind, exif=exif), 16)) == [R, G, B, W]
 
 
-def test_the_shorter_side_fits_and_the_middle_stays() -> None:
+def test_the_center_square_is_resized() -> None:
     wide = Image.new("RGB", (96, 32), "black")
     wide.paste((255, 255, 255), (32, 0, 64, 32))
     for image in (wide, wide.transpose(Image.Transpose.ROTATE_90)):
         pixels = load_pixels(encode(image), 16)
         assert pixels[1:-1, 1:-1].min() == 255
-        assert pixels.min() > 200  # the filter reaches a little over the edge of the crop
+        assert pixels.min() > 200  # the filter extends slightly beyond the crop
 
 
-def test_a_random_crop_goes_everywhere_and_repeats_with_its_generator() -> None:
+def test_random_crops_cover_the_image_and_depend_only_on_the_generator() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
     encoded = encode(Image.fromarray(ramp))
 
@@ -119,7 +121,7 @@ def test_a_random_crop_goes_everywhere_and_repeats_with_its_generator() -> None:
     assert abs(np.mean(means) - 127.5) < 15
 
 
-def test_half_of_the_images_are_mirrored() -> None:
+def test_half_of_the_images_are_flipped() -> None:
     encoded = encode(quarters())
     mirrored = [
         corners(load_pixels(encoded, 8, np.random.default_rng(seed), horizontal_flip=True))
@@ -131,8 +133,8 @@ def test_half_of_the_images_are_mirrored() -> None:
         load_pixels(encoded, 8, crop="random")
 
 
-def test_shrinking_does_not_alias() -> None:
-    """Stripes finer than a pixel average out, in files that decode at a reduced size as well."""
+def test_downsampling_does_not_alias() -> None:
+    """Stripes below pixel size average out, also in files decoded at a reduced size."""
     stripes = Image.fromarray(np.tile(np.array([[0, 255]], np.uint8), (256, 128)))
     for kind in ("PNG", "JPEG"):
         pixels = load_pixels(encode(stripes, kind), 16)
