@@ -8,7 +8,7 @@ from helpers import model_set
 from helpers.one_device import assert_same_gradient, one_device_mesh
 
 from glide_jax.parallel import sharding
-from glide_jax.training.contrastive import LARGEST_SCALE, Contrastive
+from glide_jax.training.contrastive import MAX_SCALE, Contrastive
 from glide_jax.training.step import Trainer
 
 B = 8
@@ -100,5 +100,5 @@ def test_noise_depends_on_the_step_and_similarities_are_not_scaled_without_end(b
     draws = [gradient(params, {}, batch, jax.random.key(i), None).t for i in (0, 1)]
     assert (draws[0] != draws[1]).any()
     held = objective.constrain({"logit_scale": jnp.float32(9), "other": jnp.float32(9)})
-    np.testing.assert_allclose(np.exp(held["logit_scale"]), LARGEST_SCALE, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(held["logit_scale"]), MAX_SCALE, rtol=1e-6)
     assert held["other"] == 9

@@ -1,4 +1,4 @@
-"""The loss against the originals, and against what a bound on a likelihood must do."""
+"""The loss against the released code, and the properties of a bound on a likelihood."""
 
 from functools import partial
 from pathlib import Path
@@ -11,22 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glide_jax.diffusion.loss import (
-    correction_weights,
     discretized_log_likelihood,
     hybrid_loss,
     kl_divergence,
     min_snr_weights,
     variational_bound,
-    velocity_weights,
 )
+from glide_jax.diffusion.parameterization import Correction, Noise, Velocity
 from glide_jax.diffusion.process import (
     Gaussian,
-    denoiser_of_velocity,
     eps_from_x_0,
     q_posterior,
     q_sample,
-    split_output,
-    velocity_around,
 )
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 
@@ -66,12 +62,17 @@ def test_golden_bound(name, kind, weight):
 
 @partial(jax.jit, static_argnums=0)
 def loss_of(schedule, out, x_0, t, eps):
-    """`hybrid_loss` of a denoiser that answers `out` whatever it is asked."""
-    return hybrid_loss(schedule, lambda x_t, t: out, x_0, t, eps)
+    """`hybrid_loss` of a network that predicts eps."""
+    return loss_in(Noise(schedule), out, x_0, t, eps)
+
+
+def loss_in(parameterization, out, x_0, t, eps, weights=None):
+    x_t = q_sample(parameterization.schedule, x_0, t, eps)
+    return hybrid_loss(parameterization, x_0, t, eps, x_t, out, weights)
 
 
 def batch():
-    """x_0 on 8-bit levels, eps, and the output of an untaught denoiser."""
+    """x_0 on 8-bit levels, eps, and the output of an untrained network."""
     rng = np.random.default_rng(0)
     x_0 = rng.integers(0, 256, SHAPE) / 127.5 - 1
     arrays = x_0, rng.normal(size=SHAPE), rng.normal(size=(*SHAPE[:3], 6))
@@ -92,16 +93,17 @@ def test_velocity_weights_measure_the_error_of_the_velocity():
     alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None]
     v = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x_0
     expected = np.mean((v - out[..., :3]) ** 2, (1, 2, 3))
-    denoise = denoiser_of_velocity(schedule, lambda x_t, t: out)
-    loss = hybrid_loss(schedule, denoise, x_0, t, eps, velocity_weights(schedule))
+    velocity = Velocity(schedule)
+    as_eps = velocity.denoiser(lambda x_t, t: out)(q_sample(schedule, x_0, t, eps), t)
+    loss = loss_in(Noise(schedule), as_eps, x_0, t, eps, velocity.weights)
     np.testing.assert_allclose(loss.loss - loss.vb, expected, rtol=1e-3, atol=1e-5)
 
 
 ENDS_IN_NOISE = [Schedule.create(name, 1000, zero_terminal_snr=True) for name in SCHEDULES]
 
 
-def loss_of_velocity(schedule, out, x_0, t, eps, weights):
-    return hybrid_loss(schedule, lambda x_t, t: out, x_0, t, eps, weights, prediction="v")
+def loss_of_velocity(schedule, out, x_0, t, eps):
+    return loss_in(Velocity(schedule), out, x_0, t, eps)
 
 
 def true_velocity(schedule, x_0, t, eps):
@@ -119,11 +121,11 @@ def test_loss_of_a_velocity_is_exact_down_to_no_signal(schedule, error):
     v_hat = jnp.asarray(v + error * np.asarray(out[..., :3]), jnp.float32)
     out = jnp.concatenate([v_hat, out[..., 3:]], axis=-1)
     expected = np.mean((v - np.float64(v_hat)) ** 2, (1, 2, 3))
-    weights = velocity_weights(schedule)
+    weights = Velocity(schedule).weights
 
     @jax.jit
     def losses(out):
-        return loss_of_velocity(schedule, out, x_0, t, eps, weights)
+        return loss_of_velocity(schedule, out, x_0, t, eps)
 
     loss = losses(out)
     # v, up to 4, is rounded to 2.4e-7: against an error of 0.01 a share of 5e-5 of its square, and
@@ -138,32 +140,30 @@ def test_loss_of_a_velocity_is_exact_down_to_no_signal(schedule, error):
 
 
 @pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
-def test_a_right_velocity_costs_nothing_down_to_no_signal(schedule):
+def test_a_perfect_velocity_has_no_loss_down_to_no_signal(schedule):
     x_0, eps, _ = batch()
     t = jnp.array([1, 500, 998, 999])
     v = jnp.asarray(true_velocity(schedule, x_0, t, eps), jnp.float32)
     out = jnp.concatenate([v, -jnp.ones(SHAPE)], axis=-1)
-    loss = loss_of_velocity(schedule, out, x_0, t, eps, velocity_weights(schedule))
+    loss = loss_of_velocity(schedule, out, x_0, t, eps)
     np.testing.assert_allclose(loss.loss, 0, atol=1e-5)
 
 
-def test_a_velocity_is_the_denoiser_that_it_makes():
-    """Where alpha_bar is not so small that eps's error is lost in float32."""
+def test_a_velocity_has_the_loss_of_its_denoiser():
+    """At t where float32 still resolves eps's error."""
     x_0, eps, out = batch()
     schedule, t = Schedule.create("linear", zero_terminal_snr=True), jnp.array([0, 1, 300, 700])
-    weights = velocity_weights(schedule)
-    denoise = denoiser_of_velocity(schedule, lambda x_t, t: out)
-    expected = hybrid_loss(schedule, denoise, x_0, t, eps, weights)
-    for ours, theirs in zip(
-        loss_of_velocity(schedule, out, x_0, t, eps, weights), expected, strict=True
-    ):
+    velocity = Velocity(schedule)
+    as_eps = velocity.denoiser(lambda x_t, t: out)(q_sample(schedule, x_0, t, eps), t)
+    expected = loss_in(Noise(schedule), as_eps, x_0, t, eps, velocity.weights)
+    for ours, theirs in zip(loss_of_velocity(schedule, out, x_0, t, eps), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["x_0", "eps", "v"])
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr_clamps_the_weight_of_the_error_of_x_0(prediction, gamma):
-    """min(SNR, gamma) |x_0 - x_0_hat|^2 of what each network says of x_0, in float64."""
+    """min(SNR, gamma) |x_0 - x_0_hat|^2 of each network's x_0, in float64."""
     x_0, eps, out = batch()
     schedule, t = Schedule.create("linear"), jnp.array([20, 200, 400, 800])
     alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None]
@@ -179,19 +179,11 @@ def test_min_snr_clamps_the_weight_of_the_error_of_x_0(prediction, gamma):
     assert snr[0] > 5 and snr[-1] < 1
     expected = np.minimum(snr, gamma) * np.mean((x_0 - x_0_hat) ** 2, (1, 2, 3))
 
-    def of_x_0(x_t, t):
-        eps = eps_from_x_0(schedule, x_t, t, split_output(out)[0])
-        return jnp.concatenate([eps, out[..., 3:]], axis=-1)
-
-    loss = hybrid_loss(
-        schedule,
-        of_x_0 if prediction == "x_0" else lambda x_t, t: out,
-        x_0,
-        t,
-        eps,
-        min_snr_weights(schedule, gamma),
-        prediction="v" if prediction == "v" else "eps",
-    )
+    if prediction == "x_0":
+        eps_hat = eps_from_x_0(schedule, jnp.float32(x_t), t, out[..., :3])
+        out = jnp.concatenate([eps_hat, out[..., 3:]], axis=-1)
+    kind = Velocity if prediction == "v" else Noise
+    loss = loss_in(kind(schedule), out, x_0, t, eps, min_snr_weights(schedule, gamma))
     np.testing.assert_allclose(loss.loss - loss.vb, expected, rtol=1e-3)
 
 
@@ -199,32 +191,12 @@ def test_min_snr_clamps_the_weight_of_the_error_of_x_0(prediction, gamma):
 def test_min_snr_weights_are_finite_and_rise_to_one(schedule):
     weights = min_snr_weights(schedule)
     assert (weights > 0).all() and (np.diff(weights) >= 0).all() and weights[-1] == 1
-    # Of v's error: none where there is nothing but noise, and most where SNR is gamma.
-    of_v = weights / velocity_weights(schedule)
+    # The weight of v's error is 0 in pure noise, and largest where SNR is gamma.
+    of_v = weights / Velocity(schedule).weights
     assert of_v[-1] < 1e-7 and abs(of_v.max() - 5 / 6) < 1e-2
 
 
-def test_denoiser_is_given_x_t_and_original_steps():
-    x_0, eps, out = batch()
-    whole, respaced = Schedule.create("linear"), Schedule.create("linear", 1000, "10")
-
-    @jax.jit
-    def seen_by_denoiser(rows):
-        seen = {}
-
-        def denoise(x_t, t):
-            seen.update(x_t=x_t, t=t)
-            return out
-
-        hybrid_loss(respaced, denoise, x_0, rows, eps)
-        return seen["t"], seen["x_t"], q_sample(whole, x_0, seen["t"], eps)
-
-    t, x_t, expected = seen_by_denoiser(jnp.array([0, 3, 8, 9]))
-    np.testing.assert_array_equal(t, [0, 333, 888, 999])
-    np.testing.assert_allclose(x_t, expected, atol=1e-6)
-
-
-def test_bound_teaches_only_the_variance():
+def test_bound_trains_only_the_variance():
     x_0, eps, out = batch()
     schedule, t = Schedule.create("squaredcos_cap_v2"), jnp.array([0, 1, 500, 999])
 
@@ -238,7 +210,7 @@ def test_bound_teaches_only_the_variance():
     assert np.isfinite(total("loss")).all()
 
 
-def test_a_perfect_denoiser_costs_nothing_above_row_0():
+def test_a_perfect_denoiser_has_no_loss_above_row_0():
     x_0, eps, _ = batch()
     out = jnp.concatenate([eps, -jnp.ones(SHAPE)], axis=-1)
     t = jnp.array([1, 10, 300, 900])
@@ -247,7 +219,7 @@ def test_a_perfect_denoiser_costs_nothing_above_row_0():
     np.testing.assert_allclose(loss.vb, 0, atol=1e-5)
 
 
-def test_float32_whatever_the_network_uses():
+def test_loss_is_float32_for_any_network_dtype():
     x_0, eps, out = batch()
     schedule, t = Schedule.create("linear"), jnp.array([0, 5, 500, 999])
     half = out.astype(jnp.bfloat16)
@@ -285,7 +257,7 @@ def test_kl_is_the_integral(mean_q, mean_p, log_variance_q, log_variance_p):
 
 
 def test_bound_is_kl_of_the_posterior_where_the_mean_is_off():
-    """With v = -1 both variances are beta~, and KL = (difference of means)^2 / (2 beta~)."""
+    """For v = -1 both variances are beta~, and KL = (difference of means)^2 / (2 beta~)."""
     x_0, eps, out = batch()
     schedule, t = Schedule.create("linear"), jnp.array([1, 20, 300, 999])
     x_t = q_sample(schedule, x_0, t, eps)
@@ -300,26 +272,24 @@ def test_bound_is_kl_of_the_posterior_where_the_mean_is_off():
     np.testing.assert_allclose(vb, nats / np.log(2), rtol=1e-2)
 
 
-@pytest.mark.parametrize("deviation", [0.07, 0.5])
-def test_correction_weights_measure_the_error_of_the_correction(deviation):
+@pytest.mark.parametrize("std", [0.07, 0.5])
+def test_correction_weights_measure_the_error_of_the_correction(std):
     schedule = Schedule.create("linear")
     t = jnp.array([0, 17, 500, 999])
     rng = np.random.default_rng(0)
     guess, rho, eps = (jnp.asarray(rng.normal(size=(4, 5, 5, 3)), jnp.float32) for _ in range(3))
     alpha_bar = schedule.alpha_bar[np.asarray(t)][:, None, None, None]
     a, s = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
-    right = (a * deviation * eps - s * rho) / np.sqrt(a**2 * deviation**2 + s**2)
-
-    def network(z, t):
-        return jnp.concatenate([jnp.float32(right + 0.5), 0 * z], -1)  # off by a half
-
-    found = hybrid_loss(
-        schedule,
-        velocity_around(schedule, network, guess, deviation),
-        guess + deviation * rho,
-        t,
-        eps,
-        correction_weights(schedule, deviation),
-        "v",
-    )
+    target = (a * std * eps - s * rho) / np.sqrt(a**2 * std**2 + s**2)
+    out = jnp.concatenate([jnp.float32(target + 0.5), 0 * guess], -1)
+    ours = Correction(schedule, guess, std)
+    found = loss_in(ours, out, guess + std * rho, t, eps)
     np.testing.assert_allclose(found.loss - schedule.steps / 1000 * found.vb, 0.25, rtol=1e-3)
+
+    # The loss of the velocity that the correction adds up to, with the same weights.
+    x_t = q_sample(schedule, guess + std * rho, t, eps)
+    v = ours.velocity(out[..., :3], x_t, t)
+    as_v = jnp.concatenate([v, out[..., 3:]], -1)
+    expected = loss_in(Velocity(schedule), as_v, guess + std * rho, t, eps, ours.weights)
+    for part, of_v in zip(found, expected, strict=True):
+        np.testing.assert_allclose(part, of_v, rtol=1e-3)

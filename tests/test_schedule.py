@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from glide_jax.config import DiffusionConfig
 from glide_jax.diffusion.loop import SAMPLERS, sample
-from glide_jax.diffusion.process import denoiser_of_velocity
+from glide_jax.diffusion.parameterization import Velocity
 from glide_jax.diffusion.schedule import SCHEDULES, TERMINAL_ROOT, Schedule, betas, respace
 from glide_jax.errors import UserError
 
@@ -295,7 +295,7 @@ def test_samplers_recover_x_0_from_nothing_but_noise(name, sampler, respacing):
         v = at * (x_t - at * x_0) / of_noise - of_noise * x_0
         return jnp.concatenate([v, -jnp.ones_like(v)], axis=-1)
 
-    denoise = denoiser_of_velocity(whole, network)
+    denoise = Velocity(whole).denoiser(network)
     out = sample(denoise, schedule, x_T, lambda k: x_T, sampler=sampler, threshold=None)
     # At the last step float32 knows x_0 to 1e-3; later steps put right what is wrong there.
     np.testing.assert_allclose(out, x_0, atol=1e-3)

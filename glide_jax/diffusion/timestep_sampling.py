@@ -22,6 +22,14 @@ def rising(key: PRNGKeyArray, count: int, T: int) -> Int[Array, "count"]:
     return jnp.maximum(uniform(key, count, T), uniform(jax.random.fold_in(key, 1), count, T))
 
 
+def stratified(key: PRNGKeyArray, count: int, T: int) -> Int[Array, "count"]:
+    """One uniform t from each of `count` equal parts of [0, T), in random order."""
+    order_key, place_key = jax.random.split(key)
+    place = jnp.arange(count) + jax.random.uniform(place_key, (count,))
+    t = jnp.minimum((place * (T / count)).astype(jnp.int32), T - 1)
+    return jax.random.permutation(order_key, t)
+
+
 class LossHistory(NamedTuple):
     """The latest losses of each t. A pytree of two arrays, for the train state."""
 

@@ -26,7 +26,8 @@ from glide_jax.diffusion.loop import (
     per_image_noise,
     static_threshold,
 )
-from glide_jax.diffusion.process import denoiser_of_velocity, q_sample, velocity_around
+from glide_jax.diffusion.parameterization import Parameterization
+from glide_jax.diffusion.process import q_sample
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.clip import Clip, similarity_gradient
 from glide_jax.models.cpu import drawing_on
@@ -155,13 +156,9 @@ class Programs:
     ) -> State:
         """The second program: some of the denoiser's calls, from the `first` on."""
         model = self.network.bind(params)
-        denoise = model.denoiser(*conditioned)
-        deviation = self.config.diffusion.low_res_std
-        if deviation:
-            guess = model.upsampled(conditioned.condition)
-            denoise = velocity_around(Schedule.of(self.config.diffusion), denoise, guess, deviation)
-        if self.config.diffusion.prediction == "v":
-            denoise = denoiser_of_velocity(Schedule.of(self.config.diffusion), denoise)
+        diffusion = self.config.diffusion
+        guess = model.upsampled(conditioned.condition) if diffusion.low_res_std else None
+        denoise = Parameterization.of(diffusion, guess).denoiser(model.denoiser(*conditioned))
         if guided:
             denoise = classifier_free(
                 denoise,

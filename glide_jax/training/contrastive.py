@@ -1,7 +1,7 @@
-"""The objective of CLIPs: a caption and its image point the same way, others do not.
+"""The contrastive objective of CLIP: embeddings of an image and its own caption are similar.
 
-Noised CLIP sees its images with the base model's noise (sec. 2.4, arXiv 2112.10741); a CLIP with
-a single noise level sees them as they are, and is for ranking.
+A noised CLIP sees images with the base model's noise (sec. 2.4, arXiv 2112.10741). A CLIP with a
+single noise level sees clean images and is for ranking.
 """
 
 import jax
@@ -17,19 +17,18 @@ from glide_jax.models.clip import Clip, clip_network
 from glide_jax.models.network import Network
 from glide_jax.shapes import Batch, Image, Params, TokenMask, Tokens
 from glide_jax.training.objective import (
-    Gradient,
+    BatchGradient,
     Validation,
-    merge,
-    split,
-    stratified_timesteps,
+    merge_micro_batches,
+    split_micro_batches,
 )
 
-LARGEST_SCALE = 100.0
-"""Of similarities in the loss: more makes training unstable (sec. 2.5, arXiv 2103.00020)."""
+MAX_SCALE = 100.0
+"""Largest scale of the logits: more makes training unstable (sec. 2.5, arXiv 2103.00020)."""
 
 
 class Contrastive:
-    """The objective.
+    """The contrastive objective of a run.
 
     Args:
         config: the run.
@@ -49,11 +48,11 @@ class Contrastive:
         batch: Batch,
         key: PRNGKeyArray,
         history: LossHistory | None,
-    ) -> Gradient:
-        """See `objective.Objective`. The loss is the whole batch's, over devices and micro-batches.
+    ) -> BatchGradient:
+        """See `objective.Objective`. Negatives span the batch: all devices and micro-batches.
 
-        Micro-batches keep the embeddings alone and compute the towers anew in the backward pass
-        (arXiv 2101.06983): a batch of any size fits, and gives the gradient it would give at once.
+        Micro-batches store only embeddings; the backward pass recomputes the towers (arXiv
+        2101.06983). Any batch size fits in memory, with the exact gradient.
         """
         t_key, eps_key = jax.random.split(key)
         b = len(batch["image"])
@@ -62,31 +61,31 @@ class Contrastive:
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             clip = self.network.bind(params)
-            image, text = self._embedded(clip, x_t, t, batch)
-            values = _compared(image, text, clip.logit_scale[...])
+            image, text = self._embed(clip, x_t, t, batch)
+            values = _compare(image, text, clip.logit_scale[...])
             return jnp.mean(values["loss"]), values
 
         grads, values = jax.grad(loss, has_aux=True)(params)
         metrics = {name: jnp.mean(value) for name, value in values.items()}
         metrics["temperature"] = jnp.exp(-params["logit_scale"])
-        return Gradient(grads, metrics, t, values["loss"])
+        return BatchGradient(grads, metrics, t, values["loss"])
 
     def validate(
         self, params: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
     ) -> Validation:
-        """See `objective.Objective`. Images are told apart within the batch, at mixed steps."""
+        """See `objective.Objective`. Negatives are the rest of the batch, at other t."""
         t_key, eps_key = jax.random.split(key)
-        t = stratified_timesteps(t_key, len(batch["image"]), self.timestep_count)
+        t = timestep_sampling.stratified(t_key, len(batch["image"]), self.timestep_count)
         clip = self.network.bind(params)
-        image, text = self._embedded(clip, self._noised(batch["image"], t, eps_key), t, batch)
-        return Validation(t, _compared(image, text, clip.logit_scale[...]))
+        image, text = self._embed(clip, self._noised(batch["image"], t, eps_key), t, batch)
+        return Validation(t, _compare(image, text, clip.logit_scale[...]))
 
-    def _embedded(
+    def _embed(
         self, clip: Clip, x_t: Image, t: Int[Array, "b"], batch: Batch
     ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-        """Embeddings of images and captions, one micro-batch after the other."""
+        """Embeddings of images and captions, one micro-batch after another."""
 
-        def embed(
+        def towers(
             part: tuple[Image, Int[Array, "b"], Tokens, TokenMask],
         ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
             x_t, t, tokens, mask = part
@@ -95,12 +94,14 @@ class Contrastive:
         inputs = x_t, t, batch["tokens"], batch["token_mask"]
         parts = self.config.train.micro_batches
         if parts == 1:
-            return embed(inputs)
-        return merge(jax.lax.map(jax.checkpoint(embed), split(inputs, parts)))
+            return towers(inputs)
+        return merge_micro_batches(
+            jax.lax.map(jax.checkpoint(towers), split_micro_batches(inputs, parts))
+        )
 
     def constrain(self, params: Params) -> Params:
-        """See `objective.Objective`: similarities are scaled by LARGEST_SCALE at most."""
-        scale = jnp.minimum(params["logit_scale"], jnp.log(LARGEST_SCALE))
+        """See `objective.Objective`: similarities are scaled by MAX_SCALE at most."""
+        scale = jnp.minimum(params["logit_scale"], jnp.log(MAX_SCALE))
         return params | {"logit_scale": scale}
 
     def _noised(self, image: Image, t: Int[Array, "b"], key: PRNGKeyArray) -> Image:
@@ -109,18 +110,19 @@ class Contrastive:
         return q_sample(self._schedule, image, t, jax.random.normal(key, image.shape))
 
 
-def _compared(
+def _compare(
     image: Float[Array, "b d"], text: Float[Array, "b d"], logit_scale: Float[Array, ""]
 ) -> dict[str, Float[Array, "b"]]:
-    """Symmetric cross-entropy over the batch, fig. 3 of arXiv 2103.00020.
+    """Symmetric cross-entropy over the batch. Fig. 3, arXiv 2103.00020.
 
     Returns:
-        loss: each pair's, the mean of picking its caption and picking its image, in nats.
+        loss: for each pair, the mean cross-entropy of the caption given the image and of the image
+            given the caption, in nats.
         accuracy: 1 where the image's own caption is nearest.
     """
-    logits = jnp.exp(logit_scale) * image @ text.T  # images in rows, captions in columns
-    right = jnp.exp(logit_scale) * jnp.sum(image * text, 1)  # each device's own
-    of_captions = jax.nn.logsumexp(logits, 1) - right
-    of_images = jax.nn.logsumexp(logits, 0) - right
+    logits = jnp.exp(logit_scale) * image @ text.T  # (b, b): images in rows, captions in columns
+    own = jnp.exp(logit_scale) * jnp.sum(image * text, 1)  # (b,), local to each device
+    of_captions = jax.nn.logsumexp(logits, 1) - own
+    of_images = jax.nn.logsumexp(logits, 0) - own
     accuracy = (jnp.argmax(logits, 1) == jnp.arange(len(logits))).astype(jnp.float32)
     return {"loss": (of_captions + of_images) / 2, "accuracy": accuracy}

@@ -1,10 +1,9 @@
-"""The objective of base models and upsamplers, for inpainting or not: to denoise images.
+"""Denoising: the objective of base models and upsamplers, with and without inpainting.
 
-GLIDE's hybrid loss is the default; the other ways to weight it, to draw t and to add to it are
-options of the configuration.
+The default is GLIDE's hybrid loss with uniform t. Other weightings, distributions of t and an
+auxiliary CLIP loss are options of the config.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,42 +12,36 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.config import Config
 from glide_jax.diffusion import timestep_sampling
-from glide_jax.diffusion.loss import (
-    HybridLoss,
-    correction_weights,
-    hybrid_loss,
-    min_snr_weights,
-    velocity_weights,
-)
-from glide_jax.diffusion.process import q_sample, split_output, velocity_around, x_0_from_eps
+from glide_jax.diffusion.loss import HybridLoss, hybrid_loss, min_snr_weights
+from glide_jax.diffusion.parameterization import Parameterization
+from glide_jax.diffusion.process import q_sample, split_output
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.diffusion.timestep_sampling import LossHistory
 from glide_jax.models.clip import Clip
 from glide_jax.models.glide import GlideModel, glide_network
 from glide_jax.models.network import Network
-from glide_jax.shapes import Batch, Denoiser, Image, Params
+from glide_jax.shapes import Batch, Image, ModelOutput, Params
 from glide_jax.training.low_res import area_average, gaussian_blur
 from glide_jax.training.objective import (
-    Gradient,
+    BatchGradient,
     Validation,
-    merge,
-    split,
-    stratified_timesteps,
+    merge_micro_batches,
+    split_micro_batches,
 )
 
 
 class _Draws(NamedTuple):
-    """What a step draws at random, for the whole batch: micro-batches change nothing about it."""
+    """Random numbers of a step, drawn for all examples at once: independent of micro-batches."""
 
     t: Int[Array, "b"]
     weights: Float[Array, "b"]
-    """1 / (T P(t)) where training draws t by its losses; else 1."""
+    """1 / (T P(t)) where t is drawn by its losses; else 1."""
     eps: Float[Array, "b h w c"]
     low_res: "_LowResDraws | None"
 
 
 class _LowResDraws(NamedTuple):
-    """What happens to an upsampler's smaller images."""
+    """Random augmentation of an upsampler's low-resolution images."""
 
     blur_px: Float[Array, "b"]
     t: Int[Array, "b"]
@@ -56,7 +49,7 @@ class _LowResDraws(NamedTuple):
 
 
 class _Losses(NamedTuple):
-    """Each example's, (b,)."""
+    """Losses of each example, (b,)."""
 
     total: jax.Array
     hybrid: HybridLoss
@@ -68,13 +61,13 @@ class _Losses(NamedTuple):
 
 
 class Denoising:
-    """The objective.
+    """The denoising objective of a run.
 
     Args:
         config: the run.
-        clip: of train.clip_run, where train.clip_loss_weight asks for it; batches then hold
+        clip: the CLIP of train.clip_run, for train.clip_loss_weight above 0; batches then hold
             `clip_tokens` and `clip_token_mask`.
-        clip_params: its parameters.
+        clip_params: parameters of `clip`.
     """
 
     def __init__(
@@ -94,10 +87,6 @@ class Denoising:
         self._weights = None
         if diffusion.weighting == "min-snr":
             self._weights = min_snr_weights(self.schedule, diffusion.min_snr_gamma)
-        elif diffusion.low_res_std:
-            self._weights = correction_weights(self.schedule, diffusion.low_res_std)
-        elif diffusion.prediction == "v":
-            self._weights = velocity_weights(self.schedule)
 
     def gradient(
         self,
@@ -106,8 +95,8 @@ class Denoising:
         batch: Batch,
         key: PRNGKeyArray,
         history: LossHistory | None,
-    ) -> Gradient:
-        """See `objective.Objective`. Micro-batches are computed one after the other."""
+    ) -> BatchGradient:
+        """See `objective.Objective`. Micro-batches run one after another."""
         draw_key, dropout_key = jax.random.split(key)
         draws = self._draw(draw_key, batch, history)
         dropout = dropout_key if self.model.unet.dropout > 0 else None
@@ -130,13 +119,13 @@ class Denoising:
                 grads, losses = gradient(params, batch, draws, key)
                 return jax.tree.map(jnp.add, total, grads), losses
 
-            pieces = jnp.arange(parts), split(batch, parts), split(draws, parts)
+            pieces = jnp.arange(parts), *split_micro_batches((batch, draws), parts)
             total, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), pieces)
             grads = jax.tree.map(lambda x: x / parts, total)
-            losses = merge(losses)
+            losses = merge_micro_batches(losses)
         metrics = {name: jnp.mean(value) for name, value in losses.named().items()}
         metrics["loss"] = jnp.mean(draws.weights * losses.total)
-        return Gradient(grads, metrics, draws.t, losses.total)
+        return BatchGradient(grads, metrics, draws.t, losses.total)
 
     def validate(
         self, params: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
@@ -144,18 +133,20 @@ class Denoising:
         """See `objective.Objective`."""
         t_key, key = jax.random.split(key)
         draws = self._draw(key, batch, None)
-        draws = draws._replace(t=stratified_timesteps(t_key, len(draws.t), self.schedule.steps))
+        draws = draws._replace(
+            t=timestep_sampling.stratified(t_key, len(draws.t), self.schedule.steps)
+        )
         parts = self.config.train.micro_batches
 
         def losses(part: tuple[Batch, _Draws]) -> _Losses:
             batch, draws = part
             return self._losses(params, frozen, batch, draws, None)
 
-        found = jax.lax.map(losses, split((batch, draws), parts))
-        return Validation(draws.t, merge(found).named())
+        found = jax.lax.map(losses, split_micro_batches((batch, draws), parts))
+        return Validation(draws.t, merge_micro_batches(found).named())
 
     def constrain(self, params: Params) -> Params:
-        """See `objective.Objective`: they may be anywhere."""
+        """See `objective.Objective`: there is no constraint."""
         return params
 
     def _draw(self, key: PRNGKeyArray, batch: Batch, history: LossHistory | None) -> _Draws:
@@ -189,44 +180,44 @@ class Denoising:
         draws: _Draws,
         dropout_key: PRNGKeyArray | None,
     ) -> _Losses:
-        model, image, inpaint = self.network.bind(params), batch["image"], self.model.inpaint
-        low_res, low_res_t = self._low_res(image, draws.low_res)
-        text = model.encode_text(batch["tokens"], batch["token_mask"], low_res_t)
-        condition = model.condition(
-            low_res, known=image if inpaint else None, mask=batch["mask"] if inpaint else None
-        )
-
-        denoise: Denoiser = partial(model, text=text, condition=condition, key=dropout_key)
-        deviation = self.config.diffusion.low_res_std
-        if deviation:
-            guess = model.upsampled(condition)
-            denoise = velocity_around(self.schedule, denoise, guess, deviation)
+        image = batch["image"]  # (b, h, w, 3)
         x_t = q_sample(self.schedule, image, draws.t, draws.eps)
-        out = denoise(x_t, draws.t)
-        prediction = self.config.diffusion.prediction
-        hybrid = hybrid_loss(
-            self.schedule,
-            lambda x_t, t: out,
-            image,
-            draws.t,
-            draws.eps,
-            self._weights,
-            prediction,
-        )
+        parameterization, out = self._predict(params, batch, x_t, draws, dropout_key)
+        hybrid = hybrid_loss(parameterization, image, draws.t, draws.eps, x_t, out, self._weights)
         if self._clip is None:
             return _Losses(hybrid.loss, hybrid, None)
         predicted, _ = split_output(out)
-        if prediction == "eps":
-            x_0 = x_0_from_eps(self.schedule, x_t, draws.t, predicted)
-        else:  # sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v
-            x_0 = q_sample(self.schedule, x_t, draws.t, -predicted)
+        x_0 = parameterization.x_0(predicted, x_t, draws.t)
         clip_loss = self._clip_loss(self._clip.bind(frozen), x_0, batch)
-        alpha_bar = jnp.asarray(self.schedule.alpha_bar, jnp.float32)[draws.t]
+        alpha_bar = jnp.asarray(self.schedule.alpha_bar, jnp.float32)[draws.t]  # (b,)
         total = hybrid.loss + self.config.train.clip_loss_weight * alpha_bar * clip_loss
         return _Losses(total, hybrid, clip_loss)
 
+    def _predict(
+        self,
+        params: Params,
+        batch: Batch,
+        x_t: Image,
+        draws: _Draws,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Parameterization, ModelOutput]:
+        """The network's output for x_t, conditioned on the batch, and its parameterization."""
+        model, inpaint = self.network.bind(params), self.model.inpaint
+        low_res, low_res_t = self._low_res(batch["image"], draws.low_res)
+        text = model.encode_text(batch["tokens"], batch["token_mask"], low_res_t)
+        condition = model.condition(
+            low_res,
+            known=batch["image"] if inpaint else None,
+            mask=batch["mask"] if inpaint else None,
+        )
+        diffusion = self.config.diffusion
+        guess = model.upsampled(condition) if diffusion.low_res_std else None
+        parameterization = Parameterization.of(diffusion, guess)
+        x = parameterization.network_input(x_t, draws.t)
+        return parameterization, model(x, draws.t, text, condition, dropout_key)
+
     def _clip_loss(self, clip: Clip, x_0: Image, batch: Batch) -> Float[Array, "b"]:
-        """1 - cos(caption, predicted x_0); 0 where the caption was dropped."""
+        """1 - cos(caption, predicted x_0); 0 for dropped captions."""
         px = clip.config.resolution_px
         x_0 = jnp.clip(x_0, -1, 1)
         if px != self.model.resolution_px:
@@ -238,7 +229,7 @@ class Denoising:
     def _low_res(
         self, image: Image, draws: _LowResDraws | None
     ) -> tuple[Float[Array, "b h2 w2 3"] | None, Int[Array, "b"] | None]:
-        """An upsampler's smaller images, made worse as configured, and how noisy they are."""
+        """Augmented low-resolution images and the t of their noise, for an upsampler."""
         if draws is None:
             return None, None
         low_res = area_average(image, image.shape[1] // self.model.upscale_factor)

@@ -1,4 +1,4 @@
-"""What a kind of model is trained for: the contract between `step.Trainer` and the models."""
+"""Objectives: the contract between `step.Trainer` and each kind of model."""
 
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -13,35 +13,36 @@ from glide_jax.shapes import Batch, Params
 Tree = TypeVar("Tree")
 
 
-class Gradient(NamedTuple):
-    """Of one batch."""
+class BatchGradient(NamedTuple):
+    """The gradient of one batch's loss."""
 
     grads: Params
     metrics: dict[str, Float[Array, ""]]
-    """`loss`, which the gradient is of, and what else tells of the batch."""
+    """Means over the batch: `loss`, the differentiated one, and its parts."""
     t: Int[Array, "b"]
-    """Steps that the examples were noised to."""
+    """The noise step of each example."""
     losses: Float[Array, "b"]
-    """Each example's loss, not weighted by how likely its t was."""
+    """The loss of each example, without the weight for the probability of its t."""
 
 
 class Validation(NamedTuple):
-    """Of one batch."""
+    """Losses of one held-out batch."""
 
     t: Int[Array, "b"]
+    """The noise step of each example."""
     values: dict[str, Float[Array, "b"]]
-    """Each example's: `loss`, and what it is made of."""
+    """`loss` and its parts, for each example."""
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss to lower. Its methods are traced; what they draw at random follows from their key."""
+    """A loss to minimize. Its methods are traced; all randomness comes from their key."""
 
     network: Network[Any]
     frozen: Params
-    """Parameters of other networks that the loss needs, handed to the methods as they are."""
+    """Constant parameters of other networks in the loss; an argument of the methods."""
     timestep_count: int
-    """T."""
+    """T, the number of noise steps."""
 
     def gradient(
         self,
@@ -50,41 +51,34 @@ class Objective(Protocol):
         batch: Batch,
         key: PRNGKeyArray,
         history: LossHistory | None,
-    ) -> Gradient:
+    ) -> BatchGradient:
         """The gradient of a batch's loss.
 
         Args:
-            params: of the network.
-            frozen: the attribute of this name.
+            params: parameters of the network.
+            frozen: the attribute of the same name.
             batch: from the loader.
-            key: of this step.
-            history: latest losses of each t, where training draws t by them.
+            key: the key of this step.
+            history: latest losses of each t, for a run that draws t by them.
         """
         ...
 
     def validate(
         self, params: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
     ) -> Validation:
-        """Losses without dropout, at steps spread evenly over [0, T)."""
+        """Losses without dropout, at stratified t."""
         ...
 
     def constrain(self, params: Params) -> Params:
-        """The parameters after an update, held to where they may be."""
+        """Project updated parameters onto the allowed set."""
         ...
 
 
-def stratified_timesteps(key: PRNGKeyArray, count: int, T: int) -> Int[Array, "count"]:
-    """One t from each of `count` equal parts of [0, T), in random order."""
-    order_key, place_key = jax.random.split(key)
-    place = jnp.arange(count) + jax.random.uniform(place_key, (count,))
-    t = jnp.minimum((place * (T / count)).astype(jnp.int32), T - 1)
-    return jax.random.permutation(order_key, t)
+def split_micro_batches(tree: Tree, parts: int) -> Tree:
+    """Reshapes every array (b, ...) to (parts, b / parts, ...).
 
-
-def split(tree: Tree, parts: int) -> Tree:
-    """Every array (b, ...) as (parts, b / parts, ...).
-
-    Interleaved: example i goes to part i mod `parts`, so that every device keeps its own.
+    Interleaved: example i goes to micro-batch i mod `parts`, so every device keeps its own
+    examples.
     """
 
     def leaf(x: jax.Array) -> jax.Array:
@@ -93,6 +87,6 @@ def split(tree: Tree, parts: int) -> Tree:
     return jax.tree.map(leaf, tree)
 
 
-def merge(tree: Tree) -> Tree:
-    """Undoes `split`."""
+def merge_micro_batches(tree: Tree) -> Tree:
+    """Inverse of `split_micro_batches`."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)

@@ -17,7 +17,7 @@ from glide_jax.models.placement import batch_over
 from glide_jax.parallel import sharding
 from glide_jax.runs.state import TrainState
 from glide_jax.shapes import Batch, Params
-from glide_jax.training.objective import Gradient, Objective, Validation
+from glide_jax.training.objective import BatchGradient, Objective, Validation
 from glide_jax.training.optim import ema_decay, ema_update, optimizer
 
 
@@ -96,7 +96,7 @@ class Trainer:
             history=history,
         )
 
-    def gradient(self, frozen: Params, state: TrainState, batch: Batch) -> Gradient:
+    def gradient(self, frozen: Params, state: TrainState, batch: Batch) -> BatchGradient:
         """The gradient that a step takes, with the random draws of this step."""
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
         with batch_over(self._batch_sharding):
