@@ -1,12 +1,13 @@
-"""A base model of the size that OpenAI released, its first stage: 64 px, 385,030,726 parameters.
+"""Released base model, first stage: 64 px, 385,030,726 parameters.
 
-    python train.py --config configs/base64.py --data.source folder --data.path images/
+    python train.py --config base64 --data.source folder --data.path images/
 
-The paper trained its small model, on filtered images, for 1.1M iterations, and then for 500K with
+The paper trained its small model for 1.1M iterations on filtered images, then for 500K with
 classifier-free guidance and inpainting (appendix C, arXiv 2112.10741). This is the first stage;
-configs/base64_cfg.py and configs/base64_inpaint.py go on from it, and configs/base64_3b5.py is the
-paper's larger model. The paper's images are not public: COCO stands for them.
-Hardware: made for a TPU pod or several GPUs; not trained by this project.
+base64_cfg and base64_inpaint fine-tune it, and base64_3b5 is the paper's large model. The paper's
+images are not public; the default data set is COCO.
+
+Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
 from glide_jax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig, UNetConfig
@@ -27,7 +28,7 @@ def get_config() -> Config:
             caption_dropout=0.0,  # paper: the fine-tuning drops captions, not the first stage
         ),
         # Optimizer not published: the defaults, which are ADM's at 64 px.
-        sample=SampleConfig(guidance_scale=1.0),  # the empty caption is only learned later
+        sample=SampleConfig(guidance_scale=1.0),  # empty captions are trained in base64_cfg
         train=TrainConfig(
             steps=1_100_000,  # paper
             batch_examples=2048,  # not published for this size: the paper's larger model's

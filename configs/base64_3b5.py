@@ -1,17 +1,17 @@
-r"""The paper's base model: 3,554,938,374 parameters, 64 px (section 3.1, arXiv 2112.10741).
+r"""Paper's base model: 64 px, 3,554,938,374 parameters (section 3.1, arXiv 2112.10741).
 
-    python train.py --config configs/base64_3b5.py --data.source folder --data.path images/
+    python train.py --config base64_3b5 --data.source folder --data.path images/
 
-The U-Net has about 2.3 billion of them, the text transformer 1.2. What is not published is taken
-from unCLIP's decoder, a model of the same size (table 3, arXiv 2204.06125). Its dropout 0.1, Adam's
-betas 0.9 and 0.999, epsilon 1e-8 and EMA 0.9999 are the smaller model's as well.
-Then the fine-tuning for classifier-free guidance, whose length is not published for this size:
+The U-Net has about 2.3 billion parameters, the text transformer 1.2 billion. Unpublished values are
+those of unCLIP's decoder, a model of the same size (table 3, arXiv 2204.06125), whose dropout 0.1,
+Adam betas 0.9 and 0.999, epsilon 1e-8 and EMA decay 0.9999 are also those of base64.
+Then fine-tune for classifier-free guidance (the length is not published for this size):
 
-    python train.py --config configs/base64_3b5.py --data.source folder --data.path images/ \
+    python train.py --config base64_3b5 --data.source folder --data.path images/ \
         --train.init-from runs/base64_3b5 --train.run-dir runs/base64_3b5_cfg \
         --data.caption-dropout 0.2 --sample.guidance-scale 3 --train.steps 500000
 
-Hardware: a TPU pod, with parameters sharded by --train.fsdp; not trained by this project.
+Hardware: a TPU pod, with parameters sharded by --train.fsdp. Not trained by this project.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def get_config() -> Config:
                 heads=32,  # not published: unCLIP's decoder's
             ),
             unet=dataclasses.replace(model.unet, channels=512),  # paper
-            remat="matmuls",  # docs/scaling.md: the quickest that 32 images a chip fit with
+            remat="matmuls",  # the fastest that fits 32 images a chip: docs/scaling.md
         ),
         optim=dataclasses.replace(
             base.optim,

@@ -1,12 +1,12 @@
-"""The base model that OpenAI released, fine-tuned for guidance: 64 px, 385,030,726 parameters.
+"""Released base model, fine-tuned for guidance: 64 px, 385,030,726 parameters.
 
-    python train.py --config configs/base64.py --data.source folder --data.path images/
-    python train.py --config configs/base64_cfg.py --data.source folder --data.path images/
+    python train.py --config base64 --data.source folder --data.path images/
+    python train.py --config base64_cfg --data.source folder --data.path images/
 
-The second command goes on from the first's runs/base64, exactly as before but with 20% of the
+The second command starts from runs/base64 (or --train.init-from) and trains with 20% of the
 captions empty, for classifier-free guidance (section 3.2, arXiv 2112.10741).
-`--train.init-from` names another run.
-Hardware: made for a TPU pod or several GPUs; not trained by this project.
+
+Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
 import dataclasses

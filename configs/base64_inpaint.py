@@ -1,13 +1,14 @@
-"""The inpainting base model that OpenAI released: 64 px, 385,037,638 parameters.
+"""Released inpainting base model: 64 px, 385,037,638 parameters.
 
-    python train.py --config configs/base64.py --data.source folder --data.path images/
-    python train.py --config configs/base64_inpaint.py --data.source folder --data.path images/
+    python train.py --config base64 --data.source folder --data.path images/
+    python train.py --config base64_inpaint --data.source folder --data.path images/
 
-The second command goes on from the first's runs/base64: four more input channels, the known pixels
-and their mask, whose weights start as zeros (section 3.3, arXiv 2112.10741), and 20% of the
-captions empty, for classifier-free guidance. The regions erased are "random", and no more is
-published: those here are the defaults of data.masks. `--train.init-from` names another run.
-Hardware: made for a TPU pod or several GPUs; not trained by this project.
+The second command starts from runs/base64 (or --train.init-from). It adds four input channels, the
+known pixels and their mask, with weights initialized to zero (section 3.3, arXiv 2112.10741), and
+trains with 20% of the captions empty, for classifier-free guidance. The paper erases "random
+regions"; the masks here are the defaults of data.masks.
+
+Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
 import dataclasses

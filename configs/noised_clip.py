@@ -1,11 +1,12 @@
-"""The noised CLIP that OpenAI released: 64 px, image tower 86,443,776 and text tower 71,679,488.
+"""Released noised CLIP: 64 px, image tower 86,443,776 and text tower 71,679,488 parameters.
 
-    python train.py --config configs/noised_clip.py --data.source folder --data.path images/
+    python train.py --config noised_clip --data.source folder --data.path images/
 
-It sees images with the base model's noise, and is told the time (section 3.4, arXiv 2112.10741).
-Of this smaller one nothing is published: iterations, batch and weight decay are those of the
-paper's last one (configs/noised_clip_vit_l.py), all else is from CLIP's ViT-B (arXiv 2103.00020).
-Hardware: made for a TPU pod; not trained by this project.
+It sees images with the base model's noise and is conditioned on the timestep (section 3.4, arXiv
+2112.10741). Nothing is published about its training: iterations, batch and weight decay are those
+of the paper's ViT-L (noised_clip_vit_l), other values those of CLIP's ViT-B (arXiv 2103.00020).
+
+Hardware: a TPU pod. Not trained by this project.
 """
 
 from glide_jax.config import ClipConfig, Config, DataConfig, OptimConfig, TrainConfig
@@ -24,12 +25,12 @@ def get_config() -> Config:
             learning_rate=5e-4,  # not published: CLIP's ViT-B's
             b2=0.98,  # not published: CLIP's
             eps=1e-6,  # not published: CLIP's
-            weight_decay=0.0125,  # paper, of its last one
+            weight_decay=0.0125,  # paper, for its ViT-L
             warmup_steps=2000,  # not published: CLIP's
             decay_steps=390_000,  # not published: a cosine to the end, as CLIP
         ),
         train=TrainConfig(
-            steps=390_000,  # paper, of its last one
-            batch_examples=32_768,  # paper, of its last one
+            steps=390_000,  # paper, for its ViT-L
+            batch_examples=32_768,  # paper, for its ViT-L
         ),
     )

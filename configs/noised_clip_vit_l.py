@@ -1,11 +1,12 @@
-"""The paper's last noised CLIP, of ViT-L size: 64 px, 440,439,041 parameters.
+"""Paper's noised CLIP of ViT-L size: 64 px, 440,439,041 parameters.
 
-    python train.py --config configs/noised_clip_vit_l.py --data.source folder --data.path images/
+    python train.py --config noised_clip_vit_l --data.source folder --data.path images/
 
-390K iterations at batch 32K with weight decay 0.0125 (appendix, arXiv 2112.10741),
-as configs/noised_clip.py. What is not published is from CLIP's ViT-L/14 (arXiv 2103.00020), but for
-the images: 64 px, in patches of 4 as the released model's.
-Hardware: made for a TPU pod; not trained by this project.
+390K iterations at batch 32K with weight decay 0.0125 (appendix, arXiv 2112.10741). Unpublished
+values are those of CLIP's ViT-L/14 (arXiv 2103.00020), except the images: 64 px in patches of 4, as
+in the released model.
+
+Hardware: a TPU pod. Not trained by this project.
 """
 
 import dataclasses

@@ -1,10 +1,11 @@
-"""The shipped demo's base model: 32 px scenes, 4.2M parameters.
+"""Base model of the shipped demo: 32 px scenes, 4.2M parameters.
 
-    python train.py --config configs/scenes_base32.py
+    python train.py --config scenes_base32
+    python -m glide_jax.evaluation.scenes --checkpoint runs/scenes_base32 --n 256 --steps 25
 
-The shipped one learned in lessons, which docs/training.md has as commands; its card,
-glide_jax/demo/base/MODEL_CARD.md, says how well it draws.
-Differs from the paper as configs/scenes_tiny.py does, and for the same reasons.
+Hardware: a CPU. The shipped model was trained by the curriculum in docs/training.md; its training
+time and accuracy are in glide_jax/demo/base/MODEL_CARD.md. Differences from the paper, and their
+reasons, are those of scenes_tiny.
 """
 
 from glide_jax.config import (

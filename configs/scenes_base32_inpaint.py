@@ -1,8 +1,10 @@
-"""The shipped demo's inpainting model, fine-tuned from scenes_base32 (sec. 3.3 of the paper).
+"""Inpainting model of the shipped demo, fine-tuned from scenes_base32 (sec. 3.3 of the paper).
 
-    python train.py --config configs/scenes_base32_inpaint.py
+    python train.py --config scenes_base32_inpaint
+    python -m glide_jax.evaluation.scenes.inpainting --checkpoint runs/scenes_base32_inpaint --n 200
 
-It starts from runs/scenes_base32; --train.init-from names another folder.
+Hardware: a CPU. It starts from runs/scenes_base32 (or --train.init-from). The shipped model's
+training time and accuracy are in glide_jax/demo/base-inpaint/MODEL_CARD.md.
 """
 
 import dataclasses

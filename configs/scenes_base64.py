@@ -1,8 +1,8 @@
-"""A 64 px base model for one GPU, on the built-in scenes.
+"""Base model for one GPU: 64 px scenes.
 
-    python train.py --config configs/scenes_base64.py
+    python train.py --config scenes_base64
 
-Hardware: one GPU with 16 GB or more. Not yet trained by this project: no result to compare with.
+Hardware: one GPU with 16 GB or more. Not trained by this project: no expected result.
 """
 
 from glide_jax.config import (

@@ -1,8 +1,11 @@
-"""The shipped demo's noised CLIP: tells which caption a 32 px scene belongs to, at any noise.
+"""Noised CLIP of the shipped demo: scores captions of 32 px scenes at every noise level.
 
-    python train.py --config configs/scenes_clip32.py
+    python train.py --config scenes_clip32
+    python -m glide_jax.evaluation.retrieval --checkpoint runs/scenes_clip32
 
-A batch of 128 scenes seldom holds two that one caption fits, which it would count as a mistake.
+Hardware: a CPU. The shipped model's training time and accuracy are in
+glide_jax/demo/clip/MODEL_CARD.md. With a batch of 128 scenes, two images rarely fit one caption,
+which would count as an error.
 """
 
 import dataclasses

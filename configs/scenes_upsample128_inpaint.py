@@ -1,8 +1,9 @@
-"""The shipped demo's inpainting model, fine-tuned from scenes_upsample128 (sec. 3.3 of the paper).
+"""Inpainting upsampler of the shipped demo, fine-tuned from scenes_upsample128.
 
-    python train.py --config configs/scenes_upsample128_inpaint.py
+    python train.py --config scenes_upsample128_inpaint
 
-It starts from runs/scenes_upsample128; --train.init-from names another folder.
+Hardware: a CPU. It starts from runs/scenes_upsample128 (or --train.init-from). The shipped model's
+training time is in glide_jax/demo/upsample-inpaint/MODEL_CARD.md. Source: sec. 3.3 of the paper.
 """
 
 import dataclasses

@@ -1,11 +1,12 @@
-"""The upsampler that OpenAI released: 64 to 256 px, 398,361,286 parameters.
+"""Released upsampler: 64 to 256 px, 398,361,286 parameters.
 
-    python train.py --config configs/upsample256.py --data.source folder --data.path images/
+    python train.py --config upsample256 --data.source folder --data.path images/
 
-A U-Net as the base model's that also sees the smaller image, and the caption as well (section
-3.1, arXiv 2112.10741). It learns to undo an average over areas, as ADM's upsampler (arXiv
-2105.05233), of which it also takes what is not published.
-Hardware: made for a TPU pod or several GPUs; not trained by this project.
+The base model's U-Net, conditioned also on the low-resolution image (section 3.1, arXiv
+2112.10741). It inverts an area average, as ADM's upsampler does (arXiv 2105.05233), from which
+unpublished values are taken.
+
+Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
 from glide_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, UNetConfig

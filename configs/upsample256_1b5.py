@@ -1,14 +1,15 @@
-"""The paper's upsampler: 1,641,964,934 parameters, 64 to 256 px (section 3.1, arXiv 2112.10741).
+"""Paper's upsampler: 64 to 256 px, 1,641,964,934 parameters (section 3.1, arXiv 2112.10741).
 
-    python train.py --config configs/upsample256_1b5.py --data.source folder --data.path images/
+    python train.py --config upsample256_1b5 --data.source folder --data.path images/
 
-The smaller one (configs/upsample256.py), only wider. How deep its text transformer is is not
-published: of the base model's the paper changes the width alone, so here it has 24 layers. That
-makes 1.6 billion parameters where the paper says 1.5; with 16 layers, as in the released models, it
-would be 1,541,195,142 (--model.text.layers 16).
-The small images are blurred in training, as for unCLIP's upsampler, because base models do not
-draw as sharply as an average over areas; whether GLIDE's were is not published.
-Hardware: a TPU pod, with parameters sharded by --train.fsdp; not trained by this project.
+A wider upsample256. The depth of its text transformer is not published; 24 layers are the base
+model's, of which the paper changes only the width. That gives 1.6 billion parameters where the
+paper says 1.5; with 16 layers, as in the released models, there are 1,541,195,142
+(--model.text.layers 16). Low-resolution images are blurred in training, as for unCLIP's upsampler,
+because base models' samples are less sharp than area averages; whether GLIDE did so is not
+published.
+
+Hardware: a TPU pod, with parameters sharded by --train.fsdp. Not trained by this project.
 """
 
 import dataclasses

@@ -1,14 +1,14 @@
-r"""The inpainting upsampler that OpenAI released: 64 to 256 px, 398,368,198 parameters.
+"""Released inpainting upsampler: 64 to 256 px, 398,368,198 parameters.
 
-    python train.py --config configs/upsample256.py --data.source folder --data.path images/
-    python train.py --config configs/upsample256_inpaint.py --data.source folder \
-        --data.path images/
+    python train.py --config upsample256 --data.source folder --data.path images/
+    python train.py --config upsample256_inpaint --data.source folder --data.path images/
 
-The second command goes on from the first's runs/upsample256: four more input channels, the known
-pixels of the large image and their mask, whose weights start as zeros; it sees all of the small
-image (section 3.3, arXiv 2112.10741). The regions erased are "random", and no more is published:
-those here are the defaults of data.masks. `--train.init-from` names another run.
-Hardware: made for a TPU pod or several GPUs; not trained by this project.
+The second command starts from runs/upsample256 (or --train.init-from). It adds four input channels,
+the known pixels of the high-resolution image and their mask, with weights initialized to zero; the
+low-resolution image is complete (section 3.3, arXiv 2112.10741). The paper erases "random regions";
+the masks here are the defaults of data.masks.
+
+Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
 import dataclasses
