@@ -1,14 +1,13 @@
-"""A run of several processes: how they find each other, agree, and end together.
+"""Launch of a multi-process run: which processes take part, and that all are started alike.
 
-Each computes its part of every batch on its own devices; a `ProcessGroup` connects them besides.
+JAX makes the devices of all processes one mesh; a `ProcessGroup` ends the processes together.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import platform
-import time
-import traceback
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from jax.experimental import multihost_utils
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
-from glide_jax.parallel.process_group import GONE, GRACE_S, HEARTBEAT_TIMEOUT_S, ProcessGroup
-from glide_jax.parallel.rendezvous import listen, own_address, parse_address, rendezvous
+from glide_jax.parallel.process_group import ProcessGroup
+from glide_jax.parallel.rendezvous import HEARTBEAT_TIMEOUT_S, listen, parse_address, rendezvous
 
 START_S = 300
-"""How long processes wait for each other at the start, unless told otherwise."""
+"""Default time that processes wait for each other at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +47,20 @@ class LaunchFlags:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a process was started: alone, unless something says otherwise."""
+    """How a process was started; by default, as the only one of its run."""
 
     coordinator: str = ""
-    """Where process 0 listens, as host:port; empty where JAX finds that out by itself."""
+    """Address of process 0, as HOST:PORT; empty if JAX finds the processes."""
     processes: int = 1
-    """Of the run; where JAX finds that out by itself, as far as known."""
+    """Number of processes; an estimate if JAX finds them."""
     process: int = 0
-    """Number of this one."""
+    """Number of this process, from 0."""
     found_by_jax: bool = False
-    """Whether the cluster says who takes part: SLURM, a TPU pod, Open MPI, Kubernetes."""
+    """Whether JAX finds the processes: SLURM, a TPU pod, Open MPI, Kubernetes."""
     start_s: int = START_S
+    """Longest wait for the other processes."""
     heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S
-    """A process of which the others hear nothing for so long counts as gone."""
+    """Time without a heartbeat after which a process counts as gone."""
 
     @classmethod
     def of(cls, flags: LaunchFlags, environment: Mapping[str, str]) -> "Launch":
@@ -97,9 +97,9 @@ class Launch:
 
     @property
     def sharing_cores(self) -> int:
-        """How many processes share this machine's cores, as far as known.
+        """Number of processes known to share this machine's cores.
 
-        SLURM gives every task cores of its own.
+        SLURM gives every task its own cores.
         """
         local = self.coordinator.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
         return self.processes if local else 1
@@ -107,151 +107,128 @@ class Launch:
 
 @contextlib.contextmanager
 def joined(launch: Launch, last_step: Callable[[], int | None]) -> Iterator[ProcessGroup]:
-    """Joins the run's processes, and sees to it that all end when one does.
+    """Joins the processes of the run, which all end when one does. Call it before JAX is used.
 
-    Call it before JAX is used. A `UserError` of one process ends all with status 2, and a process
-    that is gone with status `group.GONE`, each with a line that names it.
+    A `UserError` in one process ends all with status 2. The death of one ends the others with
+    status `process_group.GONE` and a line that names it.
 
     Args:
         launch: how this process was started.
         last_step: see `ProcessGroup`.
 
     Raises:
-        UserError: the others are not found, or one was started otherwise.
+        UserError: a process is missing, or was started differently.
     """
     if not launch.found_by_jax and launch.processes == 1:
         yield ProcessGroup()
         return
-    # Requests to stop are agreed on by the loop; JAX's own service would take SIGTERM away.
+    # The training loop agrees on requests to stop; JAX's own service would take SIGTERM away.
     jax.config.update("jax_enable_preemption_service", False)
+    listener = None
     if launch.found_by_jax:
         _connect_jax(launch)
         if jax.process_count() == 1:
             yield ProcessGroup()
             return
-    group, jax_address = _meet(launch, last_step)
+        launch, listener = _located(launch)
+    elif launch.process == 0:
+        listener = listen(launch.coordinator)
+    where = (launch.coordinator, launch.process, launch.processes)
+    links = rendezvous(listener, *where, launch.start_s, launch.heartbeat_timeout_s)
+    group = ProcessGroup(*where[1:], links, last_step, launch.heartbeat_timeout_s)
     try:
         if not launch.found_by_jax:
-            _connect_jax(launch, jax_address)
+            _connect_jax(
+                launch,
+                coordinator_address=launch.coordinator,  # free again after the rendezvous
+                num_processes=launch.processes,
+                process_id=launch.process,
+                cluster_detection_method="deactivate",
+            )
         yield group
         group.shutdown()
-    except UserError as error:
-        group.fail(str(error), 2, f"error: {error}\n")
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, Exception):
-            time.sleep(GRACE_S)  # if it comes from another's death, that is said meanwhile
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        group.fail(why, GONE, traceback.format_exc())
+        group.fail(error)
     jax.distributed.shutdown()
 
 
-def _connect_jax(launch: Launch, address: str | None = None) -> None:
-    """Makes all processes' devices one; None: at an address that the cluster names."""
-    known: dict[str, Any] = {}
-    if address is not None:
-        known = {
-            "coordinator_address": address,
-            "num_processes": launch.processes,
-            "process_id": launch.process,
-            "cluster_detection_method": "deactivate",
-        }
+def _connect_jax(launch: Launch, **where: Any) -> None:
+    """Makes the devices of all processes visible; without `where`, the cluster names them."""
     try:
         jax.distributed.initialize(
-            **known,
+            **where,
             initialization_timeout=launch.start_s,
-            # Later than ours, which say more.
+            # Later than the process group's, whose message is clearer.
             heartbeat_timeout_seconds=2 * launch.heartbeat_timeout_s,
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"JAX cannot connect the run's processes: {error}") from error
+        raise UserError(f"JAX cannot connect the processes of the run: {error}") from error
 
 
-def _meet(launch: Launch, last_step: Callable[[], int | None]) -> tuple[ProcessGroup, str]:
-    """The run's processes, and an address of the lead's for JAX."""
-    index, count, address = launch.process, launch.processes, launch.coordinator
-    if launch.found_by_jax:
-        index, count = jax.process_index(), jax.process_count()
-        listener = listen("", 0) if index == 0 else None
-        own = f"{own_address()}:{listener.getsockname()[1]}" if listener else ""
-        address = _gathered(own)[0]
-    else:
-        listener = listen(*parse_address(address)) if index == 0 else None
-    connections, jax_port = rendezvous(
-        listener, address, index, count, launch.start_s, launch.heartbeat_timeout_s
-    )
-    host = address.rpartition(":")[0]
-    return ProcessGroup(
-        index, count, connections, last_step, launch.heartbeat_timeout_s
-    ), f"{host}:{jax_port}"
-
-
-def _gathered(text: str) -> list[str]:
-    """Every process's text, by JAX's own means."""
-    padded = np.frombuffer(text.encode().ljust(256), np.uint8)
-    return [bytes(row).decode().strip() for row in multihost_utils.process_allgather(padded)]
+def _located(launch: Launch) -> tuple[Launch, socket.socket | None]:
+    """What JAX knows of a launch: number of processes, this one's; and the lead's listener."""
+    lead, listener, address = jax.process_index() == 0, None, ""
+    if lead:
+        host = socket.gethostname()  # may have no address that the others know
+        probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with probe, contextlib.suppress(OSError):  # there may be no default route
+            probe.connect(("192.0.2.1", 9))  # sends nothing, but chooses an interface
+            host = probe.getsockname()[0]
+        listener = socket.create_server(("", 0), backlog=1024)
+        address = f"{host}:{listener.getsockname()[1]}"
+    padded = np.frombuffer(address.encode().ljust(256), np.uint8)
+    address = bytes(multihost_utils.broadcast_one_to_all(padded, is_source=lead)).decode().strip()
+    numbers = {"process": jax.process_index(), "processes": jax.process_count()}
+    return dataclasses.replace(launch, coordinator=address, **numbers), listener
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process says so: all learn it at the same call, which all must make."""
+    """Whether the flag of any process is set. All processes must call it."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def require_same(group: ProcessGroup, config: Config, images: int) -> None:
-    """Checks that all processes were started alike.
+    """Checks that all processes have the same settings, versions and data.
 
     Args:
         group: the processes.
-        config: of this one.
-        images: length of the data set that it sees.
+        config: of this process.
+        images: size of the data set that this process sees.
 
     Raises:
-        UserError: in all of them, naming the first that differs and in what.
+        UserError: in all processes, naming the first difference.
     """
-    versions = {
+    settings, _ = jax.tree_util.tree_flatten_with_path(
+        dataclasses.asdict(config), is_leaf=lambda value: not isinstance(value, dict)
+    )
+    facts = {
+        "glide_jax source": _source_digest(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "Python": platform.python_version(),
-    }
-    settings = dict(_settings(dataclasses.asdict(config)))
-    facts = {
-        "settings": settings,
-        "versions": versions,
-        "source": _source_digest(),
-        "images": images,
+        **{
+            jax.tree_util.keystr(path, simple=True, separator="."): value
+            for path, value in settings
+        },
+        "data set size": images,
     }
     ours, *others = group.gather(facts)
     for process, theirs in enumerate(others, 1):
-        if theirs["source"] != ours["source"]:
-            raise UserError(f"process {process} has another version of glide_jax than process 0")
-        for kind in ("versions", "settings"):
-            for name in sorted(ours[kind].keys() | theirs[kind].keys()):
-                there, here = theirs[kind].get(name), ours[kind].get(name)
-                if there != here:
-                    raise UserError(
-                        f"process {process} has {name} {there}, process 0 has {here}: start all "
-                        "with the same"
-                    )
-        if theirs["images"] != ours["images"]:
-            raise UserError(
-                f"process {process} sees {theirs['images']:,} images, process 0 sees "
-                f"{ours['images']:,}: give all the same data"
-            )
-
-
-def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+        for name in {**ours, **theirs}:
+            there, here = theirs.get(name), ours.get(name)
+            if there != here:
+                raise UserError(
+                    f"process {process} has {name} {there}, process 0 has {here}: start all with "
+                    "the same settings, versions and data"
+                )
 
 
 def _source_digest() -> str:
-    """Of the package's source files."""
+    """Digest of the package's source files."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:12]

@@ -1,45 +1,70 @@
-"""The first thing that a run's processes do: the lead hears of all others, or says who is missing.
+"""The start of a multi-process run: every process connects to process 0, the lead.
 
-JAX aborts with a page of text where a process cannot be reached, or comes twice. So processes meet
-here first, at the address that they were given, and the lead hands on where JAX is to meet.
+This stays beside JAX's coordination service because that aborts every process, with a page of text
+and without naming anyone, when a process is missing or two have the same number. The lead listens
+at --coordinator, checks who connects, and then leaves the port to JAX.
 """
 
 import contextlib
 import json
 import socket
+import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from glide_jax.errors import UserError
-from glide_jax.parallel.process_group import GRACE_S, HEARTBEAT_TIMEOUT_S
+
+HEARTBEAT_TIMEOUT_S = 30
+"""Default time without a heartbeat after which a process counts as gone."""
+
+HELLO_TIMEOUT_S = 10.0
+"""Time for a new connection to say which process it is from."""
+
+
+class Link:
+    """A connection to another process that carries JSON objects, one a line."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lines = connection.makefile("r", encoding="utf-8")
+        self._sending = threading.Lock()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends a message; a lost connection is left to the receiving side to report."""
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, timeout_s: float | int) -> dict[str, Any] | None:
+        """Returns the next message; None for a closed or silent connection, or other data."""
+        try:  # the last line of a killed process may be cut short: a ValueError
+            self._connection.settimeout(timeout_s)
+            message = json.loads(self._lines.readline())
+        except (OSError, ValueError):
+            return None
+        return message if isinstance(message, dict) else None
+
+    def close(self) -> None:
+        """Closes the connection, at both ends."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # also ends a `receive` of another thread
+        self._connection.close()
 
 
 def parse_address(coordinator: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT. Raises UserError if it is none."""
+    """Host and port of HOST:PORT. Raises UserError for anything else."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--coordinator {coordinator} must be HOST:PORT, as 10.0.0.1:1234")
+        raise UserError(f"--coordinator {coordinator} must be HOST:PORT, such as 10.0.0.1:1234")
     return host.strip("[]"), int(port)
 
 
-def own_address() -> str:
-    """Of this machine, as others see it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing; the system picks what to send from
-        except OSError:  # no way out of this machine
-            return socket.gethostname()
-        return probe.getsockname()[0]
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """The lead's end, for `rendezvous`; port 0 takes a free one. Raises UserError."""
+def listen(address: str) -> socket.socket:
+    """The lead's listening socket for `rendezvous`. Raises UserError."""
     try:
-        return socket.create_server((host, port), backlog=1024)
+        return socket.create_server(parse_address(address), backlog=1024)
     except OSError as error:
         raise UserError(
-            f"process 0 cannot listen at {host}:{port}: {error.strerror}; give a --coordinator "
+            f"process 0 cannot listen at {address}: {error.strerror}; give a --coordinator "
             "whose host is this machine and whose port is free"
         ) from None
 
@@ -49,83 +74,79 @@ def rendezvous(
     address: str,
     index: int,
     count: int,
-    limit_s: int,
+    timeout_s: int,
     heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S,
-) -> tuple[dict[int, socket.socket], int]:
-    """Connects the lead and the others.
+) -> dict[int, Link]:
+    """Connects the lead and the other processes.
 
     Args:
-        listener: from `listen`; None for the others.
-        address: where that is.
-        index: of this process.
-        count: of processes.
-        limit_s: how long they wait for each other.
-        heartbeat_timeout_s: what `ProcessGroup` takes, which has to be the same for all.
+        listener: from `listen`, closed at the end; None for all processes but the lead.
+        address: HOST:PORT of the listener.
+        index: number of this process.
+        count: number of processes.
+        timeout_s: longest wait for the other processes.
+        heartbeat_timeout_s: of the `ProcessGroup`; the same for all processes.
 
     Returns:
-        The connections that `ProcessGroup` takes, and a port of the lead's machine for JAX.
+        The links of `ProcessGroup`.
 
     Raises:
-        UserError: a process is missing, comes twice, or was started otherwise.
+        UserError: a process is missing, has the number of another one, or other flags.
     """
-    deadline = time.monotonic() + limit_s
-    same = {"--processes": count, "--heartbeat-timeout-s": heartbeat_timeout_s}
+    deadline = time.monotonic() + timeout_s
+    flags = {"--processes": count, "--heartbeat-timeout-s": heartbeat_timeout_s}
     if listener is None:
-        connection, answer = _report(address, {"process": index, **same}, deadline)
-        connections = {0: connection}
-        if "refused" in answer:
-            raise UserError(answer["refused"])
-    else:
+        return {0: _join(address, {"process": index, **flags}, deadline)}
+    refusal, links = "", dict[int, Link]()
+    try:
         with listener:
-            connections, refusal = _gather_all(listener, same, deadline, limit_s)
-        with socket.create_server(("", 0)) as free:
-            answer = {"refused": refusal} if refusal else {"jax_port": free.getsockname()[1]}
-        for connection in connections.values():
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(answer).encode() + b"\n")
-        if refusal:
-            raise UserError(refusal)
-    return connections, answer["jax_port"]
+            _accept_all(listener, flags, links, timeout_s, deadline)
+        return links
+    except UserError as error:
+        refusal = str(error)
+        raise
+    finally:
+        for link in links.values():
+            link.send({"refusal": refusal})
 
 
-def _gather_all(
-    listener: socket.socket, same: Mapping[str, int], deadline: float, limit_s: int
-) -> tuple[dict[int, socket.socket], str]:
-    """A connection to every other process; and what is wrong with them, or nothing."""
-    count = same["--processes"]
-    found: dict[int, socket.socket] = {}
-    while len(found) < count - 1:
+def _accept_all(
+    listener: socket.socket,
+    flags: dict[str, int],
+    links: dict[int, Link],
+    timeout_s: int,
+    deadline: float,
+) -> None:
+    """Fills `links` with all other processes; a refused one has the key -1."""
+    count = flags["--processes"]
+    while len(links) < count - 1:
         listener.settimeout(max(0.01, deadline - time.monotonic()))
         try:
-            connection, _ = listener.accept()
+            link = Link(listener.accept()[0])
         except TimeoutError:
-            missing = ", ".join(str(i) for i in range(1, count) if i not in found)
-            return found, f"process {missing} of {count} did not come within {limit_s} s"
-        try:
-            connection.settimeout(10)
-            hello = _line(connection)
-            process, theirs = hello["process"], {flag: hello[flag] for flag in same}
-        except (OSError, ValueError, LookupError, TypeError):
-            connection.close()  # somebody else
+            missing = ", ".join(str(i) for i in range(1, count) if i not in links)
+            raise UserError(
+                f"process {missing} of {count} did not connect within {timeout_s} s"
+            ) from None
+        hello = link.receive(HELLO_TIMEOUT_S) or {}
+        if hello.keys() != {"process", *flags}:
+            link.close()  # another program
             continue
-        for flag, ours in same.items():
-            if theirs[flag] != ours:
-                found[-1] = connection
-                return found, (
-                    f"process {process} was started with {flag} {theirs[flag]}, process 0 with "
-                    f"{ours}"
-                )
-        if process in found or process == 0:
-            found[-1] = connection
-            return found, f"two processes were started with --process {process}"
-        found[process] = connection
-    return found, ""
+        process = hello["process"]
+        duplicate = process in links or process == 0
+        different = [flag for flag in flags if hello[flag] != flags[flag]]
+        links[-1 if duplicate or different else process] = link
+        for flag in different:
+            raise UserError(
+                f"process {process} was started with {flag} {hello[flag]}, process 0 with "
+                f"{flags[flag]}"
+            )
+        if duplicate:
+            raise UserError(f"two processes were started with --process {process}")
 
 
-def _report(
-    address: str, hello: dict[str, int], deadline: float
-) -> tuple[socket.socket, dict[str, Any]]:
-    """Says to the lead who this is, as soon as it listens, and waits for its answer."""
+def _join(address: str, hello: dict[str, int], deadline: float) -> Link:
+    """Connects to the lead as soon as it listens, and waits for its answer."""
     while True:
         try:
             connection = socket.create_connection(
@@ -135,26 +156,16 @@ def _report(
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"cannot reach process 0 at {address}: {error}; is it running, and is that "
-                    "its address?"
+                    f"cannot reach process 0 at {address}: {error}; check that it is running and "
+                    "that this is its address"
                 ) from None
             time.sleep(0.2)
-    try:
-        connection.sendall(json.dumps(hello).encode() + b"\n")
-        connection.settimeout(max(0.1, deadline - time.monotonic()) + GRACE_S)
-        return connection, _line(connection)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"process 0 at {address} did not answer as glide_jax does: {error}"
-        ) from None
-
-
-def _line(connection: socket.socket) -> dict[str, Any]:
-    """One line of JSON, and not a byte more."""
-    text = b""
-    while not text.endswith(b"\n"):
-        byte = connection.recv(1)
-        if not byte:
-            raise ValueError("the connection was closed")
-        text += byte
-    return json.loads(text)
+    link = Link(connection)
+    link.send(hello)
+    # The lead may have started later, and waits as long for the others.
+    answer = link.receive(max(0.0, deadline - time.monotonic()) + HELLO_TIMEOUT_S) or {}
+    if "refusal" not in answer:
+        raise UserError(f"{address} did not answer as process 0 of a run does: check --coordinator")
+    if answer["refusal"]:
+        raise UserError(answer["refusal"])
+    return link

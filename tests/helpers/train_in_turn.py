@@ -1,6 +1,6 @@
-"""Trains several configurations in one start of the processes.
+"""Trains several configurations, one after the other, with the same processes.
 
-python -m tests.train_in_turn --coordinator HOST:PORT --processes N --process I a.json b.json
+python -m tests.helpers.train_in_turn --coordinator HOST:PORT --processes N --process I CONFIG...
 """
 
 import os
