@@ -2,6 +2,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,21 @@ def test_parameters_shared_out_over_all_chips_are_gathered():
     assert "collective-permute" in program(None)
     assert "collective-permute" not in program(sharding.compiler_options(mesh))
     assert sharding.compiler_options(sharding.local_mesh(2, topology_devices(slice))) is None
+
+
+@with_compiler
+def test_only_a_shard_of_the_gradient_crosses_slices():
+    devices = topology_devices("v5e:2x2", slices=2)
+    mesh = sharding.local_mesh(4, devices)
+    by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    x = jax.ShapeDtypeStruct((64, 512), "float32", sharding=sharding.batch_sharding(mesh))
+    w = jax.ShapeDtypeStruct((512, 512), "float32", sharding=by_rows)
+    gradient = jax.jit(jax.grad(lambda w, x: ((x @ w) ** 2).sum()), out_shardings=by_rows)
+    text = gradient.lower(w, x).compile().as_text()
+    assert " all-gather(" in text
+    assert set(re.findall(r"replica_groups=(\S+),", text)) == {"{{0,1,2,3}}"}  # of one slice
+    (sent,) = re.findall(r" = \(f32\[([\d,]+)\]\S* u32\[\], token\[\]\) send\(", text)
+    assert np.prod([int(n) for n in sent.split(",")]) == 512 * 512 / 4
 
 
 @with_compiler

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from functools import cache
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from helpers import model_set, tiny
 from helpers.one_device import assert_same_gradient, one_device_mesh
 
+from glide_jax import UserError
 from glide_jax.models import placement
 from glide_jax.parallel import sharding
 from glide_jax.training.build import make_objective
@@ -80,6 +82,52 @@ def test_eight_devices_compute_what_one_does(kind, fsdp, remat, monkeypatch):
     expected_grads, expected_metrics, expected_losses = on_one_device(kind)
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
     assert_same_gradient((grads, metrics), (expected_grads, expected_metrics))
+
+
+@pytest.mark.parametrize(
+    ("batch_examples", "fsdp", "line"),
+    [
+        (8, 3, r"train.fsdp \(3\) must divide the number of devices \(8\)"),
+        (9, 1, r"\(9\) must be divisible by the number of devices \(8\)"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_is_refused(batch_examples, fsdp, line):
+    config = tiny.get_config()
+    train = dataclasses.replace(config.train, batch_examples=batch_examples, fsdp=fsdp)
+    with pytest.raises(UserError, match=line):
+        sharding.make_mesh(dataclasses.replace(config, train=train))
+
+
+def chips(slices):
+    """Stand-ins for the chips of several TPU slices of 2x2 chips, in a mixed order."""
+    kind = {"platform": "tpu", "device_kind": "TPU v4", "core_on_chip": 0, "process_index": 0}
+    return [
+        Mock(
+            spec=jax.Device,
+            id=4 * index + 2 * x + y,
+            slice_index=index,
+            coords=(x, y, 0),
+            **kind,
+        )
+        for y in range(2)
+        for index in range(slices)
+        for x in range(2)
+    ]
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_parameters_are_sharded_within_a_slice_and_replicated_across_slices(fsdp):
+    mesh = sharding.local_mesh(fsdp, chips(slices=3))
+    assert dict(mesh.shape) == {"data": 12 // fsdp, "fsdp": fsdp}
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert (slices == slices[:, :1]).all()
+    assert (np.diff(slices[:, 0]) >= 0).all()  # a slice's replicas are neighbors along 'data'
+    assert len(set(mesh.devices.flat)) == 12
+
+
+def test_sharding_across_slices_is_refused():
+    with pytest.raises(UserError, match=r"train.fsdp \(8\) must divide the 4 chips of a slice"):
+        sharding.local_mesh(8, chips(slices=2))
 
 
 @pytest.mark.parametrize("remat", ["none", "matmuls", "blocks"])

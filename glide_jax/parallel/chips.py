@@ -1,7 +1,7 @@
-"""What accelerators can do, by the name that JAX has for them: for plans and for MFU.
+"""Peak rates of accelerators, by JAX's device kind: for plans and MFU.
 
-TPUs: cloud.google.com/tpu/docs/system-architecture-tpu-vm, and, for the links, "How to Scale Your
-Model" (jax-ml.github.io/scaling-book). GPUs: NVIDIA's data sheets, dense bfloat16, SXM.
+TPUs: cloud.google.com/tpu/docs/system-architecture-tpu-vm; their links: "How to Scale Your Model"
+(jax-ml.github.io/scaling-book). GPUs: NVIDIA's data sheets, dense bfloat16, SXM.
 """
 
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One device."""
+    """Peak rates of one device."""
 
     name: str
     flops: float
-    """Products and sums in bfloat16, in 1/s."""
+    """Multiplications and additions in bfloat16, in 1/s."""
     hbm_bytes: int
     hbm_bytes_per_s: float
     link_bytes_per_s: float = 0.0
-    """One way along one link to a neighbor in the torus; TPUs only."""
+    """One-way bandwidth of one link of the torus; TPUs only."""
     clock_hz: float = 0.0
-    """Follows from `flops`: multiply-adds a cycle are 65,536 (v5e), 131,072 (v4, v5p) and
+    """Derived from `flops` and the multiply-adds per cycle: 65,536 (v5e), 131,072 (v4, v5p) and
     262,144 (v6e). TPUs only."""
     kernel_flops: float = 0.0
-    """What attention kernels reach, in 1/s, of products whose heads fill 128 lanes:
-    benchmarks/attention_kernels.py. TPUs that have such kernels only."""
+    """FLOP/s of the attention kernel, counting heads padded to 128 lanes: from
+    benchmarks/attention_kernels.py. Only for TPUs with such a kernel."""
 
 
 CHIPS: dict[str, Chip] = {
@@ -37,15 +37,15 @@ CHIPS: dict[str, Chip] = {
     "NVIDIA H100": Chip("H100", 989e12, 80 * GIB, 3.35e12),
     "NVIDIA H200": Chip("H200", 989e12, 141 * GIB, 4.8e12),
 }
-"""By what a device's kind begins with."""
+"""Chips, by the start of their device kind."""
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """What is known of a device; None for CPUs and those not listed.
+    """The chip of a device kind; None for CPUs and unlisted accelerators.
 
     Args:
-        device_kind: a jax.Device's attribute of this name.
+        device_kind: `jax.Device.device_kind`.
     """
     kind = {"TPU v5e": "TPU v5 lite", "TPU v6e": "TPU v6 lite"}.get(device_kind, device_kind)
-    fitting = [start for start in CHIPS if kind.startswith(start)]
-    return CHIPS[max(fitting, key=len)] if fitting else None
+    matching = [start for start in CHIPS if kind.startswith(start)]
+    return CHIPS[max(matching, key=len)] if matching else None

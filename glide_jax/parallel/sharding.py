@@ -1,7 +1,8 @@
-"""Which device holds what: decided here from the parameters' names, never inside the models.
+"""Meshes and shardings, by parameter name: models know nothing of devices.
 
-The mesh has two axes. The batch is split over both; parameters, EMA and optimizer state alike are
-split over 'fsdp' (arXiv 2004.13336, ZeRO) and repeated along 'data'.
+The mesh has two axes. The batch is sharded over both; parameters, EMA and optimizer state are
+sharded over 'fsdp' (ZeRO, arXiv 2004.13336) and replicated over 'data'. With several TPU slices,
+'fsdp' stays within a slice, and only gradients cross the network between slices.
 """
 
 import contextlib
@@ -28,23 +29,23 @@ RULES: tuple[Rule, ...] = (
     (r"(text|image)\.\w+_embedding", "fsdp"),
     (r"logit_scale", "replicate"),
 )
-"""First match wins; a parameter that none matches is an error."""
+"""The first matching rule applies; a parameter without one is an error."""
 
 FSDP_MIN_SIZE = 2**16
-"""Parameters with fewer numbers than this are cheaper to repeat than to gather."""
+"""Size from which a parameter is sharded: smaller ones are cheaper to replicate than to gather."""
 
 
 def use_all_cores(batch_examples: int, processes: int = 1, sharing: int = 1) -> None:
-    """Makes CPU cores devices of their own, as many as share a batch evenly. Call it first of all.
+    """Makes each CPU core a device, as far as the batch divides. Call it before JAX is used.
 
-    XLA runs many of a small U-Net's operations on one core while the others wait. With a device a
-    core, each with its part of the batch, all are busy (benchmarks/train_step.py measures it).
-    Accelerators do not notice. JAX_NUM_CPU_DEVICES in the environment says otherwise.
+    XLA runs many operations of a small U-Net on a single core. With one device per core, each with
+    its part of the batch, all cores are busy (benchmarks/train_step.py). Accelerators are not
+    affected. The environment variable JAX_NUM_CPU_DEVICES takes precedence.
 
     Args:
-        batch_examples: of a micro-batch, over all processes.
-        processes: of the run.
-        sharing: how many of them share this machine's cores.
+        batch_examples: size of a micro-batch, over all processes.
+        processes: number of processes of the run.
+        sharing: number of processes that share this machine's cores.
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
@@ -52,19 +53,19 @@ def use_all_cores(batch_examples: int, processes: int = 1, sharing: int = 1) -> 
     most = max((cores or 1) // sharing, 1)
     fitting = (n for n in range(1, most + 1) if batch_examples % (n * processes) == 0)
     devices = max(fitting, default=1)
-    with contextlib.suppress(RuntimeError):  # JAX is already in use: its devices stay as they are
+    with contextlib.suppress(RuntimeError):  # too late: JAX is already in use
         jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices of all processes as ('data', 'fsdp'), neighbors along 'fsdp'.
+    """The mesh of a run: all devices of all processes, neighbors along 'fsdp'.
 
     Args:
         config: of the run.
-        given: other devices than those.
+        given: devices to use instead.
 
     Raises:
-        UserError: the devices, or the batch, do not divide.
+        UserError: the number of devices does not divide the batch, or train.fsdp the devices.
     """
     devices = jax.device_count() if given is None else len(given)
     fsdp = config.train.fsdp
@@ -80,11 +81,11 @@ def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """For a train step on this mesh, to be given to `jax.jit`.
+    """Compiler options of `jax.jit` for a train step on this mesh.
 
-    Where parameters are shared out over all chips, a TPU's compiler would rather take products
-    apart, and pass parts of the parameters around, than gather them, which is far slower
-    (docs/scaling.md). This is the size, in MiB, from which on it does.
+    With parameters sharded over all chips, the TPU compiler splits matmuls and passes parts of the
+    parameters around instead of gathering them, which is far slower (docs/scaling.md). The option
+    is the size, in MiB, from which it does so.
     """
     tpus = mesh.devices.flat[0].platform == "tpu"
     if not tpus or mesh.shape["data"] > 1 or mesh.size == 1:
@@ -93,7 +94,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 
 
 def bytes_a_device(shapes: Any, shardings: Any) -> int:
-    """Of a tree of arrays or their shapes, on each device."""
+    """Bytes of a tree of arrays, or of their shapes, on each device."""
     sizes = jax.tree.map(
         lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
         shapes,
@@ -103,14 +104,14 @@ def bytes_a_device(shapes: Any, shardings: Any) -> int:
 
 
 def local_mesh(fsdp: int = 1, given: Sequence[jax.Device] | None = None) -> Mesh:
-    """This process's devices, likewise: for drawing, which no other process takes part in.
+    """A mesh of this process's devices: for sampling, which runs in one process.
 
     Args:
-        fsdp: devices over which parameters are shared out.
-        given: other devices than those.
+        fsdp: number of devices over which parameters are sharded.
+        given: devices to use instead.
 
     Raises:
-        UserError: the devices do not divide.
+        UserError: `fsdp` does not divide the number of devices.
     """
     devices = jax.local_devices() if given is None else given
     if fsdp < 1 or len(devices) % fsdp:
@@ -119,32 +120,44 @@ def local_mesh(fsdp: int = 1, given: Sequence[jax.Device] | None = None) -> Mesh
 
 
 def _mesh(devices: Sequence[jax.Device], fsdp: int) -> Mesh:
-    # A slice is a torus, of which 'fsdp' may be less than an axis: jax.make_mesh would refuse that.
-    array = mesh_utils.create_device_mesh(
-        (len(devices) // fsdp, fsdp), devices, allow_split_physical_axes=True
-    )
+    on_tpu = devices[0].platform == "tpu"
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if on_tpu else 1
+    chips = len(devices) // slices
+    if chips % fsdp:
+        raise UserError(
+            f"train.fsdp ({fsdp}) must divide the {chips} chips of a slice: parameters are not "
+            "sharded across slices"
+        )
+    # A slice is a torus, of which 'fsdp' may be part of an axis: jax.make_mesh refuses that.
+    shape = (chips // fsdp, fsdp)
+    if slices == 1:
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        array = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1), devices, allow_split_physical_axes=True
+        )
     # Auto: the compiler propagates shardings. Explicit, the default, rejects sharded convolutions.
     return Mesh(array, ("data", "fsdp"), (AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples over every device."""
+    """Sharding of a batch: its examples over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> Batch:
-    """A global batch from each process's part of it."""
+    """The global batch, from each process's part of it."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def to_host(tree: Any) -> Any:
-    """All of every array in each process's memory, as NumPy's. All processes call it together."""
+    """Full arrays, as NumPy arrays in every process. All processes must call it."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def place(values: Mapping[str, Any], shardings: Mapping[str, NamedSharding]) -> Params:
-    """Arrays from values that every process has whole."""
+    """Sharded arrays, from full values that every process has."""
     return {
         name: jax.make_array_from_callback(
             value.shape, shardings[name], np.asarray(value).__getitem__
@@ -154,18 +167,18 @@ def place(values: Mapping[str, Any], shardings: Mapping[str, NamedSharding]) -> 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Sharding of a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def infer(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
-    """A sharding for every leaf of a tree, by the parameter that it belongs to.
+    """The sharding of every leaf of a tree, by the parameter it belongs to.
 
     Args:
-        shapes: a tree of arrays or ShapeDtypeStructs in which dicts keyed by parameter names may
-            stand anywhere: parameters, a train state, an optimizer's moments.
+        shapes: tree of arrays or ShapeDtypeStructs that contains dicts keyed by parameter name:
+            parameters, a train state, an optimizer's moments.
         mesh: from `make_mesh` or `local_mesh`.
-        rules: regular expressions on the name.
+        rules: regular expressions on parameter names.
 
     Raises:
         ValueError: no rule matches a parameter.
@@ -194,7 +207,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...]
 
 
 def _fsdp(shape: tuple[int, ...], devices: int) -> PartitionSpec:
-    """Splits the largest axis that divides, if the array is worth it."""
+    """Shards the largest divisible axis of an array of at least FSDP_MIN_SIZE numbers."""
     divisible = [axis for axis, size in enumerate(shape) if size % devices == 0]
     if devices == 1 or not divisible or np.prod(shape) < FSDP_MIN_SIZE:
         return PartitionSpec()

@@ -20,11 +20,12 @@ EFFORTS: dict[str, dict[str, Any]] = {
 """How hard the compiler tries, as options to it; training gets `full`."""
 
 
-def topology_devices(name: str) -> Sequence[jax.Device]:
-    """The devices of a TPU slice that is not there.
+def topology_devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
+    """The devices of a TPU slice, without the TPUs.
 
     Args:
         name: generation and shape: v5e:4x4, v5p:4x4x4, v6e:8x8.
+        slices: number of such slices.
 
     Raises:
         UserError: there is no libtpu, or it knows no such slice.
@@ -43,7 +44,8 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     ):
         os.environ.setdefault(variable, value)
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        several = {"num_slices": slices} if slices > 1 else {}
+        return topologies.get_topology_desc(name, "tpu", **several).devices
     except Exception as error:  # libtpu's and JAX's are of several kinds
         raise UserError(
             f"--topology {name}: no such slice ({str(error).splitlines()[0]}); name a generation "
