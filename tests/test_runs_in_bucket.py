@@ -2,7 +2,9 @@
 
 import json
 import random
+import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import fsspec
@@ -21,6 +23,7 @@ from test_train import assert_same_result, finish, metrics, wait_for
 from glide_jax import Glide, UserError
 from glide_jax.convert import __main__ as convert
 from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.errors import exit_on_user_error
 from glide_jax.evaluation import retrieval, upsampling
 from glide_jax.evaluation.scenes import __main__ as scenes
 from glide_jax.evaluation.scenes import guidance, inpainting, train_reader
@@ -29,6 +32,8 @@ from glide_jax.plot import __main__ as plot
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.layout import COMMITTED, saved_steps
 from glide_jax.storage import path_of
+from glide_jax.train import main as train_command
+from glide_jax.training.step import Trainer
 
 __all__ = ["bucket", "folder"]  # fixtures
 
@@ -85,9 +90,9 @@ def test_an_interrupted_move_of_a_damaged_checkpoint_loses_nothing(folder, capsy
     for name in some:
         filesystem.pipe_file(f"{root}.damaged{name}", content_before[name])
     assert restored(folder) == 1
-    said = capsys.readouterr().err
-    assert "2 is damaged (" in said
-    aside = two.with_name(said.partition("moved to ")[2].partition(",")[0])
+    errors = capsys.readouterr().err
+    assert "2 is damaged (" in errors
+    aside = two.with_name(errors.partition("moved to ")[2].partition(",")[0])
     assert files(aside) == content_before
     assert saved_steps(folder) == [1]
     # Interrupted deletion: the remaining files do not count.
@@ -134,17 +139,39 @@ class ReadOnly(BaseHTTPRequestHandler):
         pass
 
 
-def test_an_unusable_bucket_is_refused_before_training(bucket, train):
-    nowhere = path_of("gs://nowhere/run")
-    with pytest.raises(UserError, match="cannot read gs://nowhere/run: no such bucket"):
-        saved_steps(nowhere)
+@pytest.fixture
+def read_only(bucket, monkeypatch):
+    """Directs gs:// to a read-only bucket."""
+    import gcsfs  # reads its settings from the environment, which the fixture `bucket` has set
+
     with HTTPServer(("127.0.0.1", 0), ReadOnly) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        refused = train(f"gs://{BUCKET}/run", environment=environment(server.server_port))
-        said = finish(refused, status=2)
+        for name, value in environment(server.server_port).items():
+            monkeypatch.setenv(name, value)
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield
+        gcsfs.GCSFileSystem.clear_instance_cache()
         server.shutdown()
-    assert f"error: cannot write the run folder gs://{BUCKET}/run: Forbidden: " in said
-    assert "Traceback" not in said
+
+
+def test_a_missing_bucket_is_named(bucket):
+    with pytest.raises(UserError, match="cannot read gs://nowhere/run: no such bucket"):
+        saved_steps(path_of("gs://nowhere/run"))
+
+
+def test_a_read_only_bucket_is_refused_before_training(
+    read_only, color_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(Trainer, "init", lambda *_: pytest.fail("training began"))
+    flags = ["--config", str(Path(tiny.__file__)), "--train.run-dir", f"gs://{BUCKET}/run"]
+    flags += ["--data.source", "folder", "--data.path", str(color_folder)]
+    flags += ["--data.train-split", "all", "--data.validation-split", "all"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with pytest.raises(SystemExit, match="2"), exit_on_user_error():
+        train_command()
+    errors = capsys.readouterr().err
+    assert f"error: cannot write the run folder gs://{BUCKET}/run: Forbidden: " in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow
@@ -162,14 +189,14 @@ def test_a_run_in_a_bucket_equals_a_local_run(bucket, train, tmp_path):
     process.wait()
     finish(uninterrupted)
     left = set(tmp_path.glob("glide_jax_*"))
-    said = finish(train(run_dir, *flags.split(), "--profile", "1:2", **own))
+    output = finish(train(run_dir, *flags.split(), "--profile", "1:2", **own))
     assert set(tmp_path.glob("glide_jax_*")) == left
-    assert "resumed at step" in said
+    assert "resumed at step" in output
     assert_same_result(run_dir, here)
     assert [line["step"] for line in metrics(run_dir)] == [3, 6, 9]
     (image,) = (here / "samples").iterdir()
     assert (run_dir / "samples" / image.name).read_bytes() == image.read_bytes()
-    assert f"wrote a trace of the steps to {run_dir}/profile" in said
+    assert f"wrote a trace of the steps to {run_dir}/profile" in output
     assert any(name.endswith(".xplane.pb") for name in files(run_dir / "profile"))
     assert shown_numbers(run_dir) == logged_numbers(run_dir)
     assert saved_steps(run_dir)[0] == 9

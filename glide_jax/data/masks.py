@@ -57,10 +57,10 @@ def _brush(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
     side = scale * size_px
     width = rng.uniform(0.08, 0.2)
     strokes = int(rng.integers(1, 5))
-    # Strokes overlap: at random positions, they cover a fraction of 1 - exp(-painted).
-    painted = -math.log1p(-rng.uniform(0.05, 0.5))
+    # Strokes overlap: at random positions, they cover a fraction of 1 - exp(-coverage).
+    coverage = -math.log1p(-rng.uniform(0.05, 0.5))
     round_ends = strokes * math.pi / 4 * width**2
-    length = max(painted - round_ends, 0) / width / strokes
+    length = max(coverage - round_ends, 0) / width / strokes
     canvas = Image.new("L", (side, side))
     pen = ImageDraw.Draw(canvas)
     radius = width * side / 2

@@ -68,7 +68,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         )
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Procedurally drawn scenes of colored shapes.",
+            description="Procedurally generated scenes of colored shapes.",
             features=features,
             disable_shuffling=True,  # a record's index is that of its scene
         )
