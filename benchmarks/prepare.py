@@ -55,9 +55,11 @@ def write_tars(folder: Path, images: int) -> None:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--to", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=4000)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--to", type=Path, required=True, help="folder for tars and shards")
+    parser.add_argument("--images", type=int, default=4000, help="number of images (default 4000)")
     arguments = parser.parse_args()
     write_tars(arguments.to / "tars", arguments.images)
     for workers in sorted({1, os.cpu_count() or 1}):

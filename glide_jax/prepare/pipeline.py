@@ -35,7 +35,8 @@ class PrepareConfig:
     """Flags of the command."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="from")]
-    """Inputs: folders of captioned images, tars or parquet files, or tars and parquet files."""
+    """Inputs: tars, parquet files, patterns such as '*.tar', or folders of tars, parquet files or
+    captioned images."""
     to: str
     """Output folder."""
     keys: tyro.conf.OmitArgPrefixes[Keys] = field(default_factory=Keys)
@@ -47,7 +48,7 @@ class PrepareConfig:
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Number of worker processes."""
     beam: bool = False
-    """Run as an Apache Beam pipeline. All other flags are passed to Beam."""
+    """Run as an Apache Beam pipeline. Flags that are not listed here are passed to Beam."""
 
     def __post_init__(self) -> None:
         for ok, flag, requirement in (
