@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	@echo
 	@echo "Open out/scenes_base32/samples/0000100.png: what it draws for held-out captions."
 	@echo "How good is it?   $(BIN)/python -m glide_jax.evaluation.scenes --checkpoint out/scenes_base32 --n 64"
-	@echo "Your own folder:  $(BIN)/python train.py --config configs/scenes_base64.py --data.source folder --data.path FOLDER"
+	@echo "Your own folder:  $(BIN)/python train.py --config configs/scenes_base64.py --data.source folder FOLDER"
 	@echo "Read on:          README.md, CONTRIBUTING.md"
 
 test: $(INSTALLED)

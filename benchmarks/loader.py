@@ -2,7 +2,7 @@
 
     python benchmarks/loader.py --config configs/scenes_tiny.py
     python benchmarks/loader.py --config configs/scenes_tiny.py --run runs/scenes_tiny
-    python benchmarks/loader.py --config configs/base64.py --data.source shards --data.path DIR
+    python benchmarks/loader.py --config configs/base64.py --data.source shards DIR
 
 Accepts train.py's flags, such as --data.loader-threads 8. Training overlaps with the loader's
 threads but shares the cores with them, so the loader alone should be several times as fast.

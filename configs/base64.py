@@ -1,6 +1,6 @@
 """Released base model, first stage: 64 px, 385,030,726 parameters.
 
-    python train.py --config base64 --data.source folder --data.path images/
+    python train.py --config base64 --data.source folder images/
 
 The paper trained its small model for 1.1M iterations on filtered images, then for 500K with
 classifier-free guidance and inpainting (appendix C, arXiv 2112.10741). This is the first stage;
@@ -10,7 +10,15 @@ images are not public; the default data set is COCO.
 Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
-from glide_jax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig, UNetConfig
+from glide_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    SampleConfig,
+    Tfds,
+    TrainConfig,
+    UNetConfig,
+)
 
 
 def get_config() -> Config:
@@ -21,8 +29,7 @@ def get_config() -> Config:
             remat="blocks",
         ),
         data=DataConfig(
-            source="tfds",
-            name="coco_captions",
+            source=Tfds("coco_captions"),
             tokenizer="gpt2",
             crop="random",  # not published: a choice
             caption_dropout=0.0,  # paper: the fine-tuning drops captions, not the first stage

@@ -1,13 +1,13 @@
 r"""Paper's base model: 64 px, 3,554,938,374 parameters (section 3.1, arXiv 2112.10741).
 
-    python train.py --config base64_3b5 --data.source folder --data.path images/
+    python train.py --config base64_3b5 --data.source folder images/
 
 The U-Net has about 2.3 billion parameters, the text transformer 1.2 billion. Unpublished values are
 those of unCLIP's decoder, a model of the same size (table 3, arXiv 2204.06125), whose dropout 0.1,
 Adam betas 0.9 and 0.999, epsilon 1e-8 and EMA decay 0.9999 are also those of base64.
 Then fine-tune for classifier-free guidance (the length is not published for this size):
 
-    python train.py --config base64_3b5 --data.source folder --data.path images/ \
+    python train.py --config base64_3b5 --data.source folder images/ \
         --train.init-from runs/base64_3b5 --train.run-dir runs/base64_3b5_cfg \
         --data.caption-dropout 0.2 --sample.guidance-scale 3 --train.steps 500000
 

@@ -1,7 +1,7 @@
 """Released base model, fine-tuned for guidance: 64 px, 385,030,726 parameters.
 
-    python train.py --config base64 --data.source folder --data.path images/
-    python train.py --config base64_cfg --data.source folder --data.path images/
+    python train.py --config base64 --data.source folder images/
+    python train.py --config base64_cfg --data.source folder images/
 
 The second command starts from runs/base64 (or --train.init-from) and trains with 20% of the
 captions empty, for classifier-free guidance (section 3.2, arXiv 2112.10741).

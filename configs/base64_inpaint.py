@@ -1,7 +1,7 @@
 """Released inpainting base model: 64 px, 385,037,638 parameters.
 
-    python train.py --config base64 --data.source folder --data.path images/
-    python train.py --config base64_inpaint --data.source folder --data.path images/
+    python train.py --config base64 --data.source folder images/
+    python train.py --config base64_inpaint --data.source folder images/
 
 The second command starts from runs/base64 (or --train.init-from). It adds four input channels, the
 known pixels and their mask, with weights initialized to zero (section 3.3, arXiv 2112.10741), and

@@ -1,6 +1,6 @@
 """Released noised CLIP: 64 px, image tower 86,443,776 and text tower 71,679,488 parameters.
 
-    python train.py --config noised_clip --data.source folder --data.path images/
+    python train.py --config noised_clip --data.source folder images/
 
 It sees images with the base model's noise and is conditioned on the timestep (section 3.4, arXiv
 2112.10741). Nothing is published about its training: iterations, batch and weight decay are those
@@ -9,15 +9,14 @@ of the paper's ViT-L (noised_clip_vit_l), other values those of CLIP's ViT-B (ar
 Hardware: a TPU pod. Not trained by this project.
 """
 
-from glide_jax.config import ClipConfig, Config, DataConfig, OptimConfig, TrainConfig
+from glide_jax.config import ClipConfig, Config, DataConfig, OptimConfig, Tfds, TrainConfig
 
 
 def get_config() -> Config:
     return Config(
         model=ClipConfig(),  # the released sizes are the defaults
         data=DataConfig(
-            source="tfds",
-            name="coco_captions",
+            source=Tfds("coco_captions"),
             tokenizer="openai/clip-vit-base-patch32",
             crop="random",  # CLIP
         ),

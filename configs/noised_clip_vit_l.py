@@ -1,6 +1,6 @@
 """Paper's noised CLIP of ViT-L size: 64 px, 440,439,041 parameters.
 
-    python train.py --config noised_clip_vit_l --data.source folder --data.path images/
+    python train.py --config noised_clip_vit_l --data.source folder images/
 
 390K iterations at batch 32K with weight decay 0.0125 (appendix, arXiv 2112.10741). Unpublished
 values are those of CLIP's ViT-L/14 (arXiv 2103.00020), except the images: 64 px in patches of 4, as

@@ -19,6 +19,7 @@ from glide_jax.config import (
     ModelConfig,
     OptimConfig,
     SampleConfig,
+    Scenes,
     TextConfig,
     TrainConfig,
     UNetConfig,
@@ -40,7 +41,7 @@ def get_config() -> Config:
             dtype="float32",
         ),
         diffusion=DiffusionConfig(prediction="v", timesteps="rising"),
-        data=DataConfig(name="closeups", caption_dropout=0.1),
+        data=DataConfig(source=Scenes("closeups"), caption_dropout=0.1),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, decay_steps=1200, ema_decay=0.98),
         sample=SampleConfig(sampler="ddim", steps="50", guidance_scale=2.0),
         train=TrainConfig(

@@ -1,6 +1,6 @@
 """Released upsampler: 64 to 256 px, 398,361,286 parameters.
 
-    python train.py --config upsample256 --data.source folder --data.path images/
+    python train.py --config upsample256 --data.source folder images/
 
 The base model's U-Net, conditioned also on the low-resolution image (section 3.1, arXiv
 2112.10741). It inverts an area average, as ADM's upsampler does (arXiv 2105.05233), from which
@@ -9,7 +9,15 @@ unpublished values are taken.
 Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
-from glide_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, UNetConfig
+from glide_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    Tfds,
+    TrainConfig,
+    UNetConfig,
+)
 from glide_jax.pretrained.defaults import RELEASED
 
 
@@ -24,8 +32,7 @@ def get_config() -> Config:
         ),
         diffusion=diffusion,
         data=DataConfig(
-            source="tfds",
-            name="coco_captions",
+            source=Tfds("coco_captions"),
             tokenizer="gpt2",
             crop="random",  # not published: a choice
             caption_dropout=0.0,  # paper: only the base model is fine-tuned for guidance

@@ -1,6 +1,6 @@
 """Paper's upsampler: 64 to 256 px, 1,641,964,934 parameters (section 3.1, arXiv 2112.10741).
 
-    python train.py --config upsample256_1b5 --data.source folder --data.path images/
+    python train.py --config upsample256_1b5 --data.source folder images/
 
 A wider upsample256. The depth of its text transformer is not published; 24 layers are the base
 model's, of which the paper changes only the width. That gives 1.6 billion parameters where the

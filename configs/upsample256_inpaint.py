@@ -1,7 +1,7 @@
 """Released inpainting upsampler: 64 to 256 px, 398,368,198 parameters.
 
-    python train.py --config upsample256 --data.source folder --data.path images/
-    python train.py --config upsample256_inpaint --data.source folder --data.path images/
+    python train.py --config upsample256 --data.source folder images/
+    python train.py --config upsample256_inpaint --data.source folder images/
 
 The second command starts from runs/upsample256 (or --train.init-from). It adds four input channels,
 the known pixels of the high-resolution image and their mask, with weights initialized to zero; the

@@ -8,11 +8,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import jax
 
-from glide_jax.config import Config
+from glide_jax.config import AnySource, Config
+from glide_jax.config.spelling import parse_source, spell_source
 from glide_jax.errors import UserError
 
 Flags = TypeVar("Flags")
@@ -145,7 +146,18 @@ def _parse(
 ) -> Any:
     """All flags of a command, by one parser; the arguments after `description` are defaults."""
     from tyro import cli, conf  # here: `import glide_jax` would take a quarter of a second longer
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
+    words_of_source = PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="KIND [VALUE] [NAME=VALUE ...]",
+        instance_from_str=parse_source,
+        is_instance=lambda value: isinstance(value, AnySource),
+        str_from_instance=lambda source: list(spell_source(source)),
+    )
+    registry = ConstructorRegistry()
+    sources = (AnySource, *get_args(AnySource))
+    registry.primitive_rule(lambda info: words_of_source if info.type in sources else None)
     config_flag = conf.arg(metavar="NAME|FILE", help=CONFIG_HELP, help_behavior_hint="(required)")
     command = dataclasses.make_dataclass(
         "Command",
@@ -156,4 +168,11 @@ def _parse(
         ],
     )
     default = command(config, flags(), settings)
-    return cli(command, default=default, args=argv, prog=prog, description=description)
+    return cli(
+        command,
+        default=default,
+        args=argv,
+        prog=prog,
+        description=description,
+        registry=registry,
+    )

@@ -87,7 +87,7 @@ def train(python, color_folder):
     """Starts `train.py` with the tiny configuration on the eight colors."""
 
     def start(run_dir, *flags, **options):
-        data = ("--data.source", "folder", "--data.path", color_folder)
+        data = ("--data.source", "folder", color_folder)
         run = ("--train.run-dir", run_dir, "--data.train-split", "all")
         run += ("--data.validation-split", "all")
         config = ("--config", Path(__file__).parent / "helpers" / "tiny.py")

@@ -9,7 +9,7 @@ from helpers import model_set
 from PIL import Image
 
 from glide_jax import UserError
-from glide_jax.config import DiffusionConfig
+from glide_jax.config import DiffusionConfig, Folder
 from glide_jax.data.scenes.graph import make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
@@ -40,7 +40,7 @@ def on_colors(models, color_folder, monkeypatch):
     real = upsampling.open_source
 
     def opened(config, split):
-        return real(replace(config, source="folder", path=str(color_folder)), "all")
+        return real(replace(config, source=Folder(str(color_folder))), "all")
 
     for module in (upsampling, retrieval):
         monkeypatch.setattr(module, "open_source", opened)
@@ -76,7 +76,7 @@ def test_retrieval_prints_a_share_for_each_noise_level(on_colors, tmp_path, caps
 
 def test_retrieval_noises_images_by_the_schedule_of_the_run(color_folder, tmp_path, monkeypatch):
     """With zero_terminal_snr, images of the last step hold nothing but the same noise."""
-    data = replace(model_set.clip_config().data, source="folder", path=str(color_folder))
+    data = replace(model_set.clip_config().data, source=Folder(str(color_folder)))
     diffusion = DiffusionConfig(schedule="linear", prediction="v", zero_terminal_snr=True)
     config = replace(model_set.clip_config(), data=data, diffusion=diffusion)
     tokenizer = ClipTokenizer.train(model_set.CAPTIONS, 600)

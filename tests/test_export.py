@@ -17,7 +17,7 @@ from helpers import tiny
 from helpers.model_set import CAPTIONS, clip_config, upsampler_config, write_random_run
 
 from glide_jax import Glide, UserError, sample
-from glide_jax.config import Config
+from glide_jax.config import Config, Folder, Mixture, MixturePart, Scenes, Shards
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.export.__main__ import main
@@ -131,9 +131,16 @@ def test_places_of_this_machine_stay_on_it(runs, tmp_path):
     shutil.copytree(runs / "base", tmp_path / "run")
     config = tiny.get_config()
     data = dataclasses.replace(
-        config.data, source="folder", path="/home/me/cats", data_dir="/home/me/tfds",
+        config.data,
+        source=Mixture(
+            (
+                MixturePart(1.0, Folder("/home/me/cats")),
+                MixturePart(2.0, Scenes(data_dir="/home/me/tfds")),
+                MixturePart(1.0, Shards("gs://bucket/dogs", "/home/me/cache")),
+            )
+        ),
         tokenizer="/home/me/words",
-    )  # fmt: skip
+    )
     train = dataclasses.replace(
         config.train, run_dir="/home/me/run", init_from="/home/me/start", clip_run="demo/clip"
     )
@@ -142,7 +149,10 @@ def test_places_of_this_machine_stay_on_it(runs, tmp_path):
     export(tmp_path / "run", tmp_path / "exported")
     found = Run.open(tmp_path / "exported").config
     assert "/home/me" not in found.to_json()
-    assert (found.data.path, found.data.tokenizer) == ("cats", "words")
+    assert [part.source for part in found.data.source.parts] == [
+        Folder("cats"), Scenes(), Shards("dogs")
+    ]  # fmt: skip
+    assert found.data.tokenizer == "words"
     assert (found.train.init_from, found.train.clip_run) == ("start", "demo/clip")
     assert (found.model, found.diffusion, found.sample) == (
         config.model, config.diffusion, config.sample

@@ -1,6 +1,5 @@
-"""Mixtures: shares, epochs of each part, resuming, settings."""
+"""Mixtures: proportions, epochs of each part, resuming, settings."""
 
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -9,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from helpers.numbered_images import write_images
-from test_loader import TOKENIZER, captions, config
+from test_loader import TOKENIZER, captions
+from test_loader import config as loader_config
 
+from glide_jax import config
 from glide_jax.cli import parse_config
-from glide_jax.config import Config, DataConfig
+from glide_jax.config import Config, DataConfig, Folder, MixturePart
+from glide_jax.config.spelling import parse_source, spell_source
 from glide_jax.data.folder import FolderSource, open_folder
 from glide_jax.data.loader import Loader, validation_batches
-from glide_jax.data.mixture import FINENESS, Mixture, captions_to_learn_from
+from glide_jax.data.mixture import WEIGHT_RESOLUTION, MixtureSource, training_captions
 from glide_jax.data.sources import open_source
 from glide_jax.errors import UserError
 from glide_jax.prepare.__main__ import main
@@ -26,7 +28,7 @@ WEIGHTS = (1.0, 0.29, 2.0)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Images captioned "number i", i from 0, 100 and 200 on."""
+    """Images with captions "number i"; i counts from 0, 100 and 200."""
     folders = []
     for part, count in enumerate(SIZES):
         folder = write_images(tmp_path_factory.mktemp("part"), count)
@@ -42,29 +44,29 @@ def parts(folders: list[Path]) -> list[FolderSource]:
 
 
 @pytest.fixture(scope="module")
-def mixture(parts: list[FolderSource]) -> Mixture:
-    return Mixture(parts, WEIGHTS)
+def mixture(parts: list[FolderSource]) -> MixtureSource:
+    return MixtureSource(parts, WEIGHTS)
 
 
-def drawn(mixture: Mixture, batches: int, **options: int | dict[str, int]) -> list[int]:
-    """The numbers that a loader's captions say."""
+def numbers_of(mixture: MixtureSource, batches: int, **options: int | dict[str, int]) -> list[int]:
+    """The numbers in a loader's captions."""
     seed = options.pop("seed", 0)
-    settings = config(batch_examples=8, seed=seed, caption_dropout=0.0)
+    settings = loader_config(batch_examples=8, seed=seed, caption_dropout=0.0)
     with Loader(mixture, TOKENIZER, settings, **options) as loader:
         return [int(caption.split()[1]) for b in islice(loader, batches) for caption in captions(b)]
 
 
-def test_shares_are_the_weights(mixture: Mixture) -> None:
+def test_parts_are_read_in_proportion_to_their_weights(mixture: MixtureSource) -> None:
     batches = 300
-    counts = Counter(number // 100 for number in drawn(mixture, batches))
+    counts = Counter(number // 100 for number in numbers_of(mixture, batches))
     for part, weight in enumerate(WEIGHTS):
         expected = 8 * batches * weight / sum(WEIGHTS)
-        # The smallest weight is exact, the others to a hundredth of it; no luck is involved.
-        assert abs(counts[part] - expected) <= 2 + expected / FINENESS / 2
+        # The smallest weight is exact, the others to a hundredth of it; nothing is random.
+        assert abs(counts[part] - expected) <= 2 + expected / WEIGHT_RESOLUTION / 2
 
 
-def test_no_record_comes_twice_in_an_epoch_of_its_part(mixture: Mixture) -> None:
-    numbers = drawn(mixture, 60)
+def test_no_record_comes_twice_in_an_epoch_of_its_part(mixture: MixtureSource) -> None:
+    numbers = numbers_of(mixture, 60)
     for part, size in enumerate(SIZES):
         own = [number for number in numbers if number // 100 == part]
         epochs = [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
@@ -73,35 +75,37 @@ def test_no_record_comes_twice_in_an_epoch_of_its_part(mixture: Mixture) -> None
         assert any(epoch != epochs[0] for epoch in epochs)
 
 
-def test_a_batch_depends_on_seed_and_number_alone(mixture: Mixture) -> None:
-    whole = drawn(mixture, 6)
-    assert drawn(mixture, 3, state={"batch": 3}) == whole[24:]
-    assert drawn(mixture, 6, seed=1) != whole
-    halves = [drawn(mixture, 6, process_index=i, process_count=2) for i in range(2)]
+def test_a_batch_depends_on_seed_and_number_alone(mixture: MixtureSource) -> None:
+    whole = numbers_of(mixture, 6)
+    assert numbers_of(mixture, 3, state={"batch": 3}) == whole[24:]
+    assert numbers_of(mixture, 6, seed=1) != whole
+    halves = [numbers_of(mixture, 6, process_index=i, process_count=2) for i in range(2)]
     assert [n for k in range(6) for half in halves for n in half[4 * k : 4 * k + 4]] == whole
 
 
 def test_parts_of_one_size_have_orders_of_their_own(parts: list[FolderSource]) -> None:
-    numbers = drawn(Mixture([parts[2], parts[2]], (1.0, 1.0)), 5)
+    numbers = numbers_of(MixtureSource([parts[2], parts[2]], (1.0, 1.0)), 5)
     assert sorted(numbers) == sorted([*range(200, 220)] * 2)
     assert numbers[::2] != numbers[1::2]
 
 
-def test_as_a_source_it_has_no_record_twice(mixture: Mixture) -> None:
+def test_as_a_source_it_has_no_record_twice(mixture: MixtureSource) -> None:
     # The three records of weight 1 are used up first: 3 (1 + 0.29 + 2) = 9.87.
     numbers = [int(mixture.captions(i)[0].split()[1]) for i in range(len(mixture))]
     assert Counter(number // 100 for number in numbers) == {0: 3, 1: 1, 2: 5}
     assert len(set(numbers)) == len(numbers) == 9
     assert [mixture[i].captions for i in range(9)] == [mixture.captions(i) for i in range(9)]
-    settings = config(batch_examples=4)  # of 8 held-out images
+    settings = loader_config(batch_examples=4)  # of 8 held-out images
     batches = validation_batches(mixture, TOKENIZER, settings)
     assert [int(c.split()[1]) for b in batches for c in captions(b)] == numbers[:8]
 
 
-def test_a_tokenizer_learns_from_all_parts(mixture: Mixture, parts: list[FolderSource]) -> None:
-    numbers = [int(c.split()[1]) for c in captions_to_learn_from(mixture, 10)]
+def test_a_tokenizer_learns_from_all_parts(
+    mixture: MixtureSource, parts: list[FolderSource]
+) -> None:
+    numbers = [int(c.split()[1]) for c in training_captions(mixture, 10)]
     assert Counter(number // 100 for number in numbers) == {0: 3, 1: 1, 2: 6}
-    assert len(captions_to_learn_from(parts[2], 10)) == 10
+    assert len(training_captions(parts[2], 10)) == 10
 
 
 def test_broken_records_of_all_parts_are_counted(tmp_path: Path) -> None:
@@ -110,38 +114,41 @@ def test_broken_records_of_all_parts_are_counted(tmp_path: Path) -> None:
         folder = write_images(tmp_path / str(part), 4)
         (folder / "02.png").write_bytes(b"no image")
         sources.append(open_folder(folder, "all", 0.0))
-    settings = config(batch_examples=8, max_bad_fraction=0.25)
-    with Loader(Mixture(sources, (1.0, 1.0)), TOKENIZER, settings) as loader:
+    settings = loader_config(batch_examples=8, max_bad_fraction=0.25)
+    with Loader(MixtureSource(sources, (1.0, 1.0)), TOKENIZER, settings) as loader:
         for _ in range(4):
             next(loader)
         assert loader.bad_records == 2
 
 
-def mixed(folders: list[Path]) -> tuple[str, ...]:
-    return (f"weight=3 path={folders[1]}", f"weight=1 source=folder path={folders[2]}")
+def mixed(folders: list[Path]) -> list[str]:
+    return [f"3 folder {folders[1]}", f"1 folder {folders[2]}"]
 
 
-def test_flags_and_json_say_it(folders: list[Path]) -> None:
+def test_flags_and_json_describe_a_mixture(folders: list[Path]) -> None:
     file = Path(__file__).parent / "helpers" / "tiny.py"
-    flags = ["--data.source", "folder", "--data.path", "unused", "--data.mixture", *mixed(folders)]
+    flags = ["--data.source", "mixture", *mixed(folders)]
     _, settings = parse_config(["--config", str(file), *flags], "train.py", "Trains.")
-    assert settings.data.mixture == mixed(folders)
+    first, second = (Folder(str(folder)) for folder in folders[1:])
+    mixture = config.Mixture((MixturePart(3.0, first), MixturePart(1.0, second)))
+    assert settings.data.source == mixture == parse_source(spell_source(mixture))
     assert Config.from_json(settings.to_json()) == settings
-    assert json.loads(settings.to_json())["data"]["mixture"] == list(mixed(folders))
+    (part, _) = json.loads(settings.to_json())["data"]["source"]["parts"]
+    assert part["source"] == {"kind": "folder", "path": first.path}
     source = open_source(settings.data, "train")
-    assert isinstance(source, Mixture)
+    assert isinstance(source, MixtureSource)
     assert [len(part) for part in source.parts] == [6, 19]
     assert source.weights == (3.0, 1.0)
 
 
 @pytest.mark.slow
-def test_training_goes_on_with_a_mixture_of_shards_and_a_folder(
+def test_training_resumes_with_a_mixture_of_shards_and_a_folder(
     train, folders: list[Path], tmp_path: Path
 ) -> None:
     main(["--from", str(folders[2]), "--to", str(tmp_path / "data"), "--px", "8"])
-    parts = (f"weight=2 source=shards path={tmp_path / 'data'}", f"weight=1 path={folders[1]}")
-    splits = " train_split=train validation_split=validation"
-    flags = ("--data.mixture", *(part + splits for part in parts), "--train.steps", "12")
+    splits = "train_split=train validation_split=validation"
+    parts = (f"2 shards {tmp_path / 'data'} {splits}", f"1 folder {folders[1]} {splits}")
+    flags = ("--data.source", "mixture", *parts, "--train.steps", "12")
     flags += ("--train.checkpoint-every-steps", "4", "--train.log-every-steps", "1")
     whole, parted = (tmp_path / name for name in ("whole", "parted"))
     said = "".join(train(whole, *flags).communicate(timeout=300))
@@ -158,38 +165,40 @@ def test_training_goes_on_with_a_mixture_of_shards_and_a_folder(
     )
     assert first == second
     assert len(first) == 12
-    assert Config.load(parted / "config.json").data.mixture == flags[1:3]
+    assert spell_source(Config.load(parted / "config.json").data.source)[0] == "mixture"
 
 
-def test_each_part_has_splits_of_its_own(folders: list[Path]) -> None:
-    whole = f"source=folder path={folders[0]} train_split=all validation_split=all"
-    data = DataConfig(mixture=(f"weight=1 {whole}", f"weight=1 source=folder path={folders[2]}"))
+def test_each_part_has_its_own_splits(folders: list[Path]) -> None:
+    full = f"1 folder {folders[0]} train_split=all validation_split=all"
+    data = DataConfig(source=parse_source(["mixture", full, f"1 folder {folders[2]}"]))
     for split, sizes in (("train", [3, 19]), ("validation", [3, 1])):
         source = open_source(data, split)
-        assert isinstance(source, Mixture)
+        assert isinstance(source, MixtureSource)
         assert [len(part) for part in source.parts] == sizes
 
 
-def test_a_pattern_holds_for_every_part(folders: list[Path]) -> None:
-    data = DataConfig(source="folder", path="unused", mixture=mixed(folders), train_split="all")
-    source = open_source(dataclasses.replace(data, caption_pattern="5$"), "all")
-    assert isinstance(source, Mixture)
+def test_a_pattern_applies_to_every_part(folders: list[Path]) -> None:
+    mixture = parse_source(["mixture", *mixed(folders)])
+    data = DataConfig(source=mixture, train_split="all", caption_pattern="5$")
+    source = open_source(data, "all")
+    assert isinstance(source, MixtureSource)
     assert [part.captions(0) for part in source.parts] == [("number 105",), ("number 205",)]
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("source=folder path=x", "needs a weight above 0"),
-        ("weight=0 source=folder path=x", "needs a weight above 0"),
-        ("weight=much source=folder path=x", "needs a weight above 0"),
-        ("weight=1 speed=3", "must be name=value, .* names of weight, source,"),
-        ("weight=1 folder", "must be name=value"),
-        ("weight=1 path='x", "No closing quotation"),
-        ("weight=1 source=folder", "data.path is needed by source=folder"),
+        ("folder x", "begin with a weight"),
+        ("0 folder x", "must be a number above 0, not 0.0"),
+        ("inf folder x", "must be a number above 0, not inf"),
+        ("much folder x", "begin with a weight"),
+        ("1 folder x speed=3", "unexpected 'speed=3'; give PATH"),
+        ("1 images", "begin with one of scenes, tfds"),
+        ("1 folder 'x", "No closing quotation"),
+        ("1 folder", "data.source.path is missing"),
     ],
 )
-def test_what_is_no_mixture_is_refused_by_name(text: str, why: str) -> None:
-    with pytest.raises(UserError, match=rf"^config: .*{why}") as error:
-        DataConfig(mixture=(text,))
+def test_an_invalid_part_is_refused_by_name(text: str, why: str) -> None:
+    with pytest.raises(UserError, match=rf"^--data.source mixture .*{why}") as error:
+        parse_source(["mixture", text])
     assert text.split()[0] in str(error.value)

@@ -7,6 +7,7 @@ import pytest
 from helpers.model_set import CAPTIONS
 from helpers.tiny import get_config
 
+from glide_jax.config import Folder
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.models.glide import glide_network
@@ -23,7 +24,7 @@ def test_parameters_are_shared_out_over_this_process_as_in_training_over_all(
     config = get_config()
     config = replace(
         config,
-        data=replace(config.data, source="folder", path=str(color_folder)),
+        data=replace(config.data, source=Folder(str(color_folder))),
         sample=replace(config.sample, steps="2"),
     )
     rng = np.random.default_rng(0)

@@ -164,7 +164,7 @@ def test_a_read_only_bucket_is_refused_before_training(
 ):
     monkeypatch.setattr(Trainer, "init", lambda *_: pytest.fail("training began"))
     flags = ["--config", str(Path(tiny.__file__)), "--train.run-dir", f"gs://{BUCKET}/run"]
-    flags += ["--data.source", "folder", "--data.path", str(color_folder)]
+    flags += ["--data.source", "folder", str(color_folder)]
     flags += ["--data.train-split", "all", "--data.validation-split", "all"]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     with pytest.raises(SystemExit, match="2"), exit_on_user_error():

@@ -196,5 +196,5 @@ def test_invalid_folders_are_refused(
     for name, text in (("broken", "x"), ("other", "[]")):
         Path(name).mkdir()
         (Path(name) / "shards.json").write_text(text)
-    with pytest.raises(UserError, match=rf"^data.path {path}.*{why}"):
+    with pytest.raises(UserError, match=rf"^data.source.path {path}.*{why}"):
         ShardsSource(path, "test", folder)

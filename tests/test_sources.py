@@ -1,191 +1,24 @@
-import io
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pytest
-import tensorflow_datasets as tfds
-from helpers.numbered_images import numbers, write_images
-from PIL import Image
-from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as tf
+from helpers.numbered_images import write_images
 
-from glide_jax.config import DataConfig
-from glide_jax.data.records import BadRecordError, Source
-from glide_jax.data.sources import SOURCES, _features, _kind, _name_tensorflow_types, open_source
-from glide_jax.data.transforms import load_pixels, to_float
-from glide_jax.errors import UserError
-
-COUNTS = {"train": 12, "test": 3}
+from glide_jax.config import DataConfig, Folder, Scenes, Shards, Tfds
+from glide_jax.data.sources import SOURCES, open_source
+from glide_jax.data.transforms import load_pixels
 
 
-class NumberedCaptions(tfds.core.GeneratorBasedBuilder):
-    """Every shape that captions take in TFDS; the builder registers itself under its name."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(encoding_format="png"),
-                "single": tfds.features.Text(),
-                "several": tfds.features.Sequence(tfds.features.Text()),
-                "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
-                "nested": {"caption": np.str_},
-                "label": tf.int64,  # as COCO has it
-            }
-        )
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {split: self._generate_examples(count) for split, count in COUNTS.items()}
-
-    def _generate_examples(self, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number in range(count):
-            file = io.BytesIO()
-            Image.new("RGB", (12, 10), (number, number, number)).save(file, "PNG")
-            yield (
-                number,
-                {
-                    "image": file.getvalue(),
-                    "single": f"number {number}",
-                    "several": [f"{word} {number}" for word in ("one", "two")][: number % 3],
-                    "captions": [{"id": 0, "text": f"café {number}"}, {"id": 1, "text": ""}],
-                    "nested": {"caption": f"deep {number}"},
-                    "label": 0,
-                },
-            )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("tfds"))
-
-
-def test_the_program_of_coco_runs_without_tensorflow(data_dir: str) -> None:
-    """The best known data set of the kind, as far as it goes without its download."""
-    _name_tensorflow_types()
-    features = tfds.builder("coco_captions", data_dir=data_dir).info.features
-    kinds = {path: _kind(feature) for path, feature in _features(features, "")}
-    assert kinds["image"] == "image"
-    assert kinds["captions/text"] == "text"
-
-
-def open_tfds(data_dir: str, split: str = "train", **settings: Any) -> Source:
-    defaults = {"name": "numbered_captions", "caption_key": "single", "data_dir": data_dir}
-    return open_source(DataConfig(source="tfds", **(defaults | settings)), split)
-
-
-def test_a_tfds_data_set_is_prepared_and_read(data_dir: str) -> None:
-    source = open_tfds(data_dir)
-    assert len(source) == COUNTS["train"]
-    record = source[5]
-    assert record.captions == source.captions(5) == ("number 5",)
-    assert record.name == "numbered_captions/1.0.0 train record 5"
-    assert numbers(to_float(load_pixels(record.image, 8))[None]) == [5]
-    assert len(open_tfds(data_dir, "test")) == COUNTS["test"]
-    assert open_tfds(data_dir, "train[50%:]")[0].captions == ("number 6",)
-    assert "tensorflow" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    ("caption_key", "captions"),
-    [
-        ("several", ("one 5", "two 5")),
-        ("captions/text", ("café 5",)),
-        ("nested/caption", ("deep 5",)),
-    ],
-)
-def test_captions_by_path(data_dir: str, caption_key: str, captions: tuple[str, ...]) -> None:
-    source = open_tfds(data_dir, caption_key=caption_key)
-    assert source[5].captions == source.captions(5) == captions
-
-
-def test_a_pattern_picks_captions_and_the_images_that_have_one(data_dir: str) -> None:
-    # number 3 k has no caption, 3 k + 1 has "one", 3 k + 2 "two" as well.
-    pattern = {"caption_key": "several", "caption_pattern": "^two .$"}
-    source = open_tfds(data_dir, **pattern, max_bad_fraction=0.5)
-    assert len(source) == 3
-    assert source[1].captions == source.captions(1) == ("two 5",)
-    assert numbers(to_float(load_pixels(source[1].image, 8))[None]) == [5]
-    with pytest.raises(UserError, match="4 of 12 records cannot be used"):
-        open_tfds(data_dir, **pattern, max_bad_fraction=0.1)
-    with pytest.raises(UserError, match="pattern 'seven' is in no caption"):
-        open_tfds(data_dir, "test", caption_pattern="seven")
-
-
-def test_a_record_without_a_caption_is_bad(data_dir: str) -> None:
-    source = open_tfds(data_dir, caption_key="several")
-    for read in (source.__getitem__, source.captions):
-        with pytest.raises(BadRecordError, match="train record 3: the caption is empty"):
-            read(3)
-
-
-@pytest.mark.parametrize(
-    ("setting", "key"),
-    [
-        ("caption_key", "nothing"),
-        ("caption_key", "label"),
-        ("caption_key", "captions"),
-        ("image_key", "single"),
-    ],
-)
-def test_features_that_cannot_serve_are_refused_with_those_there_are(
-    data_dir: str, setting: str, key: str
-) -> None:
-    with pytest.raises(
-        UserError, match=rf"^data.{setting} = '{key}' is not .*captions/text \(text"
-    ):
-        open_tfds(data_dir, **{setting: key})
-
-
-@pytest.mark.parametrize("split", ["validation", "train[", "train[:1%]"])
-def test_unknown_and_empty_splits_are_refused_with_those_there_are(
-    data_dir: str, split: str
-) -> None:
-    with pytest.raises(UserError, match=r"numbered_captions/1.0.0 has no split .* train, test,"):
-        open_tfds(data_dir, split)
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("numbered_caption", "similar names: numbered_captions"),
-        ("qqqqqqqq", r"see tfds.list_builders\(\)"),
-        ("numbered_captions/other", "BuilderConfig other not found"),
-        ("numbered_captions:7.0.0", "cannot be loaded at version 7.0.0"),
-        ("not a name", "failed"),
-    ],
-)
-def test_unknown_data_sets_are_refused(data_dir: str, name: str, why: str) -> None:
-    with pytest.raises(UserError, match=rf"^TFDS .*'{name}'.*{why}") as error:
-        open_tfds(data_dir, name=name)
-    assert "\n" not in str(error.value)
-
-
-def test_a_lost_file_makes_bad_records(tmp_path: Path) -> None:
-    open_tfds(str(tmp_path))
-    (file,) = tmp_path.glob("numbered_captions/1.0.0/*-train*")
-    file.unlink()
-    source = open_tfds(str(tmp_path))
-    with pytest.raises(BadRecordError, match="train record 0: "):
-        source[0]
-
-
-def test_the_folder_and_the_built_in_scenes_come_through_the_same_door(tmp_path: Path) -> None:
+def test_a_folder_and_the_built_in_scenes_open_the_same_way(tmp_path: Path) -> None:
     path = str(write_images(tmp_path / "images", 3))
-    folder = open_source(DataConfig(source="folder", path=path), "all")
-    scenes = open_source(DataConfig(name="mini", data_dir=str(tmp_path)), "validation")
+    folder = open_source(DataConfig(source=Folder(path)), "all")
+    scenes = open_source(DataConfig(source=Scenes("mini", str(tmp_path))), "validation")
     assert len(folder) == 3
     assert len(scenes) == 64
     for source in (folder, scenes):
         assert load_pixels(source[0].image, 16).shape == (16, 16, 3)
         assert source[0].captions == source.captions(0)
-    assert set(SOURCES) == {"scenes", "tfds", "folder", "shards"}
-    with pytest.raises(UserError, match="'nope' is not a data set: choose scenes, tfds, folder"):
-        open_source(DataConfig(source="nope"), "train")
+    assert set(SOURCES) == {Scenes, Tfds, Folder, Shards}
 
 
 def test_data_modules_import_neither_tfds_nor_transformers() -> None:

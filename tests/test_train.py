@@ -165,7 +165,7 @@ def test_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatc
         (("--model.unet.channels", "64"), "model.unet.channels is 64, but the run in"),
         (("--diffusion.schedule", "linear"), "diffusion.schedule is linear, but the run in"),
         (("--model.unet.channels", "33"), "model.unet.channels (33) must be divisible by 32"),
-        (("--data.path", "nowhere"), "nowhere"),
+        (("--data.source", "folder", "nowhere"), "nowhere"),
         (("--train.batch-examples", "0"), "train.batch_examples must be at least 1"),
     ],
 )
@@ -177,6 +177,6 @@ def test_settings_that_cannot_work_are_refused_by_name(train, trained_run, flags
 
 def test_unknown_flag_and_missing_config(train, python, trained_run):
     assert "--optim.speed" in finish(train(trained_run, "--optim.speed", "3"), status=2)
-    assert "--config FILE is needed" in finish(python("train.py"), status=2)
+    assert "--config is needed" in finish(python("train.py"), status=2)
     assert "no such .py or .json" in finish(python("train.py", "--config", "no.py"), status=2)
     assert "--optim.learning-rate" in finish(python("train.py", "--help"))

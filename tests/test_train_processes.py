@@ -88,7 +88,6 @@ def test_bad_input_ends_every_process_with_one_line(start, color_folder, tmp_pat
             tmp_path / "run",
             "--data.source",
             "shards",
-            "--data.path",
             tmp_path,
         ),
         "train.fsdp (3) must divide": (tmp_path / "mesh", "--train.fsdp", 3),

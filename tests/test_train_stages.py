@@ -11,7 +11,7 @@ from helpers import model_set
 from PIL import Image
 
 from glide_jax import UserError
-from glide_jax.config import DiffusionConfig, LowResConfig
+from glide_jax.config import DiffusionConfig, Folder, LowResConfig
 from glide_jax.data.sources import open_source
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.folder import Run
@@ -38,8 +38,7 @@ def on_colors(config, folder, **settings):
     config = changed(
         config,
         "data",
-        source="folder",
-        path=str(folder),
+        source=Folder(str(folder)),
         train_split="all",
         validation_split="all",
         loader_threads=1,

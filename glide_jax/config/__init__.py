@@ -18,23 +18,39 @@ from glide_jax.config.model import (
 )
 from glide_jax.config.run import Config
 from glide_jax.config.sampling import SampleConfig
+from glide_jax.config.sources import (
+    AnySource,
+    Folder,
+    Mixture,
+    MixturePart,
+    Scenes,
+    Shards,
+    Tfds,
+)
 from glide_jax.config.training import OptimConfig, TrainConfig
 
 __all__ = [
     "GROUPS",
+    "AnySource",
     "ClipConfig",
     "ClipImageConfig",
     "ClipTextConfig",
     "Config",
     "DataConfig",
     "DiffusionConfig",
+    "Folder",
     "LowResConfig",
     "MaskConfig",
+    "Mixture",
+    "MixturePart",
     "ModelConfig",
     "OptimConfig",
     "Remat",
     "SampleConfig",
+    "Scenes",
+    "Shards",
     "TextConfig",
+    "Tfds",
     "TrainConfig",
     "UNetConfig",
 ]

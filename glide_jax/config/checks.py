@@ -13,6 +13,8 @@ class Settings:
     check spells out a dotted name.
     """
 
+    kind: ClassVar[str] = ""
+    """Name of a class that is one of several in a union, in JSON and on the command line."""
     _holder: ClassVar["tuple[type[Settings], str] | None"] = None
 
     def __init_subclass__(cls) -> None:

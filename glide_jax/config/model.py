@@ -1,7 +1,7 @@
 """Sizes of the networks: text transformer, U-Net, CLIP's towers."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from glide_jax.config.checks import Settings
 
@@ -98,6 +98,8 @@ class UNetConfig(Settings):
 @dataclass(frozen=True)
 class ModelConfig(Settings):
     """Text-conditional denoiser: base model or upsampler, with or without inpainting."""
+
+    kind: ClassVar[str] = "denoiser"
 
     text: TextConfig = field(default_factory=TextConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
@@ -202,6 +204,8 @@ class ClipImageConfig(Settings):
 @dataclass(frozen=True)
 class ClipConfig(Settings):
     """Noised CLIP: scores how well a noisy image matches a caption (sec. 3.4, arXiv 2112.10741)."""
+
+    kind: ClassVar[str] = "clip"
 
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
     image: ClipImageConfig = field(default_factory=ClipImageConfig)

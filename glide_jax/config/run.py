@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from glide_jax.config.checks import Settings
 from glide_jax.config.data import DataConfig
 from glide_jax.config.diffusion import DiffusionConfig
 from glide_jax.config.model import ClipConfig, ModelConfig
 from glide_jax.config.sampling import SampleConfig
-from glide_jax.config.serialize import from_json, to_json
+from glide_jax.config.serialize import flat_settings, from_json, to_json
 from glide_jax.config.training import OptimConfig, TrainConfig
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, storage_errors
@@ -119,6 +120,10 @@ class Config(Settings):
     def to_json(self) -> str:
         """All settings as JSON."""
         return to_json(self)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted name, as in errors and flags."""
+        return flat_settings(self)
 
     @classmethod
     def from_json(cls, text: str, where: str = "config.json") -> "Config":

@@ -1,9 +1,13 @@
-"""Settings as JSON and back, with errors that name the setting."""
+"""Settings as JSON and back, with errors that name the setting.
+
+Where several classes are possible, as for model and data.source, the object's "kind" says which.
+"""
 
 import dataclasses
 import json
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 from glide_jax.config.checks import Settings
@@ -12,17 +16,30 @@ from glide_jax.errors import UserError
 Group = TypeVar("Group", bound=Settings)
 
 RENAMED = {
+    'model.remat "products"': 'model.remat "matmuls"',
+    "diffusion.low_res_deviation": "diffusion.low_res_std",
+    "data.name": "data.source.name (tfds) or data.source.subset (scenes)",
+    "data.path": "data.source.path",
+    "data.mixture": "data.source of kind mixture",
+    "data.data_dir": "data.source.data_dir",
+    "data.cache_dir": "data.source.cache_dir",
+    "data.image_key": "data.source.image_key",
+    "data.caption_key": "data.source.caption_key",
     "data.caption_drop": "data.caption_dropout",
     "data.max_bad_share": "data.max_bad_fraction",
-    "diffusion.low_res_deviation": "diffusion.low_res_std",
     "train.checkpoints_kept": "train.max_checkpoints",
 }
-"""Settings of older run folders and their present names, for error messages only."""
+"""Settings in config.json files of earlier versions, and what they are now: for errors only."""
 
 
 def to_json(settings: Settings) -> str:
     """A group of settings as indented JSON."""
-    return json.dumps(dataclasses.asdict(settings), indent=2)  # type: ignore[call-overload]
+    return json.dumps(_plain(settings), indent=2)
+
+
+def flat_settings(settings: Settings) -> dict[str, Any]:
+    """Every setting of a group by its dotted name."""
+    return dict(_flat(json.loads(to_json(settings)), ""))
 
 
 def from_json(group: type[Group], text: str, where: str) -> Group:
@@ -34,53 +51,94 @@ def from_json(group: type[Group], text: str, where: str) -> Group:
         where: the name of the file, for errors.
 
     Raises:
-        UserError: not JSON, an unknown setting, or a value of the wrong type.
+        UserError: not JSON, an unknown or missing setting, or a value of the wrong type.
     """
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error}") from None
-    return _group(group, values, where, "")
+    found = dict(_flat(values, ""))
+    old = [name for name in found if name in RENAMED]
+    old += [
+        pair for name, value in found.items() if (pair := f"{name} {json.dumps(value)}") in RENAMED
+    ]
+    if old:
+        changes = "; ".join(f"{name} is {RENAMED[name]} now" for name in old)
+        raise UserError(f"{where} has settings of an earlier version: {changes}")
+    return from_plain(group, values, where, "")
 
 
-def _group(group: Any, values: Any, where: str, prefix: str) -> Any:
+def from_plain(group: Any, values: Any, where: str, prefix: str) -> Any:
+    """A group of settings from JSON values.
+
+    Args:
+        group: its class.
+        values: an object with names of settings.
+        where: the file or flag they come from, for errors.
+        prefix: of the settings' names in errors: "" or "data.source.".
+
+    Raises:
+        UserError: an unknown or missing setting, or a value of the wrong type.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{where}: {prefix.rstrip('.') or 'the configuration'} must be an object")
-    types_by_name = {field.name: field.type for field in dataclasses.fields(group)}
-    for name in values.keys() - types_by_name.keys():
-        full = prefix + name
-        now = f": it is {RENAMED[full]} now" if full in RENAMED else ""
-        raise UserError(f"{where}: unknown setting {full}{now}")
+    fields = {field.name: field for field in dataclasses.fields(group)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"{where}: unknown setting {prefix}{name}")
+    for name, field in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"{where}: {prefix}{name} is missing")
     hints = typing.get_type_hints(group)
     return group(
         **{name: _value(hints[name], value, where, prefix + name) for name, value in values.items()}
     )
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        kind = {"kind": value.kind} if value.kind else {}
+        fields: Any = dataclasses.fields(value)  # type: ignore[arg-type]
+        return kind | {field.name: _plain(getattr(value, field.name)) for field in fields}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
 def _value(expected: Any, value: Any, where: str, name: str) -> Any:
+    origin, options = typing.get_origin(expected), typing.get_args(expected)
+    if origin is types.UnionType:
+        return _one_of(options, value, where, name)
     if dataclasses.is_dataclass(expected):
-        return _group(expected, value, where, name + ".")
-    origin = typing.get_origin(expected)
-    if origin is types.UnionType:  # of groups: the one with all of these settings
-        fitting = (
-            option
-            for option in typing.get_args(expected)
-            if isinstance(value, dict) and value.keys() <= typing.get_type_hints(option).keys()
-        )
-        return _value(next(fitting, typing.get_args(expected)[0]), value, where, name)
+        return from_plain(expected, value, where, name + ".")
     if origin is Literal:
-        ok = value in typing.get_args(expected)
+        ok, wanted = value in options, f"one of {', '.join(map(str, options))}"
     elif origin is tuple and isinstance(value, list):
-        element = typing.get_args(expected)[0]
-        return tuple(_value(element, item, where, name) for item in value)
+        return tuple(_value(options[0], item, where, name) for item in value)
     elif expected is float and type(value) is int:
         return float(value)
     else:
-        ok = origin is None and type(value) is expected
+        ok = type(value) is expected
+        wanted = "a list" if origin is tuple else expected.__name__
     if not ok:
-        raise UserError(f"{where}: {name} must be {_type_name(expected)}, not {value!r}")
+        raise UserError(f"{where}: {name} must be {wanted}, not {value!r}")
     return value
 
 
-def _type_name(expected: Any) -> str:
-    return expected.__name__ if isinstance(expected, type) else str(expected)
+def _one_of(options: Any, value: Any, where: str, name: str) -> Any:
+    """The group that the object's "kind" names; without one, the first option."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {name} must be an object")
+    kinds = {option.kind: option for option in options}
+    kind = value.get("kind", options[0].kind)
+    if kind not in kinds:
+        raise UserError(f"{where}: {name}.kind must be one of {', '.join(kinds)}, not {kind!r}")
+    values = {key: item for key, item in value.items() if key != "kind"}
+    return from_plain(kinds[kind], values, where, name + ".")

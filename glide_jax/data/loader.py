@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int32, UInt8
 
 from glide_jax.config import Config, ModelConfig
 from glide_jax.data.masks import random_mask, with_place
-from glide_jax.data.mixture import Mixture, in_proportion, parts_of
+from glide_jax.data.mixture import MixtureSource, in_proportion, parts_of
 from glide_jax.data.records import Record, RecordReader, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import load_pixels, to_float
@@ -116,7 +116,7 @@ class Loader(Iterator[Batch]):
 
     def _examples(self, source: Source, seed: int) -> Any:
         """Endless examples as a grain.MapDataset."""
-        if not isinstance(source, Mixture):
+        if not isinstance(source, MixtureSource):
             return _shuffled(len(source), seed).random_map(partial(self._read, 0))
         orders = [_shuffled(len(part), seed + number) for number, part in enumerate(source.parts)]
         places = in_proportion(orders, source.weights).seed(seed)

@@ -1,8 +1,8 @@
-"""Several sources with weights, as one.
+"""Several weighted sources as one.
 
-Training draws on each part in proportion to its weight, for ever: a part that is used up starts
-its next epoch while others are still in their first. Read as a source, for held-out images, a
-mixture has no record twice: the same proportions, until the first part is used up.
+Training reads each part in proportion to its weight, without end: an exhausted part starts its next
+epoch while others are in their first. As a source of held-out images, a mixture has every record at
+most once, in the same proportions, and ends with its first exhausted part.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ import grain
 
 from glide_jax.data.records import Record, Source, random_captions
 
-FINENESS = 100
-"""Weights are kept to so many parts of the smallest one."""
+WEIGHT_RESOLUTION = 100
+"""Weights are rounded to this fraction of the smallest one."""
 
 
-class Mixture:
-    """Records of several sources in proportion. Random access, safe for threads.
+class MixtureSource:
+    """Records of several sources in proportion. Random access, thread-safe.
 
     Args:
-        parts: none of them empty.
-        weights: above 0; what matters is how they compare.
+        parts: non-empty sources.
+        weights: of the parts, above 0; only their ratios matter.
     """
 
     def __init__(self, parts: Sequence[Source], weights: Sequence[float]) -> None:
@@ -43,31 +43,31 @@ class Mixture:
 
 
 def parts_of(source: Source) -> tuple[Source, ...]:
-    """The sources of a mixture; of any other source, itself."""
-    return source.parts if isinstance(source, Mixture) else (source,)
+    """The parts of a mixture; a single source is its own only part."""
+    return source.parts if isinstance(source, MixtureSource) else (source,)
 
 
 def in_proportion(orders: Sequence[Any], weights: Sequence[float]) -> Any:
-    """Several grain.MapDatasets as one of pairs: which of them, and its next element.
+    """Several grain.MapDatasets as one of pairs (number of the dataset, its next element).
 
     Args:
-        orders: of elements of any kind; the first that ends ends the whole.
-        weights: how often each comes.
+        orders: datasets of any elements; the result ends with the first that ends.
+        weights: their frequencies.
     """
     # Grain rounds weights down, to hundredths of the smallest: 299.99 would become 299.
-    counts = [round(FINENESS * weight / min(weights)) for weight in weights]
+    counts = [round(WEIGHT_RESOLUTION * weight / min(weights)) for weight in weights]
     pairs = [
         order.map(lambda element, part=part: (part, element)) for part, order in enumerate(orders)
     ]
     return grain.MapDataset.mix(pairs, counts)
 
 
-def captions_to_learn_from(source: Source, limit: int) -> list[str]:
-    """About `limit` captions from all over a source, of a mixture in proportion, always the same.
+def training_captions(source: Source, limit: int) -> list[str]:
+    """About `limit` captions spread over a source, of a mixture in proportion; deterministic.
 
-    A part with fewer gives what it has.
+    A part with fewer captions gives all of them.
     """
-    weights = source.weights if isinstance(source, Mixture) else (1.0,)
+    weights = source.weights if isinstance(source, MixtureSource) else (1.0,)
     return [
         caption
         for part, weight in zip(parts_of(source), weights, strict=True)

@@ -223,11 +223,13 @@ class ShardFolder:
             }
         except FileNotFoundError:
             raise UserError(
-                f"data.path {folder}: has no {INDEX_FILE}: "
+                f"data.source.path {folder}: has no {INDEX_FILE}: "
                 "create the folder with python -m glide_jax.prepare"
             ) from None
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-            raise UserError(f"data.path {folder}: cannot read {INDEX_FILE}: {error}") from None
+            raise UserError(
+                f"data.source.path {folder}: cannot read {INDEX_FILE}: {error}"
+            ) from None
         # Data prepared again under the same URL must not reuse the old downloads.
         key = hashlib.sha256(f"{self.url} {index.get('fingerprint')}".encode()).hexdigest()
         self._cache = cache_dir / key[:16]
@@ -240,7 +242,7 @@ class ShardFolder:
         """
         if split not in self._splits:
             raise UserError(
-                f"data.path {self.url} has no split {split!r}: choose {', '.join(self._splits)}"
+                f"data.source.path {self.url} has no split {split!r}: choose {', '.join(self._splits)}"
             )
         shards = self._splits[split]
         sizes = self._sizes()

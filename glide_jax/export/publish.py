@@ -12,14 +12,14 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from glide_jax.config import Config
+from glide_jax.config import Config, Folder, Mixture, Shards
 from glide_jax.errors import UserError
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
@@ -105,12 +105,28 @@ def _portable(config: Config) -> Config:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(
-            data, data_dir="", path=_name(data.path), tokenizer=_name(data.tokenizer)
+            data, source=_portable_source(data.source), tokenizer=_name(data.tokenizer)
         ),
         train=dataclasses.replace(
             train, run_dir="", init_from=_name(train.init_from), clip_run=_name(train.clip_run)
         ),
     )
+
+
+def _portable_source(source: Any) -> Any:
+    match source:
+        case Mixture():
+            parts = [
+                dataclasses.replace(part, source=_portable_source(part.source))
+                for part in source.parts
+            ]
+            return Mixture(tuple(parts))
+        case Shards():
+            return Shards(_name(source.path))
+        case Folder():
+            return Folder(_name(source.path))
+        case _:
+            return dataclasses.replace(source, data_dir="")
 
 
 def _name(place: str) -> str:

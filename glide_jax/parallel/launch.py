@@ -4,7 +4,6 @@ JAX makes the devices of all processes one mesh; a `ProcessGroup` ends the proce
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import platform
 import socket
@@ -200,18 +199,12 @@ def require_same(group: ProcessGroup, config: Config, images: int) -> None:
     Raises:
         UserError: in all processes, naming the first difference.
     """
-    settings, _ = jax.tree_util.tree_flatten_with_path(
-        dataclasses.asdict(config), is_leaf=lambda value: not isinstance(value, dict)
-    )
     facts = {
         "glide_jax source": _source_digest(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "Python": platform.python_version(),
-        **{
-            jax.tree_util.keystr(path, simple=True, separator="."): value
-            for path, value in settings
-        },
+        **config.flat(),
         "data set size": images,
     }
     ours, *others = group.gather(facts)

@@ -1,7 +1,7 @@
 """Converts captioned images in folders, tars or parquet files to shards for training.
 
     python -m glide_jax.prepare --from my_images 'cc12m/*.tar' --to data/mine --px 256
-    python train.py --config configs/base64.py --data.source shards --data.path data/mine
+    python train.py --config configs/base64.py --data.source shards data/mine
 
 An interrupted command resumes when it is run again. See docs/big-data.md.
 """

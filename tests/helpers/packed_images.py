@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from glide_jax.config import DataConfig
+from glide_jax.config import DataConfig, Shards
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 
@@ -53,4 +53,4 @@ def write_parquet(path: Path, images: Sequence[bytes], rows_a_group: int = 1000)
 
 def open_shards(path: Path | str, cache: Path, split: str = "train") -> Source:
     """Opens a folder of shards as training does."""
-    return open_source(DataConfig(source="shards", path=str(path), cache_dir=str(cache)), split)
+    return open_source(DataConfig(source=Shards(str(path), str(cache))), split)

@@ -174,9 +174,9 @@ def make_tokenizer(
     """
     if config.tokenizer == "train":
         # Imports grain, which is slow and not needed for sampling.
-        from glide_jax.data.mixture import captions_to_learn_from
+        from glide_jax.data.mixture import training_captions
 
-        return kind.train(captions_to_learn_from(source, TRAINING_CAPTIONS), vocab_size)
+        return kind.train(training_captions(source, TRAINING_CAPTIONS), vocab_size)
     return find_tokenizer(config.tokenizer, vocab_size, kind)
 
 

@@ -16,6 +16,7 @@ import tyro
 from jaxtyping import UInt8
 
 from glide_jax.cli import ShardingFlags, keep_compiled_programs
+from glide_jax.config import Scenes
 from glide_jax.data.scenes.graph import make
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
@@ -81,7 +82,8 @@ def main(arguments: Arguments) -> None:
     )
     closeup = bool(arguments.closeups)
     if glide is not None and arguments.closeups is None:
-        closeup = glide.config("base").data.name == "closeups"
+        source = glide.config("base").data.source
+        closeup = isinstance(source, Scenes) and source.subset == "closeups"
     indices = range(arguments.n)
     each = (make(arguments.split, index, closeup=closeup)[1] for index in indices)
     captions = [captions[arguments.caption_index] for captions in each]

@@ -12,6 +12,7 @@ import tyro
 from jaxtyping import UInt8
 
 from glide_jax.cli import ShardingFlags, keep_compiled_programs
+from glide_jax.config import Scenes
 from glide_jax.data.scenes.graph import make
 from glide_jax.diffusion.loop import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
@@ -82,7 +83,8 @@ def main(arguments: Arguments) -> None:
     keep_compiled_programs()
     use_all_cores(MAX_BATCH)
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
-    closeup = glide.config("base").data.name == "closeups"
+    source = glide.config("base").data.source
+    closeup = isinstance(source, Scenes) and source.subset == "closeups"
     captions = [
         make(arguments.split, index, closeup=closeup)[1][arguments.caption_index]
         for index in range(arguments.n)

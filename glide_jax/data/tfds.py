@@ -1,0 +1,164 @@
+"""Data sets of TensorFlow Datasets (TFDS), read without TensorFlow."""
+
+import difflib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from glide_jax.data.records import BadRecordError, Record, clean_captions
+from glide_jax.errors import UserError
+
+
+class TfdsSource:
+    """One split of a TFDS data set in the array_record format.
+
+    Args:
+        records: the result of `builder.as_data_source(split)`.
+        image_key: the feature with the image.
+        caption_key: the feature with the caption or captions: "captions/text".
+
+    Raises:
+        UserError: such a feature does not exist, or has another type.
+    """
+
+    def __init__(self, records: Any, image_key: str, caption_key: str) -> None:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        info = records.dataset_info
+        kinds = {path: feature_kind(feature) for path, feature in features_of(info.features)}
+        for setting, key, kind in (
+            ("image_key", image_key, "image"),
+            ("caption_key", caption_key, "text"),
+        ):
+            if kinds.get(key) != kind:
+                known = ", ".join(f"{path} ({kind})" for path, kind in kinds.items())
+                raise UserError(
+                    f"data.source.{setting} = {key!r} is not a feature of {info.full_name} of type "
+                    f"{kind}; its features are {known}"
+                )
+        self._name = f"{info.full_name} {records.split}"
+        self._image_key, self._caption_key = image_key, caption_key
+        # TFDS decodes every feature of a record in Python, which takes ten times as long as reading
+        # it. The stored tf.Example holds the two needed, still encoded, under their paths.
+        self._stored = records.data_source
+        self._parse = tf_example_pb2.Example.FromString
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, index: int) -> Record:
+        images, captions, name = self._read(index)
+        return Record(images[0] if images else b"", clean_captions(captions, name), name)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions at `index`. Raises BadRecordError."""
+        _, captions, name = self._read(index)
+        return clean_captions(captions, name)
+
+    def _read(self, index: int) -> tuple[Sequence[bytes], Sequence[bytes], str]:
+        name = f"{self._name} record {index}"
+        try:
+            feature = self._parse(self._stored[index]).features.feature
+        except Exception as error:  # array_record and protobuf raise many types for damaged files
+            raise BadRecordError(f"{name}: {_first_line(error)}") from error
+        images, captions = feature[self._image_key], feature[self._caption_key]
+        return images.bytes_list.value, captions.bytes_list.value, name
+
+
+def open_tfds(name: str, data_dir: str, split: str) -> Any:
+    """One split of a data set, downloaded and prepared as array_record first if necessary.
+
+    Args:
+        name: in TFDS: coco_captions, coco_captions/2014, my_dataset:1.0.0.
+        data_dir: folder of prepared data sets; empty: TFDS's default.
+        split: as TFDS spells it: train, train[:98%].
+
+    Returns:
+        The records, as `TfdsSource` takes them.
+
+    Raises:
+        UserError: no such data set or split, or the data set cannot be prepared.
+    """
+    builder = _prepared(name, data_dir)
+    try:
+        return builder.as_data_source(split)
+    except ValueError as error:
+        raise UserError(
+            f"{builder.info.full_name} has no split {split!r} ({_first_line(error)}); its splits "
+            f"are {', '.join(builder.info.splits)}, and slices such as train[:98%]"
+        ) from None
+    except NotImplementedError:
+        raise UserError(
+            f"{builder.data_dir} holds {builder.info.full_name} in another format than "
+            "array_record: delete it, or set data.source.data_dir to prepare it elsewhere"
+        ) from None
+
+
+def _prepared(name: str, data_dir: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    provide_tensorflow_types()
+    # With a version, even a wildcard, TFDS reads a prepared data set before its program runs.
+    wanted = name if ":" in name else f"{name}:*.*.*"
+    # Data sets are third-party programs, which raise errors of any type.
+    try:
+        builder = tfds.builder(wanted, data_dir=data_dir or None, file_format="array_record")
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=5, cutoff=0.5)
+        raise UserError(
+            f"TFDS has no data set {name!r}, and none is prepared under "
+            f"{data_dir or 'its default folder'}"
+            + (f"; similar names: {', '.join(near)}" if near else "; see tfds.list_builders()")
+        ) from None
+    except ImportError as error:
+        raise UserError(
+            f"TFDS cannot prepare {name!r} here: {_first_line(error)}. Install what is missing, or "
+            f"prepare it where it is installed (tfds build {name} --file_format=array_record) "
+            "and set data.source.data_dir to the result"
+        ) from error
+    except Exception as error:
+        raise UserError(f"TFDS cannot prepare {name!r}: {_first_line(error)}") from error
+    return builder
+
+
+def provide_tensorflow_types() -> None:
+    """Lets data sets spell the type of a feature `tf.int64`, as COCO does, without TensorFlow.
+
+    TFDS accepts NumPy types too, and looks names up in its stand-in for the module first.
+    """
+    from tensorflow_datasets.core.utils import lazy_imports_utils
+
+    if importlib.util.find_spec("tensorflow") is None:
+        names = ("bool", "uint8", "int32", "int64", "float32", "float64")
+        types = {name: np.dtype(name).type for name in names} | {"string": np.object_}
+        vars(lazy_imports_utils.tensorflow).update(types)
+
+
+def features_of(feature: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf feature with its path in a stored record; lists have the paths of their items."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.FeaturesDict):
+        for key, child in feature.items():
+            yield from features_of(child, f"{path}/{key}" if path else key)
+    elif isinstance(feature, tfds.features.Sequence):
+        yield from features_of(feature.feature, path)
+    else:
+        yield path, feature
+
+
+def feature_kind(feature: Any) -> str:
+    """ "image", "text", or the class name of another feature."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Image):
+        return "image"
+    return "text" if np.dtype(feature.np_dtype).kind in "OSU" else type(feature).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,148 @@
+import configparser
+import dataclasses
+import importlib.metadata
+import os
+from pathlib import Path
+
+import pytest
+
+from glide_jax import cli
+from glide_jax.cli import find_config, load_config, named_configs, parse_command, parse_config
+from glide_jax.config import Config, Folder, Mixture, MixturePart, Scenes, Shards, Tfds
+from glide_jax.config.spelling import parse_source, spell_source
+from glide_jax.errors import UserError
+from glide_jax.train import Flags
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+
+
+def test_a_path_is_relative_to_the_current_directory(monkeypatch, tmp_path):
+    relative = os.path.relpath(CONFIGS / "base64_3b5.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path(relative)).denoiser.unet.channels == 512
+
+
+def test_a_name_is_found_from_any_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("base64_3b5") == CONFIGS / "base64_3b5.py"
+    name, config = parse_config(["--config", "scenes_tiny"], "train.py", "")
+    assert name == "scenes_tiny"
+    assert config == load_config(CONFIGS / "scenes_tiny.py")
+
+
+def test_a_run_is_a_configuration(tmp_path):
+    before = load_config("scenes_tiny")
+    (tmp_path / "config.json").write_text(before.to_json())
+    assert load_config(tmp_path / "config.json") == before
+
+
+@pytest.mark.parametrize("name", ["base46", "nowhere/base64.py", "config.json"])
+def test_an_unknown_name_is_refused_with_all_names(name):
+    with pytest.raises(
+        UserError, match=f"^--config {name}: no such .*names are base64, base64_3b5,"
+    ):
+        load_config(name)
+
+
+def test_an_installed_package_has_its_configurations(monkeypatch, tmp_path):
+    """In a wheel, configs/ is outside of the package: its list of files says where."""
+    installed = [
+        importlib.metadata.PackagePath(f"../../../share/glide_jax/configs/{name}.py")
+        for name in ("base64", "scenes_tiny")
+    ]
+    installed.append(importlib.metadata.PackagePath("glide_jax/cli.py"))
+    for file in installed:
+        file.dist = importlib.metadata.Distribution.at(
+            tmp_path / "lib" / "x" / "site-packages" / "d"
+        )
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "glide_jax" / "cli.py"))
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: installed)
+    assert list(named_configs()) == ["base64", "scenes_tiny"]
+
+
+def test_a_wheel_has_all_configurations():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    pattern = settings["options.data_files"]["share/glide_jax/configs"].strip()
+    assert sorted(ROOT.glob(pattern)) == sorted(CONFIGS.glob("*.py"))
+
+
+def test_flags_override_the_file():
+    file = CONFIGS / "scenes_tiny.py"
+    _, config = parse_config(
+        ["--config", str(file), "--optim.learning-rate", "0.5", "--model.unet.channel-mult", "1",
+         "2", "4", "--train.sample-prompts", "a b", "c"], "train.py", "Trains.",
+    )  # fmt: skip
+    before = load_config(file)
+    assert config.optim == dataclasses.replace(before.optim, learning_rate=0.5)
+    assert config.model.unet.channel_mult == (1, 2, 4)
+    assert config.train.sample_prompts == ("a b", "c")
+    assert config.data == before.data
+
+
+def test_config_files_that_fail_are_named(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("def get_config():\n    return 1 / 0\n")
+    with pytest.raises(UserError, match=r"bad\.py: ZeroDivisionError"):
+        load_config(bad)
+    bad.write_text("def get_config():\n    return 3\n")
+    with pytest.raises(UserError, match="must return a"):
+        load_config(bad)
+
+
+def test_help_lists_every_flag(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_command(["--config", "scenes_tiny", "--help"], "train.py", "", Flags)
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    own = ("--config", "--coordinator", "--processes", "--distributed", "--profile")
+    settings = (f"--{name}".replace("_", "-") for name in Config().flat() if "kind" not in name)
+    for flag in (*own, *(flag for flag in settings if "source" not in flag), "--data.source"):
+        assert flag in text or f"{flag.rpartition('.')[0]}.no-" in text, flag
+
+
+SOURCES = {
+    "scenes": Scenes(),
+    "scenes closeups": Scenes("closeups"),
+    "folder images/": Folder("images/"),
+    "folder a=b": Folder("a=b"),
+    "shards gs://bucket/data cache_dir=/tmp/x": Shards("gs://bucket/data", "/tmp/x"),
+    "tfds coco_captions caption_key=captions/text": Tfds("coco_captions", "image", "captions/text"),
+}
+
+
+@pytest.mark.parametrize(("words", "source"), SOURCES.items())
+def test_a_source_is_given_in_words(words, source):
+    flags = ["--config", "scenes_tiny", "--data.source", *words.split(), "--data.crop", "random"]
+    _, config = parse_config(flags, "train.py", "")
+    assert (config.data.source, config.data.crop) == (source, "random")
+    assert parse_source(spell_source(source)) == source
+
+
+def test_a_mixture_is_given_in_quoted_parts():
+    words = ["mixture", "3 folder 'my cats/' train_split=all", "1.5 tfds coco_captions"]
+    mixture = Mixture(
+        (
+            MixturePart(3.0, Folder("my cats/"), train_split="all"),
+            MixturePart(1.5, Tfds("coco_captions")),
+        )
+    )
+    assert parse_source(words) == mixture
+    assert parse_source(spell_source(mixture)) == mixture
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("", "begin with one of scenes, tfds, folder, shards, mixture"),
+        ("images/", "begin with one of scenes, tfds, folder, shards, mixture"),
+        ("folder", "data.source.path is missing"),
+        ("folder a b", "unexpected 'b'; give PATH, then NAME=VALUE with names of path"),
+        ("scenes huge", "data.source.subset must be one of full, closeups, mini, not 'huge'"),
+        ("mixture", "give its parts"),
+    ],
+)
+def test_words_that_are_no_source_are_refused(words, line):
+    with pytest.raises(UserError, match=f"^--data.source ?{words}: .*{line}"):
+        parse_source(words.split())
