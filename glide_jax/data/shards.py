@@ -242,7 +242,8 @@ class ShardFolder:
         """
         if split not in self._splits:
             raise UserError(
-                f"data.source.path {self.url} has no split {split!r}: choose {', '.join(self._splits)}"
+                f"data.source.path {self.url} has no split {split!r}: choose "
+                f"{', '.join(self._splits)}"
             )
         shards = self._splits[split]
         sizes = self._sizes()

@@ -4,6 +4,7 @@ JAX makes the devices of all processes one mesh; a `ProcessGroup` ends the proce
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import platform
 import socket
