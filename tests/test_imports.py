@@ -1,4 +1,4 @@
-"""Who may import whom, as CONTRIBUTING.md says, and how long `import glide_jax` takes."""
+"""Who may import whom, as docs/architecture.md says, and how long `import glide_jax` takes."""
 
 import ast
 import subprocess
