@@ -21,7 +21,7 @@ from glide_jax.cli import parse_command
 from glide_jax.config import Config
 from glide_jax.data.loader import Loader
 from glide_jax.data.sources import open_source
-from glide_jax.data.tokenizers.bpe import make_tokenizer
+from glide_jax.data.tokenizers.build import make_tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
 
 WARM_UP_BATCHES = 10

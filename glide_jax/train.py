@@ -21,8 +21,8 @@ from glide_jax.data.loader import Loader, validation_batches
 from glide_jax.data.mixture import parts_of
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
-from glide_jax.data.tokenizers.bpe import Tokenizer, make_tokenizer
-from glide_jax.data.tokenizers.build import tokenizer_class
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import save_png
 from glide_jax.parallel import sharding

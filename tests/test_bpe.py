@@ -10,13 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.numbered_images import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glide_jax.config import DataConfig
-from glide_jax.data.folder import open_folder
-from glide_jax.data.tokenizers.bpe import END_TOKEN, Tokenizer, make_tokenizer
+from glide_jax.data.tokenizers.bpe import END_TOKEN, Tokenizer
 from glide_jax.errors import UserError, exit_on_user_error
 
 CAPTIONS = [
@@ -185,24 +182,6 @@ def test_folders_without_a_usable_tokenizer_are_refused(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
     with pytest.raises(UserError, match="cannot write the tokenizer"):
         TRAINED.save(tmp_path / "tokenizer.json" / "inside a file")
-
-
-def test_make_tokenizer_trains_or_loads(tmp_path: Path) -> None:
-    source = open_folder(write_images(tmp_path / "images", 40), "all", 0.0)
-
-    def make(name: str, vocab_size: int) -> Tokenizer:
-        return make_tokenizer(DataConfig(tokenizer=name), vocab_size, source)
-
-    trained = make("train", 300)
-    assert trained.vocab_size <= 300
-    _, mask = trained.encode(["number 12"], 16)
-    assert mask.sum() <= 3
-    trained.save(tmp_path / "saved")
-    assert make(str(tmp_path / "saved"), 300).vocab_size == trained.vocab_size
-    with pytest.raises(UserError, match=rf"more than the model's 260: .*={trained.vocab_size}$"):
-        make(str(tmp_path / "saved"), 260)
-    with pytest.raises(UserError, match=r"there is no folder \./nowhere"):
-        make("./nowhere", 300)
 
 
 def test_an_unreachable_hub_is_a_one_line_error(

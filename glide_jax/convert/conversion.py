@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from glide_jax.config import ClipConfig, Config, DataConfig
-from glide_jax.data.tokenizers.bpe import Tokenizer, find_tokenizer
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.tokenizers.build import load_tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network
@@ -126,7 +127,7 @@ def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str
     flag = "--clip-tokenizer" if is_clip else "--tokenizer"
     vocab_size, kind = config.model.text.vocab_size, ClipTokenizer if is_clip else Tokenizer
     try:
-        tokenizer = find_tokenizer(tokenizer_name, vocab_size, kind)
+        tokenizer = load_tokenizer(tokenizer_name, vocab_size, kind)
     except UserError as error:
         raise UserError(f"{error}; name another folder or hub name with {flag}") from None
     config = dataclasses.replace(config, data=DataConfig(tokenizer=tokenizer_name))

@@ -8,7 +8,6 @@ padding: the unconditional input.
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from glide_jax.config import DataConfig
-from glide_jax.data.records import Source
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, storage_errors, write_atomically
 
@@ -156,45 +153,6 @@ class Tokenizer:
             UserError: the folder cannot be written.
         """
         write_backend(folder, self._backend, eos_token=self.end_token, pad_token=self.end_token)
-
-
-def make_tokenizer(
-    config: DataConfig, vocab_size: int, source: Source, kind: type[Tokenizer] = Tokenizer
-) -> Tokenizer:
-    """Trains or loads the tokenizer of data.tokenizer: "train", a local folder, or a hub name.
-
-    Args:
-        config: the data settings.
-        vocab_size: size of the model's token embedding.
-        source: provides the training captions.
-        kind: the tokenizer class.
-
-    Raises:
-        UserError: it cannot be loaded, or has more entries than vocab_size.
-    """
-    if config.tokenizer == "train":
-        # Imports grain, which is slow and not needed for sampling.
-        from glide_jax.data.mixture import training_captions
-
-        return kind.train(training_captions(source, TRAINING_CAPTIONS), vocab_size)
-    return find_tokenizer(config.tokenizer, vocab_size, kind)
-
-
-def find_tokenizer(name: str, vocab_size: int, kind: type[Tokenizer] = Tokenizer) -> Tokenizer:
-    """Loads a tokenizer from a local folder or the hub. Args and Raises as in `make_tokenizer`."""
-    folder = Path(name).expanduser()
-    if folder.exists():
-        tokenizer = kind.load(folder)
-    elif name.startswith((".", "/", "~")):
-        raise UserError(f"data.tokenizer: there is no folder {name}")
-    else:
-        tokenizer = kind.from_hub(name)
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"the tokenizer {name} has {tokenizer.vocab_size} entries, more than the model's "
-            f"{vocab_size}: set model.text.vocab_size={tokenizer.vocab_size}"
-        )
-    return tokenizer
 
 
 def hub_backend(name: str) -> tuple[tokenizers.Tokenizer, str]:
