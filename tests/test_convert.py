@@ -267,7 +267,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(
     assert "is there already" in refused(base, "--to", released_set, *flags[2:])
     no_tokenizer = refused(base, "--to", tmp_path / "runs", "--tokenizer", "./nowhere", *SMALL)
     assert no_tokenizer.endswith(
-        "there is no folder ./nowhere; name another folder or hub name with --tokenizer"
+        "no such folder: ./nowhere; name another folder or hub name with --tokenizer"
     )
     assert not (tmp_path / "runs").exists()
 
