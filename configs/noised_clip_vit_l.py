@@ -10,14 +10,13 @@ Hardware: a TPU pod. Not trained by this project.
 """
 
 import dataclasses
-from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Config
 
 
 def get_config() -> Config:
-    smaller = load_config(Path(__file__).with_name("noised_clip.py"))
+    smaller = load_config("noised_clip")
     return dataclasses.replace(
         smaller,
         model=ClipConfig(

@@ -8,14 +8,13 @@ training time and accuracy are in glide_jax/demo/base-inpaint/MODEL_CARD.md.
 """
 
 import dataclasses
-from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import Config
 
 
 def get_config() -> Config:
-    config = load_config(Path(__file__).with_name("scenes_base32.py"))
+    config = load_config("scenes_base32")
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, inpaint=True),

@@ -7,14 +7,13 @@ training time is in glide_jax/demo/upsample-inpaint/MODEL_CARD.md. Source: sec. 
 """
 
 import dataclasses
-from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import Config
 
 
 def get_config() -> Config:
-    config = load_config(Path(__file__).with_name("scenes_upsample128.py"))
+    config = load_config("scenes_upsample128")
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, inpaint=True),

@@ -38,14 +38,15 @@ class NoFlags:
 
 
 def named_configs() -> dict[str, Path]:
-    """The configurations of this project by name: configs/ of the clone, or of the wheel."""
+    """The shipped configurations by name, from configs/ of the clone or of the wheel."""
     clone = Path(__file__).parents[1]
     if (clone / "pyproject.toml").is_file():
         files = list((clone / "configs").glob("*.py"))
     else:
-        installed = importlib.metadata.files("glide_jax") or ()
-        shipped = (file for file in installed if file.match("share/glide_jax/configs/*.py"))
-        files = [Path(str(file.locate())) for file in shipped]
+        installed = importlib.metadata.distributions(name="glide_jax")
+        shipped = (file for distribution in installed for file in distribution.files or ())
+        pattern = "share/glide_jax/configs/*.py"
+        files = [Path(os.path.normpath(file.locate())) for file in shipped if file.match(pattern)]
     return {file.stem: file for file in sorted(files)}
 
 

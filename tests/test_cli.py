@@ -1,6 +1,5 @@
 import configparser
 import dataclasses
-import importlib.metadata
 import os
 from pathlib import Path
 
@@ -46,19 +45,19 @@ def test_an_unknown_name_is_refused_with_all_names(name):
 
 
 def test_an_installed_package_has_its_configurations(monkeypatch, tmp_path):
-    """In a wheel, configs/ is outside of the package: its list of files says where."""
-    installed = [
-        importlib.metadata.PackagePath(f"../../../share/glide_jax/configs/{name}.py")
-        for name in ("base64", "scenes_tiny")
-    ]
-    installed.append(importlib.metadata.PackagePath("glide_jax/cli.py"))
-    for file in installed:
-        file.dist = importlib.metadata.Distribution.at(
-            tmp_path / "lib" / "x" / "site-packages" / "d"
-        )
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "glide_jax" / "cli.py"))
-    monkeypatch.setattr(importlib.metadata, "files", lambda name: installed)
-    assert list(named_configs()) == ["base64", "scenes_tiny"]
+    """A wheel puts configs/ outside of the package; its list of files has the location."""
+    packages, share = tmp_path / "lib" / "site-packages", tmp_path / "share/glide_jax/configs"
+    (packages / "glide_jax-1.dist-info").mkdir(parents=True)
+    lines = ["glide_jax/cli.py,,", *(f"../../share/glide_jax/configs/{n}.py,," for n in "ba")]
+    (packages / "glide_jax-1.dist-info" / "RECORD").write_text("\n".join(lines))
+    (packages / "glide_jax-1.dist-info" / "METADATA").write_text("Name: glide_jax\nVersion: 1\n")
+    share.mkdir(parents=True)
+    for name in "ba":
+        (share / f"{name}.py").write_text("")
+    monkeypatch.setattr(cli, "__file__", str(packages / "glide_jax" / "cli.py"))
+    monkeypatch.syspath_prepend(packages)
+    named = named_configs()
+    assert {name: named[name].resolve() for name in "ab"} == {n: share / f"{n}.py" for n in "ab"}
 
 
 def test_a_wheel_has_all_configurations():
