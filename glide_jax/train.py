@@ -265,7 +265,7 @@ class Flags(LaunchFlags, ProfileFlags):
 
 def main() -> None:
     """The command."""
-    name, config, flags = parse_command(sys.argv[1:], "train.py", "Trains a model.", Flags)
+    name, config, flags = parse_command(sys.argv[1:], "train.py", "Train a model.", Flags)
     launch, profile = Launch.of(flags, os.environ), Profile.of(flags)
     run_dir = path_of(config.train.run_dir or f"runs/{name}")
     keep_compiled_programs()

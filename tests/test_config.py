@@ -196,7 +196,7 @@ def test_sizes_that_cannot_work_are_refused_by_name(cls, changes, line):
         ),
         (
             MaskConfig,
-            {"rectangle": 0.0, "brush": 0.0, "half_plane": 0.0, "whole": 0.0},
+            {"rectangle": 0.0, "brush": 0.0, "half_plane": 0.0, "full": 0.0},
             "data.masks needs frequencies",
         ),
         (TrainConfig, {"clip_loss_weight": 0.1}, "train.clip_run is needed"),

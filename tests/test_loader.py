@@ -258,7 +258,7 @@ def with_model(base: Config, **changes: Any) -> Config:
 
 
 def test_inpainting_batches_have_masks_and_their_location_in_captions(source: FolderSource) -> None:
-    masks = MaskConfig(rectangle=1.0, brush=0.0, half_plane=0.0, whole=0.0, place_caption=1.0)
+    masks = MaskConfig(rectangle=1.0, brush=0.0, half_plane=0.0, full=0.0, caption_location=1.0)
     settings = with_model(config(masks=masks, caption_dropout=0.0), inpaint=True)
     with Loader(source, TOKENIZER, settings) as loader:
         first, second = (next(loader) for _ in range(2))

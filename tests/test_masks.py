@@ -14,7 +14,7 @@ from PIL import Image
 from glide_jax.config import MaskConfig
 from glide_jax.data.masks import place, random_mask, with_place
 
-KINDS = ("rectangle", "brush", "half_plane", "whole")
+KINDS = ("rectangle", "brush", "half_plane", "full")
 seeds = st.integers(0, 2**32)
 
 
@@ -45,7 +45,7 @@ def test_hidden_areas_are_in_range():
     # Tolerance: half a pixel along each edge, 1/64 of the side.
     assert 0.03 < min(areas["rectangle"]) < 0.08 and 0.55 < max(areas["rectangle"]) < 0.63
     assert 0.19 < min(areas["half_plane"]) < 0.22 and 0.78 < max(areas["half_plane"]) < 0.81
-    assert min(areas["whole"]) == 1
+    assert min(areas["full"]) == 1
     # Strokes overlap randomly: at least 90% of the areas are in the intended range.
     brush = np.array(areas["brush"])
     assert brush.min() > 0.03 and brush.max() < 0.65
@@ -125,7 +125,7 @@ def test_masks_are_the_same_at_every_size(kind):
 
 
 def test_kinds_have_their_configured_frequencies():
-    config = MaskConfig(rectangle=3.0, brush=0.0, half_plane=0.0, whole=1.0)
+    config = MaskConfig(rectangle=3.0, brush=0.0, half_plane=0.0, full=1.0)
     whole = np.mean([hidden(i, 16, config).all() for i in range(4000)])
     assert abs(whole - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 4000)  # five standard errors
 

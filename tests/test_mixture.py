@@ -76,11 +76,11 @@ def test_no_record_comes_twice_in_an_epoch_of_its_part(mixture: MixtureSource) -
 
 
 def test_a_batch_depends_on_seed_and_number_alone(mixture: MixtureSource) -> None:
-    whole = numbers_of(mixture, 6)
-    assert numbers_of(mixture, 3, state={"batch": 3}) == whole[24:]
-    assert numbers_of(mixture, 6, seed=1) != whole
+    numbers = numbers_of(mixture, 6)
+    assert numbers_of(mixture, 3, state={"batch": 3}) == numbers[24:]
+    assert numbers_of(mixture, 6, seed=1) != numbers
     halves = [numbers_of(mixture, 6, process_index=i, process_count=2) for i in range(2)]
-    assert [n for k in range(6) for half in halves for n in half[4 * k : 4 * k + 4]] == whole
+    assert [n for k in range(6) for half in halves for n in half[4 * k : 4 * k + 4]] == numbers
 
 
 def test_parts_of_one_size_have_orders_of_their_own(parts: list[FolderSource]) -> None:
@@ -150,22 +150,24 @@ def test_training_resumes_with_a_mixture_of_shards_and_a_folder(
     parts = (f"2 shards {tmp_path / 'data'} {splits}", f"1 folder {folders[1]} {splits}")
     flags = ("--data.source", "mixture", *parts, "--train.steps", "12")
     flags += ("--train.checkpoint-every-steps", "4", "--train.log-every-steps", "1")
-    whole, parted = (tmp_path / name for name in ("whole", "parted"))
-    said = "".join(train(whole, *flags).communicate(timeout=300))
+    straight, resumed = (tmp_path / name for name in ("straight", "resumed"))
+    said = "".join(train(straight, *flags).communicate(timeout=300))
     assert "16 images" in said  # 10 in the shards, the others held out, and 6
-    process = train(parted, *flags)
-    while not (parted / "checkpoints" / "4").is_dir() and process.poll() is None:
+    process = train(resumed, *flags)
+    while not (resumed / "checkpoints" / "4").is_dir() and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert "resumed at step" in "".join(train(parted, *flags).communicate(timeout=300))
+    assert "resumed at step" in "".join(train(resumed, *flags).communicate(timeout=300))
     first, second = (
         {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
-        for lines in ((run / "metrics.jsonl").read_text().splitlines() for run in (whole, parted))
+        for lines in (
+            (run / "metrics.jsonl").read_text().splitlines() for run in (straight, resumed)
+        )
     )
     assert first == second
     assert len(first) == 12
-    assert spell_source(Config.load(parted / "config.json").data.source)[0] == "mixture"
+    assert spell_source(Config.load(resumed / "config.json").data.source)[0] == "mixture"
 
 
 def test_each_part_has_its_own_splits(folders: list[Path]) -> None:

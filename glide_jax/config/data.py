@@ -21,19 +21,19 @@ class MaskConfig(Settings):
     """Brush strokes."""
     half_plane: float = 0.5
     """One side of a straight line."""
-    whole: float = 0.25
+    full: float = 0.25
     """The full image: keeps the model able to generate without known pixels."""
-    place_caption: float = 0.0
-    """Fraction of captions that name the position of the hidden region, as ", at the top left"."""
+    caption_location: float = 0.0
+    """Fraction of captions that name the location of the hidden region: ", at the top left"."""
 
     def __post_init__(self) -> None:
-        kinds = (self.rectangle, self.brush, self.half_plane, self.whole)
+        kinds = (self.rectangle, self.brush, self.half_plane, self.full)
         self.require(
             min(kinds) >= 0 and sum(kinds) > 0,
             "",
             "needs frequencies of at least 0, at least one of them above 0",
         )
-        self.require_fraction("place_caption")
+        self.require_fraction("caption_location")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ RENAMED = {
     "data.image_key": "data.source.image_key",
     "data.caption_key": "data.source.caption_key",
     "data.caption_drop": "data.caption_dropout",
+    "data.masks.whole": "data.masks.full",
+    "data.masks.place_caption": "data.masks.caption_location",
     "data.max_bad_share": "data.max_bad_fraction",
     "train.checkpoints_kept": "train.max_checkpoints",
 }

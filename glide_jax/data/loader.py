@@ -213,7 +213,7 @@ def _masked(
     if not (isinstance(config.model, ModelConfig) and config.model.inpaint):
         return Example(pixels, caption, None)
     mask = random_mask(rng, len(pixels), config.data.masks)
-    if rng.random() < config.data.masks.place_caption:
+    if rng.random() < config.data.masks.caption_location:
         caption = with_place(caption, mask)
     return Example(pixels, caption, mask)
 

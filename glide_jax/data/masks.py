@@ -26,13 +26,13 @@ def random_mask(rng: np.random.Generator, size_px: int, config: MaskConfig) -> M
         _rectangle: config.rectangle,
         _brush: config.brush,
         _half_plane: config.half_plane,
-        _whole: config.whole,
+        _full: config.full,
     }
     frequencies = np.array(list(kinds.values()))
     chosen = rng.choice(len(kinds), p=frequencies / frequencies.sum())
     hidden = list(kinds)[chosen](rng, size_px)
     if not hidden.any():  # in a very small image, the region can lie between pixel centers
-        hidden = _whole(rng, size_px)
+        hidden = _full(rng, size_px)
     return ~hidden[:, :, None]
 
 
@@ -104,7 +104,7 @@ def _quantile(fraction: float, cos: float, sin: float) -> float:
     return long * (fraction - 0.5)
 
 
-def _whole(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
+def _full(rng: np.random.Generator, size_px: int) -> Bool[np.ndarray, "h w"]:
     return np.ones((size_px, size_px), bool)
 
 

@@ -1,4 +1,4 @@
-"""A set of small models that fit together, with random weights: for all that needs several."""
+"""A set of small compatible models with random weights, for tests of several models."""
 
 import dataclasses
 from pathlib import Path
@@ -51,7 +51,7 @@ def clip_config() -> Config:
 
 
 def write_random_run(folder: Path, config: Config, tokenizer: Tokenizer | ClipTokenizer) -> None:
-    """A run folder whose parameters are random, also those that training would start as zeros."""
+    """A run folder with random parameters, even where training starts at zero."""
     is_clip = isinstance(config.model, ClipConfig)
     network = clip_network(config.model) if is_clip else glide_network(config.model)
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def write_random_run(folder: Path, config: Config, tokenizer: Tokenizer | ClipTo
 
 
 def write_set(folder: Path) -> None:
-    """All but the base model: upsample, base-inpaint, upsample-inpaint and clip."""
+    """The models upsample, base-inpaint, upsample-inpaint and clip; no base model."""
     tokenizer = Tokenizer.train(CAPTIONS, 300)
     write_random_run(folder / "upsample", upsampler_config(inpaint=False), tokenizer)
     write_random_run(folder / "base-inpaint", inpaint_config(), tokenizer)

@@ -1,4 +1,4 @@
-"""The smallest model with every part, for tests; also a config file for train.py."""
+"""Configuration of the smallest model with every part, for tests and for train.py --config."""
 
 from glide_jax.config import (
     Config,
