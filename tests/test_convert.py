@@ -252,8 +252,8 @@ def test_what_cannot_be_converted_is_said_in_one_line(
     write_tensors(text, originals["clip_text_enc"])
     flags = ("--to", tmp_path / "runs", *tokenizers, *SMALL)
     assert refused(base, *flags, "--head-width", "48") == (
-        f"{base}: config: model.unet.head_width (48) must divide every attended width, but one is "
-        "64 (--help lists the sizes that files do not tell)"
+        f"{base}: config: model.unet.head_width (48) must divide the width of every attention "
+        "layer, but one is 64 (--help lists the sizes that files do not tell)"
     )
     assert "the clip image encoder is not among those given" in refused(text, *flags)
     assert "are both clip text models" in refused(text, text, *flags)
