@@ -1,13 +1,13 @@
-"""What a TPU's attention kernel reaches, by the compiler's schedule of its instructions.
+"""FLOP/s of the TPU attention kernel, from the compiler's schedule of its instructions.
 
     pip install -e ".[tpu]"
     python benchmarks/attention_kernels.py v5p:2x2x1
 
-The estimate in cycles is only made together with a profile of the schedule, which takes the
-compiler hours for a train step. Plans therefore take the rate of the last
-line, `Chip.kernel_flops`: products, as the matrix unit does them, of all attention in a train step
-of the paper's 3.5B base model. A program of the kernel has one image and some heads, so few
-images and channels are measured, and the table tells of 32 and of all.
+The compiler estimates cycles only when it profiles the schedule, which takes hours for a train
+step. Plans therefore use the rate in the last line, `Chip.kernel_flops`: the matmuls of all
+attention in a train step of the paper's 3.5B base model, as the matrix unit executes them. A
+program of the kernel covers one image and some heads, so one image and a few channels are compiled
+and the table is scaled to 32 images and all channels.
 """
 
 import argparse
@@ -36,54 +36,54 @@ SHAPES = (
     ("U-Net at 16 px", 256, 512, 1536, 7, 2048),
     ("text", 256, 256, 2048, 24, 4096),
 )
-"""Queries, keys, channels, and how many there are; of how many channels a few programs are made.
-Those at 8 px are too few to matter."""
+"""Queries, keys, channels, layers, and the channels that are compiled. Attention at 8 px takes too
+little time to matter."""
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("topology", help="as v5p:2x2x1, v5e:2x2, v6e:2x2")
+    parser.add_argument("topology", help="v5p:2x2x1, v5e:2x2 or v6e:2x2, for example")
     device = topology_devices(parser.parse_args().topology)[0]
     clock_hz = known_chip(device).clock_hz
     jax.config.update("jax_platforms", "cpu")
 
     all_flops = all_s = 0.0
-    print("attention | forwards, ms | T/s | backwards, ms | T/s")
-    for name, q_length, k_length, d, count, few in SHAPES:
+    print("attention | forward, ms | T/s | backward, ms | T/s")
+    for name, q_length, k_length, d, layers, compiled_d in SHAPES:
         q, k = (
             jax.ShapeDtypeStruct(
-                (1, length, few), jnp.bfloat16, sharding=SingleDeviceSharding(device)
+                (1, length, compiled_d), jnp.bfloat16, sharding=SingleDeviceSharding(device)
             )
             for length in (q_length, k_length)
         )
-        attend = partial(tpu_attention.attend, heads=few // WIDTH)
-        times = IMAGES * d / few / clock_hz
+        attend = partial(tpu_attention.attend, heads=compiled_d // WIDTH)
+        times = IMAGES * d / compiled_d / clock_hz
         forward_s, backward_s = (times * n for n in cycles(gradient(attend), [q, k, k]))
-        product = 2 * IMAGES * q_length * k_length * d // WIDTH * tpu_attention.LANES
-        forward, backward = 2 * product, 5 * product
+        matmul = 2 * IMAGES * q_length * k_length * d // WIDTH * tpu_attention.LANES
+        forward, backward = 2 * matmul, 5 * matmul
         print(
             f"{name} | {1e3 * forward_s:.2f} | {forward / forward_s / 1e12:.0f} | "
             f"{1e3 * backward_s:.2f} | {backward / backward_s / 1e12:.0f}",
             flush=True,
         )
-        all_flops += count * (forward + backward)
-        all_s += count * (forward_s + backward_s)
-    print(f"all of a step: {all_flops / all_s / 1e12:.0f} T/s")
+        all_flops += layers * (forward + backward)
+        all_s += layers * (forward_s + backward_s)
+    print(f"train step: {all_flops / all_s / 1e12:.0f} T/s")
 
 
 def gradient(attend: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Forwards and backwards."""
+    """Forward and backward pass."""
     return jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v).astype(jnp.float32)), (0, 1, 2))
 
 
 def cycles(program: Callable[..., Any], arrays: list[jax.ShapeDtypeStruct]) -> list[int]:
-    """Of each kernel in a program, in the order in which they run."""
+    """Estimated cycles of each kernel in a program, in order of execution."""
     text = jax.jit(program).lower(*arrays).compile().as_text() or ""
     kernels = [line for line in text.splitlines() if "tpu_custom_call" in line]
     found = [re.search(r'"estimated_cycles":"(\d+)"', line) for line in kernels]
     if not all(found):
-        raise SystemExit("this compiler gives no estimate for kernels")
+        raise SystemExit("this compiler estimates no cycles for kernels: use another libtpu")
     return [int(cycles[1]) for cycles in found if cycles]
 
 

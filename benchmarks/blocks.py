@@ -1,10 +1,10 @@
-"""What a block of a U-Net takes on a TPU, there and back, by the compiler's own estimates.
+"""Time of one U-Net block on a TPU, forward and backward, by the compiler's estimates.
 
     pip install -e ".[tpu]"
     python benchmarks/blocks.py v6e:2x2 --config configs/base64_3b5.py --level 0
 
-A whole step takes the compiler half an hour and more, a block minutes: try here first what should
-make steps quicker. It is of the middle of a level, as many channels in as out.
+A train step takes the compiler half an hour or more, a block minutes: try optimizations here
+first. The block is from the middle of a level, with as many input as output channels.
 """
 
 import argparse
@@ -13,12 +13,11 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from glide_jax.cli import load_config
 from glide_jax.config import ModelConfig, Remat
 from glide_jax.models.network import Network
-from glide_jax.models.placement import batch_over
+from glide_jax.models.platform import Platform
 from glide_jax.models.remat import block_input, recomputed
 from glide_jax.models.unet import AttentionBlock, Block, ResBlock, TextKV
 from glide_jax.parallel import sharding
@@ -29,15 +28,17 @@ from glide_jax.training.flops import product_flops
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("topology", help="as v5p:2x2x1, v5e:2x2, v6e:2x2; one chip is taken")
+    parser.add_argument(
+        "topology", help="v5p:2x2x1, v5e:2x2 or v6e:2x2, for example; one chip is used"
+    )
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--level", type=int, default=0, help="from the largest images on")
+    parser.add_argument("--level", type=int, default=0, help="0 is the highest resolution")
     parser.add_argument("--remat", choices=get_args(Remat), default="blocks")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--effort", choices=EFFORTS, default="full")
-    parser.add_argument("--text", type=Path, help="where to write the compiled program")
+    parser.add_argument("--text", type=Path, help="file to write the compiled program to")
     given = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     device = topology_devices(given.topology)[0]
@@ -46,15 +47,18 @@ def main() -> None:
     px = model.unet.resolution_px >> given.level
     c = model.unet.channels * model.unet.channel_mult[given.level]
     attends = px in model.unet.attention_px
-    network = Network(lambda rngs: make_block(model, c, attends, given.remat, rngs))
+    network = Network(
+        lambda rngs, platform: make_block(model, c, attends, given.remat, platform, rngs)
+    )
 
     mesh = sharding.local_mesh(given=[device])
-    examples, everywhere = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    examples, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    platform = Platform.of(mesh, examples, training=True)
 
     def loss(params: Params, x: Any, emb: Any, text: TextKV | None, key: Any) -> jax.Array:
-        with batch_over(examples):
-            call = recomputed(network.bind(params).__call__, given.remat)
-            out = call(block_input(x), None, emb, text, key if model.unet.dropout else None)
+        call = recomputed(network.bind(params, platform).__call__, given.remat)
+        x = block_input(platform.constrain_batch(x))
+        out = call(x, None, emb, text, key if model.unet.dropout else None)
         return jnp.mean(out.astype(jnp.float32) ** 2)
 
     def array(*shape: int) -> jax.ShapeDtypeStruct:
@@ -84,13 +88,17 @@ def main() -> None:
     )
 
 
-def make_block(model: ModelConfig, c: int, attends: bool, remat: Remat, rngs: Any) -> Block:
+def make_block(
+    model: ModelConfig, c: int, attends: bool, remat: Remat, platform: Platform, rngs: Any
+) -> Block:
     """A block in the middle of a level of `c` channels."""
     dtype, unet = jnp.dtype(model.dtype), model.unet
-    res = ResBlock(c, c, 4 * unet.channels, unet.dropout, dtype, rngs)
+    res = ResBlock(c, c, 4 * unet.channels, unet.dropout, dtype, platform, rngs)
     if not attends:
         return Block(remat, res)
-    return Block(remat, res, AttentionBlock(c, unet.head_width, model.text.width, dtype, rngs))
+    d_text = model.text.width
+    attention = AttentionBlock(c, unet.head_width, d_text, dtype, platform, rngs)
+    return Block(remat, res, attention)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Drawing with the released sizes: seconds, FLOP/s and memory of base, upsampler and cascade.
+"""Sampling with the released model sizes: seconds, FLOP/s and memory of base and upsampler.
 
     python benchmarks/sample.py [--dtype float32] [--batch 4] [--models base upsample]
     taskset -c 1 python benchmarks/sample.py --cpu-time [--no-shift]
 
 Weights are random: time does not depend on them. Base: 64 px with classifier-free guidance, so that
-one image is a batch of two. Upsampler: 256 px, without. What is timed is a call of the denoiser,
-for one image and for a batch; the fastest of several counts, because machines are noisy. The
-cascade is 100 calls of the one and 27 of the other, the released settings. FLOPs are XLA's own
-count of the compiled program; the peak they are compared with is a large matrix product's, measured
-here in the same type. --no-shift leaves wide bfloat16 convolutions to XLA, to see what
-models/cpu.py gains. --cpu-time counts the CPU's seconds instead of the clock's, for a core that
-others use too.
+one image is a batch of two. Upsampler: 256 px without guidance. One call of the denoiser is timed,
+for one image and for a batch: the fastest of several calls, because machines are noisy. The cascade
+takes 100 calls of the base model and 27 of the upsampler, the released settings. FLOPs are XLA's
+count for the compiled program; the peak is that of a large matmul of the same type, measured here.
+--no-shift leaves wide bfloat16 convolutions to XLA, for comparison with
+`convolution.shifted_matmuls`. --cpu-time measures CPU time instead of wall time, for a busy core.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,28 +26,29 @@ import numpy as np
 
 from glide_jax.cli import load_config
 from glide_jax.config import ModelConfig
-from glide_jax.models.cpu import drawing_on
 from glide_jax.models.glide import glide_network
+from glide_jax.models.platform import ANY_PLATFORM, Platform
+from glide_jax.parallel.sharding import local_mesh
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 Clock = Callable[[], float]
 
 
 class Model(NamedTuple):
-    """A released model and how it is drawn with."""
+    """A released model and its sampling settings."""
 
     file: str
     rows: int
-    """Rows of the batch for an image: two with guidance."""
+    """Rows of the batch per image: two with guidance."""
     calls: int
-    """Of the denoiser for an image."""
+    """Calls of the denoiser per image."""
 
 
 MODELS = {"base": Model("base64.py", 2, 100), "upsample": Model("upsample256.py", 1, 27)}
 
 
 class Measured(NamedTuple):
-    """Of one compiled call."""
+    """Measurements of one compiled call."""
 
     compiling_s: float
     call_s: float
@@ -59,7 +58,7 @@ class Measured(NamedTuple):
 
 
 def fastest(call: Callable[[], Any], turns: int, clock: Clock) -> float:
-    """Seconds of the fastest of several calls, after one to warm up."""
+    """Seconds of the fastest of several calls, after a warm-up call."""
     jax.block_until_ready(call())
     times = []
     for _ in range(turns):
@@ -69,16 +68,16 @@ def fastest(call: Callable[[], Any], turns: int, clock: Clock) -> float:
     return min(times)
 
 
-def matrix_peak(dtype: str, turns: int, clock: Clock) -> float:
-    """FLOP/s of a product of two square matrices."""
+def matmul_peak(dtype: str, turns: int, clock: Clock) -> float:
+    """FLOP/s of a large square matmul."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
-    return 2 * size**3 / fastest(lambda: product(a), turns, clock)
+    matmul = jax.jit(lambda a: a @ a)
+    return 2 * size**3 / fastest(lambda: matmul(a), turns, clock)
 
 
 def measure(config: ModelConfig, rows: int, turns: int, clock: Clock, shift: bool) -> Measured:
-    """One call of a model's denoiser on so many rows, wide convolutions shifted or XLA's."""
+    """Compile and time one call of a model's denoiser on a batch of `rows`."""
     network = glide_network(config)
     rng = np.random.default_rng(0)
     params = {
@@ -93,11 +92,12 @@ def measure(config: ModelConfig, rows: int, turns: int, clock: Clock, shift: boo
         low_res = jnp.zeros((rows, config.low_res_px, config.low_res_px, 3))
     x_t = jnp.asarray(rng.standard_normal((rows, px, px, 3), np.float32))
     t = jnp.full(rows, 500)
+    one_device = local_mesh(given=jax.devices()[:1])
+    platform = Platform.of(one_device, None, training=False) if shift else ANY_PLATFORM
 
     def call(params, text, x_t):
-        model = network.bind(params)
-        with drawing_on(jax.devices()[0].platform) if shift else nullcontext():
-            return model(x_t, t, text, model.condition(low_res=low_res))
+        model = network.bind(params, platform)
+        return model(x_t, t, text, model.condition(low_res=low_res))
 
     start = clock()
     compiled = jax.jit(call).lower(params, text, x_t).compile()
@@ -110,19 +110,17 @@ def measure(config: ModelConfig, rows: int, turns: int, clock: Clock, shift: boo
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--batch", type=int, default=2, help="images, beside one alone")
+    parser.add_argument("--batch", type=int, default=2, help="images per call, measured beside one")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument(
-        "--no-shift", action="store_true", help="leave all convolutions to XLA, on CPUs too"
-    )
-    parser.add_argument("--cpu-time", action="store_true", help="seconds of the CPU, not the clock")
+    parser.add_argument("--no-shift", action="store_true", help="leave all convolutions to XLA")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time, not wall time")
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
-    peak = matrix_peak(arguments.dtype, arguments.turns, clock)
+    peak = matmul_peak(arguments.dtype, arguments.turns, clock)
     print(
         f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {arguments.dtype}, "
         f"matmuls at {peak / 1e9:,.0f} GFLOP/s"
@@ -138,7 +136,7 @@ def main() -> None:
             m = measure(config, rows, arguments.turns, clock, shift=not arguments.no_shift)
             seconds[name, images] = model.calls * m.call_s
             print(
-                f"{name:9}{images:4} image(s): a call {m.call_s:6.2f} s, "
+                f"{name:9}{images:4} image(s): call {m.call_s:6.2f} s, "
                 f"{model.calls} calls {seconds[name, images]:6.1f} s, "
                 f"{images / seconds[name, images]:.4f} images/s, "
                 f"{m.flops / m.call_s / 1e9:6,.0f} GFLOP/s ({m.flops / m.call_s / peak:.0%} of "

@@ -1,12 +1,12 @@
-"""Milliseconds of a train step and of a forward pass, beside those of a straightforward U-Net.
+"""Milliseconds of a train step and a forward pass, compared with a straightforward U-Net.
 
     python benchmarks/train_step.py
 
-The model is the benchmark's own: 64 channels, multipliers 1 2 2, one residual block a level,
-attention at 16 and 8 px, 32 px images, batch 32, float32. "plain" is the same model with group
-norm over a grouped reshape and attention with heads on the third axis, on one device; "ours" is
-the project's on one device; "ours, a device a core" is what train.py does on a CPU.
-The three take turns, and the fastest of several turns counts, because machines are noisy.
+The model: 64 channels, multipliers 1 2 2, one residual block per level, attention at 16 and 8 px,
+32 px images, batch 32, float32. "plain" has group norm over a grouped reshape and attention with
+heads on the third axis, on one device; "ours" is the project's model on one device; "ours, one
+device per core" is what train.py uses on a CPU. The three take turns, and the fastest of several
+turns counts, because machines are noisy.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -29,15 +30,17 @@ from glide_jax.config import (
     TrainConfig,
     UNetConfig,
 )
-from glide_jax.models import text, unet
+from glide_jax.models.attention import Attend
+from glide_jax.models.glide import glide_network
 from glide_jax.models.layers import EPSILON, GroupNorm
+from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
 
 
 def benchmark_config(batch: int, dtype: str) -> Config:
-    """The model that the project's speed on a CPU is measured on."""
+    """The configuration of the benchmark."""
     model = ModelConfig(
         text=TextConfig(vocab_size=512, length=32, width=128, layers=2, heads=4),
         unet=UNetConfig(
@@ -56,7 +59,7 @@ def benchmark_config(batch: int, dtype: str) -> Config:
 def plain_group_norm(
     self: GroupNorm, x: jax.Array, scale: Any = None, shift: Any = None
 ) -> jax.Array:
-    """As it is usually written."""
+    """Group normalization over a grouped reshape."""
     b, h, w, c = x.shape
     grouped = x.astype(jnp.float32).reshape(b, h, w, 32, c // 32)
     mean = jnp.mean(grouped, (1, 2, 4), keepdims=True)
@@ -67,8 +70,11 @@ def plain_group_norm(
     return y.astype(x.dtype)
 
 
-def plain_attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
-    """As it is usually written: scaled afterwards, in the precision of the products."""
+def plain_attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, heads: int, *, causal: bool = False
+) -> jax.Array:
+    """Attention with scaled logits, in the type of the matmuls."""
+    assert not causal
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))  # b l n k
     logits = jnp.einsum("bqnk,blnk->bnql", q, k) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
@@ -76,17 +82,15 @@ def plain_attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Ar
 
 
 @contextmanager
-def plain_layers() -> Iterator[None]:
-    """Puts the plain layers in place of the project's while a program is traced."""
-    with (
-        mock.patch.object(GroupNorm, "__call__", plain_group_norm),
-        mock.patch.object(unet, "attend", plain_attend),
-        mock.patch.object(text, "attend", plain_attend),
-    ):
+def plain_norms() -> Iterator[None]:
+    """Replace the project's group norm while a program is traced."""
+    with mock.patch.object(GroupNorm, "__call__", plain_group_norm):
         yield
 
 
-def programs(config: Config, devices: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def programs(
+    config: Config, devices: int, attend: Attend | None = None
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """A train step and a forward pass, compiled and run once."""
     mesh = jax.make_mesh(
         (devices, 1),
@@ -94,7 +98,10 @@ def programs(config: Config, devices: int) -> tuple[Callable[[], Any], Callable[
         (jax.sharding.AxisType.Auto,) * 2,
         devices=jax.devices()[:devices],
     )
-    trainer = Trainer(config, Denoising(config), mesh)
+    platform = Platform.of(mesh, sharding.batch_sharding(mesh), training=True)
+    if attend is not None:
+        platform = replace(platform, attend=attend)
+    trainer = Trainer(config, Denoising(config), mesh, platform)
     rng = np.random.default_rng(0)
     b, px = config.train.batch_examples, config.model.resolution_px
     length = config.model.text.length
@@ -121,7 +128,7 @@ def programs(config: Config, devices: int) -> tuple[Callable[[], Any], Callable[
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -133,11 +140,11 @@ def main() -> None:
     devices = jax.device_count()
     print(f"{count / 1e6:.1f}M parameters, {os.cpu_count()} cores, {jax.devices()[0].device_kind}")
 
-    with plain_layers():
-        runs = {"plain": programs(config, 1)}
+    with plain_norms():
+        runs = {"plain": programs(config, 1, plain_attend)}
     runs["ours"] = programs(config, 1)
     if devices > 1:
-        runs["ours, a device a core"] = programs(config, devices)
+        runs["ours, one device per core"] = programs(config, devices)
 
     best = {(name, i): float("inf") for name in runs for i in (0, 1)}
     for _ in range(arguments.turns):
@@ -147,11 +154,11 @@ def main() -> None:
                 jax.block_until_ready(run())
                 best[name, i] = min(best[name, i], time.perf_counter() - start)
 
-    print(f"{'':24}{'step':>10}{'forward':>10}{'images/s':>10}{'speed-up':>10}")
+    print(f"{'':28}{'step':>10}{'forward':>10}{'images/s':>10}{'speed-up':>10}")
     for name in runs:
         step_s, forward_s = best[name, 0], best[name, 1]
         print(
-            f"{name:24}{step_s * 1e3:7.0f} ms{forward_s * 1e3:7.0f} ms"
+            f"{name:28}{step_s * 1e3:7.0f} ms{forward_s * 1e3:7.0f} ms"
             f"{arguments.batch / step_s:10.1f}{best['plain', 0] / step_s:9.2f}x"
         )
 

@@ -1,4 +1,4 @@
-"""The model agrees with the original, number for number."""
+"""The denoisers against golden values of the original code, and their own invariants."""
 
 import dataclasses
 
@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_models import UNETS, load_golden
+from helpers.one_device import one_device_mesh
 
-from glide_jax.models import cpu
+from glide_jax.models import convolution
+from glide_jax.models.convolution import convolve, convolve_on_cpu, shifted_matmuls
 from glide_jax.models.glide import glide_network
 from glide_jax.models.layers import gelu
+from glide_jax.models.platform import ANY_PLATFORM, Platform
 
 
 def close(ours, theirs, tolerance=1e-4):
@@ -23,8 +26,8 @@ def golden():
     return config, params, {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
-def run(config, params, g, key=None):
-    model = glide_network(config).bind(params)
+def run(config, params, g, key=None, platform=ANY_PLATFORM):
+    model = glide_network(config).bind(params, platform)
     return model(g["x"], g["t"], model.encode_text(g["tokens"], g["mask"]), key=key)
 
 
@@ -41,11 +44,11 @@ def test_every_model_agrees_with_the_original(file):
     close(jax.jit(forward)(g), g["out"])
 
 
-def test_a_model_refuses_conditions_it_cannot_see_and_asks_for_those_it_needs():
+def test_a_model_refuses_conditions_that_it_does_not_take_or_lacks():
     base, params, g = load_golden("unet_base.npz")
     model = glide_network(base).bind(params)
     assert model.condition() is None
-    with pytest.raises(ValueError, match="does not see low_res"):
+    with pytest.raises(ValueError, match="does not take low_res"):
         model.condition(low_res=jnp.zeros((3, 4, 4, 3)))
     config, params, g = load_golden("unet_upsample_inpaint.npz")
     model = glide_network(config).bind(params)
@@ -64,12 +67,12 @@ def test_text_features_agree_with_the_original(golden):
     close(model.text_emb(text[:, -1]), g["text_proj"])
 
 
-def test_new_text_features_tell_positions_apart(golden):
+def test_initial_text_features_differ_between_positions(golden):
     config, _, g = golden
     network = glide_network(config)
     params = jax.device_put(network.init(seed=0))
     text = jax.jit(lambda p: network.bind(p).text(g["tokens"], g["mask"]))(params)
-    # 0.1 with embeddings as small as CLIP's: hardly more than a bag of words.
+    # 0.1 with embeddings as small as CLIP's: little more than a bag of words.
     assert jnp.std(text - text.mean(1, keepdims=True)) > 0.8 * jnp.std(text)
 
 
@@ -78,43 +81,40 @@ def test_bfloat16_stays_near_float32(golden):
     config = dataclasses.replace(config, dtype="bfloat16")
     out = jax.jit(lambda params: run(config, params, g))(params)
     assert out.dtype == jnp.float32
-    close(out, g["out"], 0.03)  # bfloat16 keeps 8 bits: 0.4% an operation
+    close(out, g["out"], 0.03)  # bfloat16 keeps 8 bits: 0.4% per operation
 
 
-def test_gelu_is_pytorchs_in_bfloat16_as_well():
+def test_gelu_matches_pytorch_in_float32_and_bfloat16():
     x = jnp.linspace(-4, 4, 257, dtype=jnp.bfloat16)
     exact = jax.nn.gelu(x.astype(jnp.float32), approximate=False)
     np.testing.assert_allclose(gelu(x.astype(jnp.float32)), exact, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(gelu(x), gelu(x.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
-def test_shifted_products_are_the_convolution():
+def test_shifted_matmuls_equal_the_convolution():
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 6, 5, 4)), rng.normal(size=(3, 3, 4, 8))
     x, kernel, bias = jnp.float32(x), jnp.float32(kernel), jnp.arange(8.0)
-    expected = jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    np.testing.assert_allclose(
-        cpu.shifted_products(x, kernel, bias), expected + bias, rtol=0, atol=1e-4
-    )
+    expected = convolve(x, kernel, bias)
+    np.testing.assert_allclose(shifted_matmuls(x, kernel, bias), expected, rtol=0, atol=1e-4)
 
 
-def test_drawing_on_a_cpu_takes_shifted_products_and_stays_near_float32(golden, monkeypatch):
-    monkeypatch.setattr(cpu, "WIDE", 32)
+def test_sampling_on_a_cpu_takes_shifted_matmuls_and_stays_near_float32(golden, monkeypatch):
+    monkeypatch.setattr(convolution, "MIN_SHIFTED_CHANNELS", 32)
     config, params, g = golden
     config = dataclasses.replace(config, dtype="bfloat16")
 
-    def drawn(platform):
-        with cpu.drawing_on(platform):
-            traced = jax.jit(lambda params: run(config, params, g)).trace(params)
-        return traced, traced.lower().compile()(params)
+    def traced(training):
+        platform = Platform.of(one_device_mesh(), None, training=training)
+        assert platform.convolve is (convolve if training else convolve_on_cpu)
+        return jax.jit(lambda params: run(config, params, g, platform=platform)).trace(params)
 
-    program, out = drawn("cpu")
-    close(out, g["out"], 0.03)
-    assert str(program.jaxpr).count("conv_general_dilated") < str(drawn("gpu")[0].jaxpr).count(
-        "conv_general_dilated"
-    )
+    def convolutions(program):
+        return str(program.jaxpr).count("conv_general_dilated")
+
+    sampling = traced(training=False)
+    close(sampling.lower().compile()(params), g["out"], 0.03)
+    assert convolutions(sampling) < convolutions(traced(training=True))
 
 
 def test_tokens_under_the_padding_mask_change_nothing(golden):
@@ -127,7 +127,7 @@ def test_tokens_under_the_padding_mask_change_nothing(golden):
         np.testing.assert_array_equal(a, b)
 
 
-def test_starts_by_predicting_zero_with_float32_parameters(golden):
+def test_the_initial_prediction_is_zero_and_parameters_are_float32(golden):
     config, _, g = golden
     config = dataclasses.replace(config, dtype="bfloat16")
     network = glide_network(config)
@@ -139,7 +139,7 @@ def test_starts_by_predicting_zero_with_float32_parameters(golden):
 
 
 @pytest.mark.parametrize("policy", ["matmuls", "blocks", "everything", "offload"])
-def test_rematerialization_changes_nothing_and_dropout_follows_its_key(golden, policy):
+def test_rematerialization_changes_nothing_and_dropout_depends_on_its_key(golden, policy):
     config, params, g = golden
     config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, dropout=0.5))
 

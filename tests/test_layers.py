@@ -1,6 +1,7 @@
-"""What layers compute, and what of it the backward pass computes again."""
+"""Values and gradients of layers, and the operations their backward passes recompute."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +10,31 @@ import pytest
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from glide_jax.models import layers, tpu_attention, unet
+from glide_jax.models import tpu_attention
+from glide_jax.models.attention import attend_on_tpu
+from glide_jax.models.equal_blocks import run_equal_blocks
 from glide_jax.models.layers import GroupNorm, LayerNorm, add_bias, dropout
 from glide_jax.models.network import Network
-from glide_jax.models.remat import recomputed, run_equal_blocks
+from glide_jax.models.platform import ANY_PLATFORM, Platform
+from glide_jax.models.remat import recomputed
+from glide_jax.models.resampling import mean_pool, nearest_x2, repeat_x2, repeat_x2_by_padding
 from glide_jax.models.text import TransformerBlock
-from glide_jax.models.unet import AttentionBlock, ResBlock, TextKV, mean_pool, nearest_x2
+from glide_jax.models.unet import AttentionBlock, ResBlock, TextKV
+from glide_jax.parallel.sharding import batch_sharding, local_mesh
+
+
+def tpu_attention_platform():
+    """The platform of a TPU's attention on one CPU: to be traced, not run."""
+    batch = batch_sharding(local_mesh(given=jax.devices()[:1]))
+    return Platform(batch, attend=partial(attend_on_tpu, kind="TPU v5p", batch=batch))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_zeros_its_share_and_keeps_the_mean(rate):
+def test_dropout_zeros_the_given_fraction_and_keeps_the_mean(rate):
     x = jnp.ones((4, 32, 32, 64))
     out = np.asarray(dropout(x, rate, jax.random.key(0)))
     dropped = out == 0
-    # All quarters of a random word serve, and not the same way.
+    # Each random word serves four channels, which must be independent.
     quarters = np.split(dropped, 4, -1)
     deviation = (rate * (1 - rate) / quarters[0].size) ** 0.5
     for quarter in quarters:
@@ -33,7 +45,7 @@ def test_dropout_zeros_its_share_and_keeps_the_mean(rate):
     assert abs(out.mean() - 1) < 4 * deviation / (1 - rate)
 
 
-def test_dropout_follows_its_key_and_so_does_its_gradient():
+def test_dropout_and_its_gradient_depend_on_the_key_alone():
     x = jnp.arange(1.0, 65.0).reshape(1, 2, 2, 16)
     out, pull_back = jax.vjp(lambda x: dropout(x, 0.5, jax.random.key(3)), x)
     np.testing.assert_allclose(pull_back(jnp.ones_like(x))[0], out / x, rtol=1e-6)
@@ -41,36 +53,35 @@ def test_dropout_follows_its_key_and_so_does_its_gradient():
     assert (dropout(x, 0.5, jax.random.key(4)) != out).any()
 
 
-def test_a_biass_gradient_is_summed_in_float32():
+def test_bias_gradients_are_summed_in_float32():
     x, d_out = jnp.zeros((5000, 2), jnp.bfloat16), jnp.full((5000, 2), 1 + 2**-7, jnp.bfloat16)
     d_bias = jax.vjp(lambda bias: add_bias(x, bias), jnp.zeros(2))[1](d_out)[0]
     np.testing.assert_array_equal(d_bias, 5000 * (1 + 2**-7))  # bfloat16 has 5024 and 5056
 
 
-def test_group_norm_is_of_its_inputs_precision_and_rounds_once():
+def test_group_norm_returns_the_type_of_its_input_and_rounds_once():
     norm, x = GroupNorm(32), jnp.linspace(-3, 5, 512, dtype=jnp.bfloat16).reshape(2, 2, 4, 32)
     scale = shift = jnp.linspace(-1, 1, 64).reshape(2, 32)
     precise = norm(x.astype(jnp.float32), scale, shift)
     np.testing.assert_array_equal(norm(x, scale, shift), precise.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("kind", ["", "TPU v5p"])
-def test_pixels_are_averaged_and_repeated_and_so_are_gradients(kind, monkeypatch):
-    monkeypatch.setattr(unet, "tpu_kind", lambda: kind)
+@pytest.mark.parametrize("repeat", [repeat_x2, repeat_x2_by_padding])
+def test_resampling_averages_and_repeats_pixels_and_gradients_are_transposes(repeat):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 6, 3)), jnp.float32)
-    d_small, d_large = mean_pool(x + 1), nearest_x2(x)
-    small, pull_small = jax.vjp(mean_pool, x)
-    large, pull_large = jax.vjp(nearest_x2, x)
+    d_small, d_large = mean_pool(x + 1, repeat), nearest_x2(x, repeat)
+    small, pull_small = jax.vjp(lambda x: mean_pool(x, repeat), x)
+    large, pull_large = jax.vjp(lambda x: nearest_x2(x, repeat), x)
     by_four = np.asarray(x).reshape(2, 2, 2, 3, 2, 3)
     np.testing.assert_allclose(small, by_four.mean((2, 4)), atol=1e-6)
     np.testing.assert_array_equal(large, np.asarray(x).repeat(2, 1).repeat(2, 2))
-    # Of a linear map, the gradient is the transpose: <d, f(x)> = <f^T(d), x>.
+    # The gradient of a linear map is its transpose: <d, f(x)> = <f^T(d), x>.
     for out, d_out, pull in ((small, d_small, pull_small), (large, d_large, pull_large)):
         np.testing.assert_allclose(jnp.vdot(pull(d_out)[0], x), jnp.vdot(d_out, out), rtol=1e-5)
 
 
 def count(program, primitive, *arguments):
-    """How often a program has an operation of which anything is used."""
+    """How often an operation occurs in a program with its output used."""
 
     def within(jaxpr):
         used = {id(x) for equation in jaxpr.eqns for x in equation.invars}
@@ -92,8 +103,10 @@ def is_program(x):
 
 
 @pytest.mark.parametrize("remat", ["none", "matmuls", "blocks", "everything"])
-def test_masks_are_drawn_once_whatever_is_recomputed(remat):
-    network = Network(lambda rngs: ResBlock(32, 32, 8, 0.1, jnp.dtype("float32"), rngs))
+def test_dropout_masks_are_drawn_once_under_every_policy(remat):
+    network = Network(
+        lambda rngs, platform: ResBlock(32, 32, 8, 0.1, jnp.dtype("float32"), platform, rngs)
+    )
 
     def loss(params, x, emb, key):
         return jnp.sum(recomputed(network.bind(params).__call__, remat)(x, emb, key))
@@ -104,14 +117,13 @@ def test_masks_are_drawn_once_whatever_is_recomputed(remat):
 
 
 @pytest.mark.parametrize("remat", ["none", "matmuls", "blocks", "everything"])
-def test_attention_kernels_run_once_each_way_whatever_is_recomputed(remat, monkeypatch):
-    monkeypatch.setattr(layers, "tpu_kind", lambda: "TPU v5p")
-    monkeypatch.setattr(layers, "on_each_device", lambda function: function)
+def test_attention_kernels_run_once_in_each_pass_under_every_policy(remat):
+    platform = tpu_attention_platform()
     q, k, v = jnp.ones((3, 1, 16, 128))
 
     def loss(q, k, v):
-        attend = recomputed(lambda *qkv: layers.attend(*qkv, heads=2), remat)
-        return jnp.sum(attend(q, k, v) ** 2)  # its backward pass needs what attention comes to
+        attend = recomputed(lambda *qkv: platform.attend(*qkv, heads=2), remat)
+        return jnp.sum(attend(q, k, v) ** 2)  # its backward pass needs attention's output
 
     assert tpu_attention.fits("TPU v5p", 16, 16, 64, 2)
     assert count(jax.grad(loss), "pallas_call", q, k, v) == 2
@@ -119,8 +131,8 @@ def test_attention_kernels_run_once_each_way_whatever_is_recomputed(remat, monke
 
 @pytest.mark.parametrize("norm", [GroupNorm, LayerNorm])
 @pytest.mark.parametrize("remat", ["matmuls", "blocks", "everything"])
-def test_norms_sum_over_their_input_once_whatever_is_recomputed(norm, remat):
-    network = Network(lambda rngs: norm(32))
+def test_norms_sum_over_their_input_once_under_every_policy(norm, remat):
+    network = Network(lambda rngs, platform: norm(32))
     params, x = jax.device_put(network.init(seed=0)), jnp.ones((1, 4, 4, 32))
 
     def sums(remat):
@@ -132,7 +144,7 @@ def test_norms_sum_over_their_input_once_whatever_is_recomputed(norm, remat):
     assert sums(remat) == sums("none")
 
 
-def test_layer_norm_and_its_gradient_are_those_of_the_formula():
+def test_layer_norm_and_its_gradient_match_the_formula():
     norm, x = LayerNorm(32), jnp.asarray(np.random.default_rng(0).normal(3, 2, (4, 32)))
 
     def written(x):
@@ -145,13 +157,11 @@ def test_layer_norm_and_its_gradient_are_those_of_the_formula():
 
 
 @pytest.mark.parametrize("primitive", ["dot_general", "conv_general_dilated", "concatenate"])
-def test_products_are_kept_as_the_next_layer_reads_them(primitive, monkeypatch):
-    monkeypatch.setattr(layers, "tpu_kind", lambda: "TPU v5p")
-    monkeypatch.setattr(layers, "on_each_device", lambda function: function)
-    float32 = jnp.dtype("float32")
-    res = Network(lambda rngs: ResBlock(128, 128, 8, 0.0, float32, rngs))
-    transformer = Network(lambda rngs: TransformerBlock(128, 2, float32, rngs))
-    attention = Network(lambda rngs: AttentionBlock(128, 64, 8, float32, rngs))
+def test_matmuls_are_kept_as_the_next_layer_reads_them(primitive):
+    common = jnp.dtype("float32"), tpu_attention_platform()
+    res = Network(lambda rngs, _: ResBlock(128, 128, 8, 0.0, *common, rngs))
+    transformer = Network(lambda rngs, _: TransformerBlock(128, 2, *common, rngs))
+    attention = Network(lambda rngs, _: AttentionBlock(128, 64, 8, *common, rngs))
     x, emb, text = jnp.ones((1, 4, 4, 128)), jnp.ones((1, 8)), TextKV(*jnp.ones((2, 1, 16, 128)))
 
     def times(remat, network, *arguments):
@@ -164,8 +174,10 @@ def test_products_are_kept_as_the_next_layer_reads_them(primitive, monkeypatch):
         assert times("matmuls", *arguments) == times("none", *arguments)
 
 
-def test_both_sides_of_gelu_are_kept_with_the_products_and_only_one_is_held_apart():
-    network = Network(lambda rngs: TransformerBlock(32, 2, jnp.dtype("float32"), rngs))
+def test_matmuls_keeps_input_and_output_of_gelu_and_one_barrier_is_enough():
+    network = Network(
+        lambda rngs, platform: TransformerBlock(32, 2, jnp.dtype("float32"), platform, rngs)
+    )
     params, x = jax.device_put(network.init(seed=0)), jnp.ones((1, 4, 32))
 
     def wide(remat):
@@ -182,10 +194,10 @@ def test_both_sides_of_gelu_are_kept_with_the_products_and_only_one_is_held_apar
 
 
 @pytest.mark.parametrize(("remat", "loops"), [("matmuls", 0), ("blocks", 1), ("none", 1)])
-def test_equal_blocks_are_a_loop_unless_their_products_are_kept(remat, loops):
+def test_equal_blocks_are_a_loop_unless_their_matmuls_are_kept(remat, loops):
     def run(x):
-        rngs = nnx.Rngs(0)
-        blocks = [TransformerBlock(32, 2, jnp.dtype("float32"), rngs) for _ in range(2)]
-        return run_equal_blocks(blocks, x, remat)
+        rngs, float32 = nnx.Rngs(0), jnp.dtype("float32")
+        blocks = [TransformerBlock(32, 2, float32, ANY_PLATFORM, rngs) for _ in range(2)]
+        return run_equal_blocks(blocks, x, remat, ANY_PLATFORM)
 
     assert count(run, "scan", jnp.ones((1, 4, 32))) == loops

@@ -1,9 +1,9 @@
-"""Every kind of model on every mesh of eight devices: the loss and gradient of one device."""
+"""Every kind of model on every mesh of eight devices against the gradient of one device."""
 
 import dataclasses
 import math
 import re
-from functools import cache
+from functools import cache, partial
 from unittest.mock import Mock
 
 import jax
@@ -14,7 +14,8 @@ from helpers import model_set, tiny
 from helpers.one_device import assert_same_gradient, one_device_mesh
 
 from glide_jax import UserError
-from glide_jax.models import placement
+from glide_jax.models.placement import row_major
+from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
 from glide_jax.training.build import make_objective
 from glide_jax.training.flops import abstract_batch
@@ -31,7 +32,7 @@ KINDS = {
 def config_of(kind, **changes):
     config = KINDS[kind]()
     train = dataclasses.replace(config.train, batch_examples=16, **changes)
-    # What is drawn for an example must not depend on the devices either.
+    # With dropout: random draws must not depend on the devices either.
     model = config.model
     if kind != "clip":
         model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, dropout=0.1))
@@ -72,7 +73,7 @@ def on_one_device(kind):
     [(kind, fsdp, "none") for kind in KINDS for fsdp in (1, 2, 4, 8)]
     + [("base", 4, "matmuls"), ("base", 4, "blocks")],
 )
-def test_eight_devices_compute_what_one_does(kind, fsdp, remat, monkeypatch):
+def test_eight_devices_compute_the_gradient_of_one(kind, fsdp, remat, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     config = config_of(kind, fsdp=fsdp)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
@@ -131,16 +132,18 @@ def test_sharding_across_slices_is_refused():
 
 
 @pytest.mark.parametrize("remat", ["none", "matmuls", "blocks"])
-def test_devices_exchange_parameters_not_activations(remat, monkeypatch):
+def test_devices_exchange_parameters_and_no_activations(remat, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
-    monkeypatch.setattr(placement, "tpu_kind", lambda: "TPU v5p")  # which want an order of pixels
     config = tiny.get_config()
     config = dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, batch_examples=256, fsdp=4),
         model=dataclasses.replace(config.model, remat=remat),
     )
-    trainer = Trainer(config, make_objective(config), sharding.make_mesh(config))
+    mesh = sharding.make_mesh(config)
+    batch = sharding.batch_sharding(mesh)
+    platform = Platform(batch, row_major=partial(row_major, batch=batch))  # as on TPUs
+    trainer = Trainer(config, make_objective(config), mesh, platform)
     text = trainer.lower(abstract_batch(config)).compile().as_text()
     assert " all-gather(" in text
     assert " all-reduce(" in text

@@ -1,4 +1,4 @@
-"""The TPU's kernel, interpreted, against attention as it is written down."""
+"""The Pallas attention kernel of TPUs, interpreted, against plain attention."""
 
 import importlib.util
 from functools import partial
@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from glide_jax.models import layers, tpu_attention
-from glide_jax.models.placement import batch_over
+from glide_jax.models import tpu_attention
+from glide_jax.models.attention import attend, attend_on_tpu
+from glide_jax.models.platform import ANY_PLATFORM, Platform
 from glide_jax.models.text import SelfAttention
 from glide_jax.parallel.sharding import batch_sharding
 from glide_jax.plan.slices import topology_devices
@@ -43,10 +44,10 @@ def with_gradients(attend, b, q_length, k_length, heads, width):
         (1, 16, 16, 1, 128, False),
     ],
 )
-def test_the_kernel_gives_what_attention_gives(b, q_length, k_length, heads, width, causal):
+def test_the_kernel_computes_attention_and_gradients(b, q_length, k_length, heads, width, causal):
     sizes = (b, q_length, k_length, heads, width)
     assert tpu_attention.fits("TPU v5p", q_length, k_length, width, heads)
-    plain = with_gradients(partial(layers.attend, heads=heads, causal=causal), *sizes)
+    plain = with_gradients(partial(attend, heads=heads, causal=causal), *sizes)
     fused = with_gradients(
         lambda q, k, v: tpu_attention.attend(q, k, v, heads, causal, True), *sizes
     )
@@ -62,24 +63,28 @@ def test_the_kernel_gives_what_attention_gives(b, q_length, k_length, heads, wid
         ("TPU v5p", (4096 + 8, 4096, 64, 2), "no block divides the queries"),
         ("TPU v5p", (2**14, 2**14, 64, 2), "keys that vector memory cannot hold"),
         ("TPU v4", (64, 80, 64, 2), "too little vector memory"),
-        ("", (64, 80, 64, 2), "no TPU"),
+        ("", (64, 80, 64, 2), "not a TPU"),
     ],
 )
-def test_what_does_not_fill_lanes_or_memory_is_left_to_the_compiler(tpu, sizes, why):
+def test_the_kernel_refuses_shapes_that_do_not_fill_lanes_or_fit_memory(tpu, sizes, why):
     assert not tpu_attention.fits(tpu, *sizes), why
 
 
 def test_each_device_runs_the_kernel_on_its_own_examples(monkeypatch):
-    attention = SelfAttention(128, 2, jnp.dtype("float32"), nnx.Rngs(0))
     x = normal(0, 8, 16, 128)
-    graphdef, params = nnx.split(attention)
 
-    def loss(params, x):
-        return jnp.mean(nnx.merge(graphdef, params)(x) ** 2)
+    def gradient(platform):
+        attention = SelfAttention(128, 2, jnp.dtype("float32"), platform, nnx.Rngs(0))
+        graphdef, params = nnx.split(attention)
 
-    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+        def loss(params, x):
+            return jnp.mean(nnx.merge(graphdef, params)(x) ** 2)
 
-    monkeypatch.setattr(layers, "tpu_kind", lambda: "TPU v5p")
+        return jax.jit(jax.value_and_grad(loss, (0, 1))), params
+
+    program, params = gradient(ANY_PLATFORM)
+    expected = program(params, x)
+
     kernel, seen = tpu_attention.attend, set()
 
     def interpreted(q, k, v, heads, causal):
@@ -88,12 +93,9 @@ def test_each_device_runs_the_kernel_on_its_own_examples(monkeypatch):
 
     monkeypatch.setattr(tpu_attention, "attend", interpreted)
     sharding = batch_sharding(Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp")))
-
-    def shared_out_loss(params, x):
-        with batch_over(sharding):
-            return loss(params, x)
-
-    program = jax.jit(jax.value_and_grad(shared_out_loss, (0, 1)))
+    program, params = gradient(
+        Platform(sharding, attend=partial(attend_on_tpu, kind="TPU v5p", batch=sharding))
+    )
     found = program(params, jax.device_put(x, sharding))
     assert seen == {(1, 16, 128)}  # one example
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, expected)
@@ -108,21 +110,16 @@ def test_each_device_runs_the_kernel_on_its_own_examples(monkeypatch):
     ("q_length", "k_length", "heads", "causal"),
     [(1024, 1280, 16, False), (64, 320, 32, False), (77, 77, 8, True), (257, 257, 16, False)],
 )
-def test_tpus_take_the_kernel(topology, q_length, k_length, heads, causal):
-    sharding = batch_sharding(
-        Mesh(np.array(topology_devices(topology)).reshape(2, 2), ("data", "fsdp"))
-    )
-
-    def gradient(q, k, v):
-        with batch_over(sharding):
-            return jax.grad(lambda *x: layers.attend(*x, heads, causal=causal).sum(), (0, 1, 2))(
-                q, k, v
-            )
+def test_tpus_use_the_kernel(topology, q_length, k_length, heads, causal):
+    mesh = Mesh(np.array(topology_devices(topology)).reshape(2, 2), ("data", "fsdp"))
+    sharding = batch_sharding(mesh)
+    platform = Platform.of(mesh, sharding, training=True)
+    gradient = jax.grad(lambda *x: platform.attend(*x, heads, causal=causal).sum(), (0, 1, 2))
 
     q, k = (
         jax.ShapeDtypeStruct((8, length, heads * 64), jnp.bfloat16, sharding=sharding)
         for length in (q_length, k_length)
     )
     text = jax.jit(gradient).lower(q, k, k).compile().as_text()
-    assert text.count('custom_call_target="tpu_custom_call"') == 2  # there and back
+    assert text.count('custom_call_target="tpu_custom_call"') == 2  # forward and backward
     assert "all-gather" not in text

@@ -1,1 +1,1 @@
-"""The networks. They know nothing of noise schedules, data or devices."""
+"""The networks. They do not depend on noise schedules, data or devices."""

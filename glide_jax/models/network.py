@@ -1,12 +1,12 @@
 """A network as a pure function of one flat dict of parameters.
 
-Modules are written with flax.nnx and hold parameters only. Everything outside `models/` sees a
-`Network`: shapes and an initializer for the parameters, and `bind`, which gives the module back
-around any parameters with the same names, inside or outside of a traced function:
+Modules are written with flax.nnx and hold parameters and static fields only. Code outside `models/`
+sees a `Network`: the shapes and initial values of its parameters, and `bind`, which builds the
+module around given parameters, inside or outside of a traced function:
 
-    network = Network(lambda rngs: GlideModel(config, rngs))
+    network = Network(lambda rngs, platform: GlideModel(config, platform, rngs))
     params = jax.device_put(network.init(seed=0))
-    loss = lambda params: network.bind(params)(x_t, t, text)
+    loss = lambda params: network.bind(params, platform)(x_t, t, text)
 """
 
 import math
@@ -18,58 +18,69 @@ import jax
 import numpy as np
 from flax import nnx
 
+from glide_jax.models.platform import ANY_PLATFORM, Platform
 from glide_jax.shapes import Params
 
 M = TypeVar("M", bound=nnx.Module)
 
 
 class Network(Generic[M]):
-    """What a module computes, apart from its parameters.
+    """A module without its parameters.
 
     Args:
-        build: makes the module, its parameters drawn from the given random streams.
+        build: constructor of the module for a platform, which must not change the parameters;
+            their initial values are drawn from the given random streams.
     """
 
-    def __init__(self, build: Callable[[nnx.Rngs], M]) -> None:
+    def __init__(self, build: Callable[[nnx.Rngs, Platform], M]) -> None:
         self._build = build
+        self._abstract_modules: dict[Platform, tuple[Any, Any]] = {}
 
     def init(self, seed: int) -> dict[str, np.ndarray]:
-        """Draws all parameters, on the host: the same numbers for every mesh of devices.
+        """Initial values of all parameters, drawn on the host: the same for every mesh.
 
-        A jitted initializer would take longer to compile, for its hundreds of small draws, than
-        a small model takes to show its first results.
+        A jitted initializer, with its hundreds of small draws, would take longer to compile than a
+        small model takes to show its first results.
         """
-        _, state = nnx.split(self._build(nnx.Rngs(seed)))
+        _, state = nnx.split(self._build(nnx.Rngs(seed), ANY_PLATFORM))
         return {_name(path): np.asarray(v.get_value()) for path, v in nnx.to_flat_state(state)}
 
-    def bind(self, params: Params) -> M:
+    def bind(self, params: Params, platform: Platform = ANY_PLATFORM) -> M:
         """The module around `params`.
 
+        Args:
+            params: by name; those of no module parameter are ignored.
+            platform: of the program in which the module is called.
+
         Raises:
-            KeyError: a parameter of the module is not in `params`.
+            KeyError: a parameter of the module is missing.
         """
-        graphdef, variables = self._abstract
+        graphdef, variables = self._abstract(platform)
         bound = [(path, variable.replace(params[_name(path)])) for path, variable in variables]
         return nnx.merge(graphdef, nnx.from_flat_state(bound))
 
     @cached_property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Name, shape and type of every parameter, without allocating any."""
-        return {_name(path): variable.get_value() for path, variable in self._abstract[1]}
+        """Shape and type of every parameter by name; allocates none."""
+        _, variables = self._abstract(ANY_PLATFORM)
+        return {_name(path): variable.get_value() for path, variable in variables}
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers the parameters are."""
+        """Number of scalar parameters."""
         return sum(math.prod(shape.shape) for shape in self.shapes.values())
 
-    @cached_property
-    def _abstract(self) -> tuple[Any, Any]:
+    def _abstract(self, platform: Platform) -> tuple[Any, Any]:
+        """The module's graph and its parameters' shapes, made once for each platform."""
+
         def build() -> M:
             # One key for all: nnx.Rngs would trace a counter and a fold for every parameter.
-            return self._build(_OneKey(jax.random.key(0)))
+            return self._build(_OneKey(jax.random.key(0)), platform)
 
-        graphdef, state = nnx.split(nnx.eval_shape(build))
-        return graphdef, list(nnx.to_flat_state(state))
+        if platform not in self._abstract_modules:
+            graphdef, state = nnx.split(nnx.eval_shape(build))
+            self._abstract_modules[platform] = graphdef, list(nnx.to_flat_state(state))
+        return self._abstract_modules[platform]
 
 
 class _OneKey(nnx.Rngs):

@@ -1,12 +1,13 @@
 """ADM's U-Net with GLIDE's text attention (arXiv 2105.05233, 2112.10741).
 
-A level is a resolution. Every block's output on the way down is kept on a stack of skips; every
-block on the way up takes one off. The names follow the drawing: `down`, `middle`, `up`.
+A level is a resolution. The input convolution and every encoder block push their output onto a
+stack of skips; every decoder block pops one. Parameter names follow the figure of the U-Net:
+`down`, `middle`, `up`.
 """
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,79 +15,40 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import Remat, UNetConfig
-from glide_jax.models.layers import (
-    GroupNorm,
-    attend,
-    conv,
-    dropout,
-    linear,
-    project_to_heads,
-    silu,
-)
-from glide_jax.models.placement import constrain_batch, row_major, tpu_kind
+from glide_jax.models.convolution import Conv
+from glide_jax.models.layers import GroupNorm, dropout, linear, project_to_heads, silu
+from glide_jax.models.platform import Platform
 from glide_jax.models.remat import block_input, offloading, recomputed, recomputed_part, save_matmul
+from glide_jax.models.resampling import mean_pool, nearest_x2
 
 OUT_CHANNELS = 6
-"""eps and variance fraction, three each."""
+"""eps (or v) and variance fraction, three each."""
+
+Resample = Literal["none", "down", "up"]
 
 
 class TextKV(NamedTuple):
-    """One attention layer's keys and values of the text: they do not depend on x_t."""
+    """Keys and values of the text for one attention layer; independent of x_t and t."""
 
     k: Float[Array, "b l d"]
     v: Float[Array, "b l d"]
 
 
-@jax.custom_vjp
-def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Halves height and width by 2x2 means."""
-    return (_sums_of_2x2(x) / 4).astype(x.dtype)
-
-
-@jax.custom_vjp
-def nearest_x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Doubles height and width by repeating pixels, which are numbers of floating point."""
-    if not tpu_kind():
-        b, h, w, c = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-        return x.reshape(b, 2 * h, 2 * w, c)
-
-    # The largest of four images whose gaps are -inf: TPUs do that faster, and others slower.
-    def spread(down: int, right: int) -> jax.Array:
-        rows, columns = (down, 1 - down, 1), (right, 1 - right, 1)
-        gap = jnp.array(-jnp.inf, x.dtype)
-        return jax.lax.pad(x, gap, ((0, 0, 0), rows, columns, (0, 0, 0)))
-
-    upper, lower = (jnp.maximum(spread(row, 0), spread(row, 1)) for row in (0, 1))
-    return jnp.maximum(upper, lower)
-
-
-def _sums_of_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """In float32. A TPU adds four slices faster than it sums over axes of length 2."""
-    x = x.astype(jnp.float32)
-    return x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]
-
-
-mean_pool.defvjp(lambda x: (mean_pool(x), None), lambda _, d_out: (nearest_x2(d_out / 4),))
-nearest_x2.defvjp(
-    lambda x: (nearest_x2(x), None), lambda _, d_out: (_sums_of_2x2(d_out).astype(d_out.dtype),)
-)
-
-
-RESAMPLE = {
-    "none": lambda x: x,
-    "down": lambda x: constrain_batch(mean_pool(x)),
-    "up": lambda x: constrain_batch(nearest_x2(x)),
-}
-"""Each device resamples its part of the batch. The compiler, which loses track of it in the
-reshaping, had every chip of a pod gather the whole batch for a convolution's gradient."""
-
-
 class ResBlock(nnx.Module):
-    """Residual block whose second norm is scaled and shifted by the embedding ("AdaGN").
+    """Residual block with adaptive group normalization ("AdaGN", section 3 of arXiv 2105.05233).
 
-    A resampling block resamples h between the first activation and the first convolution, and
-    the skip path likewise.
+    The second norm is scaled and shifted by the embedding. A resampling block resamples h between
+    the first activation and the first convolution, and the skip path too.
+
+    Args:
+        c_in: input channels.
+        c_out: output channels.
+        d_emb: width of the embedding.
+        dropout_rate: in [0, 1).
+        dtype: of the matmuls.
+        platform: of the program.
+        rngs: initial values.
+        resample: mean pooling ("down") or nearest-neighbor upsampling ("up") by 2.
     """
 
     def __init__(
@@ -96,17 +58,20 @@ class ResBlock(nnx.Module):
         d_emb: int,
         dropout_rate: float,
         dtype: jnp.dtype,
+        platform: Platform,
         rngs: nnx.Rngs,
-        resample: str = "none",
+        resample: Resample = "none",
     ) -> None:
+        conv = partial(Conv, dtype=dtype, rngs=rngs, convolve=platform.convolve)
+        self.platform = platform
         self.resample = resample
         self.norm1 = GroupNorm(c_in)
-        self.conv1 = conv(c_in, c_out, 3, dtype, rngs)
+        self.conv1 = conv(c_in, c_out, 3)
         self.emb = linear(d_emb, 2 * c_out, dtype, rngs)
         self.norm2 = GroupNorm(c_out)
         self.dropout_rate = dropout_rate
-        self.conv2 = conv(c_out, c_out, 3, dtype, rngs, zero=True)
-        self.skip = None if c_in == c_out else conv(c_in, c_out, 1, dtype, rngs)
+        self.conv2 = conv(c_out, c_out, 3, zero=True)
+        self.skip = None if c_in == c_out else conv(c_in, c_out, 1)
 
     def __call__(
         self,
@@ -114,24 +79,55 @@ class ResBlock(nnx.Module):
         emb: Float[Array, "b d"],
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b h2 w2 c2"]:
-        """Args: the input, the embedding of time and text, and a key to switch dropout on."""
-        resample = RESAMPLE[self.resample]
-        h = self.conv1(resample(silu(self.norm1(x))))
-        scale, shift = jnp.split(self.emb(jax.nn.silu(emb)).astype(jnp.float32), 2, axis=-1)
+        """skip(x) + conv2(silu(norm2(conv1(silu(norm1(x)))) * (1 + scale) + shift)).
+
+        Args:
+            x: features.
+            emb: embedding of time and text.
+            key: of dropout; None switches dropout off.
+        """
+        h = self._resample(silu(self.norm1(x)))  # b h2 w2 c
+        h = self.conv1(h)  # b h2 w2 c2
+        emb = self.emb(jax.nn.silu(emb)).astype(jnp.float32)  # b 2*c2
+        scale, shift = jnp.split(emb, 2, axis=-1)  # b c2
         h = silu(self.norm2(h, scale, shift))
         if key is not None and self.dropout_rate:
             h = dropout(h, self.dropout_rate, key)
-        x = resample(x)
-        return self.conv2(h) + (x if self.skip is None else self.skip(x))
+        x = self._resample(x)  # b h2 w2 c
+        return self.conv2(h) + (x if self.skip is None else self.skip(x))  # b h2 w2 c2
+
+    def _resample(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        if self.resample == "none":
+            return x
+        resample = mean_pool if self.resample == "down" else nearest_x2
+        # The compiler loses the batch's sharding in the reshaping: without the constraint, every
+        # chip of a pod gathered all examples for a convolution's gradient.
+        return self.platform.constrain_batch(resample(x, self.platform.repeat_x2))
 
 
 class AttentionBlock(nnx.Module):
-    """Attention of all pixels to the text and to each other; text keys and values come first."""
+    """Attention of the pixels to text and pixels; text keys and values come first.
+
+    Args:
+        channels: of input and output.
+        head_width: channels of a head.
+        d_text: width of the text features.
+        dtype: of the matmuls.
+        platform: of the program.
+        rngs: initial values.
+    """
 
     def __init__(
-        self, channels: int, head_width: int, d_text: int, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        channels: int,
+        head_width: int,
+        d_text: int,
+        dtype: jnp.dtype,
+        platform: Platform,
+        rngs: nnx.Rngs,
     ) -> None:
         self.heads = channels // head_width
+        self.platform = platform
         self.norm = GroupNorm(channels)
         self.qkv = linear(channels, 3 * channels, dtype, rngs)
         self.text_kv = linear(d_text, 2 * channels, dtype, rngs)
@@ -144,15 +140,17 @@ class AttentionBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], text: TextKV) -> Float[Array, "b h w c"]:
         """x + attention(norm(x)); the projection's columns are [head][q|k|v][k]."""
         b, h, w, c = x.shape
-        pixels = row_major(self.norm(x).reshape(b, h * w, c))
-        q, k, v = project_to_heads(self.qkv, pixels, self.heads, parts=3)
-        k = save_matmul(jnp.concatenate([text.k, k], 1))
-        v = save_matmul(jnp.concatenate([text.v, v], 1))
-        return x + row_major(self.out(attend(q, k, v, self.heads))).reshape(b, h, w, c)
+        platform = self.platform
+        pixels = platform.row_major(self.norm(x).reshape(b, h * w, c))  # b h*w c
+        q, k, v = project_to_heads(self.qkv, pixels, self.heads, parts=3)  # b h*w c
+        k = save_matmul(jnp.concatenate([text.k, k], 1))  # b l+h*w c
+        v = save_matmul(jnp.concatenate([text.v, v], 1))  # b l+h*w c
+        out = self.out(platform.attend(q, k, v, self.heads))  # b h*w c
+        return x + platform.row_major(out).reshape(b, h, w, c)
 
 
 class Block(nnx.Module):
-    """One step on the way down or up: residual block, attention where asked for, resampling up."""
+    """One step of the encoder or decoder: residual block, optional attention and upsampling."""
 
     def __init__(
         self,
@@ -174,16 +172,22 @@ class Block(nnx.Module):
         text: TextKV | None,
         key: PRNGKeyArray | None,
     ) -> Float[Array, "b h2 w2 c2"]:
-        """Args: the input, on the way up the skip that is concatenated to it, the embedding, this
-        block's text keys and values, a dropout key.
+        """Run the block.
+
+        Args:
+            x: features.
+            skip: in the decoder, the features to concatenate to x.
+            emb: embedding of time and text.
+            text: this block's text keys and values, if it attends.
+            key: of dropout; None switches dropout off.
         """
         res_key, up_key = (None, None) if key is None else jax.random.split(key)
-        if skip is not None:  # here, that recomputing blocks need not keep the concatenation
-            x = jnp.concatenate([x, skip], -1)
-        x = recomputed_part(self.res.__call__, self.remat)(x, emb, res_key)
+        if skip is not None:  # here, so that recomputed blocks need not keep the concatenation
+            x = jnp.concatenate([x, skip], -1)  # b h w c+c3
+        x = recomputed_part(self.res.__call__, self.remat)(x, emb, res_key)  # b h w c2
         if self.attention is not None and text is not None:
             x = recomputed_part(self.attention.__call__, self.remat)(x, text)
-        return x if self.up is None else self.up(x, emb, up_key)
+        return x if self.up is None else self.up(x, emb, up_key)  # b h2 w2 c2
 
 
 class UNet(nnx.Module):
@@ -191,11 +195,13 @@ class UNet(nnx.Module):
 
     Args:
         config: sizes.
-        in_channels: of x_t and whatever conditioning is concatenated after it.
+        in_channels: of x_t and the conditioning concatenated after it.
         d_emb: width of the embedding of time and text.
         d_text: width of the text features.
         dtype: of the matmuls.
-        remat: what the backward pass recomputes.
+        remat: rematerialization policy.
+        platform: of the program.
+        rngs: initial values.
     """
 
     def __init__(
@@ -206,56 +212,63 @@ class UNet(nnx.Module):
         d_text: int,
         dtype: jnp.dtype,
         remat: Remat,
+        platform: Platform,
         rngs: nnx.Rngs,
     ) -> None:
         self.dtype = dtype
         self.remat = remat
+        self.platform = platform
+        conv = partial(Conv, rngs=rngs, convolve=platform.convolve)
+        res = partial(
+            ResBlock,
+            d_emb=d_emb,
+            dropout_rate=config.dropout,
+            dtype=dtype,
+            platform=platform,
+            rngs=rngs,
+        )
 
-        def res(c_in: int, c_out: int, resample: str = "none") -> ResBlock:
-            return ResBlock(c_in, c_out, d_emb, config.dropout, dtype, rngs, resample)
+        def block(
+            c_in: int, c_out: int, attends: bool, resample: Resample = "none", up: bool = False
+        ) -> Block:
+            return Block(
+                remat,
+                res(c_in, c_out, resample=resample),
+                AttentionBlock(c_out, config.head_width, d_text, dtype, platform, rngs)
+                if attends
+                else None,
+                res(c_out, c_out, resample="up") if up else None,
+            )
 
-        def attention(channels: int) -> AttentionBlock:
-            return AttentionBlock(channels, config.head_width, d_text, dtype, rngs)
-
-        block = partial(Block, remat)
-
-        widths = [config.channels * mult for mult in config.channel_mult]
-        attended = [
-            config.resolution_px >> level in config.attention_px for level in range(len(widths))
+        levels = [
+            (config.channels * mult, config.resolution_px >> level in config.attention_px)
+            for level, mult in enumerate(config.channel_mult)
         ]
-        last = len(widths) - 1
-
-        c = widths[0]
-        self.conv_in = conv(in_channels, c, 3, dtype, rngs)
-        skips = [c]
-        down = []
-        for level, width in enumerate(widths):
+        c, _ = levels[0]
+        self.conv_in = conv(in_channels, c, 3, dtype)
+        skips, down = [c], []
+        for level, (width, attends) in enumerate(levels):
             for _ in range(config.res_blocks):
-                down.append(block(res(c, width), attention(width) if attended[level] else None))
+                down.append(block(c, width, attends))
                 c = width
                 skips.append(c)
-            if level < last:
-                down.append(block(res(c, c, "down")))
+            if level < len(levels) - 1:
+                down.append(block(c, c, False, "down"))
                 skips.append(c)
         self.down = nnx.List(down)
 
-        self.middle = nnx.List([block(res(c, c), attention(c)), block(res(c, c))])
+        self.middle = nnx.List([block(c, c, True), block(c, c, False)])
 
         up = []
-        for level, width in reversed(list(enumerate(widths))):
+        for level, (width, attends) in reversed(list(enumerate(levels))):
             for i in range(config.res_blocks + 1):
-                up.append(
-                    block(
-                        res(c + skips.pop(), width),
-                        attention(width) if attended[level] else None,
-                        res(width, width, "up") if level and i == config.res_blocks else None,
-                    )
-                )
+                last = i == config.res_blocks
+                up.append(block(c + skips.pop(), width, attends, up=level > 0 and last))
                 c = width
         self.up = nnx.List(up)
 
         self.norm_out = GroupNorm(c)
-        self.conv_out = conv(c, OUT_CHANNELS, 3, jnp.dtype("float32"), rngs, zero=True)
+        self.conv_out = conv(c, OUT_CHANNELS, 3, jnp.dtype("float32"), zero=True)
 
     def _blocks(self) -> Iterator[Block]:
         yield from self.down
@@ -263,7 +276,7 @@ class UNet(nnx.Module):
         yield from self.up
 
     def project_text(self, text: Float[Array, "b l d"]) -> tuple[TextKV | None, ...]:
-        """Every block's text keys and values, None for a block that does not attend."""
+        """Every block's text keys and values; None for a block without attention."""
         text = text.astype(self.dtype)
         return tuple(
             None if block.attention is None else block.attention.project_text(text)
@@ -277,9 +290,17 @@ class UNet(nnx.Module):
         text: tuple[TextKV | None, ...],
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b h w 6"]:
-        """Args: x_t with its conditioning, the embedding, `project_text`'s result, dropout key."""
-        h = offloading(self._through_blocks, self.remat)(x, emb.astype(self.dtype), text, key)
-        return self.conv_out(silu(self.norm_out(h.astype(jnp.float32))))
+        """Run the U-Net.
+
+        Args:
+            x: x_t and its conditioning.
+            emb: embedding of time and text.
+            text: from `project_text`.
+            key: of dropout; None switches dropout off.
+        """
+        run = offloading(self._through_blocks, self.remat)
+        h = run(x, emb.astype(self.dtype), text, key)  # b h w c2
+        return self.conv_out(silu(self.norm_out(h.astype(jnp.float32))))  # b h w 6
 
     def _through_blocks(
         self,
@@ -296,15 +317,16 @@ class UNet(nnx.Module):
             block_key = None if key is None else jax.random.fold_in(key, calls)
             calls += 1
             call = recomputed(block.__call__, self.remat)
-            return call(block_input(h), skip, emb, next(texts), block_key)
+            h = block_input(self.platform.constrain_batch(h))
+            return call(h, skip, emb, next(texts), block_key)
 
-        h = self.conv_in(x)
+        h = self.conv_in(x)  # b h w c2
         skips = [h]
         for block in self.down:
-            h = run(block, h)
+            h = run(block, h)  # b h w c3, or b h/2 w/2 c3
             skips.append(h)
         for block in self.middle:
             h = run(block, h)
         for block in self.up:
-            h = run(block, h, skips.pop())
+            h = run(block, h, skips.pop())  # b h w c3, or b 2h 2w c3
         return h

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from glide_jax.config import Config, Remat
 from glide_jax.errors import UserError
-from glide_jax.models.placement import batch_over
+from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import GIB
 from glide_jax.plan.compiled import usage
@@ -183,12 +183,13 @@ def saved_activations(config: Config, devices: Sequence[jax.Device]) -> int:
         train = replace(config.train, batch_examples=images, micro_batches=1, fsdp=1)
         few = replace(config, train=train)
         objective = make_objective(few)
-        alone = sharding.batch_sharding(sharding.make_mesh(few, devices[:1]))
+        mesh = sharding.make_mesh(few, devices[:1])
+        platform = Platform.of(mesh, sharding.batch_sharding(mesh), training=True)
 
         def backward(params: Params, batch: Batch) -> Any:
             def loss(params: Params) -> jax.Array:
-                with batch_over(alone):
-                    found = objective.validate(params, objective.frozen, batch, jax.random.key(0))
+                key = jax.random.key(0)
+                found = objective.validate(params, objective.frozen, batch, key, platform)
                 return jnp.sum(found.values["loss"])
 
             return jax.vjp(loss, params)[1]

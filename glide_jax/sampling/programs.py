@@ -6,7 +6,6 @@ scales.
 """
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +29,9 @@ from glide_jax.diffusion.parameterization import Parameterization
 from glide_jax.diffusion.process import q_sample
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.clip import Clip, similarity_gradient
-from glide_jax.models.cpu import drawing_on
 from glide_jax.models.glide import TextFeatures, glide_network
 from glide_jax.models.network import Network
-from glide_jax.models.placement import batch_over
+from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import batch_sharding, replicated
 from glide_jax.shapes import Image, Params, TokenMask, Tokens
 
@@ -74,6 +72,8 @@ class Programs:
         self.model = config.denoiser
         self.mesh = mesh
         self.network = glide_network(self.model)
+        self._sharded = Platform.of(mesh, batch_sharding(mesh), training=False)
+        self._replicated = Platform.of(mesh, None, training=False)
         self.begin = jax.jit(self._begin, static_argnames=("settings", "rows", "guided"))
         """`(params, inputs, negative) -> (conditioned, state)`; see `constants` for the rest."""
         self.advance = jax.jit(
@@ -86,11 +86,9 @@ class Programs:
         divide = images % self.mesh.size == 0
         return batch_sharding(self.mesh) if divide else replicated(self.mesh)
 
-    def _in_place(self, images: int) -> AbstractContextManager[None]:
-        """Around tracing: images stay on their devices, where they divide."""
-        if images % self.mesh.size:
-            return nullcontext()
-        return batch_over(batch_sharding(self.mesh))
+    def _platform(self, images: int) -> Platform:
+        """The platform of a program for a batch of this size."""
+        return self._replicated if images % self.mesh.size else self._sharded
 
     def _begin(
         self,
@@ -103,7 +101,7 @@ class Programs:
         guided: bool,
     ) -> tuple[Conditioned, State]:
         """The first program: all that does not depend on x_t, and what to start from."""
-        model = self.network.bind(params)
+        model = self.network.bind(params, self._platform(len(inputs.tokens)))
         tokens, token_mask = inputs.tokens, inputs.token_mask
         low_res = inputs.low_res if self.model.low_res_px else None
         low_res_t = None
@@ -134,8 +132,7 @@ class Programs:
             last = jnp.full(x_T.shape[0], rows - 1)
             x_T = q_sample(schedule, inputs.start, last, x_T)
         state = begin(schedule, x_T, sampler=settings.sampler, eta=settings.eta)
-        with self._in_place(x_T.shape[0]):
-            text = model.encode_text(tokens, token_mask, low_res_t)
+        text = model.encode_text(tokens, token_mask, low_res_t)
         return Conditioned(text, condition), state
 
     def _advance(
@@ -155,9 +152,10 @@ class Programs:
         calls: int,
     ) -> State:
         """The second program: some of the denoiser's calls, from the `first` on."""
-        model = self.network.bind(params)
+        platform = self._platform(state.x_t.shape[0])
+        model = self.network.bind(params, platform)
         diffusion = self.config.diffusion
-        guess = model.upsampled(conditioned.condition) if diffusion.low_res_std else None
+        guess = model.upsampled_low_res(conditioned.condition) if diffusion.low_res_std else None
         denoise = Parameterization.of(diffusion, guess).denoiser(model.denoiser(*conditioned))
         if guided:
             denoise = classifier_free(
@@ -180,22 +178,21 @@ class Programs:
         gradient = None
         if clip is not None:
             assert clip_params is not None and inputs.clip_text is not None
-            gradient = similarity_gradient(clip.bind(clip_params), inputs.clip_text, scales[1])
-        platform = self.mesh.devices.flat[0].platform
-        with drawing_on(platform), self._in_place(state.x_t.shape[0]):
-            return advance(
-                denoise,
-                Schedule.of(self.config.diffusion, settings.steps).first(rows),
-                state,
-                per_image_noise(inputs.keys, (px, px, 3)),
-                first=first,
-                calls=calls,
-                sampler=settings.sampler,
-                eta=settings.eta,
-                threshold=threshold,
-                on_x_0=None if known is None else put_back,
-                gradient=gradient,
-            )
+            bound = clip.bind(clip_params, platform)
+            gradient = similarity_gradient(bound, inputs.clip_text, scales[1])
+        return advance(
+            denoise,
+            Schedule.of(self.config.diffusion, settings.steps).first(rows),
+            state,
+            per_image_noise(inputs.keys, (px, px, 3)),
+            first=first,
+            calls=calls,
+            sampler=settings.sampler,
+            eta=settings.eta,
+            threshold=threshold,
+            on_x_0=None if known is None else put_back,
+            gradient=gradient,
+        )
 
 
 def constants(settings: SampleConfig, rows: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from glide_jax.diffusion.schedule import Schedule
 from glide_jax.diffusion.timestep_sampling import LossHistory
 from glide_jax.models.clip import Clip, clip_network
 from glide_jax.models.network import Network
+from glide_jax.models.platform import ANY_PLATFORM, Platform
 from glide_jax.shapes import Batch, Image, Params, TokenMask, Tokens
 from glide_jax.training.objective import (
     BatchGradient,
@@ -48,6 +49,7 @@ class Contrastive:
         batch: Batch,
         key: PRNGKeyArray,
         history: LossHistory | None,
+        platform: Platform = ANY_PLATFORM,
     ) -> BatchGradient:
         """See `objective.Objective`. Negatives span the batch: all devices and micro-batches.
 
@@ -60,7 +62,7 @@ class Contrastive:
         x_t = self._noised(batch["image"], t, eps_key)
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            clip = self.network.bind(params)
+            clip = self.network.bind(params, platform)
             image, text = self._embed(clip, x_t, t, batch)
             values = _compare(image, text, clip.logit_scale[...])
             return jnp.mean(values["loss"]), values
@@ -71,12 +73,17 @@ class Contrastive:
         return BatchGradient(grads, metrics, t, values["loss"])
 
     def validate(
-        self, params: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
+        self,
+        params: Params,
+        frozen: Params,
+        batch: Batch,
+        key: PRNGKeyArray,
+        platform: Platform = ANY_PLATFORM,
     ) -> Validation:
         """See `objective.Objective`. Negatives are the rest of the batch, at other t."""
         t_key, eps_key = jax.random.split(key)
         t = timestep_sampling.stratified(t_key, len(batch["image"]), self.timestep_count)
-        clip = self.network.bind(params)
+        clip = self.network.bind(params, platform)
         image, text = self._embed(clip, self._noised(batch["image"], t, eps_key), t, batch)
         return Validation(t, _compare(image, text, clip.logit_scale[...]))
 

@@ -20,6 +20,7 @@ from glide_jax.diffusion.timestep_sampling import LossHistory
 from glide_jax.models.clip import Clip
 from glide_jax.models.glide import GlideModel, glide_network
 from glide_jax.models.network import Network
+from glide_jax.models.platform import ANY_PLATFORM, Platform
 from glide_jax.shapes import Batch, Image, ModelOutput, Params
 from glide_jax.training.low_res import area_average, gaussian_blur
 from glide_jax.training.objective import (
@@ -95,6 +96,7 @@ class Denoising:
         batch: Batch,
         key: PRNGKeyArray,
         history: LossHistory | None,
+        platform: Platform = ANY_PLATFORM,
     ) -> BatchGradient:
         """See `objective.Objective`. Micro-batches run one after another."""
         draw_key, dropout_key = jax.random.split(key)
@@ -104,7 +106,7 @@ class Denoising:
         def mean_loss(
             params: Params, batch: Batch, draws: _Draws, dropout: PRNGKeyArray | None
         ) -> tuple[jax.Array, _Losses]:
-            losses = self._losses(params, frozen, batch, draws, dropout)
+            losses = self._losses(params, frozen, batch, draws, dropout, platform)
             return jnp.mean(draws.weights * losses.total), losses
 
         gradient = jax.grad(mean_loss, has_aux=True)
@@ -128,7 +130,12 @@ class Denoising:
         return BatchGradient(grads, metrics, draws.t, losses.total)
 
     def validate(
-        self, params: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
+        self,
+        params: Params,
+        frozen: Params,
+        batch: Batch,
+        key: PRNGKeyArray,
+        platform: Platform = ANY_PLATFORM,
     ) -> Validation:
         """See `objective.Objective`."""
         t_key, key = jax.random.split(key)
@@ -140,7 +147,7 @@ class Denoising:
 
         def losses(part: tuple[Batch, _Draws]) -> _Losses:
             batch, draws = part
-            return self._losses(params, frozen, batch, draws, None)
+            return self._losses(params, frozen, batch, draws, None, platform)
 
         found = jax.lax.map(losses, split_micro_batches((batch, draws), parts))
         return Validation(draws.t, merge_micro_batches(found).named())
@@ -179,16 +186,17 @@ class Denoising:
         batch: Batch,
         draws: _Draws,
         dropout_key: PRNGKeyArray | None,
+        platform: Platform,
     ) -> _Losses:
         image = batch["image"]  # (b, h, w, 3)
         x_t = q_sample(self.schedule, image, draws.t, draws.eps)
-        parameterization, out = self._predict(params, batch, x_t, draws, dropout_key)
+        parameterization, out = self._predict(params, batch, x_t, draws, dropout_key, platform)
         hybrid = hybrid_loss(parameterization, image, draws.t, draws.eps, x_t, out, self._weights)
         if self._clip is None:
             return _Losses(hybrid.loss, hybrid, None)
         predicted, _ = split_output(out)
         x_0 = parameterization.x_0(predicted, x_t, draws.t)
-        clip_loss = self._clip_loss(self._clip.bind(frozen), x_0, batch)
+        clip_loss = self._clip_loss(self._clip.bind(frozen, platform), x_0, batch)
         alpha_bar = jnp.asarray(self.schedule.alpha_bar, jnp.float32)[draws.t]  # (b,)
         total = hybrid.loss + self.config.train.clip_loss_weight * alpha_bar * clip_loss
         return _Losses(total, hybrid, clip_loss)
@@ -200,9 +208,10 @@ class Denoising:
         x_t: Image,
         draws: _Draws,
         dropout_key: PRNGKeyArray | None,
+        platform: Platform,
     ) -> tuple[Parameterization, ModelOutput]:
         """The network's output for x_t, conditioned on the batch, and its parameterization."""
-        model, inpaint = self.network.bind(params), self.model.inpaint
+        model, inpaint = self.network.bind(params, platform), self.model.inpaint
         low_res, low_res_t = self._low_res(batch["image"], draws.low_res)
         text = model.encode_text(batch["tokens"], batch["token_mask"], low_res_t)
         condition = model.condition(
@@ -211,7 +220,7 @@ class Denoising:
             mask=batch["mask"] if inpaint else None,
         )
         diffusion = self.config.diffusion
-        guess = model.upsampled(condition) if diffusion.low_res_std else None
+        guess = model.upsampled_low_res(condition) if diffusion.low_res_std else None
         parameterization = Parameterization.of(diffusion, guess)
         x = parameterization.network_input(x_t, draws.t)
         return parameterization, model(x, draws.t, text, condition, dropout_key)

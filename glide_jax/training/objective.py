@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.diffusion.timestep_sampling import LossHistory
 from glide_jax.models.network import Network
+from glide_jax.models.platform import ANY_PLATFORM, Platform
 from glide_jax.shapes import Batch, Params
 
 Tree = TypeVar("Tree")
@@ -51,6 +52,7 @@ class Objective(Protocol):
         batch: Batch,
         key: PRNGKeyArray,
         history: LossHistory | None,
+        platform: Platform = ANY_PLATFORM,
     ) -> BatchGradient:
         """The gradient of a batch's loss.
 
@@ -60,11 +62,17 @@ class Objective(Protocol):
             batch: from the loader.
             key: the key of this step.
             history: latest losses of each t, for a run that draws t by them.
+            platform: of the program that traces it.
         """
         ...
 
     def validate(
-        self, params: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
+        self,
+        params: Params,
+        frozen: Params,
+        batch: Batch,
+        key: PRNGKeyArray,
+        platform: Platform = ANY_PLATFORM,
     ) -> Validation:
         """Losses without dropout, at stratified t."""
         ...

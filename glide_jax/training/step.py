@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from glide_jax.config import Config
 from glide_jax.diffusion.timestep_sampling import LossHistory, update
-from glide_jax.models.placement import batch_over
+from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
 from glide_jax.runs.state import TrainState
 from glide_jax.shapes import Batch, Params
@@ -28,9 +28,16 @@ class Trainer:
         config: the run.
         objective: what is trained, and for what.
         mesh: from `sharding.make_mesh`.
+        platform: of the programs; that of the mesh's devices unless given.
     """
 
-    def __init__(self, config: Config, objective: Objective, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        mesh: Mesh,
+        platform: Platform | None = None,
+    ) -> None:
         self.config = config
         self.network = objective.network
         self._objective = objective
@@ -42,7 +49,8 @@ class Trainer:
 
         self.abstract_state = jax.eval_shape(self._initial_state, self.network.shapes)
         self.state_shardings = sharding.infer(self.abstract_state, mesh)
-        batch = self._batch_sharding = sharding.batch_sharding(mesh)
+        batch = sharding.batch_sharding(mesh)
+        self._platform = platform or Platform.of(mesh, batch, training=True)
         replicated = sharding.replicated(mesh)
         frozen_shardings = sharding.infer(objective.frozen, mesh)
         frozen = sharding.place(objective.frozen, frozen_shardings)
@@ -99,8 +107,9 @@ class Trainer:
     def gradient(self, frozen: Params, state: TrainState, batch: Batch) -> BatchGradient:
         """The gradient that a step takes, with the random draws of this step."""
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
-        with batch_over(self._batch_sharding):
-            found = self._objective.gradient(state.params, frozen, batch, key, state.history)
+        found = self._objective.gradient(
+            state.params, frozen, batch, key, state.history, self._platform
+        )
         # What nobody reads is not computed: a text transformer at rest costs no backward pass.
         grads = {
             name: grad if self._trained[name] else jnp.zeros_like(grad)
@@ -150,5 +159,4 @@ class Trainer:
         self, frozen: Params, params: Params, batch: Batch, k: Int[Array, ""]
     ) -> Validation:
         key = jax.random.fold_in(jax.random.key(0), k)
-        with batch_over(self._batch_sharding):
-            return self._objective.validate(params, frozen, batch, key)
+        return self._objective.validate(params, frozen, batch, key, self._platform)

@@ -21,7 +21,8 @@ from PIL import Image
 
 from glide_jax.data.scenes.graph import BACKGROUNDS, COLORS, SHAPES, TEXTURES
 from glide_jax.data.transforms import to_float
-from glide_jax.models.layers import GroupNorm, conv
+from glide_jax.models.convolution import Conv
+from glide_jax.models.layers import GroupNorm
 from glide_jax.models.network import Network
 from glide_jax.pretrained.weight_files import read_tensors
 from glide_jax.shapes import Params
@@ -79,15 +80,15 @@ class SceneReader(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype("float32")
         first, middle, last = WIDTH
-        self.enter = conv(3, first, 3, dtype, rngs)
-        self.halve = conv(4 * first, middle, 1, dtype, rngs)
+        self.enter = Conv(3, first, 3, dtype, rngs)
+        self.halve = Conv(4 * first, middle, 1, dtype, rngs)
         self.middle = nnx.List([Block(middle, rngs) for _ in range(2)])
-        self.halve_again = conv(4 * middle, last, 1, dtype, rngs)
+        self.halve_again = Conv(4 * middle, last, 1, dtype, rngs)
         self.last = nnx.List([Block(last, rngs) for _ in range(2)])
         self.norm = GroupNorm(last)
         words = sum(map(len, ATTRIBUTES.values()))
-        self.cells = conv(last, 4 + words, 1, dtype, rngs)
-        self.background = conv(last, len(BACKGROUNDS), 1, dtype, rngs)
+        self.cells = Conv(last, 4 + words, 1, dtype, rngs)
+        self.background = Conv(last, len(BACKGROUNDS), 1, dtype, rngs)
 
     def __call__(
         self, x: Float[Array, "b 32 32 3"]
@@ -118,9 +119,9 @@ class Block(nnx.Module):
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype("float32")
         self.norm1 = GroupNorm(width)
-        self.conv1 = conv(width, width, 3, dtype, rngs)
+        self.conv1 = Conv(width, width, 3, dtype, rngs)
         self.norm2 = GroupNorm(width)
-        self.conv2 = conv(width, width, 3, dtype, rngs, zero=True)
+        self.conv2 = Conv(width, width, 3, dtype, rngs, zero=True)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """The same shape."""
@@ -135,7 +136,7 @@ def _fold(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
     return x.reshape(b, h // 2, w // 2, 4 * c)
 
 
-NETWORK = Network(SceneReader)
+NETWORK = Network(lambda rngs, platform: SceneReader(rngs))
 
 
 def read_scenes(images: UInt8[np.ndarray, "n h w 3"]) -> list[Reading]:

@@ -1,0 +1,71 @@
+"""Multi-head attention: compiled by XLA on any platform, or the Pallas kernel of TPUs."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float
+
+from glide_jax.models.placement import on_each_device
+
+Attend = Callable[..., jax.Array]
+"""`(q, k, v, heads, *, causal=False) -> out`; see `attend`."""
+
+
+def attend(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b l d"],
+    v: Float[Array, "b l d"],
+    heads: int,
+    *,
+    causal: bool = False,
+) -> Float[Array, "b q d"]:
+    """softmax(q k^T / sqrt(head width)) v for every head; the softmax is in float32.
+
+    Args:
+        q: queries; the heads lie side by side in d.
+        k: keys.
+        v: values.
+        heads: number of heads.
+        causal: whether a query sees only the keys up to its own position.
+    """
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))  # b q n k, b l n k
+    # As in GLIDE, both factors are scaled: half-precision matmuls stay small.
+    scale = q.shape[-1] ** -0.25
+    logits = jnp.einsum(
+        "bqnk,blnk->bnql", q * scale, k * scale, preferred_element_type=jnp.float32
+    )  # b n q l
+    if causal:
+        logits = jnp.where(
+            jnp.tri(logits.shape[-2], logits.shape[-1], dtype=bool), logits, -jnp.inf
+        )
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bnql,blnk->bqnk", weights, v)
+    return out.reshape(*q.shape[:2], -1)  # b q d
+
+
+def attend_on_tpu(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b l d"],
+    v: Float[Array, "b l d"],
+    heads: int,
+    *,
+    causal: bool = False,
+    kind: str,
+    batch: NamedSharding,
+) -> Float[Array, "b q d"]:
+    """`attend` by the Pallas kernel where the shapes fit it, each device on its own examples.
+
+    Args:
+        q, k, v, heads, causal: as of `attend`.
+        kind: of TPU, as "TPU v5p".
+        batch: sharding of the examples.
+    """
+    # Here, because it imports Pallas, which takes long and which other platforms do not need.
+    from glide_jax.models import tpu_attention
+
+    if not tpu_attention.fits(kind, q.shape[1], k.shape[1], q.shape[2] // heads, heads):
+        return attend(q, k, v, heads, causal=causal)
+    kernel = on_each_device(lambda q, k, v: tpu_attention.attend(q, k, v, heads, causal), batch)
+    return kernel(q, k, v)

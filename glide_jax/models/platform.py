@@ -1,0 +1,81 @@
+"""Everything that differs by platform: one table, from which a program's `Platform` is chosen.
+
+A `Platform` is chosen once for each compiled program and given to `Network.bind`. It changes how a
+network is computed, never its parameters:
+
+    platform = Platform.of(mesh, batch_sharding(mesh), training=True)
+    model = network.bind(params, platform)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from glide_jax.models.attention import Attend, attend, attend_on_tpu
+from glide_jax.models.convolution import Convolve, convolve, convolve_on_cpu
+from glide_jax.models.placement import row_major
+from glide_jax.models.resampling import RepeatX2, repeat_x2, repeat_x2_by_padding
+
+
+def any_layout(x: jax.Array) -> jax.Array:
+    """`x`, in the layout that the compiler chooses."""
+    return x
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The placement of a program's batch and its implementations; XLA's own unless given."""
+
+    batch: NamedSharding | None = None
+    """Sharding of activations (b, ...); None leaves it to the compiler."""
+    attend: Attend = attend
+    convolve: Convolve = convolve
+    repeat_x2: RepeatX2 = repeat_x2
+    row_major: Callable[[jax.Array], jax.Array] = any_layout
+    """Applied to activations around attention, (b, l, d)."""
+
+    @classmethod
+    def of(cls, mesh: Mesh, batch: NamedSharding | None, *, training: bool) -> "Platform":
+        """The platform of a program.
+
+        Args:
+            mesh: its devices, all of one kind; they may be a description of absent ones.
+            batch: sharding of its activations (b, ...); None if they are replicated.
+            training: whether it takes gradients of the network's parameters.
+        """
+        device = mesh.devices.flat[0]
+        choose = PLATFORMS.get(device.platform)
+        return cls(batch) if choose is None else choose(device.device_kind, batch, training)
+
+    def constrain_batch(self, x: jax.Array) -> jax.Array:
+        """`x` (b, ...), each device holding its own examples."""
+        return x if self.batch is None else jax.lax.with_sharding_constraint(x, self.batch)
+
+
+ANY_PLATFORM = Platform()
+"""XLA's implementations without constraints: correct everywhere."""
+
+
+def _cpu(kind: str, batch: NamedSharding | None, training: bool) -> Platform:
+    return Platform(batch, convolve=convolve if training else convolve_on_cpu)
+
+
+def _tpu(kind: str, batch: NamedSharding | None, training: bool) -> Platform:
+    if batch is None:  # kernels and layouts are per device
+        return ANY_PLATFORM
+    return Platform(
+        batch,
+        attend=partial(attend_on_tpu, kind=kind, batch=batch),
+        repeat_x2=repeat_x2_by_padding,
+        row_major=partial(row_major, batch=batch),
+    )
+
+
+PLATFORMS: dict[str, Callable[[str, NamedSharding | None, bool], Platform]] = {
+    "cpu": _cpu,
+    "tpu": _tpu,
+}
+"""`(device kind, batch, training) -> Platform` by JAX's platform name; others take XLA's own."""
