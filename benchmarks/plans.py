@@ -1,10 +1,10 @@
-"""The tables of docs/scaling.md: plans of the paper's models on slices of three generations.
+"""The tables of docs/scaling.md: the paper's models on TPU slices of three generations.
 
     pip install -e ".[tpu]"
     python benchmarks/plans.py --json out/plans.jsonl            # every plan: many hours
     python benchmarks/plans.py --json out/plans.jsonl --only base64_3b5 --effort quick
 
-A plan that the file holds already is not made again; the table shows all that it holds.
+Plans already in the file are not made again; the tables show all plans of the file.
 """
 
 import argparse
@@ -15,19 +15,19 @@ import sys
 from pathlib import Path
 
 from glide_jax.plan.slices import EFFORTS
-from glide_jax.plan.training import Plan, table
+from glide_jax.plan.training import TrainForecast, table
 
 ROOT = Path(__file__).parent.parent
 
 SPARSE_CORES = " ".join((ROOT / "configs" / "sparse_core_flags.txt").read_text().split())
 LARGE_TILES = f"{SPARSE_CORES} --xla_tpu_scoped_vmem_limit_kib=40960"
-"""Flags of the compiler, for LIBTPU_INIT_ARGS."""
+"""Compiler flags, for LIBTPU_INIT_ARGS."""
 
 BLOCKS = ("--model.remat", "blocks")
 
 
 def batch(examples: int) -> tuple[str, str]:
-    """Another batch than the configuration's."""
+    """Flags of another batch size than the configuration's."""
     return "--train.batch-examples", str(examples)
 
 
@@ -55,14 +55,14 @@ PLANS = (
     ("noised_clip_vit_l", "v5e:16x16", "256x1", "", BLOCKS),
     ("noised_clip_vit_l", "v5e:16x16", "128x2", "", BLOCKS),
 )
-"""Configuration, slice, data x fsdp, flags, and what else differs from the configuration."""
+"""Configuration, slice, data x fsdp, compiler flags, and changed settings."""
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--only", help="the plans of this configuration")
+    parser.add_argument("--only", help="only plans of this configuration")
     parser.add_argument("--effort", choices=EFFORTS, default="full")
     given = parser.parse_args()
     for config, topology, mesh, flags, changes in PLANS:
@@ -74,7 +74,7 @@ def main() -> None:
     for config in dict.fromkeys(row["plan"]["config"] for row in rows(given.json)):
         for effort in EFFORTS:
             plans = [
-                Plan(**row["plan"] | {"mesh": tuple(row["plan"]["mesh"])})
+                TrainForecast(**row["plan"] | {"mesh": tuple(row["plan"]["mesh"])})
                 for row in rows(given.json)
                 if (row["plan"]["config"], row["plan"]["effort"]) == (config, effort)
             ]
@@ -83,12 +83,12 @@ def main() -> None:
 
 
 def rows(file: Path) -> list[dict]:
-    """What the file holds."""
+    """Plans in the file."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def make(command: tuple[str, ...], flags: str, file: Path) -> None:
-    """Makes a plan, in a process of its own, which gives its memory back."""
+    """Makes a plan, in a process of its own, whose memory is then freed."""
     print(f'LIBTPU_INIT_ARGS="{flags}" python -m glide_jax.plan', *command, flush=True)
     made = file.with_suffix(".new")
     file.parent.mkdir(parents=True, exist_ok=True)

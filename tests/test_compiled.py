@@ -1,4 +1,4 @@
-"""A program in the compiler's words, small enough to add up by hand."""
+"""Usage of small programs in optimized HLO text, compared with sums made by hand."""
 
 import pytest
 
@@ -42,14 +42,14 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_time_is_the_compilers_cycles_and_kernels_costs_in_every_turn():
-    # 3 million cycles of 1.5 GHz; 24 times a microsecond of cycles, and the kernel's products.
+def test_computation_counts_cycles_and_kernel_flops_of_every_loop_iteration():
+    # 3 million cycles of 1.5 GHz; 24 times a microsecond of cycles, and the kernel's FLOPs.
     assert usage(PROGRAM, V5E).compute_s == pytest.approx(
         2e-3 + 24 * (1e-6 + 197e6 / V5E.kernel_flops)
     )
 
 
-def test_time_is_of_jaxs_operations_and_otherwise_of_the_compilers():
+def test_computation_is_listed_by_jax_or_hlo_operation():
     found = usage(PROGRAM, V5E)
     assert found.operation_s == pytest.approx(
         {
@@ -60,25 +60,25 @@ def test_time_is_of_jaxs_operations_and_otherwise_of_the_compilers():
     )
 
 
-def test_collectives_go_around_rings():
+def test_collectives_take_the_time_of_a_ring():
     found = usage(PROGRAM, V5E)
     assert found.collective_bytes == {
         "all-reduce": 180e6 + 180e6,
         "all-gather": 24 * 180e6,
         "reduce-scatter": 2 * 64 * 128,
     }
-    # Of 4 chips, 3 parts go over two links of 45 GB/s; an all-reduce goes round twice.
+    # Of 4 chips, 3 parts go over two links of 45 GB/s; an all-reduce goes around twice.
     assert found.collective_s["all-gather"] == pytest.approx(24 * 180e6 * 3 / 4 / 90e9)
     assert found.collective_s["reduce-scatter"] == pytest.approx(2 * 64 * 128 * 3 / 4 / 90e9)
     started, with_four_rings = 2 * 180e6 / 2 / 90e9, 2 * 180e6 / 2 / 180e9
     assert found.collective_s["all-reduce"] == pytest.approx(started + with_four_rings)
 
 
-def test_what_computation_covers_is_not_waited_for():
+def test_overlapped_communication_is_not_exposed():
     found = usage(PROGRAM, V5E)
     total = sum(found.collective_s.values())
-    assert found.waiting_s == pytest.approx(total - 1e-3)  # of 2 ms, %fusion.3 covers one
-    assert found.step_s == found.compute_s + found.waiting_s
+    assert found.exposed_s == pytest.approx(total - 1e-3)  # %fusion.3 overlaps 1 of 2 ms
+    assert found.step_s == found.compute_s + found.exposed_s
 
 
 CHAIN = """HloModule step, is_scheduled=true
@@ -108,7 +108,7 @@ def test_a_chain_of_instructions_is_one_collective():
     assert found.collective_bytes == {"all-gather": 180e6}
     assert found.compute_s == pytest.approx(0.5e-3)
     assert found.collective_s["all-gather"] == pytest.approx(1.5e-3)
-    assert found.waiting_s == pytest.approx(1e-3)
+    assert found.exposed_s == pytest.approx(1e-3)
 
 
 def test_a_chain_through_a_loop_is_one_collective():
@@ -128,7 +128,7 @@ ENTRY"""  # noqa: E501
     found = usage(program, V5E)
     assert found.collective_bytes == {"all-gather": 180e6}
     assert found.compute_s == pytest.approx(1e-3)
-    assert found.waiting_s == pytest.approx(0.5e-3)
+    assert found.exposed_s == pytest.approx(0.5e-3)
 
 
 ON_SPARSE_CORES = """HloModule step, is_scheduled=true
@@ -146,9 +146,9 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_collectives_on_sparse_cores_run_beside_computation():
+def test_collectives_on_sparse_cores_overlap_computation():
     found = usage(ON_SPARSE_CORES, V5E)
     assert found.collective_bytes == {"reduce-scatter": 180e6}
     assert found.compute_s == pytest.approx(0.5e-3)
     assert found.collective_s["reduce-scatter"] == pytest.approx(1.5e-3)
-    assert found.waiting_s == pytest.approx(1e-3)
+    assert found.exposed_s == pytest.approx(1e-3)

@@ -19,9 +19,9 @@ import jax
 from glide_jax.cli import parse_command
 from glide_jax.config import Config
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.plan.sampling import plan_sampler
-from glide_jax.plan.slices import SlicePlan, fsdp_of, topology_devices
-from glide_jax.plan.training import make_plan, search, table
+from glide_jax.plan.sampling import forecast_sampling
+from glide_jax.plan.slices import SliceForecast, fsdp_of, topology_devices
+from glide_jax.plan.training import forecast_training, search, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator
     chips = len(topology_devices(flags.topology))
 
-    def report(plan: SlicePlan) -> None:
+    def report(plan: SliceForecast) -> None:
         print(plan.report(), flush=True)
         if flags.json:
             with open(flags.json, "a") as out:
@@ -71,12 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     fsdp = fsdp_of(flags.mesh, chips) if flags.mesh else config.train.fsdp
     on_slice = (config, name, flags.topology, fsdp, flags.effort)
     if flags.sampler:
-        report(plan_sampler(*on_slice, flags.images or None))
+        report(forecast_sampling(*on_slice, flags.images or None))
     else:
-        report(make_plan(*on_slice))
+        report(forecast_training(*on_slice))
 
 
-def _search(config: Config, name: str, flags: Flags, report: Callable[[SlicePlan], None]) -> None:
+def _search(
+    config: Config, name: str, flags: Flags, report: Callable[[SliceForecast], None]
+) -> None:
     plans = []
     for found in search(config, name, flags.topology, flags.effort, flags.max_plans):
         if isinstance(found, UserError):

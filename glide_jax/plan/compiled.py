@@ -1,12 +1,12 @@
-"""What a TPU program takes, read from the compiler's own text of it: time and communication.
+"""Time and communication of a TPU program, from its optimized HLO text.
 
-The text lists instructions in the order in which a chip runs them. Most carry the compiler's
-estimate in cycles; attention kernels carry their operations. For collectives it has no
-estimate: theirs are the bytes that go over the links of the rings that it has chosen, which is one
-axis of the torus, both ways round, where it does not say ("How to Scale Your Model",
-jax-ml.github.io/scaling-book, sec. 3). A collective that is started early waits only for what the
-computation in between does not cover. Some are a chain of instructions: one starts it, fusions that
-compute something else carry it on, and one ends it. Others are called on the chip's sparse cores.
+The text lists instructions in the order of execution. Most have the compiler's estimate in cycles;
+attention kernels have their FLOPs. Collectives have no estimate: their time follows from the bytes
+that cross the links of the compiler's rings, by default both directions of one axis of the torus
+("How to Scale Your Model", jax-ml.github.io/scaling-book, sec. 3). An asynchronous collective is
+exposed only as far as the computation between its start and its end does not overlap it. It is a
+pair of instructions, or a chain with fusions that compute something else in between, or a call on
+the sparse cores.
 """
 
 import math
@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from glide_jax.parallel.chips import Chip
 
@@ -27,7 +28,7 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((%[\w
 
 @dataclass(frozen=True)
 class Instruction:
-    """A line of the text."""
+    """One instruction of the text."""
 
     name: str
     shape: str
@@ -38,52 +39,63 @@ class Instruction:
 
 @dataclass
 class Usage:
-    """Of a program, or of a part of it; of one chip."""
+    """Estimated time and communication of a program, or a part of it, on one chip."""
 
     operation_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Computation, by JAX's operation, or the compiler's own where there is none."""
-    waiting_s: float = 0.0
-    """For collectives that no computation covers."""
+    """Computation by JAX operation, or by HLO operation where there is none."""
+    exposed_s: float = 0.0
+    """Exposed communication: collectives that no computation overlaps."""
     collective_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """By kind: all of it, covered or not."""
+    """Time of collectives by kind, overlapped or not."""
     collective_bytes: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """By kind: of the arrays that are exchanged, before they are cut up."""
+    """Bytes of the exchanged arrays by kind, before they are split."""
 
     @property
     def compute_s(self) -> float:
-        """All computation."""
+        """Total time of computation."""
         return sum(self.operation_s.values(), 0.0)
 
     @property
     def step_s(self) -> float:
-        """The whole time."""
-        return self.compute_s + self.waiting_s
+        """Total time."""
+        return self.compute_s + self.exposed_s
+
+    def fields(self, runs: int = 1) -> dict[str, Any]:
+        """The fields that a forecast has in common with this, for one of several equal runs."""
+        return {
+            "operation_s": {name: s / runs for name, s in self.operation_s.items()},
+            "exposed_s": self.exposed_s / runs,
+            "collective_s": {kind: s / runs for kind, s in self.collective_s.items()},
+            "collective_bytes": {kind: b / runs for kind, b in self.collective_bytes.items()},
+        }
 
     def add(self, other: "Usage", times: int) -> None:
-        """Adds a part that runs so many times."""
+        """Adds a part of the program that runs `times` times."""
         for name, seconds in other.operation_s.items():
-            self.compute(name, times * seconds)
-        self.waiting_s += times * other.waiting_s
+            self.add_computation(name, times * seconds)
+        self.exposed_s += times * other.exposed_s
         for kind in other.collective_s:
-            self.count(kind, times * other.collective_s[kind], times * other.collective_bytes[kind])
+            self.add_collective(
+                kind, times * other.collective_s[kind], times * other.collective_bytes[kind]
+            )
 
-    def compute(self, operation: str, seconds: float) -> None:
-        """Adds computation."""
+    def add_computation(self, operation: str, seconds: float) -> None:
+        """Adds the time of an operation."""
         if seconds:
             self.operation_s[operation] += seconds
 
-    def count(self, kind: str, seconds: float, size: float) -> None:
-        """Adds a collective."""
+    def add_collective(self, kind: str, seconds: float, size: float) -> None:
+        """Adds the time and the bytes of a collective."""
         self.collective_s[kind] += seconds
         self.collective_bytes[kind] += size
 
 
 def usage(text: str, chip: Chip) -> Usage:
-    """What a program takes.
+    """Estimates the time and communication of a program.
 
     Args:
         text: `jax.stages.Compiled.as_text()` of a program compiled for TPUs.
-        chip: that it is compiled for.
+        chip: the TPU it is compiled for.
     """
     computations, entry = _computations(text)
     return _usage(entry, computations, chip)
@@ -107,7 +119,7 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) -> Usage:
     total = Usage()
-    started: dict[str, tuple[float, float]] = {}  # name or chain: when, and how long it takes
+    started: dict[str, tuple[float, float]] = {}  # by name or chain: start and duration
     for instruction in computations[name]:
         if instruction.operation == "while":
             body, turns = _loop(instruction, computations)
@@ -116,35 +128,35 @@ def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) ->
         if instruction.operation.endswith("-done"):
             if instruction.first_operand.strip("%") in started:
                 start, takes_s = started.pop(instruction.first_operand.strip("%"))
-                total.waiting_s += max(0.0, takes_s - (total.step_s - start))
+                total.exposed_s += max(0.0, takes_s - (total.step_s - start))
             continue
         collective = next(_collectives(instruction, computations), None)
         if collective is None:
-            total.compute(_operation(instruction), _compute_s(instruction, chip))
+            total.add_computation(_operation(instruction), _compute_s(instruction, chip))
             continue
         chain = _chain(instruction, computations)
         starts_chain = instruction.name.startswith("async-collective-start")
-        if chain and not starts_chain:  # perhaps in a loop that it runs through
-            total.compute(_operation(instruction), _compute_s(instruction, chip))
+        if chain and not starts_chain:  # possibly in a loop
+            total.add_computation(_operation(instruction), _compute_s(instruction, chip))
             if chain in started and instruction.name.startswith("async-collective-done"):
                 start, takes_s = started.pop(chain)
-                total.waiting_s += max(0.0, takes_s - (total.step_s - start))
+                total.exposed_s += max(0.0, takes_s - (total.step_s - start))
             continue
         kind, size = collective
         links = _links(instruction, computations)
         takes_s = _takes_s(kind, size, _group(instruction, computations), links, chip)
-        total.count(kind, takes_s, size)
+        total.add_collective(kind, takes_s, size)
         if instruction.operation.endswith("-start"):
             started[instruction.name] = (total.step_s, takes_s)
         elif starts_chain:
             started[chain] = (total.step_s, takes_s)
         else:
-            total.waiting_s += takes_s
+            total.exposed_s += takes_s
     return total
 
 
 def _loop(instruction: Instruction, computations: dict[str, list[Instruction]]) -> tuple[str, int]:
-    """The body of a while loop, and how often it runs: what its counter is compared with."""
+    """The body of a while loop and its trip count, the constant its counter is compared with."""
     condition, body = (
         re.search(rf"{part}=%([\w.-]+)", instruction.line)[1]  # type: ignore[index]
         for part in ("condition", "body")
@@ -156,7 +168,7 @@ def _loop(instruction: Instruction, computations: dict[str, list[Instruction]]) 
 def _called(
     instruction: Instruction, computations: dict[str, list[Instruction]]
 ) -> list[Instruction]:
-    """The instruction itself, and those of the computation that it stands for."""
+    """The instruction and those of the computation it calls."""
     called = re.search(r"calls=%([\w.-]+)", instruction.line)
     if instruction.operation == "call-start":
         called = re.search(r"to_apply=%([\w.-]+)", instruction.line)
@@ -166,7 +178,7 @@ def _called(
 def _collectives(
     instruction: Instruction, computations: dict[str, list[Instruction]]
 ) -> Iterator[tuple[str, float]]:
-    """Kind and bytes of the collectives that an instruction is or holds."""
+    """Kind and bytes of the collectives in an instruction."""
     for part in _called(instruction, computations):
         kind = part.operation.removesuffix("-start")
         if kind in COLLECTIVES:
@@ -179,13 +191,13 @@ def _collectives(
 
 
 def _chain(instruction: Instruction, computations: dict[str, list[Instruction]]) -> str:
-    """The chain that an instruction is a link of; empty if of none."""
+    """The chain an instruction belongs to; empty if none."""
     found = (re.search(r'chain_id="\d+"', i.line) for i in _called(instruction, computations))
     return next((link[0] for link in found if link), "")
 
 
 def _bytes(instruction: Instruction) -> float:
-    """Of the result; of what a start also holds, the largest array."""
+    """Bytes of the result; of a start, of its largest array."""
     shapes = re.findall(r"(\w+)\[([\d,]*)\]", instruction.shape)
     sizes = [
         BYTES.get(kind, 0) * math.prod(int(n) for n in axes.split(",") if n)
@@ -196,7 +208,7 @@ def _bytes(instruction: Instruction) -> float:
 
 
 def _group(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """How many chips take part."""
+    """Number of chips in a collective."""
     for part in _called(instruction, computations):
         line = part.line
         if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line):
@@ -206,11 +218,11 @@ def _group(instruction: Instruction, computations: dict[str, list[Instruction]])
             return len(found[1].split(","))
         if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
             return int(found[1])
-    return 2  # collective-permute: from one to another
+    return 2  # collective-permute: between two chips
 
 
 def _links(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """How many of a chip's links are used at once, one way."""
+    """Number of links of a chip in use at once, in one direction."""
     for part in _called(instruction, computations):
         rings = re.search(r'"strategy":"UniDirection\w*","debug":"[^"]*?colors:(\d+)', part.line)
         if rings:
@@ -219,15 +231,15 @@ def _links(instruction: Instruction, computations: dict[str, list[Instruction]])
 
 
 def _takes_s(kind: str, size: float, group: int, links: int, chip: Chip) -> float:
-    """Around rings through `group` chips, each with its part."""
+    """Time of a ring collective over `group` chips."""
     once = size * (group - 1) / group / (links * chip.link_bytes_per_s)
     return once * {"all-reduce": 2.0, "all-to-all": 0.25}.get(kind, 1.0)
 
 
 def _operation(instruction: Instruction) -> str:
-    """JAX's, the last part of the name that it gave; else, as of copies, the compiler's.
+    """Name of the JAX operation; of the HLO operation where there is none, as for copies.
 
-    What several operations were fused into is counted as the one that the compiler named it after.
+    A fusion counts as the operation that the compiler named it after.
     """
     named = re.search(r'op_name="[^"]*/([\w-]+)"', instruction.line)
     return named[1] if named else instruction.operation

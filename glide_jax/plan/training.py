@@ -1,13 +1,4 @@
-r"""Whether a training fits a TPU slice and how fast it would be, before there is one.
-
-    python -m glide_jax.plan --config configs/base64_3b5.py --topology v5p:4x4x4 \
-        --mesh 8x8
-
-compiles the real train step with the real compiler, for TPUs that need not be there
-(pip install -e ".[tpu]"), and says what the compiler makes of it. `--search` tries meshes,
-recomputation and micro-batches. `--sampler` plans drawing instead, by the configuration's sample
-settings, on all chips of the slice. Flags for the configuration's settings are train.py's.
-"""
+"""Forecast of training on a TPU slice: memory, step time, MFU; and a search for what fits best."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +13,7 @@ from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import GIB
 from glide_jax.plan.compiled import usage
-from glide_jax.plan.slices import (
-    SlicePlan,
-    compile_for,
-    known_chip,
-    topology_devices,
-)
+from glide_jax.plan.slices import SliceForecast, compile_for, known_chip, topology_devices
 from glide_jax.shapes import Batch, Params
 from glide_jax.training.build import make_objective
 from glide_jax.training.flops import abstract_batch, step_flops
@@ -41,90 +27,94 @@ SEARCHED: tuple[tuple[Remat, int], ...] = (
     ("blocks", 4),
     ("everything", 4),
 )
-"""Recomputation and micro-batches that `--search` tries, from the quickest to the smallest."""
+"""Rematerialization and micro-batches that `--search` tries, from the fastest to the smallest."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(SlicePlan):
-    """What a step of training takes."""
+class TrainForecast(SliceForecast):
+    """Memory, time and communication of a train step."""
 
     remat: str
     micro_batches: int
     batch_examples: int
     steps: int
-    """Of the whole training."""
+    """Steps of the whole run."""
     ema_bytes: int
     optimizer_bytes: int
     activation_bytes: int
-    """Kept from the forward to the backward pass of a micro-batch, as traced; the compiler may
-    keep less. Part of `temporary_bytes`."""
+    """Activations saved for the backward pass of a micro-batch, as traced; the compiler may save
+    fewer. Part of `temporary_bytes`."""
     model_flops: float
-    """Of the step, over all chips: see `flops.step_flops`."""
+    """FLOPs of a step, over all chips: see `flops.step_flops`."""
     compiled_flops: float
-    """By the compiler, of one chip; loops counted once."""
+    """The compiler's count for one chip, with every loop counted once."""
     accessed_bytes: float
-    """Likewise, from and to HBM."""
+    """The compiler's count of HBM traffic of one chip, with every loop counted once."""
     peak_flops: float
 
     @property
     def used_bytes(self) -> int:
-        """Of HBM."""
+        """HBM in use."""
         return super().used_bytes + self.ema_bytes + self.optimizer_bytes
 
     @property
     def step_s(self) -> float:
-        """Estimated."""
-        return self.compute_s + self.waiting_s
+        """Estimated time of a step."""
+        return self.compute_s + self.exposed_s
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilisation: the share of the chips' peak that the model's products take."""
+        """Model FLOPs utilization: `model_flops` as a fraction of the chips' peak."""
         return self.model_flops / (self.step_s * self.chips * self.peak_flops)
 
     def report(self) -> str:
-        """For people."""
+        """Human-readable summary."""
         total_h = self.steps * self.step_s / 3600
         sizes = {
             "parameters": self.parameter_bytes,
-            "moving average": self.ema_bytes,
+            "EMA": self.ema_bytes,
             "optimizer": self.optimizer_bytes,
             "batch": self.batch_bytes,
-            "program": self.code_bytes,
+            "code": self.code_bytes,
             "temporary": self.temporary_bytes,
-            "  kept activations": self.activation_bytes,
+            "  saved activations": self.activation_bytes,
         }
-        what = f"remat {self.remat}, batch {self.batch_examples} in {self.micro_batches}"
-        waiting = self.waiting_s / self.step_s
-        estimated = (
+        program = (
+            f"remat {self.remat}, batch {self.batch_examples} in {self.micro_batches} "
+            "micro-batch(es)"
+        )
+        exposed = self.exposed_s / self.step_s
+        estimates = (
             f"computation         {self.compute_s:9.3f} s",
-            f"waiting for others  {self.waiting_s:9.3f} s ({waiting:.1%})",
+            f"exposed collectives {self.exposed_s:9.3f} s ({exposed:.1%})",
             f"step                {self.step_s:9.3f} s",
-            f"images            {self.batch_examples / self.step_s:9.0f} /s",
+            f"images              {self.batch_examples / self.step_s:9.0f} /s",
             f"model FLOPs         {self.model_flops / 1e12:9.1f} T/step",
             f"MFU                 {self.mfu:9.1%}",
-            f"compiler's FLOPs    {self.compiled_flops / 1e12:9.1f} T/chip, "
+            f"compiler FLOPs      {self.compiled_flops / 1e12:9.1f} T/chip, "
             f"{self.accessed_bytes / 1e9:.0f} GB of HBM traffic (loops counted once)",
             f"{self.steps:,} steps: {total_h:,.0f} h, {total_h * self.chips:,.0f} chip-hours",
         )
-        return self.tell(what, sizes, "step", estimated)
+        return self._report(program, sizes, "step", estimates)
 
 
-def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str = "full") -> Plan:
+def forecast_training(
+    config: Config, name: str, topology: str, fsdp: int, effort: str = "full"
+) -> TrainForecast:
     """Compiles a run's train step for a slice.
 
     Args:
         config: the run.
-        name: what to call it.
+        name: of the run, for the report.
         topology: see `topology_devices`.
-        fsdp: chips over which parameters are shared out; the others repeat them.
+        fsdp: number of chips over which parameters are sharded.
         effort: a key of EFFORTS.
 
     Raises:
-        UserError: the slice, or the batch, does not divide; or a loss is asked for that another
-            model computes.
+        UserError: the slice or the batch does not divide, or train.clip_loss_weight is set.
     """
     if config.train.clip_loss_weight:
-        raise UserError("plans are of training without train.clip_loss_weight: set it to 0")
+        raise UserError("plans do not support train.clip_loss_weight: set it to 0")
     config = replace(config, train=replace(config.train, fsdp=fsdp))
     devices = topology_devices(topology)
     chip = known_chip(devices[0])
@@ -135,14 +125,13 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
     lowered = trainer.lower(batch)
     compiled, compile_s = compile_for(topology, lowered, effort)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    assert memory is not None and cost is not None  # of TPUs there always are
-    spent = usage(compiled.as_text() or "", chip)
+    assert memory is not None and cost is not None  # always available on TPUs
     state, shardings = trainer.abstract_state, trainer.state_shardings
     part = {
         field: sharding.bytes_a_device(getattr(state, field), getattr(shardings, field))
         for field in ("params", "ema", "opt_state")
     }
-    return Plan(
+    return TrainForecast(
         config=name,
         topology=topology,
         mesh=(len(devices) // fsdp, fsdp),
@@ -162,10 +151,7 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
         model_flops=step_flops(objective, batch),
         compiled_flops=cost["flops"],
         accessed_bytes=cost["bytes accessed"],
-        operation_s=dict(spent.operation_s),
-        waiting_s=spent.waiting_s,
-        collective_s=dict(spent.collective_s),
-        collective_bytes=dict(spent.collective_bytes),
+        **usage(compiled.as_text() or "", chip).fields(),
         peak_flops=chip.flops,
         compile_s=compile_s,
         effort=effort,
@@ -173,10 +159,10 @@ def make_plan(config: Config, name: str, topology: str, fsdp: int, effort: str =
 
 
 def saved_activations(config: Config, devices: Sequence[jax.Device]) -> int:
-    """Bytes of activations that each device keeps for the backward pass of a micro-batch.
+    """Bytes of activations that each device saves for the backward pass of a micro-batch.
 
-    Traced for two images and for three: what is more is each image's. One would not do for a
-    CLIP, which tells images apart.
+    Traced for two images and for three; the difference is the size per image. CLIP's loss needs at
+    least two.
     """
 
     def residual_bytes(images: int) -> int:
@@ -203,17 +189,17 @@ def saved_activations(config: Config, devices: Sequence[jax.Device]) -> int:
 
 
 def search(
-    config: Config, name: str, topology: str, effort: str, most: int
-) -> Iterator[Plan | UserError]:
-    """Plans of meshes, recomputation and micro-batches that may fit, the most promising first.
+    config: Config, name: str, topology: str, effort: str, max_plans: int
+) -> Iterator[TrainForecast | UserError]:
+    """Forecasts of meshes, rematerialization and micro-batches that may fit, best guess first.
 
     Args:
-        config, name, topology, effort: as `make_plan`'s.
-        most: plans to make.
+        config, name, topology, effort: see `forecast_training`.
+        max_plans: most forecasts to make.
     """
     devices = topology_devices(topology)
     chips, chip = len(devices), known_chip(devices[0])
-    # Parameters, average, two moments and a gradient, in float32.
+    # Parameters, EMA, two moments and a gradient, in float32.
     state_bytes = 20 * make_objective(config).network.parameter_count
     meshes = [2**i for i in range(chips.bit_length()) if chips % 2**i == 0]
     made = 0
@@ -228,25 +214,25 @@ def search(
             continue
         activations = saved_activations(tried, devices)
         for fsdp in meshes:
-            if made == most or state_bytes // fsdp + activations > chip.hbm_bytes:
+            if made == max_plans or state_bytes // fsdp + activations > chip.hbm_bytes:
                 continue
             made += 1
             try:
-                plan = make_plan(tried, name, topology, fsdp, effort)
+                forecast = forecast_training(tried, name, topology, fsdp, effort)
             except UserError as error:
                 yield error
                 continue
-            yield plan
-            if plan.fits:
-                break  # more sharding of the same only communicates more
+            yield forecast
+            if forecast.fits:
+                break  # more sharding would only add communication
 
 
-def table(plans: Sequence[Plan]) -> str:
-    """Plans as a Markdown table, the quickest that fits first."""
+def table(plans: Sequence[TrainForecast]) -> str:
+    """Forecasts as a Markdown table, the fastest that fits first."""
     ranked = sorted(plans, key=lambda plan: (not plan.fits, plan.step_s))
     rows = [
         "| slice | mesh | remat | micro-batches | images/chip | HBM, GiB | fits | step, s | MFU "
-        "| waiting | images/s | hours | chip-hours |",
+        "| exposed comm. | images/s | hours | chip-hours |",
         "| --- " * 13 + "|",
     ]
     for plan in ranked:
@@ -261,7 +247,7 @@ def table(plans: Sequence[Plan]) -> str:
             "yes" if plan.fits else "no",
             f"{plan.step_s:.3f}",
             f"{plan.mfu:.0%}",
-            f"{plan.waiting_s / plan.step_s:.0%}",
+            f"{plan.exposed_s / plan.step_s:.0%}",
             f"{plan.batch_examples / plan.step_s:,.0f}",
             f"{hours:,.0f}",
             f"{hours * plan.chips:,.0f}",
