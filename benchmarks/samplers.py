@@ -1,12 +1,12 @@
-"""What a number of steps buys: the error of every sampler where the answer is known.
+"""Error of every sampler by number of steps, on data with a known exact solution.
 
     python benchmarks/samplers.py
     python benchmarks/samplers.py --schedule linear
 
-The data are independent pixels from a mixture of two normal distributions, whose denoiser is known
-in closed form. The start is 65,536 evenly spaced quantiles of the normal distribution, and the
-error the mean distance between the sorted result and the mixture's own quantiles (Wasserstein-1):
-for samplers without noise that is also how far each pixel ends from the exact solution.
+The data are independent pixels from a mixture of two normal distributions, which has a closed-form
+denoiser. Sampling starts from 65,536 evenly spaced quantiles of the normal distribution. The error
+is the mean distance between the sorted samples and the quantiles of the mixture (Wasserstein-1).
+For samplers without noise it is also the distance of each pixel from its exact solution.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from glide_jax.diffusion.loop import SAMPLERS, sample
+from glide_jax.diffusion.loop import sample
+from glide_jax.diffusion.samplers import SAMPLERS, sampler_plan
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.shapes import Denoiser
 
@@ -31,8 +32,8 @@ def gaussian_mixture(
     """The exact denoiser of independent pixels from a mixture of normal distributions.
 
     x_t is a mixture too, with means sqrt(alpha_bar) m and variances alpha_bar s^2 + 1 - alpha_bar,
-    so E[eps | x_t] and Var[x_0 | x_t] are known. The variance of x_{t-1} given x_t is then
-    beta~ + (x_0's coefficient)^2 Var[x_0 | x_t]; v is chosen to say so.
+    so E[eps | x_t] and Var[x_0 | x_t] are known. The variance fraction v gives the exact variance
+    of x_{t-1} given x_t, beta~ + (x_0's coefficient)^2 Var[x_0 | x_t].
     """
     row_of = np.zeros(schedule.timestep_map[-1] + 1, np.int32)
     row_of[schedule.timestep_map] = np.arange(schedule.steps)
@@ -69,7 +70,7 @@ def gaussian_mixture(
 
 
 def quantiles(probabilities: np.ndarray) -> np.ndarray:
-    """Of the mixture, by bisection."""
+    """Quantiles of the mixture, by bisection."""
     low, high = np.full_like(probabilities, -2), np.full_like(probabilities, 2)
     for _ in range(50):
         middle = (low + high) / 2
@@ -79,16 +80,15 @@ def quantiles(probabilities: np.ndarray) -> np.ndarray:
 
 
 def error(sampler: str, schedule: Schedule) -> float:
-    """Mean distance of the sorted result from the mixture's quantiles."""
+    """Mean distance of the sorted samples from the quantiles of the mixture."""
     probabilities = (np.arange(SIDE**2) + 0.5) / SIDE**2
     key, shape = jax.random.key(0), (1, SIDE, SIDE, 1)
     order = np.random.default_rng(0).permutation(SIDE**2)
     x_0 = sample(
         gaussian_mixture(schedule, WEIGHTS, MEANS, STDS),
-        schedule,
+        sampler_plan(sampler, schedule),
         jnp.asarray(ndtri(probabilities)[order].reshape(shape), jnp.float32),
         lambda k: jax.random.normal(jax.random.fold_in(key, k), shape),
-        sampler=sampler,
     )
     return float(np.abs(np.sort(np.ravel(x_0)) - quantiles(probabilities)).mean())
 

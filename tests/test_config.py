@@ -21,7 +21,7 @@ from glide_jax.config import (
 )
 from glide_jax.config.serialize import RENAMED
 from glide_jax.data.sources import SOURCES
-from glide_jax.diffusion.loop import SAMPLERS
+from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.errors import UserError
 from glide_jax.models.clip import clip_network

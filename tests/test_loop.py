@@ -1,4 +1,4 @@
-"""Samplers against denoisers that are known exactly."""
+"""The sampling loop with denoisers that are known exactly."""
 
 import runpy
 from pathlib import Path
@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from glide_jax.diffusion.guidance import classifier_free
 from glide_jax.diffusion.loop import (
-    SAMPLERS,
+    Hooks,
     advance,
     begin,
-    denoiser_calls,
     dynamic_threshold,
     initial_noise,
     invert,
@@ -24,6 +23,7 @@ from glide_jax.diffusion.loop import (
     trajectory,
 )
 from glide_jax.diffusion.process import q_sample
+from glide_jax.diffusion.samplers import SAMPLERS, sampler_plan
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.errors import UserError
 
@@ -51,7 +51,7 @@ def column(table, t):
 
 
 def exact_eps(name, x_0, v=-1.0):
-    """The denoiser of a data set that holds x_0 alone."""
+    """The denoiser of a data set of x_0 alone."""
 
     def denoise(x_t, t):
         alpha_bar = WHOLE[name].alpha_bar
@@ -74,11 +74,12 @@ def test_exact_eps_walks_ddim_straight_back_to_x_0(name, respacing):
     """Not only x_0 at the end: with eta 0 every x_t on the way is q_sample of the same eps."""
     schedule = Schedule.create(name, 1000, respacing)
     last = schedule.alpha_bar[-1]
-    x_T = jnp.float32(np.sqrt(last)) * X_0 + jnp.float32(np.sqrt(1 - last)) * X_T
-    x, _ = trajectory(exact_eps(name, X_0), schedule, x_T, NOISE, sampler="ddim")
+    eps = X_T / 2  # larger values, times 20,000 at the last step, are rounded by more than 5e-3
+    x_T = jnp.float32(np.sqrt(last)) * X_0 + jnp.float32(np.sqrt(1 - last)) * eps
+    x, _ = trajectory(exact_eps(name, X_0), sampler_plan("ddim", schedule), x_T, NOISE)
     np.testing.assert_allclose(x[-1], X_0, atol=2e-4)
     alpha_bar = schedule.alpha_bar[::-1, None, None, None, None][1:]
-    on_the_way = np.sqrt(alpha_bar) * np.asarray(X_0) + np.sqrt(1 - alpha_bar) * np.asarray(X_T)
+    on_the_way = np.sqrt(alpha_bar) * np.asarray(X_0) + np.sqrt(1 - alpha_bar) * np.asarray(eps)
     np.testing.assert_allclose(x[:-1], on_the_way, atol=5e-3)
 
 
@@ -87,12 +88,12 @@ def test_exact_eps_walks_ddim_straight_back_to_x_0(name, respacing):
 def test_exact_eps_gives_x_0(sampler, respacing):
     schedule = Schedule.create("squaredcos_cap_v2", 1000, respacing)
     denoise = exact_eps("squaredcos_cap_v2", X_0)
-    x_0 = sample(denoise, schedule, X_T, NOISE, sampler=sampler, eta=0.6)
+    x_0 = sample(denoise, sampler_plan(sampler, schedule, 0.6), X_T, NOISE)
     np.testing.assert_allclose(x_0, X_0, atol=1e-3)
 
 
 def wavy(x_t, t):
-    """A denoiser of no data set, that never agrees with itself from step to step."""
+    """A denoiser of no data set, whose prediction changes at every step."""
     phase = t[:, None, None, None] / 100
     return jnp.concatenate([jnp.sin(3 * x_t + phase), jnp.cos(2 * x_t - phase)], axis=-1)
 
@@ -102,12 +103,12 @@ TEN = Schedule.create("squaredcos_cap_v2", 1000, "10")
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_does_not_depend_on_its_batch(sampler):
-    def draw(keys):
+    def samples(keys):
         x_T, noise = initial_noise(keys, SHAPE), per_image_noise(keys, SHAPE)
-        return sample(wavy, TEN, x_T, noise, sampler=sampler, eta=0.7)
+        return sample(wavy, sampler_plan(sampler, TEN, 0.7), x_T, noise)
 
     keys = jax.random.split(jax.random.key(1), 3)
-    together, alone = draw(keys), draw(keys[1:2])
+    together, alone = samples(keys), samples(keys[1:2])
     np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
     assert jnp.abs(together[0] - together[1]).max() > 0.1
 
@@ -125,7 +126,7 @@ def test_noise_is_used_as_the_sampler_says():
     def run(scale_first_nine, scale_last, sampler, eta):
         scale = np.array([scale_first_nine] * 9 + [scale_last]).reshape(10, 1, 1, 1, 1)
         noise = recorded(scale * STEP_NOISE[:10])
-        return np.asarray(sample(wavy, TEN, X_T, noise, sampler=sampler, eta=eta))
+        return np.asarray(sample(wavy, sampler_plan(sampler, TEN, eta), X_T, noise))
 
     for sampler, eta in (("ddpm", 0.0), ("ddim", 0.7)):
         base = run(1, 1, sampler, eta)
@@ -140,19 +141,18 @@ def test_ddim_with_eta_1_is_ancestral_with_the_smallest_variance():
         eps, v = jnp.split(wavy(x_t, t), 2, axis=-1)
         return jnp.concatenate([eps, -jnp.ones_like(v)], axis=-1)
 
-    ddim, _ = trajectory(smallest, TEN, X_T, NOISE, sampler="ddim", eta=1.0)
-    ddpm, _ = trajectory(smallest, TEN, X_T, NOISE, sampler="ddpm")
+    ddim, _ = trajectory(smallest, sampler_plan("ddim", TEN, 1.0), X_T, NOISE)
+    ddpm, _ = trajectory(smallest, sampler_plan("ddpm", TEN), X_T, NOISE)
     np.testing.assert_allclose(ddim, ddpm, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_trajectory_ends_where_sample_does(sampler):
-    x, x_0 = trajectory(wavy, TEN, X_T, NOISE, sampler=sampler)
+    plan = sampler_plan(sampler, TEN)
+    x, x_0 = trajectory(wavy, plan, X_T, NOISE)
     assert x.shape == x_0.shape == (10, 4, *SHAPE)
-    np.testing.assert_allclose(
-        sample(wavy, TEN, X_T, NOISE, sampler=sampler), x[-1], rtol=0, atol=1e-6
-    )
-    # The last step's coefficients are 1 and 0: what is left is their rounding to float32.
+    np.testing.assert_allclose(sample(wavy, plan, X_T, NOISE), x[-1], rtol=0, atol=1e-6)
+    # The last step's coefficients are 1 and 0, up to their rounding to float32.
     np.testing.assert_allclose(x[-1], x_0[-1], rtol=0, atol=1e-6)
     assert jnp.abs(x_0).max() <= 1
 
@@ -162,32 +162,25 @@ def test_known_pixels_stay(sampler):
     mask = (jnp.arange(SHAPE[1]) < 3)[None, None, :, None]
 
     def run(image):
-        return trajectory(
-            wavy,
-            TEN,
-            X_T,
-            NOISE,
-            sampler=sampler,
-            on_x_0=lambda x_0: jnp.where(mask, image, x_0),
-        )
+        hooks = Hooks(on_x_0=lambda x_0: jnp.where(mask, image, x_0))
+        return trajectory(wavy, sampler_plan(sampler, TEN), X_T, NOISE, hooks)
 
     x, x_0 = run(X_0)
     known = jnp.broadcast_to(mask, x_0[0].shape)
     np.testing.assert_array_equal(x[-1][known], X_0[known])
     np.testing.assert_array_equal(x_0[:, known], jnp.broadcast_to(X_0[known], (10, known.sum())))
-    # The hook has the last word: a threshold that scales images leaves known pixels alone.
+    # The hook comes last: a threshold that scales images does not change known pixels.
     np.testing.assert_array_equal(run(2 * X_0)[1][:, known], 2 * x_0[:, known])
 
 
 def test_thresholding_can_be_off():
-    x_0 = sample(
-        exact_eps("squaredcos_cap_v2", 3 * X_0), TEN, X_T, NOISE, sampler="ddim", threshold=None
-    )
+    denoise = exact_eps("squaredcos_cap_v2", 3 * X_0)
+    x_0 = sample(denoise, sampler_plan("ddim", TEN), X_T, NOISE, Hooks(threshold=None))
     np.testing.assert_allclose(x_0, 3 * X_0, atol=1e-3)
 
 
 def test_dynamic_threshold_scales_only_images_that_leave_the_range():
-    """By a NumPy percentile, which is told in hundredths and image by image."""
+    """Against NumPy's percentile, image by image."""
     x_0 = np.array(3 * X_0)
     x_0[0] /= 3.1
     ours = np.asarray(dynamic_threshold(0.9)(jnp.asarray(x_0)))
@@ -201,25 +194,27 @@ def test_dynamic_threshold_scales_only_images_that_leave_the_range():
 
 
 def test_the_threshold_is_seen_by_the_sampler():
-    half = trajectory(wavy, TEN, X_T, NOISE, sampler="ddim", threshold=lambda x_0: x_0 / 2)[1]
-    none = trajectory(wavy, TEN, X_T, NOISE, sampler="ddim", threshold=None)[1]
+    plan = sampler_plan("ddim", TEN)
+    _, half = trajectory(wavy, plan, X_T, NOISE, Hooks(threshold=lambda x_0: x_0 / 2))
+    _, none = trajectory(wavy, plan, X_T, NOISE, Hooks(threshold=None))
     np.testing.assert_allclose(half[0], none[0] / 2, rtol=1e-5)
     assert jnp.abs(half[-1] - none[-1] / 2).max() > 0.1
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_starting_in_the_middle_gives_x_0(sampler):
-    """As SDEdit does, but from the right image."""
+    """SDEdit, from the true image."""
     part = Schedule.create("squaredcos_cap_v2", 1000, "12").first(5)
     assert part.timestep_map.tolist() == [0, 91, 182, 272, 363]
     x_t = q_sample(part, X_0, jnp.full(4, 4), X_T)
     denoise = exact_eps("squaredcos_cap_v2", X_0)
-    np.testing.assert_allclose(sample(denoise, part, x_t, NOISE, sampler=sampler), X_0, atol=1e-4)
+    x_0 = sample(denoise, sampler_plan(sampler, part), x_t, NOISE)
+    np.testing.assert_allclose(x_0, X_0, atol=1e-4)
 
 
-def test_starting_in_the_middle_goes_on_as_from_the_top():
-    x, _ = trajectory(wavy, TEN, X_T, NOISE, sampler="ddim")
-    rest, _ = trajectory(wavy, TEN.first(4), x[5], NOISE, sampler="ddim")
+def test_starting_in_the_middle_continues_the_trajectory():
+    x, _ = trajectory(wavy, sampler_plan("ddim", TEN), X_T, NOISE)
+    rest, _ = trajectory(wavy, sampler_plan("ddim", TEN.first(4)), x[5], NOISE)
     np.testing.assert_allclose(rest, x[6:], atol=1e-5)
     for rows in (0, 11):
         with pytest.raises(UserError, match=f"cannot take {rows} of 10 steps"):
@@ -227,14 +222,15 @@ def test_starting_in_the_middle_goes_on_as_from_the_top():
 
 
 def test_ddim_returns_to_an_inverted_image():
-    """The closer the more steps: both ways are of first order."""
+    """More closely with more steps: both directions are of first order."""
     whole = WHOLE["linear"]
     denoise = gaussian_mixture(whole, *np.array([[0.3, 0.7], [-0.5, 0.4], [0.3, 0.3]]))
     errors, codes = [], []
     for steps in ("20", "40", "80"):
         schedule = Schedule.create("linear", 1000, steps)
         codes.append(invert(denoise, schedule, 0.5 * X_0))
-        back = sample(denoise, schedule, codes[-1], NOISE, sampler="ddim", threshold=None)
+        plan = sampler_plan("ddim", schedule)
+        back = sample(denoise, plan, codes[-1], NOISE, Hooks(threshold=None))
         errors.append(float(jnp.abs(back - 0.5 * X_0).mean()))
     assert errors[0] / errors[2] > 3 and errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.03
@@ -245,12 +241,12 @@ def test_inversion_in_one_step():
     one = Schedule.create("squaredcos_cap_v2", 1000, "karras1")
     denoise = exact_eps("squaredcos_cap_v2", X_0)
     x_T = invert(denoise, one, X_0)
-    back = sample(denoise, one, x_T, NOISE, sampler="ddim")
+    back = sample(denoise, sampler_plan("ddim", one), x_T, NOISE)
     np.testing.assert_allclose(back, X_0, atol=1e-4)
 
 
 def test_classifier_free_guidance_and_a_gradient_add_up():
-    """In eps, and x_0 follows out of range. The gradient is told original steps."""
+    """In eps, and x_0 follows out of range. The gradient takes original step indices."""
     seen = []
 
     def two_captions(x_t, t):
@@ -269,38 +265,35 @@ def test_classifier_free_guidance_and_a_gradient_add_up():
         return jnp.concatenate([eps - noise * 0.5 * jnp.cos(x_t), v], axis=-1)
 
     def run(denoise, gradient=None):
-        return trajectory(
-            denoise, TEN, X_T, NOISE, sampler="ddim", threshold=None, gradient=gradient
-        )
+        hooks = Hooks(threshold=None, gradient=gradient)
+        return trajectory(denoise, sampler_plan("ddim", TEN), X_T, NOISE, hooks)
 
     for both, expected in zip(run(guided, gradient), run(shifted), strict=True):
         np.testing.assert_allclose(both, expected, rtol=1e-3, atol=1e-3)
     jax.effects_barrier()
     assert sorted(seen) == TEN.timestep_map.tolist()
-    _, x_0 = trajectory(guided, TEN, X_T, NOISE, sampler="ddim", gradient=gradient)
+    _, x_0 = trajectory(guided, sampler_plan("ddim", TEN), X_T, NOISE, Hooks(gradient=gradient))
     assert jnp.abs(x_0).max() > 1
 
 
-def test_ddpm_adds_variance_times_gradient_to_the_mean_and_leaves_x_0():
-    one = TEN.first(1)  # whose step adds no noise; variance and v are known
-    plain_x, plain_x_0 = trajectory(wavy, one, X_T, NOISE, sampler="ddpm")
-    x, x_0 = trajectory(
-        wavy, one, X_T, NOISE, sampler="ddpm", gradient=lambda x_t, t: jnp.full_like(x_t, 100.0)
-    )
+def test_ddpm_adds_variance_times_gradient_to_the_mean_only():
+    one = TEN.first(1)  # its step adds no noise; variance and v are known
+    plan = sampler_plan("ddpm", one)
+    plain_x, plain_x_0 = trajectory(wavy, plan, X_T, NOISE)
+    hooks = Hooks(gradient=lambda x_t, t: jnp.full_like(x_t, 100.0))
+    x, x_0 = trajectory(wavy, plan, X_T, NOISE, hooks)
     np.testing.assert_array_equal(x_0, plain_x_0)
     np.testing.assert_allclose((x - plain_x)[0], 100 * one.betas[0], rtol=2e-2)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_drawn_in_parts_it_is_the_same(sampler):
-    whole = jax.jit(lambda x_T: sample(wavy, TEN, x_T, NOISE, sampler=sampler))(X_T)
-    calls = denoiser_calls(TEN, sampler=sampler)
-    part = jax.jit(
-        lambda state, first: advance(wavy, TEN, state, NOISE, first=first, calls=2, sampler=sampler)
-    )
-    assert calls % 2 == 0
-    state = begin(TEN, X_T, sampler=sampler)
-    for first in range(0, calls, 2):
+def test_sampling_in_parts_changes_nothing(sampler):
+    plan = sampler_plan(sampler, TEN)
+    whole = jax.jit(lambda x_T: sample(wavy, plan, x_T, NOISE))(X_T)
+    part = jax.jit(lambda state, first: advance(wavy, plan, state, NOISE, first=first, calls=2))
+    assert plan.calls % 2 == 0
+    state = begin(plan, X_T)
+    for first in range(0, plan.calls, 2):
         state = part(state, first)
     np.testing.assert_allclose(state.x_t, whole, rtol=0, atol=1e-5)
 
@@ -309,15 +302,15 @@ def test_bfloat16_networks_are_sampled_in_float32():
     def half(x_t, t):
         return wavy(x_t, t).astype(jnp.bfloat16)
 
-    assert sample(half, TEN, X_T, NOISE, sampler="ddpm").dtype == jnp.float32
+    assert sample(half, sampler_plan("ddpm", TEN), X_T, NOISE).dtype == jnp.float32
 
 
 def test_bad_settings_are_named():
     with pytest.raises(
         UserError, match="sampler 'euler' is unknown: use ddpm, ddim, heun, plms or dpm"
     ):
-        sample(wavy, TEN, X_T, NOISE, sampler="euler")
+        sampler_plan("euler", TEN)
     with pytest.raises(UserError, match=r"eta \(1.5\) must be in \[0, 1\]"):
-        sample(wavy, TEN, X_T, NOISE, sampler="ddim", eta=1.5)
+        sampler_plan("ddim", TEN, 1.5)
     with pytest.raises(UserError, match=r"threshold \(99.5\) must be a fraction in \[0, 1\]"):
         dynamic_threshold(99.5)

@@ -1,4 +1,4 @@
-"""The samplers against their papers' algorithms, and on distributions that are known exactly."""
+"""Samplers against the algorithms of their papers, and on distributions that are known exactly."""
 
 import runpy
 from pathlib import Path
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.guidance import classifier
-from glide_jax.diffusion.loop import sample, trajectory
-from glide_jax.diffusion.samplers import SAMPLERS
+from glide_jax.diffusion.loop import Hooks, sample, trajectory
+from glide_jax.diffusion.samplers import SAMPLERS, sampler_plan
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "samplers.py"))
@@ -117,16 +117,10 @@ def by_dpmpp_2m():
     ("sampler", "reference"),
     [("ddim", by_euler), ("heun", by_heun), ("plms", by_plms), ("dpmpp_2m", by_dpmpp_2m)],
 )
-def test_every_step_is_the_papers(sampler, reference):
+def test_every_step_is_that_of_the_paper(sampler, reference):
     """In NumPy and float64. The first: DDIM is Euler's method."""
-    ours, _ = trajectory(
-        denoise,
-        SEVEN,
-        jnp.asarray(X_T, jnp.float32),
-        jnp.zeros_like,
-        sampler=sampler,
-        threshold=None,
-    )
+    plan, x_T = sampler_plan(sampler, SEVEN), jnp.asarray(X_T, jnp.float32)
+    ours, _ = trajectory(denoise, plan, x_T, jnp.zeros_like, Hooks(threshold=None))
     for mine, expected in zip(ours, reference(), strict=True):
         np.testing.assert_allclose(mine, expected, atol=2e-4 * np.abs(expected).max())
 
@@ -135,9 +129,9 @@ def test_every_step_is_the_papers(sampler, reference):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_plans_visit_every_row(sampler, steps):
     schedule = Schedule.create("linear", 1000, str(steps))
-    plan = SAMPLERS[sampler](schedule, 0.0)
+    plan = sampler_plan(sampler, schedule)
     calls = max(2 * steps - 2, 1) if sampler == "heun" else steps
-    assert len(plan.rows) == len(plan.step_of_call) == calls
+    assert plan.calls == len(plan.rows) == len(plan.step_of_call) == calls
     assert sorted(set(plan.rows)) == sorted(set(plan.step_of_call)) == list(range(steps))
     assert (np.diff(plan.rows) <= 0).all() and (np.diff(plan.step_of_call) >= 0).all()
     assert all(len(table) == calls for table in plan.coefficients.values())
@@ -146,9 +140,9 @@ def test_plans_visit_every_row(sampler, steps):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_program_holds_one_denoiser(sampler):
-    """Also where a step calls it twice: compiling a large network takes long enough."""
+    """Also with two calls a step: compiling a large network twice takes too long."""
     program = jax.make_jaxpr(
-        lambda x_T: sample(denoise, SEVEN, x_T, jnp.zeros_like, sampler=sampler)
+        lambda x_T: sample(denoise, sampler_plan(sampler, SEVEN), x_T, jnp.zeros_like)
     )(jnp.asarray(X_T, jnp.float32))
     assert str(program).count(" = sin ") == 1
 
@@ -163,7 +157,7 @@ def test_ddpm_of_a_gaussian_is_exact_in_any_number_of_steps():
         schedule = Schedule.create("linear", 1000, steps)
         denoise = BENCHMARK["gaussian_mixture"](schedule, *np.array([[1.0], [mean], [std]]))
         x_T = MANY[-1]
-        x_0 = sample(denoise, schedule, x_T, noise, sampler="ddpm", threshold=None)
+        x_0 = sample(denoise, sampler_plan("ddpm", schedule), x_T, noise, Hooks(threshold=None))
         left = (
             std**2
             * (1 - schedule.alpha_bar[0])
@@ -181,11 +175,9 @@ def test_moments_of_a_gaussian_mixture_come_back(sampler, eta, name):
     x_0 = np.asarray(
         sample(
             BENCHMARK["gaussian_mixture"](schedule, weights, means, stds),
-            schedule,
+            sampler_plan(sampler, schedule, eta),
             MANY[-1],
             noise,
-            sampler=sampler,
-            eta=eta,
         )
     )
     mean = weights @ means
@@ -199,7 +191,7 @@ def test_moments_of_a_gaussian_mixture_come_back(sampler, eta, name):
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", "100"), ("ddim", "100"), ("heun", "25")])
-def test_a_classifier_multiplies_its_probability_in(sampler, steps):
+def test_guidance_by_a_classifier_multiplies_its_probability(sampler, steps):
     """A normal distribution times a normal likelihood of x_0 is normal, with a known mean.
 
     Given x_t, x_0 is normal too, so log p(y | x_t) is known exactly.
@@ -217,12 +209,10 @@ def test_a_classifier_multiplies_its_probability_in(sampler, steps):
 
     x_0 = sample(
         BENCHMARK["gaussian_mixture"](schedule, *np.array([[1.0], [mean], [std]])),
-        schedule,
+        sampler_plan(sampler, schedule),
         MANY[-1],
         noise,
-        sampler=sampler,
-        threshold=None,
-        gradient=classifier(log_prob),
+        Hooks(threshold=None, gradient=classifier(log_prob)),
     )
     precisions = np.array([std**-2, deviation**-2])
     expected = precisions @ [mean, y] / precisions.sum()

@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glide_jax.config import DiffusionConfig
-from glide_jax.diffusion.loop import SAMPLERS, sample
+from glide_jax.diffusion.loop import Hooks, sample
 from glide_jax.diffusion.parameterization import Velocity
+from glide_jax.diffusion.samplers import SAMPLERS, sampler_plan
 from glide_jax.diffusion.schedule import SCHEDULES, TERMINAL_ROOT, Schedule, betas, respace
 from glide_jax.errors import UserError
 
@@ -296,7 +297,8 @@ def test_samplers_recover_x_0_from_nothing_but_noise(name, sampler, respacing):
         return jnp.concatenate([v, -jnp.ones_like(v)], axis=-1)
 
     denoise = Velocity(whole).denoiser(network)
-    out = sample(denoise, schedule, x_T, lambda k: x_T, sampler=sampler, threshold=None)
+    plan = sampler_plan(sampler, schedule)
+    out = sample(denoise, plan, x_T, lambda k: x_T, Hooks(threshold=None))
     # At the last step float32 knows x_0 to 1e-3; later steps put right what is wrong there.
     np.testing.assert_allclose(out, x_0, atol=1e-3)
 

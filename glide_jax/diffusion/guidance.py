@@ -1,4 +1,4 @@
-"""Guidance: one denoiser made into another, or a gradient for the sampler to follow."""
+"""Guidance: functions from Denoiser to Denoiser, and gradients for the sampling loop."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from glide_jax.diffusion.loop import Gradient
+from glide_jax.diffusion.loop import GuidanceGradient
 from glide_jax.diffusion.process import split_output
 from glide_jax.shapes import Denoiser
 
@@ -25,28 +25,27 @@ def classifier_free(
 ) -> Denoiser:
     """eps = eps(x|empty) + scale (eps(x|caption) - eps(x|empty)). Sec. 2.3, arXiv 2112.10741.
 
-    Both halves go through the network in one pass. The variance fraction is the conditional one.
+    The network sees both halves in one pass. The variance fraction is the conditional one.
 
     Args:
-        denoise: closed over the conditions of 2b examples: b captions, then the b empty (or
-            negative) captions that they are pushed away from.
-        scale: 1 is the conditional denoiser, 0 the unconditional one, more than 1 exaggerates
-            the difference. This and all that follows may be traced, so that one compiled program
-            serves every value.
-        interval: the least and largest t, original step indices, at which to guide; elsewhere the
-            scale is 1 (arXiv 2404.07724: guidance harms at the noisiest steps and is lost on the
-            cleanest). The network still sees both halves.
-        rescale: see `rescaled`; None, as 0, leaves eps as it is.
+        denoise: closed over the conditions of 2b examples: b captions, then b empty or negative
+            captions.
+        scale: 1 is the conditional denoiser, 0 the unconditional one; above 1 extrapolates. Scale,
+            interval and rescale may be traced, so one compiled program serves every value.
+        interval: (least, largest) t to guide at, as original step indices; elsewhere the scale is 1
+            (arXiv 2404.07724: guidance harms the noisiest steps and has no effect on the cleanest).
+            The network still sees both halves.
+        rescale: phi of `rescaled`; None and 0 change nothing.
 
     Returns:
-        A denoiser of b examples; float32.
+        A denoiser of b examples, float32.
     """
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        out = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))
-        eps, v = split_output(out)
-        eps_caption, eps_empty = jnp.split(eps, 2)
-        v_caption, _ = jnp.split(v, 2)
+        out = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))  # (2b, h, w, 2c)
+        eps, variance_fraction = split_output(out)
+        eps_caption, eps_empty = jnp.split(eps, 2)  # (b, h, w, c) each
+        variance_fraction, _ = jnp.split(variance_fraction, 2)
         scale_now = scale
         if interval is not None:
             inside = (interval[0] <= t) & (t <= interval[1])
@@ -54,7 +53,7 @@ def classifier_free(
         eps = eps_empty + scale_now * (eps_caption - eps_empty)
         if rescale is not None:
             eps = rescaled(eps, eps_caption, rescale)
-        return jnp.concatenate([eps, v_caption], axis=-1)
+        return jnp.concatenate([eps, variance_fraction], axis=-1)
 
     return guided
 
@@ -62,34 +61,35 @@ def classifier_free(
 def rescaled(
     eps: Float[Array, "b h w c"], eps_caption: Float[Array, "b h w c"], phi: Number
 ) -> Float[Array, "b h w c"]:
-    """Gives guided eps back the spread that it had: Eqs. 15 and 16, arXiv 2305.08891.
+    """Guidance rescale: phi std(eps_caption) / std(eps) eps + (1 - phi) eps.
 
-    phi std(eps_caption) / std(eps) eps + (1 - phi) eps, with the standard deviations over all the
-    values of an image. As in the paper it is the network's output that is rescaled, so here eps
-    and not x_0.
+    Eqs. 15 and 16, arXiv 2305.08891. Standard deviations are over all values of an image. As in the
+    paper, the rescaled quantity is the network's output, eps, not x_0.
 
     Args:
-        eps: guided.
+        eps: the guided prediction.
         eps_caption: the conditional prediction.
-        phi: 0 changes nothing, 1 restores the spread in full; 0.7 is usual.
+        phi: in [0, 1]; 0 changes nothing, 1 restores the conditional standard deviation; 0.7 is
+            usual.
 
     Returns:
-        eps.
+        Rescaled eps.
     """
-    spread_caption, spread = (jnp.std(x, axis=(1, 2, 3), keepdims=True) for x in (eps_caption, eps))
-    factor = spread_caption / jnp.maximum(spread, 1e-12)
+    std_caption, std = (jnp.std(x, axis=(1, 2, 3), keepdims=True) for x in (eps_caption, eps))
+    factor = std_caption / jnp.maximum(std, 1e-12)
     return phi * factor * eps + (1 - phi) * eps
 
 
-def classifier(log_prob: LogProb, scale: Number = 1.0) -> Gradient:
-    """The gradient by which any log probability guides: scale * grad_x log p(y | x_t).
-
-    Sec. 4, arXiv 2105.05233. For `gradient` of `sample`.
+def classifier(log_prob: LogProb, scale: Number = 1.0) -> GuidanceGradient:
+    """Classifier guidance: scale * grad_x log p(y | x_t). Sec. 4, arXiv 2105.05233.
 
     Args:
-        log_prob: closed over what is asked for, y. Each example's depends on its own image
-            only; a constant factor of the probability does not matter.
-        scale: more than 1 sharpens the probability.
+        log_prob: closed over the condition y. Each example's value must depend on its own image
+            only; additive constants have no effect.
+        scale: above 1 sharpens the probability.
+
+    Returns:
+        For `Hooks.gradient`.
     """
 
     def gradient(x_t: jax.Array, t: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
-"""From noise to images: one loop for every sampler.
+"""The sampling loop: one `lax.scan` from noise to images for every sampler.
 
-At each call of the denoiser the loop makes its eps a prediction of x_0, thresholds it and hands it
-to hooks; the sampler's step, one of `steps`, says what the next x_t then is.
+Each call of the denoiser predicts eps. The loop turns it into x_0, applies threshold and hooks, and
+the sampler's step, one of `samplers`, computes the next x_t.
 
-To start in the middle (SDEdit, arXiv 2108.01073), give the schedule's `first` rows and an image
-noised to the last of them.
+To start from an image (SDEdit, arXiv 2108.01073), plan the schedule's `first` rows and noise the
+image to the last of them.
 """
 
 from collections.abc import Callable
@@ -16,25 +16,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from glide_jax.diffusion.process import eps_from_x_0, split_output, x_0_from_eps
-from glide_jax.diffusion.samplers import SAMPLERS, Plan, Prediction, StepInput, inverse_ddim
+from glide_jax.diffusion.samplers import Prediction, SamplerPlan, StepInput, inverse_ddim
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.shapes import Denoiser
 
 Noise = Callable[[jax.Array], jax.Array]
-"""`k -> (b, h, w, c)`: standard normal noise for the k-th step taken, k = 0 first; k is traced."""
+"""`k -> (b, h, w, c)`: standard normal noise for step k, from 0 in the order taken; k is traced."""
 OnX0 = Callable[[jax.Array], jax.Array]
-"""A change to each predicted x_0, (b, h, w, c) to the same: known pixels put back, for example."""
-Gradient = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(x_t, t) -> (b, h, w, c)`: the gradient by x_t of a log probability, t the original index."""
-
-
-class State(NamedTuple):
-    """What a sampler has when it has come so far: what one call of the denoiser hands on."""
-
-    x_t: Float[Array, "b h w c"]
-    past: tuple[Prediction, ...]
-    """The latest predictions, as many as the sampler looks back at."""
+"""A change to each predicted x_0, (b, h, w, c) to the same; for example, known pixels restored."""
+GuidanceGradient = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(x_t, t) -> (b, h, w, c)`: gradient by x_t of a log probability; t: original step indices."""
 
 
 def static_threshold(x_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -43,16 +35,16 @@ def static_threshold(x_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 def dynamic_threshold(percentile: float) -> OnX0:
-    """Clips each image at a percentile of its own magnitudes and scales it into [-1, 1].
+    """Clip each image at a percentile of its own magnitudes and scale it into [-1, 1].
 
     Sec. 2.3, arXiv 2205.11487: s is the percentile of |x_0|, or 1 if that is more, and x_0 becomes
-    clip(x_0, -s, s) / s. Strong guidance then does not saturate so many pixels.
+    clip(x_0, -s, s) / s. Strong guidance then saturates fewer pixels.
 
     Args:
         percentile: as a fraction, in [0, 1]; 0.995 is usual.
 
     Raises:
-        UserError: it is not.
+        UserError: percentile out of range.
     """
     if not 0 <= percentile <= 1:
         raise UserError(f"dynamic threshold ({percentile}) must be a fraction in [0, 1]")
@@ -65,92 +57,81 @@ def dynamic_threshold(percentile: float) -> OnX0:
     return threshold
 
 
+class Hooks(NamedTuple):
+    """Changes to the loop's predictions."""
+
+    threshold: OnX0 | None = static_threshold
+    """Range limit of each predicted x_0; None is no limit."""
+    on_x_0: OnX0 | None = None
+    """Change to each predicted x_0, after the threshold."""
+    gradient: GuidanceGradient | None = None
+    """Guidance by a classifier or CLIP, see `guidance.classifier`. DDPM's mean is shifted by
+    variance * gradient; eps of all other samplers by -sqrt(1 - alpha_bar_t) * gradient (algorithms
+    1 and 2, arXiv 2105.05233), and x_0 with it, after threshold and on_x_0."""
+
+
+DEFAULT_HOOKS = Hooks()
+
+
+class State(NamedTuple):
+    """The state of the loop between two calls of the denoiser."""
+
+    x_t: Float[Array, "b h w c"]
+    past: tuple[Prediction, ...]
+    """The latest predictions, `SamplerPlan.history` of them."""
+
+
 def sample(
     denoise: Denoiser,
-    schedule: Schedule,
+    plan: SamplerPlan,
     x_T: Float[Array, "b h w c"],
     noise: Noise,
-    *,
-    sampler: str,
-    eta: float = 0.0,
-    threshold: OnX0 | None = static_threshold,
-    on_x_0: OnX0 | None = None,
-    gradient: Gradient | None = None,
+    hooks: Hooks = DEFAULT_HOOKS,
 ) -> Float[Array, "b h w c"]:
-    """Draws images.
+    """Sample images.
 
     Args:
-        denoise: given original step indices, also when the schedule is respaced.
-        schedule: the steps to visit.
-        x_T: where to start: standard normal noise, or an image noised to the last row.
-        noise: for each step; not used at the last, and only by DDPM and DDIM with eta.
-        sampler: a key of SAMPLERS.
-        eta: see `ddim`; other samplers ignore it.
-        threshold: keeps each predicted x_0 in range; None lets it be.
-        on_x_0: changes each predicted x_0, after thresholding.
-        gradient: guidance by a classifier or CLIP, see `guidance.classifier`. DDPM's mean is
-            shifted by variance * gradient, eps of all others by -sqrt(1 - alpha_bar_t) * gradient
-            (algorithms 1 and 2, arXiv 2105.05233), and x_0 with it, past threshold and hook.
+        denoise: `(x_t, t) -> [eps | variance fraction]`; t is the original step index, also for a
+            respaced schedule.
+        plan: from `sampler_plan`.
+        x_T: standard normal noise, or an image noised to the schedule's last row.
+        noise: for each step; unused in the last, and by all but DDPM and DDIM with eta.
+        hooks: changes to the predictions.
 
     Returns:
-        x_0; within the threshold, unless a gradient moved it.
-
-    Raises:
-        UserError: unknown sampler, or eta out of range.
+        x_0; within the threshold, except for shifts by a gradient.
     """
-    state = begin(schedule, x_T, sampler=sampler, eta=eta)
-    return advance(
-        denoise,
-        schedule,
-        state,
-        noise,
-        sampler=sampler,
-        eta=eta,
-        threshold=threshold,
-        on_x_0=on_x_0,
-        gradient=gradient,
-    ).x_t
+    return advance(denoise, plan, begin(plan, x_T), noise, hooks).x_t
 
 
-def begin(
-    schedule: Schedule, x_T: Float[Array, "b h w c"], *, sampler: str, eta: float = 0.0
-) -> State:
-    """The state before the first call: for `advance`, which draws in parts."""
-    return _start(_plan(sampler, schedule, eta), x_T)
-
-
-def denoiser_calls(schedule: Schedule, *, sampler: str, eta: float = 0.0) -> int:
-    """How often a sampler calls the denoiser: as often as there are steps, or more often."""
-    return len(_plan(sampler, schedule, eta).rows)
+def begin(plan: SamplerPlan, x_T: Float[Array, "b h w c"]) -> State:
+    """The state before the first call, for `advance`."""
+    nothing = jnp.zeros_like(x_T)
+    return State(x_T, (Prediction(nothing, nothing),) * plan.history)
 
 
 def advance(
     denoise: Denoiser,
-    schedule: Schedule,
+    plan: SamplerPlan,
     state: State,
     noise: Noise,
+    hooks: Hooks = DEFAULT_HOOKS,
     *,
     first: int | Int[Array, ""] = 0,
     calls: int | None = None,
-    sampler: str,
-    eta: float = 0.0,
-    threshold: OnX0 | None = static_threshold,
-    on_x_0: OnX0 | None = None,
-    gradient: Gradient | None = None,
 ) -> State:
-    """Takes some of the denoiser's calls: `sample` in parts, between which the host may look on.
+    """Run some of the plan's denoiser calls: `sample` in parts, with the host in between.
 
     Args:
-        state: from `begin`, or from `advance` as far as `first`.
-        first: the first call to take, from 0; may be traced, so that one program serves all parts.
-        calls: how many; all unless given.
-        denoise, schedule, noise, sampler, eta, threshold, on_x_0, gradient: as for `sample`.
+        denoise, plan, noise, hooks: as for `sample`.
+        state: from `begin`, or from `advance` up to `first`.
+        first: the first call to run, from 0; may be traced, so one program serves all parts.
+        calls: number of calls; all unless given.
 
     Returns:
-        The state after them; its x_t is x_0 if they were the last.
+        The state after these calls; after the last call its x_t is x_0.
     """
-    plan = _plan(sampler, schedule, eta)
-    body, rows = _loop(denoise, schedule, noise, plan, threshold, on_x_0, gradient)
+    body, rows = _loop(denoise, plan, noise, hooks)
     if calls is not None:
         rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, calls), rows)
     state, _ = jax.lax.scan(lambda state, call: (body(state, call)[0], None), state, rows)
@@ -159,58 +140,47 @@ def advance(
 
 def trajectory(
     denoise: Denoiser,
-    schedule: Schedule,
+    plan: SamplerPlan,
     x_T: Float[Array, "b h w c"],
     noise: Noise,
-    *,
-    sampler: str,
-    eta: float = 0.0,
-    threshold: OnX0 | None = static_threshold,
-    on_x_0: OnX0 | None = None,
-    gradient: Gradient | None = None,
+    hooks: Hooks = DEFAULT_HOOKS,
 ) -> tuple[Float[Array, "s b h w c"], Float[Array, "s b h w c"]]:
-    """As `sample`, but returns x_{t-1} and the predicted x_0 of every step, first step first."""
-    plan = _plan(sampler, schedule, eta)
-    body, calls = _loop(denoise, schedule, noise, plan, threshold, on_x_0, gradient)
+    """`sample` with its steps: x_{t-1} and the predicted x_0 of each, first step first."""
+    body, calls = _loop(denoise, plan, noise, hooks)
 
     def recorded(state: State, call: _Call) -> tuple[State, tuple[jax.Array, jax.Array]]:
         state, x_0 = body(state, call)
         return state, (state.x_t, x_0)
 
-    _, (x, x_0) = jax.lax.scan(recorded, _start(plan, x_T), calls)
-    last_calls = np.flatnonzero(np.diff(plan.step_of_call, append=schedule.steps))
+    _, (x, x_0) = jax.lax.scan(recorded, begin(plan, x_T), calls)  # (e, b, h, w, c) each
+    last_calls = np.flatnonzero(np.diff(plan.step_of_call, append=plan.schedule.steps))
     return x[last_calls], x_0[last_calls]
 
 
 def invert(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x_0: Float[Array, "b h w c"],
+    denoise: Denoiser, schedule: Schedule, x_0: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """Encodes images: the x_T from which DDIM, with eta 0, draws them. See `inverse_ddim`.
+    """Encode images: the x_T from which DDIM with eta 0 generates them. See `inverse_ddim`.
 
-    The more steps there are the closer DDIM comes back, with the same schedule and denoiser. A
-    guided denoiser comes back less closely.
+    With the same schedule and denoiser, DDIM reconstructs the images; the error falls with the
+    number of steps and grows with guidance.
 
     Args:
         denoise: as for `sample`.
-        schedule: the steps to visit, in the opposite order.
+        schedule: the steps to visit, first to last.
         x_0: images in [-1, 1].
 
     Returns:
         x_t at the schedule's last row.
     """
-    plan = inverse_ddim(schedule)
-    body, calls = _loop(denoise, schedule, jnp.zeros_like, plan, None, None, None)
-    start = _start(plan, x_0)
-    state, _ = jax.lax.scan(lambda state, call: (body(state, call)[0], None), start, calls)
-    return state.x_t
+    hooks = Hooks(threshold=None)
+    return sample(denoise, inverse_ddim(schedule), x_0, jnp.zeros_like, hooks)
 
 
 def initial_noise(
     keys: Key[Array, "b"], shape: tuple[int, int, int]
 ) -> Float[Array, "b {shape[0]} {shape[1]} {shape[2]}"]:
-    """x_T for each image from its own key, so that an image does not depend on its batch.
+    """x_T of each image, from its own key: independent of the rest of the batch.
 
     Args:
         keys: a key for each image, as for `per_image_noise`.
@@ -223,11 +193,10 @@ def initial_noise(
 
 
 def per_image_noise(keys: Key[Array, "b"], shape: tuple[int, int, int]) -> Noise:
-    """Noise for each image and step from the image's own key, whatever its batch.
+    """Noise of each image and step, from the image's own key: independent of the batch.
 
     Args:
-        keys: a key for each image; may be the same as for `initial_noise`, which draws from
-            other parts of it.
+        keys: a key for each image. `initial_noise` may use the same keys: the draws differ.
         shape: (h, w, c).
 
     Returns:
@@ -243,7 +212,7 @@ def _normal(
 
 
 class _Call(NamedTuple):
-    """What changes from call to call: stacked over calls, then scanned."""
+    """The scanned values: one row a call of the denoiser."""
 
     k: jax.Array
     row: jax.Array
@@ -252,24 +221,9 @@ class _Call(NamedTuple):
     coefficients: dict[str, jax.Array]
 
 
-def _plan(sampler: str, schedule: Schedule, eta: float) -> Plan:
-    if sampler not in SAMPLERS:
-        *names, last = SAMPLERS
-        raise UserError(f"sampler '{sampler}' is unknown: use {', '.join(names)} or {last}")
-    return SAMPLERS[sampler](schedule, eta)
-
-
-def _loop(
-    denoise: Denoiser,
-    schedule: Schedule,
-    noise: Noise,
-    plan: Plan,
-    threshold: OnX0 | None,
-    on_x_0: OnX0 | None,
-    gradient: Gradient | None,
-) -> tuple[Callable[[State, _Call], tuple[State, jax.Array]], _Call]:
-    """For a scan: its body `(state, call) -> (state, x_0)`, and the calls."""
-    calls = _Call(
+def _calls(plan: SamplerPlan) -> _Call:
+    schedule = plan.schedule
+    return _Call(
         k=jnp.asarray(plan.step_of_call, jnp.int32),
         row=jnp.asarray(plan.rows, jnp.int32),
         t=jnp.asarray(schedule.timestep_map[plan.rows], jnp.int32),
@@ -278,29 +232,31 @@ def _loop(
             name: jnp.asarray(table, jnp.float32) for name, table in plan.coefficients.items()
         },
     )
-    changes_x_0 = [change for change in (threshold, on_x_0) if change is not None]
+
+
+def _loop(
+    denoise: Denoiser, plan: SamplerPlan, noise: Noise, hooks: Hooks
+) -> tuple[Callable[[State, _Call], tuple[State, jax.Array]], _Call]:
+    """The scan's body, `(state, call) -> (state, x_0)`, and its calls."""
+    schedule = plan.schedule
+    changes_x_0 = [change for change in (hooks.threshold, hooks.on_x_0) if change is not None]
 
     def body(state: State, call: _Call) -> tuple[State, jax.Array]:
         x_t, past = state
         b = x_t.shape[0]
         row, t = jnp.full(b, call.row), jnp.full(b, call.t)
-        eps, v = split_output(denoise(x_t, t))
+        eps, variance_fraction = split_output(denoise(x_t, t))  # (b, h, w, c) each
         x_0 = x_0_from_eps(schedule, x_t, row, eps)
         for change in changes_x_0:
             x_0 = change(x_0)
         if changes_x_0:
             eps = eps_from_x_0(schedule, x_t, row, x_0)
-        shift = None if gradient is None else gradient(x_t, t)
+        shift = None if hooks.gradient is None else hooks.gradient(x_t, t)
         if shift is not None and not plan.shifts_mean:
             eps -= call.sqrt_1m_alpha_bar * shift
             x_0 = x_0_from_eps(schedule, x_t, row, eps)
-        at = StepInput(row, x_t, x_0, eps, v, noise(call.k), past, shift)
+        at = StepInput(row, x_t, x_0, eps, variance_fraction, noise(call.k), past, shift)
         past = (Prediction(x_0, eps), *past)[: plan.history]
         return State(plan.step(call.coefficients, at), past), x_0
 
-    return body, calls
-
-
-def _start(plan: Plan, x_T: jax.Array) -> State:
-    nothing = jnp.zeros_like(x_T)
-    return State(x_T, (Prediction(nothing, nothing),) * plan.history)
+    return body, _calls(plan)

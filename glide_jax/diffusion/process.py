@@ -123,7 +123,7 @@ def q_posterior(
 
 
 def learned_log_variance(
-    schedule: Schedule, v: Float[Array, "b h w c"], t: Int[Array, "b"]
+    schedule: Schedule, variance_fraction: Float[Array, "b h w c"], t: Int[Array, "b"]
 ) -> Float[Array, "b h w c"]:
     """log sigma^2 = f log beta_t + (1 - f) log beta~_t, f = (v + 1)/2. Eq. 15, arXiv 2102.09672.
 
@@ -132,13 +132,13 @@ def learned_log_variance(
 
     Args:
         schedule: s rows.
-        v: the variance fraction: -1 is beta~, 1 is beta; not clipped.
+        variance_fraction: v, the second half of the output: -1 is beta~, 1 is beta; not clipped.
         t: rows, in [0, s).
 
     Returns:
         The log variance of p(x_{t-1} | x_t).
     """
-    f = (v + 1) / 2
+    f = (variance_fraction + 1) / 2
     log_beta = table_at(np.log(schedule.betas), t)
     return f * log_beta + (1 - f) * table_at(schedule.posterior_log_variance_clipped, t)
 
@@ -160,9 +160,10 @@ def p_reverse(
     Returns:
         Mean and log variance, both (b, h, w, c). x_0 is not clipped.
     """
-    eps, v = split_output(out)
+    eps, variance_fraction = split_output(out)
     x_0 = x_0_from_eps(schedule, x_t, t, eps)
-    return Gaussian(q_posterior(schedule, x_0, x_t, t).mean, learned_log_variance(schedule, v, t))
+    mean = q_posterior(schedule, x_0, x_t, t).mean
+    return Gaussian(mean, learned_log_variance(schedule, variance_fraction, t))
 
 
 def split_output(

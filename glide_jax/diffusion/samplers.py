@@ -1,12 +1,12 @@
-"""The samplers: each is what to do with one prediction, and float64 tables of its coefficients.
+"""Samplers: the step from x_t to x_{t-1}, and float64 tables of its coefficients.
 
 All but ancestral sampling solve the probability flow, which is simplest in x_t / sqrt(alpha_bar_t):
 
     d (x_t / sqrt(alpha_bar_t)) = eps(x_t, t) d sigma,   sigma = sqrt(1 / alpha_bar_t - 1)
 
-(Eq. 14, arXiv 2010.02502). DDIM without noise takes eps for constant over a step: Euler's method.
-The others correct DDIM's step by what earlier predictions tell of how eps changes. To add one: a
-function of the schedule and eta that returns a `Plan`, and a line in SAMPLERS.
+(Eq. 14, arXiv 2010.02502). DDIM without noise keeps eps constant over a step: Euler's method. The
+others correct DDIM's step by the change of eps over earlier predictions. A new sampler is a
+function `(schedule, eta) -> SamplerPlan` and a line in SAMPLERS.
 """
 
 from collections.abc import Callable
@@ -23,16 +23,16 @@ from glide_jax.errors import UserError
 
 
 class Prediction(NamedTuple):
-    """What the denoiser said, after thresholding and hooks; (b, h, w, c) float32."""
+    """A denoiser's prediction after thresholding and hooks; (b, h, w, c) float32."""
 
     x_0: jax.Array
     """The image."""
     eps: jax.Array
-    """The noise that leads from this x_0 to x_t."""
+    """The noise between this x_0 and x_t."""
 
 
 class StepInput(NamedTuple):
-    """What a sampler knows at a call; arrays are (b, h, w, c) float32 unless said otherwise."""
+    """Input of a sampler's step; arrays are (b, h, w, c) float32 unless noted."""
 
     row: jax.Array
     """(b,): the schedule's row, the same for every example."""
@@ -41,73 +41,99 @@ class StepInput(NamedTuple):
     """See `Prediction`."""
     eps: jax.Array
     """See `Prediction`."""
-    v: jax.Array
-    """The denoiser's variance fraction."""
+    variance_fraction: jax.Array
+    """The second half of the denoiser's output."""
     noise: jax.Array
     """Fresh standard normal noise."""
     past: tuple[Prediction, ...]
-    """Predictions of earlier calls, the latest first; zeros where there were none."""
+    """Predictions of earlier calls, latest first; zeros before the first call."""
     gradient: jax.Array | None
-    """For a plan that `shifts_mean`, and if there is one."""
+    """The guidance gradient, for plans with `shifts_mean`; None without guidance."""
 
 
 Coefficients = dict[str, jax.Array]
-"""One call's, by name."""
+"""The coefficients of one call, by name."""
 Step = Callable[[Coefficients, StepInput], jax.Array]
-"""`(coefficients, input) -> the next x_t`."""
+"""`(coefficients, input) -> next x_t`."""
 
 
-class Plan(NamedTuple):
-    """A sampler ready for a schedule: e calls of the denoiser, in tables in the order of calls."""
+class SamplerPlan(NamedTuple):
+    """A sampler resolved for a schedule: e denoiser calls, as tables in the order of calls."""
 
+    schedule: Schedule
     step_of_call: Int64[np.ndarray, "e"]
-    """k, counting steps from 0: a step may take several calls."""
+    """Index k of each call's step, from 0; a step may take several calls."""
     rows: Int64[np.ndarray, "e"]
-    """The schedule's row that each call's x_t is at."""
+    """The schedule's row of each call's x_t."""
     coefficients: dict[str, Float64[np.ndarray, "e"]]
     step: Step
     history: int = 0
-    """How many earlier predictions the step looks at."""
+    """Number of earlier predictions that the step uses."""
     shifts_mean: bool = False
-    """Whether the step itself uses the gradient of guidance. For all others it goes into eps."""
+    """Whether the step itself applies the guidance gradient. Otherwise the loop adds it to eps."""
+
+    @property
+    def calls(self) -> int:
+        """Number of denoiser calls: at least one a step."""
+        return len(self.rows)
 
 
-Sampler = Callable[[Schedule, float], Plan]
+Sampler = Callable[[Schedule, float], SamplerPlan]
 """`(schedule, eta) -> plan`."""
 
 
-def _a_call_a_step(
-    by_row: dict[str, Table], step: Step, history: int = 0, shifts_mean: bool = False
-) -> Plan:
-    """The plan that visits every row once, last to first; tables are given as the schedule's."""
-    steps = len(next(iter(by_row.values())))
+def sampler_plan(sampler: str, schedule: Schedule, eta: float = 0.0) -> SamplerPlan:
+    """The plan of a sampler, by name.
+
+    Args:
+        sampler: a key of SAMPLERS.
+        schedule: the steps to visit.
+        eta: see `ddim`; other samplers ignore it.
+
+    Raises:
+        UserError: unknown sampler, or eta out of range.
+    """
+    if sampler not in SAMPLERS:
+        *names, last = SAMPLERS
+        raise UserError(f"sampler '{sampler}' is unknown: use {', '.join(names)} or {last}")
+    return SAMPLERS[sampler](schedule, eta)
+
+
+def _one_call_a_step(
+    schedule: Schedule,
+    by_row: dict[str, Table],
+    step: Step,
+    history: int = 0,
+    shifts_mean: bool = False,
+) -> SamplerPlan:
+    """The plan that visits every row once, last to first, with coefficient tables by row."""
     backwards = {name: table[::-1] for name, table in by_row.items()}
-    k = np.arange(steps)
-    return Plan(k, k[::-1], backwards, step, history, shifts_mean)
+    k = np.arange(schedule.steps)
+    return SamplerPlan(schedule, k, k[::-1], backwards, step, history, shifts_mean)
 
 
-def ddpm(schedule: Schedule, eta: float) -> Plan:
+def ddpm(schedule: Schedule, eta: float) -> SamplerPlan:
     """Ancestral sampling: x_{t-1} ~ N(mu~(x_t, x_0), learned variance). Sec. 3.1, arXiv 2102.09672.
 
-    Guidance by a gradient shifts the mean by variance * gradient: algorithm 1, arXiv 2105.05233.
+    A guidance gradient shifts the mean by variance * gradient: algorithm 1, arXiv 2105.05233.
 
     Args:
         schedule: s rows.
-        eta: not used, nor by any other but `ddim`.
+        eta: unused; only `ddim` uses it.
     """
 
     def step(c: Coefficients, at: StepInput) -> jax.Array:
         mean = q_posterior(schedule, at.x_0, at.x_t, at.row).mean
-        log_variance = learned_log_variance(schedule, at.v, at.row)
+        log_variance = learned_log_variance(schedule, at.variance_fraction, at.row)
         if at.gradient is not None:
             mean += jnp.exp(log_variance) * at.gradient
         return mean + c["noise"] * jnp.exp(0.5 * log_variance) * at.noise
 
     noise = np.where(np.arange(schedule.steps) > 0, 1.0, 0.0)
-    return _a_call_a_step({"noise": noise}, step, shifts_mean=True)
+    return _one_call_a_step(schedule, {"noise": noise}, step, shifts_mean=True)
 
 
-def ddim(schedule: Schedule, eta: float) -> Plan:
+def ddim(schedule: Schedule, eta: float) -> SamplerPlan:
     """DDIM. Eqs. 12 and 16, arXiv 2010.02502.
 
         x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - s^2) eps + s noise
@@ -115,7 +141,7 @@ def ddim(schedule: Schedule, eta: float) -> Plan:
 
     Args:
         schedule: s rows.
-        eta: 0 is deterministic, 1 is ancestral sampling with the variance beta~.
+        eta: in [0, 1]; 0 is deterministic, 1 is ancestral sampling with variance beta~.
 
     Raises:
         UserError: eta is not in [0, 1].
@@ -127,7 +153,7 @@ def ddim(schedule: Schedule, eta: float) -> Plan:
         return _ddim_step(c, at) + c["noise"] * at.noise
 
     s = eta * np.sqrt(schedule.posterior_variance)
-    return _a_call_a_step(_ddim_tables(schedule, s) | {"noise": s}, step)
+    return _one_call_a_step(schedule, _ddim_tables(schedule, s) | {"noise": s}, step)
 
 
 def _ddim_step(c: Coefficients, at: StepInput) -> jax.Array:
@@ -141,16 +167,16 @@ def _ddim_tables(schedule: Schedule, s: Table | float = 0.0) -> dict[str, Table]
     }
 
 
-def heun(schedule: Schedule, eta: float) -> Plan:
-    """Heun's second-order method in sigma: a step of DDIM, then its mean with one from its end.
+def heun(schedule: Schedule, eta: float) -> SamplerPlan:
+    """Heun's second-order method in sigma: DDIM's step, with eps averaged over both of its ends.
 
     Algorithm 1, arXiv 2206.00364, without noise. Two calls a step:
 
-        x_{t-1}  = DDIM's step from x_t, where eps was predicted
+        x_{t-1}  = DDIM's step from x_t, with eps = eps(x_t)
         x_{t-1} += sqrt(alpha_bar_{t-1}) (sigma_{t-1} - sigma_t) / 2 (eps(x_{t-1}) - eps)
 
-    The last step, to sigma 0, is DDIM's, and so is the first: squaredcos_cap_v2 starts at a sigma
-    of 20,000, from where eps's change over the step says nothing about eps on the way.
+    The last step, to sigma 0, is DDIM's. So is the first: squaredcos_cap_v2 starts at a sigma of
+    20,000, too far for a linear change of eps over the step.
     """
     sigma, k = schedule.sqrt_recipm1_alpha_bar, np.arange(schedule.steps)
     visit = np.repeat(k, np.where(k < 2, 1, 2))
@@ -164,22 +190,22 @@ def heun(schedule: Schedule, eta: float) -> Plan:
         change = at.past[0].eps - at.eps
         return _ddim_step(c, at) + c["x_t"] * at.x_t + c["change"] * change
 
-    return Plan(visit - corrects, rows, coefficients, step, history=1)
+    return SamplerPlan(schedule, visit - corrects, rows, coefficients, step, history=1)
 
 
-def plms(schedule: Schedule, eta: float) -> Plan:
-    """Pseudo linear multistep, PNDM: DDIM's step with eps extrapolated. arXiv 2202.09778.
+def plms(schedule: Schedule, eta: float) -> SamplerPlan:
+    """Pseudo linear multistep (PNDM): DDIM's step with extrapolated eps. arXiv 2202.09778.
 
         eps' = (55 eps_t - 59 eps_{t+1} + 37 eps_{t+2} - 9 eps_{t+3}) / 24
 
-    Adams and Bashforth's weights for evenly spaced t, of lower order while there are fewer
-    predictions. The last step, a single t long however few the others are, is DDIM's.
+    Adams-Bashforth weights for evenly spaced t, of lower order in the first three steps. The last
+    step spans a single t for any number of steps, unlike the others, and is DDIM's.
     """
     sigma = schedule.sqrt_recipm1_alpha_bar
     weights = np.array([[0, 0, 0], [-12, 0, 0], [-32, 10, 0], [-59, 37, -9]]) / 24
     weights = weights[np.minimum(np.arange(schedule.steps), 3)[::-1]]  # by row
     weights[0] = 0
-    # All weights sum to 1, so eps' - eps is a sum over what earlier predictions differ by.
+    # All weights sum to 1, so eps' - eps is a weighted sum of (earlier eps - eps).
     change = -np.sqrt(schedule.alpha_bar_prev) * np.diff(sigma, prepend=0.0) * weights.T
     changes = {f"change_{i}": table for i, table in enumerate(change, start=1)}
 
@@ -189,18 +215,18 @@ def plms(schedule: Schedule, eta: float) -> Plan:
             x += c[f"change_{i}"] * (earlier.eps - at.eps)
         return x
 
-    return _a_call_a_step(_ddim_tables(schedule) | changes, step, history=3)
+    return _one_call_a_step(schedule, _ddim_tables(schedule) | changes, step, history=3)
 
 
-def dpmpp_2m(schedule: Schedule, eta: float) -> Plan:
-    """DPM-Solver++(2M): x_0 extrapolated along l = -log sigma. Algorithm 2, arXiv 2211.01095.
+def dpmpp_2m(schedule: Schedule, eta: float) -> SamplerPlan:
+    """DPM-Solver++(2M): extrapolated x_0, along l = -log sigma. Algorithm 2, arXiv 2211.01095.
 
         x_{t-1} = sqrt(1 - alpha_bar_{t-1}) / sqrt(1 - alpha_bar_t) x_t
                 + sqrt(alpha_bar_{t-1}) (1 - exp(l_t - l_{t-1})) x_0'
         x_0'    = x_0 + (l_{t-1} - l_t) / (2 (l_t - l_{t+1})) (x_0 - x_0 of t+1)
 
-    With x_0' = x_0 that is DDIM's step, which is taken first, where there is no earlier prediction,
-    and for the last two rows: from row 1 to 0 l rises much more than before, and then without end.
+    With x_0' = x_0 it is DDIM's step: for the first row, which has no earlier prediction, and for
+    the last two, where l rises much more than before and then to infinity.
     """
     ascent = np.diff(np.log(schedule.sqrt_recipm1_alpha_bar), prepend=-np.inf)  # of l, by row
     share = np.zeros(schedule.steps)
@@ -210,7 +236,7 @@ def dpmpp_2m(schedule: Schedule, eta: float) -> Plan:
     def step(c: Coefficients, at: StepInput) -> jax.Array:
         return _ddim_step(c, at) + c["change"] * (at.x_0 - at.past[0].x_0)
 
-    return _a_call_a_step(tables, step, history=1)
+    return _one_call_a_step(schedule, tables, step, history=1)
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -222,11 +248,11 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def inverse_ddim(schedule: Schedule) -> Plan:
-    """DDIM run backwards: the probability flow from an image to its noise, by Euler's method.
+def inverse_ddim(schedule: Schedule) -> SamplerPlan:
+    """Inverse DDIM: Euler's method along the probability flow from an image to its noise.
 
     x_{t+1} / sqrt(alpha_bar_{t+1}) = x_t / sqrt(alpha_bar_t) + (sigma_{t+1} - sigma_t) eps(x_t, t):
-    Eq. 13, arXiv 2010.02502. The image, at sigma 0, is taken for row 0's x_t.
+    Eq. 13, arXiv 2010.02502. The image, at sigma 0, stands for row 0's x_t.
     """
     k = np.arange(schedule.steps)
     root = np.sqrt(schedule.alpha_bar)
@@ -234,6 +260,8 @@ def inverse_ddim(schedule: Schedule) -> Plan:
         "x_t": root / np.sqrt(schedule.alpha_bar_prev),
         "eps": root * np.diff(schedule.sqrt_recipm1_alpha_bar, prepend=0.0),
     }
-    return Plan(
-        k, np.maximum(k - 1, 0), coefficients, lambda c, at: c["x_t"] * at.x_t + c["eps"] * at.eps
-    )
+
+    def step(c: Coefficients, at: StepInput) -> jax.Array:
+        return c["x_t"] * at.x_t + c["eps"] * at.eps
+
+    return SamplerPlan(schedule, k, np.maximum(k - 1, 0), coefficients, step)

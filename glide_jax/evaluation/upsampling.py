@@ -55,7 +55,7 @@ class Arguments(ShardingFlags):
     steps: str | None = None
     """A respacing; this and the next two default to the run's own settings."""
     sampler: str | None = None
-    """A key of glide_jax.diffusion.loop.SAMPLERS."""
+    """A key of glide_jax.diffusion.samplers.SAMPLERS."""
     low_res_noise: int | None = None
     """See `SampleConfig`."""
     batch_size: int = 4

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from glide_jax.config import Config, ModelConfig
-from glide_jax.diffusion.loop import denoiser_calls
+from glide_jax.diffusion.samplers import sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
@@ -90,7 +90,7 @@ def forecast_sampling(
     programs = Programs(config, sharding.local_mesh(fsdp, devices))
     settings = config.sample
     schedule = Schedule.of(config.diffusion, settings.steps)
-    calls = denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
+    calls = sampler_plan(settings.sampler, schedule, settings.eta).calls
     chunk = chunk_size(calls)
     options = constants(settings, schedule.steps)
     begin, advance, compile_s = _compile(programs, images, chunk, options, topology, effort)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from glide_jax.config import Config, SampleConfig
 from glide_jax.diffusion.guidance import classifier_free
 from glide_jax.diffusion.loop import (
+    Hooks,
     OnX0,
     State,
     advance,
@@ -27,6 +28,7 @@ from glide_jax.diffusion.loop import (
 )
 from glide_jax.diffusion.parameterization import Parameterization
 from glide_jax.diffusion.process import q_sample
+from glide_jax.diffusion.samplers import SamplerPlan, sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.clip import Clip, similarity_gradient
 from glide_jax.models.glide import TextFeatures, glide_network
@@ -90,6 +92,10 @@ class Programs:
         """The platform of a program for a batch of this size."""
         return self._replicated if images % self.mesh.size else self._sharded
 
+    def _plan(self, settings: SampleConfig, rows: int) -> SamplerPlan:
+        schedule = Schedule.of(self.config.diffusion, settings.steps).first(rows)
+        return sampler_plan(settings.sampler, schedule, settings.eta)
+
     def _begin(
         self,
         params: Params,
@@ -125,13 +131,13 @@ class Programs:
             if low_res_t is not None:
                 low_res_t = jnp.concatenate([low_res_t, low_res_t])
 
-        schedule = Schedule.of(self.config.diffusion, settings.steps).first(rows)
+        plan = self._plan(settings, rows)
         px = self.model.resolution_px
         x_T = settings.temperature * initial_noise(inputs.keys, (px, px, 3))
         if inputs.start is not None:
             last = jnp.full(x_T.shape[0], rows - 1)
-            x_T = q_sample(schedule, inputs.start, last, x_T)
-        state = begin(schedule, x_T, sampler=settings.sampler, eta=settings.eta)
+            x_T = q_sample(plan.schedule, inputs.start, last, x_T)
+        state = begin(plan, x_T)
         text = model.encode_text(tokens, token_mask, low_res_t)
         return Conditioned(text, condition), state
 
@@ -182,16 +188,12 @@ class Programs:
             gradient = similarity_gradient(bound, inputs.clip_text, scales[1])
         return advance(
             denoise,
-            Schedule.of(self.config.diffusion, settings.steps).first(rows),
+            self._plan(settings, rows),
             state,
             per_image_noise(inputs.keys, (px, px, 3)),
+            Hooks(threshold, None if known is None else put_back, gradient),
             first=first,
             calls=calls,
-            sampler=settings.sampler,
-            eta=settings.eta,
-            threshold=threshold,
-            on_x_0=None if known is None else put_back,
-            gradient=gradient,
         )
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from glide_jax.config import Config, SampleConfig
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import to_float
-from glide_jax.diffusion.loop import denoiser_calls
+from glide_jax.diffusion.samplers import sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.images import to_uint8
@@ -161,7 +161,7 @@ class Stage:
         negative = jnp.asarray(tokens), jnp.asarray(mask)
         scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.clip_guidance_scale)
         options = constants(settings, rows)
-        total = denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
+        total = sampler_plan(settings.sampler, schedule, settings.eta).calls
         calls = chunk_size(total)
         images = []
         batches = range(0, len(prompts), size)
@@ -241,7 +241,7 @@ class Stage:
 def require_usable(config: Config, settings: SampleConfig) -> None:
     """Raises UserError if a run's model cannot be drawn from with these settings."""
     schedule = Schedule.of(config.diffusion, settings.steps)
-    denoiser_calls(schedule, sampler=settings.sampler, eta=settings.eta)
+    sampler_plan(settings.sampler, schedule, settings.eta)
     if settings.low_res_noise and not config.denoiser.low_res_noise:
         raise UserError(
             "low_res_noise is for upsamplers that are told of it: this model is not "

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from glide_jax.cli import ShardingFlags, keep_compiled_programs
 from glide_jax.config import Scenes
 from glide_jax.data.scenes.graph import make
-from glide_jax.diffusion.loop import SAMPLERS
+from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.scenes.score import require_scenes, score_images
 from glide_jax.images import new_figure, save_figure

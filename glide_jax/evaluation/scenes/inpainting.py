@@ -94,7 +94,7 @@ class Arguments(ShardingFlags):
     steps: str | None = None
     """A number of steps, or another respacing."""
     sampler: str | None = None
-    """A key of glide_jax.diffusion.loop.SAMPLERS."""
+    """A key of glide_jax.diffusion.samplers.SAMPLERS."""
     seed: int = 0
     """Of the first image; the next has seed + 1, and so on."""
     out: Path | None = None
