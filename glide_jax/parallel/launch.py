@@ -47,20 +47,15 @@ class LaunchFlags:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a process was started; by default, as the only one of its run."""
+    """`LaunchFlags`, completed from the environment; by default, the only process of its run."""
 
     coordinator: str = ""
-    """Address of process 0, as HOST:PORT; empty if JAX finds the processes."""
     processes: int = 1
     """Number of processes; an estimate if JAX finds them."""
     process: int = 0
-    """Number of this process, from 0."""
     found_by_jax: bool = False
-    """Whether JAX finds the processes: SLURM, a TPU pod, Open MPI, Kubernetes."""
     start_s: int = START_S
-    """Longest wait for the other processes."""
     heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S
-    """Time without a heartbeat after which a process counts as gone."""
 
     @classmethod
     def of(cls, flags: LaunchFlags, environment: Mapping[str, str]) -> "Launch":
@@ -166,7 +161,7 @@ def _connect_jax(launch: Launch, **where: Any) -> None:
 
 
 def _located(launch: Launch) -> tuple[Launch, socket.socket | None]:
-    """What JAX knows of a launch: number of processes, this one's; and the lead's listener."""
+    """A launch with the processes that JAX found, and the lead's listener."""
     lead, listener, address = jax.process_index() == 0, None, ""
     if lead:
         host = socket.gethostname()  # may have no address that the others know

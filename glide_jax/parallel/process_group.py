@@ -1,10 +1,11 @@
 """The processes of a run, each with an open connection to process 0, the lead.
 
-What this does beside JAX's coordination service, and why:
+Its parts, and why JAX's coordination service does not replace them:
 
 - The death of a process. The operating system closes its connections, so all others end at once,
-  with one line and exit status 3. JAX waits for missing heartbeats, and then aborts with a page of
-  text and status 134.
+  with one line and exit status 3. JAX waits for missing heartbeats, and aborts the others with a
+  page of text and status 134; at once, if the lead is dead. `jax_enable_recoverability` prevents
+  the former only.
 - Heartbeats. Nobody closes the connections of a stopped process, or of a machine without network or
   power. TCP keepalives would not notice the stopped one.
 - The failure of one process ends all, with its message; JAX would treat it as a death.
