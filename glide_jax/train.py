@@ -1,271 +1,215 @@
-"""Trains a GLIDE model: configuration, data, model, step, loop.
+"""Train a model: configuration, data, model, state, loop.
 
     python train.py --config configs/scenes_tiny.py --optim.learning-rate 3e-4
 
-Started again, it resumes from the run folder's newest checkpoint. Ctrl-C and SIGTERM save first.
-On several machines, once on each: docs/multi-host.md.
+The same command resumes the run from its newest checkpoint. Ctrl-C and SIGTERM save one first.
+With several processes, run the command once per process: docs/multi-host.md.
 """
 
 import os
-import signal
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
 import jax
+from jax.sharding import Mesh
 
 from glide_jax.cli import keep_compiled_programs, parse_command
 from glide_jax.config import ClipConfig, Config
-from glide_jax.data.loader import Loader, validation_batches
+from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import parts_of
-from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
-from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.images import save_png
 from glide_jax.parallel import sharding
-from glide_jax.parallel.chips import chip_of
 from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined, require_same
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fine_tune import starting_params
-from glide_jax.runs.folder import Run, require_shared
+from glide_jax.runs.folder import Run
 from glide_jax.runs.layout import last_step
+from glide_jax.runs.state import TrainState
 from glide_jax.sampling.clip import ClipStage
-from glide_jax.storage import AnyPath, MirroredFolder, path_of
-from glide_jax.training.build import make_objective
-from glide_jax.training.flops import abstract_batch, step_flops
-from glide_jax.training.logging import METRICS, RunLog
+from glide_jax.storage import AnyPath, path_of
+from glide_jax.training.build import make_objective, tokenizer_of
+from glide_jax.training.clip_batches import require_distinct_images
+from glide_jax.training.flops import utilization_flops
+from glide_jax.training.logging import RunLog
 from glide_jax.training.preview import Preview
 from glide_jax.training.profiling import Profile, ProfileFlags, memory_report, peak_memory
 from glide_jax.training.step import Trainer
-from glide_jax.training.validation import summary
+from glide_jax.training.stop import StopRequest
+from glide_jax.training.validation import Validator
+
+# The order of start-up. All that a run needs is read before its folder is written, so that a run
+# which cannot start leaves nothing behind.
+#   1. Data: both splits. All processes must see the same.
+#   2. Start: the newest checkpoint if there is one, else train.init_from, else random parameters.
+#      The tokenizer comes from the same place; a new one is trained on the captions.
+#   3. Run folder: the lead creates or updates it; the other processes wait, then read it.
+#   4. State: shapes, then shardings, then values: every array is restored or initialized once, with
+#      its final sharding.
+#   5. Loop: loader and log resume where the checkpoint was saved.
 
 
 def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profile) -> None:
-    """Trains until `config.train.steps`, or until asked to stop.
+    """Trains until `config.train.steps` or a request to stop.
 
     Args:
-        config: the run.
-        run_dir: its folder, which all processes see.
-        group: the processes that train together; the lead alone writes, but for checkpoints.
-        profile: of which steps a trace is wanted.
+        config: of the run.
+        run_dir: the run folder, on storage that all processes share.
+        group: the processes of the run. All save checkpoints; the lead alone writes the rest.
+        profile: of which steps to trace.
     """
-    settings, lead = config.train, group.lead
+    settings = config.train
 
-    # Data ------------------------------------------------------------------------------------
-
+    # Data
     source = open_source(config.data, config.data.train_split)
     held_out = open_source(config.data, config.data.validation_split)
     images = sum(map(len, parts_of(source)))
     require_same(group, config, images)
+    require_distinct_images(config, images)
+
+    # Start and run folder
     resumes = group.gather(last_step(run_dir) is not None)[0]
     start = Run.open(settings.init_from) if settings.init_from and not resumes else None
     initial = starting_params(start, config) if start else None
-    if lead:
-        start = Run.open(run_dir) if resumes else start
-        tokenizer = start.tokenizer if start else new_tokenizer(config, source)
     clip = ClipStage.load(Run.open(settings.clip_run)) if settings.clip_loss_weight else None
-    if lead:
-        Run.create(run_dir, config, tokenizer)
-    group.barrier()
-    if not lead:
-        require_shared(run_dir, config)
-        tokenizer = Run.open(run_dir).tokenizer
+    before = Run.open(run_dir) if resumes else start
+    tokenizer = partial(tokenizer_of, config, source, before)
+    run = Run.create_shared(run_dir, config, tokenizer, group)
 
-    # Model and state -------------------------------------------------------------------------
-
-    is_clip = isinstance(config.model, ClipConfig)
-    if is_clip and images < settings.batch_examples:
-        raise UserError(
-            f"train.batch_examples ({settings.batch_examples}) must be at most the number of "
-            f"images ({images}): a CLIP cannot tell an image from itself"
-        )
+    # Model and state
     objective = make_objective(config, clip)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
     checkpoints = Checkpoints(run_dir, settings.max_checkpoints, group)
-    if not resumes:
-        state = trainer.init(initial)
-        loader_state, log_state = None, None
+    if resumes:
+        state, resumed = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
     else:
-        state, host_state = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
-        loader_state, log_state = host_state["loader"], host_state["log"]
+        state, resumed = trainer.init(initial), {"loader": None, "log": None}
     del initial  # as large as the model
-    first = step = int(state.step)
+
+    # Loop
     share = {
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
         "clip_tokenizer": clip and clip.tokenize,
     }
-    loader = Loader(source, tokenizer, config, **share, state=loader_state)
-    validation, preview = [], None
-    if settings.validate_every_steps:
-        batched = for_validation(config, len(held_out)) if is_clip else config
-        validation = list(validation_batches(held_out, tokenizer, batched, **share))
-    if settings.sample_every_steps and not is_clip and lead:
-        preview = Preview(config, tokenizer, held_out)
-
-    chip = chip_of(jax.devices()[0].device_kind)
-    growing = MirroredFolder(run_dir, (METRICS,) if lead else ())
-    log = RunLog(
-        growing.path,
-        step,
-        settings.steps,
-        settings.batch_examples,
-        flops=step_flops(objective, abstract_batch(config, clip.config if clip else None))
-        if chip
-        else 0.0,
-        peak_flops=chip.flops * jax.device_count() if chip else 0.0,
-        lead=lead,
-    )
-    if log_state is not None:
-        log.restore(log_state)
-    log.say(
-        f"{run_dir}: {objective.network.parameter_count / 1e6:.1f}M parameters, "
-        f"{images:,} images, {jax.device_count()} {jax.devices()[0].platform} device(s)"
-        + (f", from {settings.init_from}" if settings.init_from else "")
-        + (f", resumed at step {step:,}" if step else "")
-    )
-    log.say(memory_report(trainer))
-
-    def save() -> None:
-        growing.copy()  # before what resumes from there
-        checkpoints.save(state, {"loader": loader.state(), "log": log.state()})
-
-    def validate() -> dict[str, float]:
-        values = {}
-        for params, suffix in ((state.ema, ""), (state.params, "_raw")):
-            results = [
-                sharding.to_host(trainer.validate(params, sharding.to_devices(batch, mesh), k))
-                for k, batch in enumerate(validation)
-            ]
-            for name, value in summary(results, objective.timestep_count).items():
-                values[f"validation_{name}{suffix}"] = value
-        return values
-
-    def draw_samples() -> None:
-        if is_clip:
-            return
-        # Others may hold parts of it; they wait for the lead in the next step.
-        ema = state.ema if group.count == 1 else sharding.to_host(state.ema)
-        if preview is not None:
-            grid = preview.draw(ema)
-            save_png(run_dir / "samples" / f"{step:07d}.png", grid)
-            log.image(step, "samples", grid)
-
-    # Loop ------------------------------------------------------------------------------------
-
-    stop, stops = StopRequest(), False
-    try:
-        while step < settings.steps and not stops:
-            traced = profile.before_step(growing.path / "profile", run_dir / "profile")
-            if traced:
-                growing.copy()  # before it is said to be there
-            log.say(traced)
-            waited = perf_counter()
-            batch = sharding.to_devices(next(loader), mesh)
-            waited = perf_counter() - waited
-            state, metrics = trainer.step(state, batch)
-            step += 1
-            # Waits for the step. Two at once, with collectives between CPU devices, can deadlock.
-            values = {name: float(value) for name, value in metrics.items()}
-            log.step(values, waited)
-            if step == first + 1:
-                log.restart_clock()  # it was compiled
-            stops = any_process(stop.requested)
-
-            if values["skipped_in_a_row"] >= settings.max_bad_steps:
-                raise UserError(
-                    f"step {step}: {settings.max_bad_steps} steps in a row had a loss or gradient "
-                    "that is not finite; lower optim.learning_rate and start again: "
-                    f"{run_dir} keeps its last checkpoint (step {checkpoints.latest_step})"
-                )
-            if step % settings.log_every_steps == 0:
-                log.write_window(
-                    step,
-                    truncated_captions=tokenizer.truncated,
-                    bad_records=loader.bad_records,
-                    **peak_memory(),
-                )
-            if step % settings.checkpoint_every_steps == 0:
-                save()
-            if settings.validate_every_steps and step % settings.validate_every_steps == 0:
-                log.write(step, validate())
-                growing.copy()
-                log.restart_clock()
-            if settings.sample_every_steps and step % settings.sample_every_steps == 0:
-                draw_samples()
-                growing.copy()
-                log.restart_clock()
-
-        if checkpoints.latest_step != step:
-            save()
-        checkpoints.close()
-        loader.close()
-    finally:
-        traced = profile.end(growing.path / "profile", run_dir / "profile")
-        log.close()
-        growing.close()
-        log.say(traced)
-    if not lead:
-        return
-    if step < settings.steps:
-        print(f"stopped at step {step:,} of {settings.steps:,}; the same command goes on from here")
-    else:
-        print(f"done: {step:,} steps in {run_dir}")
-
-
-def new_tokenizer(config: Config, source: Source) -> Tokenizer:
-    """A tokenizer trained on all captions: later runs may resume with those left out here."""
-    kind = tokenizer_class(config.model)
-    if config.data.caption_pattern:
-        source = open_source(replace(config.data, caption_pattern=""), config.data.train_split)
-    return make_tokenizer(config.data, config.model.text.vocab_size, source, kind)
-
-
-def for_validation(config: Config, held_out: int) -> Config:
-    """The run with a batch in which no held-out image comes twice: a CLIP could not tell which.
-
-    Raises:
-        UserError: there are too few images for it, or for the batch that it is trained on.
-    """
-    settings = config.train
-    least = jax.device_count() * settings.micro_batches
-    whole = min(settings.validation_examples, held_out) // least * least
-    if not whole:
-        raise UserError(
-            f"a CLIP is validated by telling images apart, and {least} are needed for that: give "
-            "more, or --train.validate-every-steps 0"
+    loader = Loader(source, run.tokenizer, config, **share, state=resumed["loader"])
+    validator = Validator.open(run, trainer, mesh, held_out, **share)
+    preview = Preview.open(run, held_out) if group.lead else None
+    flops = utilization_flops(objective, config, clip.config if clip else None)
+    with RunLog(run, int(state.step), profile, resumed["log"], **flops, lead=group.lead) as log:
+        log.say(
+            f"{run_dir}: {objective.network.parameter_count / 1e6:.1f}M parameters, "
+            f"{images:,} images, {jax.device_count()} {jax.devices()[0].platform} device(s)"
+            + (f", initialized from {start.path}" if start else "")
+            + (f", resumed at step {int(state.step):,}" if resumes else "")
         )
-    batch = min(settings.batch_examples, whole)
-    return replace(config, train=replace(settings, batch_examples=batch))
+        log.say(memory_report(trainer))
+        parts = Parts(run, mesh, trainer, checkpoints, loader, validator, preview, log)
+        step = loop(parts, state)
+    stopped = f"stopped at step {step:,} of {settings.steps:,}; the same command resumes"
+    log.say(stopped if step < settings.steps else f"done: {step:,} steps in {run_dir}")
 
 
-class StopRequest:
-    """Ctrl-C or SIGTERM, remembered until the loop can save; a second one ends the program."""
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run that its loop uses."""
 
-    def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+    run: Run
+    mesh: Mesh
+    trainer: Trainer
+    checkpoints: Checkpoints
+    loader: Loader
+    validator: Validator | None
+    preview: Preview | None
+    """Of the lead only."""
+    log: RunLog
 
-    def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+
+def loop(parts: Parts, state: TrainState) -> int:
+    """Trains from a state on. Returns the step of its last checkpoint."""
+    settings, log = parts.run.config.train, parts.log
+    first = step = int(state.step)
+    stop, stopping = StopRequest(), False
+    while step < settings.steps and not stopping:
+        log.before_step()
+        started = perf_counter()
+        batch = sharding.to_devices(next(parts.loader), parts.mesh)
+        wait_s = perf_counter() - started
+        state, metrics = parts.trainer.step(state, batch)
+        step += 1
+        # Waits for the step: two at a time, with collectives between CPU devices, can deadlock.
+        values = {name: float(value) for name, value in metrics.items()}
+        log.step(values, wait_s)
+        if step == first + 1:
+            log.restart_clock()  # the first step includes compilation
+        stopping = any_process(stop.requested)
+
+        if values["skipped_in_a_row"] >= settings.max_bad_steps:
+            raise UserError(
+                f"step {step}: loss or gradient was not finite in {settings.max_bad_steps} steps "
+                "in a row; lower optim.learning_rate and start again: "
+                f"{parts.run.path} keeps its last checkpoint (step {parts.checkpoints.latest_step})"
+            )
+        if due(step, settings.log_every_steps):
+            log.write_window(
+                step,
+                truncated_captions=parts.run.tokenizer.truncated,
+                bad_records=parts.loader.bad_records,
+                **peak_memory(),
+            )
+        if due(step, settings.checkpoint_every_steps):
+            save(parts, state)
+        if parts.validator is not None and due(step, settings.validate_every_steps):
+            log.write(step, parts.validator(state))
+            log.copy()
+            log.restart_clock()
+        if due(step, settings.sample_every_steps):
+            log_samples(parts, state)
+            log.copy()
+            log.restart_clock()
+
+    if parts.checkpoints.latest_step != step:
+        save(parts, state)
+    parts.checkpoints.close()
+    parts.loader.close()
+    return step
+
+
+def due(step: int, every_steps: int) -> bool:
+    """Whether something is done after this step; never, if every 0 steps."""
+    return every_steps > 0 and step % every_steps == 0
+
+
+def save(parts: Parts, state: TrainState) -> None:
+    """Starts to write a checkpoint of the state, the loader's position and the log."""
+    parts.log.copy()  # first: the log must reach as far as any checkpoint
+    parts.checkpoints.save(state, {"loader": parts.loader.state(), "log": parts.log.state()})
+
+
+def log_samples(parts: Parts, state: TrainState) -> None:
+    """Logs a grid of samples; a CLIP has none."""
+    if isinstance(parts.run.config.model, ClipConfig):
+        return
+    # All processes take part, as each may hold a part of the parameters.
+    ema = state.ema if jax.process_count() == 1 else sharding.to_host(state.ema)
+    if parts.preview is not None:
+        parts.log.samples(int(state.step), parts.preview.sample(ema))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(LaunchFlags, ProfileFlags):
-    """This start of the run: its processes, and a trace of some steps."""
+    """This start of the run: its processes, and a profile of some steps."""
 
 
-def main() -> None:
-    """The command."""
-    name, config, flags = parse_command(sys.argv[1:], "train.py", "Train a model.", Flags)
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command. Raises UserError."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, config, flags = parse_command(argv, "train.py", "Train a model.", Flags)
     launch, profile = Launch.of(flags, os.environ), Profile.of(flags)
     run_dir = path_of(config.train.run_dir or f"runs/{name}")
     keep_compiled_programs()

@@ -1,17 +1,21 @@
-"""What a run tells is in its files when the call returns."""
+"""The log of a run is in its files when each call returns."""
 
 import json
 import struct
 
 import numpy as np
+from helpers.tiny import get_config
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from glide_jax.runs.folder import Run
+from glide_jax.runs.layout import METRICS
 from glide_jax.storage import AnyPath
-from glide_jax.training.logging import METRICS, RunLog
+from glide_jax.training.logging import RunLog
 
 
 def events(run_dir: AnyPath) -> list[Event]:
-    """What TensorBoard is shown, from the first start to the last."""
+    """TensorBoard's events, from the first start to the last."""
     found = []
     for file in sorted((run_dir / "tensorboard").glob("events*")):
         content = file.read_bytes()
@@ -23,7 +27,7 @@ def events(run_dir: AnyPath) -> list[Event]:
 
 
 def shown_numbers(run_dir: AnyPath) -> dict[tuple[int, str], np.float32]:
-    """By step and name, without those that a later start has taken back."""
+    """Scalars by step and name, without those that a later start hides."""
     numbers: dict[tuple[int, str], np.float32] = {}
     for event in events(run_dir):
         if event.HasField("session_log"):
@@ -35,7 +39,7 @@ def shown_numbers(run_dir: AnyPath) -> dict[tuple[int, str], np.float32]:
 
 
 def logged_numbers(run_dir: AnyPath) -> dict[tuple[int, str], np.float32]:
-    """The same of metrics.jsonl."""
+    """Values of metrics.jsonl by step and name."""
     lines = map(json.loads, (run_dir / METRICS).read_text().splitlines())
     return {
         (line["step"], name): np.float32(value)
@@ -45,26 +49,31 @@ def logged_numbers(run_dir: AnyPath) -> dict[tuple[int, str], np.float32]:
     }
 
 
-def test_what_is_logged_is_in_the_files_at_once(tmp_path):
-    log = RunLog(tmp_path, 0, 10, 8)
+def run_log(run_dir, start_step=0, **options):
+    return RunLog(Run(run_dir, get_config()), start_step, **options)
+
+
+def test_each_entry_is_in_the_files_when_the_call_returns(tmp_path):
+    log = run_log(tmp_path)
     log.write(1, {"loss": 0.5, "skipped": 0})
     assert (
         shown_numbers(tmp_path) == logged_numbers(tmp_path) == {(1, "loss"): 0.5, (1, "skipped"): 0}
     )
-    log.image(1, "samples", np.zeros((4, 6, 3), np.uint8))
+    log.samples(1, np.zeros((4, 6, 3), np.uint8))
+    assert Image.open(tmp_path / "samples" / "0000001.png").size == (6, 4)
     (shown,) = events(tmp_path)[-1].summary.value
     assert (shown.tag, shown.image.width, shown.image.height) == ("samples", 6, 4)
     log.close()
 
 
-def test_a_run_that_goes_on_takes_back_what_was_logged_beyond(tmp_path):
-    log = RunLog(tmp_path, 0, 10, 8)
+def test_a_resumed_run_removes_entries_beyond_its_start(tmp_path):
+    log = run_log(tmp_path)
     for step in (1, 2, 3):
         log.write(step, {"loss": step})
     log.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
-    file.rename(file.with_name("events.0"))  # the next one may begin in the same second
-    log = RunLog(tmp_path, 2, 10, 8)
+    file.rename(file.with_name("events.0"))  # the next file may get the same name, by the second
+    log = run_log(tmp_path, 2)
     assert (
         list(shown_numbers(tmp_path))
         == list(logged_numbers(tmp_path))
@@ -73,9 +82,9 @@ def test_a_run_that_goes_on_takes_back_what_was_logged_beyond(tmp_path):
     log.close()
 
 
-def test_processes_that_do_not_lead_write_nothing(tmp_path):
-    log = RunLog(tmp_path, 1, 10, 8, lead=False)
+def test_processes_other_than_the_lead_write_nothing(tmp_path):
+    log = run_log(tmp_path, 1, lead=False)
     log.write(1, {"loss": 0.5})
-    log.image(1, "samples", np.zeros((4, 6, 3), np.uint8))
+    log.samples(1, np.zeros((4, 6, 3), np.uint8))
     log.close()
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from glide_jax.plot.__main__ import main
 from glide_jax.plot.curves import COLORS, bucket_panels, draw_curves, read_curves, smoothed
 from glide_jax.plot.sample_strip import sample_strip
 
-GCS_PREFIX = ("t000-199", "t200-399", "t400-599", "t600-799", "t800-999")
+BUCKETS = ("t000-199", "t200-399", "t400-599", "t600-799", "t800-999")
 
 
 def write_metrics(folder, lines):
@@ -33,7 +33,7 @@ def denoiser_lines(last_step, scale=1.0):
         }  # fmt: skip
         if step % 50 == 0:
             losses = {"validation_loss": loss, "validation_loss_raw": 1.1 * loss}
-            of_t = {f"validation_mse_{name}": loss / (1 + i) for i, name in enumerate(GCS_PREFIX)}
+            of_t = {f"validation_mse_{name}": loss / (1 + i) for i, name in enumerate(BUCKETS)}
             raw = {f"{name}_raw": value for name, value in of_t.items()}
             yield {"step": step} | losses | of_t | raw
 
@@ -45,7 +45,7 @@ def clip_lines(last_step):
             "images_per_s": 100.0,
         }  # fmt: skip
         if step % 50 == 0:
-            of_t = {f"validation_accuracy_{name}": 0.1 * i for i, name in enumerate(GCS_PREFIX)}
+            of_t = {f"validation_accuracy_{name}": 0.1 * i for i, name in enumerate(BUCKETS)}
             yield {"step": step, "validation_loss": 3.1, "validation_accuracy": 0.4} | of_t
 
 
@@ -83,7 +83,7 @@ def test_one_run_has_a_panel_for_all_that_it_logged_and_for_nothing_else(runs):
         "t 0–199", "t 200–399", "t 400–599", "t 600–799", "t 800–999",
     ]  # fmt: skip
     curves = read_curves(runs / "long")
-    for line, name in zip(by_timestep.lines, GCS_PREFIX, strict=True):
+    for line, name in zip(by_timestep.lines, BUCKETS, strict=True):
         np.testing.assert_array_equal(
             line.get_xydata(), np.stack(curves[f"validation_mse_{name}"]).T
         )

@@ -1,4 +1,4 @@
-"""What training shows of itself."""
+"""Previews during training."""
 
 from dataclasses import replace
 
@@ -17,9 +17,7 @@ from glide_jax.training.preview import Preview
 
 
 @pytest.mark.slow
-def test_parameters_are_shared_out_over_this_process_as_in_training_over_all(
-    color_folder, monkeypatch
-):
+def test_parameters_are_sharded_over_the_devices_of_this_process(color_folder, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     config = get_config()
     config = replace(
@@ -43,8 +41,8 @@ def test_parameters_are_shared_out_over_this_process_as_in_training_over_all(
 
     monkeypatch.setattr(Stage, "draw", watched)
     grids = []
-    for fsdp in (1, 64):  # 64 are not all here
+    for fsdp in (1, 64):  # more than this process has
         shared = replace(config, train=replace(config.train, fsdp=fsdp))
-        grids.append(Preview(shared, tokenizer, held_out).draw(params).astype(int))
+        grids.append(Preview(shared, tokenizer, held_out).sample(params).astype(int))
     assert parts == [1, 8]
     assert np.abs(grids[0] - grids[1]).max() <= 1

@@ -196,7 +196,7 @@ def test_a_run_in_a_bucket_equals_a_local_run(bucket, train, tmp_path):
     assert [line["step"] for line in metrics(run_dir)] == [3, 6, 9]
     (image,) = (here / "samples").iterdir()
     assert (run_dir / "samples" / image.name).read_bytes() == image.read_bytes()
-    assert f"wrote a trace of the steps to {run_dir}/profile" in output
+    assert f"wrote a profile to {run_dir}/profile" in output
     assert any(name.endswith(".xplane.pb") for name in files(run_dir / "profile"))
     assert shown_numbers(run_dir) == logged_numbers(run_dir)
     assert saved_steps(run_dir)[0] == 9

@@ -19,9 +19,9 @@ from PIL import Image
 from glide_jax import Glide, UserError
 from glide_jax.runs.checkpoint import Checkpoints, _cause
 from glide_jax.runs.folder import Run
-from glide_jax.train import StopRequest
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
+from glide_jax.training.stop import StopRequest
 
 
 def metrics(run_dir: Path) -> list[dict]:
@@ -92,7 +92,7 @@ def test_whatever_stops_a_run_it_goes_on_bit_for_bit(train, short_run, tmp_path)
     log = tmp_path / "metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text(), process)
     process.send_signal(signal.SIGTERM)
-    assert "the same command goes on from here" in finish(process)
+    assert "the same command resumes" in finish(process)
     stopped = Checkpoints(tmp_path).latest_step
     assert 0 < stopped < 30
     # Killed, it loses the steps since its last checkpoint.

@@ -15,7 +15,9 @@ from glide_jax.config import DiffusionConfig, Folder, LowResConfig
 from glide_jax.data.sources import open_source
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.folder import Run
-from glide_jax.train import for_validation, new_tokenizer, train
+from glide_jax.train import train
+from glide_jax.training.build import tokenizer_of
+from glide_jax.training.clip_batches import with_validation_batch
 from glide_jax.training.profiling import Profile
 
 
@@ -158,15 +160,15 @@ def test_a_clip_never_has_to_tell_a_image_from_itself(color_folder, tmp_path):
     with pytest.raises(UserError, match=r"train.batch_examples \(16\) must be at most"):
         train(config, tmp_path / "run", ProcessGroup(), Profile())
     few = changed(config, "train", validation_examples=7, batch_examples=8)
-    with pytest.raises(UserError, match="telling images apart, and 8 are needed"):
-        for_validation(few, 100)
-    with pytest.raises(UserError, match="telling images apart"):
-        for_validation(changed(few, "train", validation_examples=100), 7)
-    assert for_validation(changed(few, "train", validation_examples=100), 50) == changed(
+    with pytest.raises(UserError, match="needs at least 8 held-out images"):
+        with_validation_batch(few, 100)
+    with pytest.raises(UserError, match="held-out images"):
+        with_validation_batch(changed(few, "train", validation_examples=100), 7)
+    assert with_validation_batch(changed(few, "train", validation_examples=100), 50) == changed(
         few, "train", validation_examples=100
     )
     large = changed(few, "train", validation_examples=100, batch_examples=64)
-    assert for_validation(large, 50).train.batch_examples == 48
+    assert with_validation_batch(large, 50).train.batch_examples == 48
 
 
 def test_a_tokenizer_learns_from_captions_that_a_pattern_leaves_out(color_folder):
@@ -174,12 +176,12 @@ def test_a_tokenizer_learns_from_captions_that_a_pattern_leaves_out(color_folder
     lesson = changed(config, "data", caption_pattern="red")
     whole, part = (open_source(c.data, "all") for c in (config, lesson))
     assert (len(whole), len(part)) == (8, 1)
-    known, learned = (new_tokenizer(c, s) for c, s in ((config, whole), (lesson, part)))
+    known, learned = (tokenizer_of(c, s) for c, s in ((config, whole), (lesson, part)))
     for ours, theirs in zip(
         learned.encode(["all yellow"], 8), known.encode(["all yellow"], 8), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-    alone = new_tokenizer(config, part)
+    alone = tokenizer_of(config, part)
     assert not np.array_equal(
         alone.encode(["all yellow"], 8)[1], known.encode(["all yellow"], 8)[1]
     )

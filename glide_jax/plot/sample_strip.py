@@ -10,10 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from glide_jax.errors import UserError
 from glide_jax.images import draw_grid
 from glide_jax.runs.folder import Run
-from glide_jax.runs.layout import name_of
+from glide_jax.runs.layout import SAMPLES, name_of
 from glide_jax.storage import AnyPath
 
-SAMPLES = "samples"
 MOMENTS = 8
 """Columns at most; evenly spaced among the grids that are there, the first and last among them."""
 PROMPTS = 4

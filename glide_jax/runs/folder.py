@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from glide_jax.data.tokenizers.build import tokenizer_class
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
 from glide_jax.models.network import Network
+from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.pretrained.weight_files import read_tensors
 from glide_jax.runs.layout import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, resolve_run, saved_steps
 from glide_jax.runs.state import require_same_shapes
@@ -93,6 +94,31 @@ class Run:
             (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
             (folder / CONFIG).write_text(config.to_json() + "\n")
         tokenizer.save(folder / TOKENIZER)
+        return cls(folder, config)
+
+    @classmethod
+    def create_shared(
+        cls,
+        folder: AnyPath,
+        config: Config,
+        tokenizer: Callable[[], Tokenizer],
+        group: ProcessGroup,
+    ) -> "Run":
+        """Creates a run folder in the lead; the other processes wait, then open it.
+
+        Args:
+            folder, config: see `create`.
+            tokenizer: makes the tokenizer; called by the lead.
+            group: all processes of the run.
+
+        Raises:
+            UserError: as `create`; or a process does not see the folder of the lead.
+        """
+        if group.lead:
+            cls.create(folder, config, tokenizer())
+        group.barrier()
+        if not group.lead:
+            require_shared(folder, config)
         return cls(folder, config)
 
     @cached_property

@@ -4,7 +4,8 @@
       config.json          the resolved configuration
       tokenizer/           the tokenizer of its captions
       checkpoints/STEP/    see glide_jax.runs.checkpoint
-      samples/  metrics.jsonl  tensorboard/
+      samples/STEP.png     grids of the prompts and seeds of every preview
+      metrics.jsonl  tensorboard/  profile/
 
 Sampling and fine-tuning need no checkpoints: exported EMA parameters do, as glide_jax.export writes
 them and as the models shipped with the package have them.
@@ -23,6 +24,10 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+SAMPLES = "samples"
+PROFILE = "profile"
 
 COMMITTED = "commit_success.txt"
 """Last file that orbax writes into a checkpoint in a bucket, where a checkpoint has its final name

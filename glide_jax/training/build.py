@@ -1,6 +1,13 @@
-"""Which objective a configuration trains."""
+"""Objective and tokenizer of a configuration."""
+
+from dataclasses import replace
 
 from glide_jax.config import ClipConfig, Config
+from glide_jax.data.records import Source
+from glide_jax.data.sources import open_source
+from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipStage
 from glide_jax.training.contrastive import Contrastive
 from glide_jax.training.denoising import Denoising
@@ -19,3 +26,22 @@ def make_objective(config: Config, clip: ClipStage | None = None) -> Objective:
     if clip is None:
         return Denoising(config)
     return Denoising(config, clip.network, clip.params)
+
+
+def tokenizer_of(config: Config, source: Source, before: Run | None = None) -> Tokenizer:
+    """The tokenizer of a run: the one of the run before, or a new one.
+
+    A new one is trained on all captions, also those that data.caption_pattern excludes: a later
+    curriculum stage may train on them.
+
+    Args:
+        config: of the run.
+        source: its training split.
+        before: the run to resume or to start from.
+    """
+    if before is not None:
+        return before.tokenizer
+    if config.data.caption_pattern:
+        source = open_source(replace(config.data, caption_pattern=""), config.data.train_split)
+    kind = tokenizer_class(config.model)
+    return make_tokenizer(config.data, config.model.text.vocab_size, source, kind)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from glide_jax.config import ClipConfig, Config
+from glide_jax.parallel.chips import chip_of
 from glide_jax.shapes import Batch
 from glide_jax.training.objective import Objective
 
@@ -50,6 +51,20 @@ def step_flops(objective: Objective, batch: Batch) -> float:
     params = objective.network.shapes
     frozen = jax.eval_shape(lambda: objective.frozen)
     return 3.0 * product_flops(objective.validate, params, frozen, batch, key)
+
+
+def utilization_flops(
+    objective: Objective, config: Config, clip: ClipConfig | None = None
+) -> dict[str, float]:
+    """The two numbers of the MFU: `flops` of a step, and `peak_flops` of all devices per second.
+
+    Both are 0 where the devices' peak is unknown. Args as of `step_flops` and `abstract_batch`.
+    """
+    chip = chip_of(jax.devices()[0].device_kind)
+    if chip is None:
+        return {"flops": 0.0, "peak_flops": 0.0}
+    flops = step_flops(objective, abstract_batch(config, clip))
+    return {"flops": flops, "peak_flops": chip.flops * jax.device_count()}
 
 
 def product_flops(function: Callable[..., Any], *arguments: Any) -> int:

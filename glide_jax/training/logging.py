@@ -1,10 +1,11 @@
-"""What a run tells while it goes: a progress bar, metrics.jsonl and TensorBoard."""
+"""The log of a run: progress bar, metrics.jsonl, TensorBoard, sample grids and profile."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter, time
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -15,65 +16,82 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-METRICS = "metrics.jsonl"
+from glide_jax.images import save_png
+from glide_jax.runs.folder import Run
+from glide_jax.runs.layout import METRICS, PROFILE, SAMPLES, TENSORBOARD
+from glide_jax.storage import MirroredFolder
+from glide_jax.training.profiling import Profile
 
 
 class RunLog:
-    """The log of one run; a resumed run goes on as if it had never stopped.
+    """The log of one run; a resumed run appends to it.
 
-    What is logged is in its file when the call returns, for whoever copies the files then.
+    Every call returns with its values in the files. For a run folder in a bucket, these are local
+    files; `copy` uploads them. Use it as a context manager: leaving it closes the files.
 
     Args:
-        run_dir: the run folder.
-        start_step: steps already taken; what an earlier process logged beyond them is removed.
-        steps: of the whole run.
-        batch_examples: images a step.
-        flops: of the model in a step, see `flops.step_flops`.
-        peak_flops: of all devices in a second; 0 where that is not known, and neither is MFU then.
-        lead: whether this process speaks for the run; the others count along in silence.
+        run: whose folder the files are in.
+        start_step: steps already taken; entries beyond them are removed.
+        profile: of which steps to profile.
+        state: of the log at start_step, as `state` returned it.
+        flops: of the model per step, see `flops.step_flops`.
+        peak_flops: of all devices per second; 0 if unknown, which leaves out the MFU.
+        lead: whether this process writes the log; the others only keep count.
     """
 
     def __init__(
         self,
-        run_dir: Path,
-        start_step: int,
-        steps: int,
-        batch_examples: int,
+        run: Run,
+        start_step: int = 0,
+        profile: Profile | None = None,
+        state: Mapping[str, Any] | None = None,
         *,
         flops: float = 0.0,
         peak_flops: float = 0.0,
         lead: bool = True,
     ) -> None:
+        self._run_dir, self._lead = run.path, lead
         self._flops, self._peak_flops = flops, peak_flops
-        self._lead = lead
-        self._path = run_dir / METRICS if lead else Path(os.devnull)
-        if lead:
-            self._forget_after(start_step)
-        self._file = self._path.open("a", buffering=1)
-        if lead:
-            (run_dir / "tensorboard").mkdir(parents=True, exist_ok=True)
-            # SummaryWriter's queue could still hold what was added when it is flushed.
-            self._tensorboard = EventsWriter(str(run_dir / "tensorboard" / "events"))
-            if start_step:  # hides what an earlier process logged beyond it
-                self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._profile = Profile() if profile is None else profile
+        self._files = MirroredFolder(run.path, (METRICS,) if lead else ())
+        self._open_files(start_step)
         self._bar = tqdm(
-            total=steps,
+            total=run.config.train.steps,
             initial=start_step,
             unit="step",
             dynamic_ncols=True,
             smoothing=0.05,
-            disable=None if lead else True,  # None: in a job's log, where it is one long line
+            # None: no bar without a terminal, where it would be one long line.
+            disable=None if lead else True,
         )
-        self._batch_examples = batch_examples
-        self._window: dict[str, list[float]] = {}
+        self._batch_examples = run.config.train.batch_examples
+        # Metrics of the steps since the last `write_window`.
+        self._window = {k: list(v) for k, v in state["window"].items()} if state else {}
         self.restart_clock()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def before_step(self) -> None:
+        """Starts or ends the profile if a step of its range is next."""
+        if self._profile.before_step(self._files.path / PROFILE):
+            self.copy()
+            self._say_profile()
 
     def step(self, metrics: Mapping[str, float], wait_s: float) -> None:
         """Counts a step.
 
         Args:
             metrics: of the step.
-            wait_s: seconds that it waited for data.
+            wait_s: seconds that the step waited for data.
         """
         for name, value in metrics.items():
             self._window.setdefault(name, []).append(value)
@@ -82,7 +100,7 @@ class RunLog:
         self._bar.update()
 
     def write_window(self, step: int, **more: float | int) -> None:
-        """Logs the means over the steps since the last call, and how fast they were."""
+        """Logs the means over the steps since the last call, the speed, and the values `more`."""
         elapsed_s = perf_counter() - self._clock_start
         means = {name: float(np.mean(values)) for name, values in self._window.items()}
         speed = {}
@@ -104,60 +122,85 @@ class RunLog:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Keeps what happened until now (validation, sampling, compiling) out of images/s."""
+        """Excludes the time until now (validation, sampling, compilation) from images/s."""
         self._clock_start = perf_counter()
         self._timed_wait_s, self._timed_steps = 0.0, 0
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds a line to metrics.jsonl, and the values to TensorBoard."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Appends a line to metrics.jsonl, and the values to TensorBoard."""
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add_event(step, summary=Summary(value=scalars))
 
-    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Shows an image in TensorBoard."""
-        self._add_event(step, summary=summary.image(name, image, dataformats="HWC"))
+    def samples(self, step: int, grid: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Saves a grid of samples as samples/STEP.png, and shows it in TensorBoard."""
+        if self._lead:
+            save_png(self._run_dir / SAMPLES / f"{step:07d}.png", grid)
+        self._add_event(step, summary=summary.image(SAMPLES, grid, dataformats="HWC"))
 
     def say(self, line: str) -> None:
-        """Prints a line above the progress bar; nothing if it is empty."""
-        if self._lead and line:
+        """Prints a line above the progress bar."""
+        if self._lead:
             self._bar.write(line)
 
     def state(self) -> dict[str, Any]:
         """The steps not yet logged, for the checkpoint."""
         return {"window": {name: list(values) for name, values in self._window.items()}}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave."""
-        self._window = {name: list(values) for name, values in state["window"].items()}
+    def copy(self) -> None:
+        """Uploads the files to a run folder in a bucket. Raises UserError."""
+        self._files.copy()
 
     def close(self) -> None:
-        """Ends the bar and the files."""
+        """Ends the profile and the bar, and closes and uploads the files. Raises UserError."""
+        profiled = self._profile.end()
         self._bar.close()
-        self._file.close()
+        self._metrics.close()
         if self._lead:
             self._tensorboard.close()
+        self._files.close()
+        if profiled:
+            self._say_profile()
 
-    def _add_event(self, step: int, **what: Any) -> None:
+    def _open_files(self, start_step: int) -> None:
+        """Opens metrics.jsonl and TensorBoard's file, without entries beyond `start_step`."""
+        path = self._files.path / METRICS if self._lead else Path(os.devnull)
         if self._lead:
-            self._tensorboard.write_event(Event(wall_time=time(), step=step, **what))
+            _remove_lines_after(path, start_step)
+        self._metrics = path.open("a", buffering=1)
+        if self._lead:
+            events = self._files.path / TENSORBOARD
+            events.mkdir(parents=True, exist_ok=True)
+            # SummaryWriter has a queue, which a flush does not empty.
+            self._tensorboard = EventsWriter(str(events / "events"))
+            if start_step:  # TensorBoard hides earlier entries from this step on
+                self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _add_event(self, step: int, **content: Any) -> None:
+        if self._lead:
+            self._tensorboard.write_event(Event(wall_time=time(), step=step, **content))
             self._tensorboard.flush()
 
-    def _forget_after(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:  # the last line of a killed process may be cut short
-                continue
-        self._path.write_text("".join(kept))
+    def _say_profile(self) -> None:
+        folder = self._run_dir / PROFILE
+        self.say(f"wrote a profile to {folder}: pip install xprof; xprof {folder}")
+
+
+def _remove_lines_after(metrics: Path, step: int) -> None:
+    if not metrics.exists():
+        return
+    lines = []
+    for line in metrics.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(line + "\n")
+        except json.JSONDecodeError:  # a killed process may leave half a line at the end
+            continue
+    metrics.write_text("".join(lines))
 
 
 def health_line(values: Mapping[str, float]) -> str:
-    """How a run is doing: of a line of metrics what there is of these, in this order."""
+    """A one-line summary of metrics: those of the following that are present, in this order."""
     parts = (
         ("loss", "loss {:.4f}"),
         ("step_s", "{:.3g} s/step"),

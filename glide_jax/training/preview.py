@@ -1,4 +1,4 @@
-"""Grids that show what a model in training draws, of the same prompts and seeds every time."""
+"""Previews: grids of samples during training, of the same prompts and seeds every time."""
 
 import dataclasses
 import math
@@ -8,37 +8,38 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from glide_jax.config import Config
+from glide_jax.config import ClipConfig, Config
 from glide_jax.data.loader import Example, validation_examples
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.images import draw_grid
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.stage import Conditions, Known, Stage, Weights, require_usable
 
 IMAGES = 8
 HIDDEN_GRAY = 128
-"""Level shown where an image is to be painted."""
+"""Level of the pixels to inpaint in the images given to a model."""
 
 
 class Preview:
-    """Draws the grids.
+    """Samples for a fixed set of prompts.
 
-    A base model draws train.sample_prompts, or the captions of the first validation images. An
-    upsampler or inpainting model is given those images, and shown between what it was given and
-    the whole image.
+    A base model samples train.sample_prompts, or the captions of the first validation images. An
+    upsampler or inpainting model gets those images; its grid shows each input, sample and original
+    side by side.
 
     Args:
         config: of the run.
-        tokenizer: the run's own.
+        tokenizer: of the run.
         held_out: the validation split.
 
     Raises:
-        UserError: config.sample cannot work.
+        UserError: config.sample has settings that the model cannot use.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, held_out: Source) -> None:
         self._config = config
-        # Guidance by CLIP would need one; nobody wants to wait for it while training.
+        # CLIP guidance needs a CLIP, and takes too long during training.
         self._settings = dataclasses.replace(config.sample, clip_guidance_scale=0.0)
         require_usable(config, self._settings)
         self._tokenizer = tokenizer
@@ -49,41 +50,47 @@ class Preview:
             self._examples = validation_examples(held_out, config, IMAGES)
             self._prompts = [example.caption for example in self._examples]
 
-    def draw(self, params: Weights) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
-        """The grid of these parameters."""
+    @classmethod
+    def open(cls, run: Run, held_out: Source) -> "Preview | None":
+        """The preview of a run; None for a CLIP, or if the run has none."""
+        if isinstance(run.config.model, ClipConfig) or not run.config.train.sample_every_steps:
+            return None
+        return cls(run.config, run.tokenizer, held_out)
+
+    def sample(self, params: Weights) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
+        """The grid of samples with these parameters."""
         if self._stage is None:
-            # Nobody else takes part, so as many share the parameters as are here.
+            # Only this process samples: the parameters are sharded over its devices.
             fsdp = math.gcd(self._config.train.fsdp, jax.local_device_count())
             self._stage = Stage(self._config, params, self._tokenizer, fsdp)
         self._stage.use(params)
         model, prompts = self._config.denoiser, self._prompts
         if not model.condition_channels:
-            drawn = self._draw(Conditions())
-            return draw_grid(drawn, prompts, columns=4)
+            return draw_grid(self._sample(Conditions()), prompts, columns=4)
 
-        whole = np.stack([example.pixels for example in self._examples])
-        given, low_res, known = whole, None, None
+        originals = np.stack([example.pixels for example in self._examples])
+        given, low_res, known = originals, None, None
         if model.low_res_px:
-            low_res = _resized(whole, model.low_res_px, Image.Resampling.BOX)
+            low_res = _resized(originals, model.low_res_px, Image.Resampling.BOX)
             given = _resized(low_res, model.resolution_px, Image.Resampling.NEAREST)
         if model.inpaint:
             mask = np.stack([e.mask for e in self._examples if e.mask is not None])
-            known = Known(whole, mask)
-            given = np.where(mask, whole, given if model.low_res_px else HIDDEN_GRAY)
-        drawn = self._draw(Conditions(low_res=low_res, known=known))
-        rows = np.stack([given, drawn, whole], 1).reshape(-1, *whole.shape[1:])
-        captions = [c for p in prompts for c in (f"given: {p}", "drawn", "the whole image")]
+            known = Known(originals, mask)
+            given = np.where(mask, originals, given if model.low_res_px else HIDDEN_GRAY)
+        samples = self._sample(Conditions(low_res=low_res, known=known))
+        rows = np.stack([given, samples, originals], 1).reshape(-1, *originals.shape[1:])
+        captions = [c for p in prompts for c in (f"given: {p}", "sample", "original")]
         return draw_grid(rows.astype(np.uint8), captions, columns=6)
 
-    def _draw(self, conditions: Conditions) -> UInt8[np.ndarray, "b h w 3"]:
+    def _sample(self, conditions: Conditions) -> UInt8[np.ndarray, "b h w 3"]:
         assert self._stage is not None
         seeds = [0] * len(self._prompts)
-        drawn = self._stage.draw(self._prompts, seeds, self._settings, conditions)
-        self._stage.use({})  # until the next time the memory is training's
-        return drawn
+        samples = self._stage.draw(self._prompts, seeds, self._settings, conditions)
+        self._stage.use({})  # frees its memory for training
+        return samples
 
 
 def _resized(
-    images: UInt8[np.ndarray, "b h w 3"], px: int, how: Image.Resampling
+    images: UInt8[np.ndarray, "b h w 3"], px: int, method: Image.Resampling
 ) -> UInt8[np.ndarray, "b {px} {px} 3"]:
-    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), how)) for p in images])
+    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), method)) for p in images])

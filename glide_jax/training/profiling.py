@@ -1,4 +1,4 @@
-"""What a run's time and memory go to."""
+"""Profile of some training steps, and memory per device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,24 +8,23 @@ import jax
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import GIB
-from glide_jax.storage import AnyPath
 from glide_jax.training.step import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileFlags:
-    """Flag of a trace."""
+    """Flag of a profile."""
 
     profile: str = ""
-    """Trace these steps for XProf, as FIRST:LAST, counted from this start: 10:15."""
+    """Steps to profile for XProf, as FIRST:LAST, counted from this start: 10:15."""
 
 
 class Profile:
-    """A trace of some steps, which XProf and Perfetto show; nothing unless asked for.
+    """A profile of some steps, for XProf and Perfetto; by default, of none.
 
     Args:
-        first: step of this start, counted from 0, with which it begins; -1: never.
-        last: step before which it ends.
+        first: its first step, counted from 0 at this start; -1: no profile.
+        last: the step after its last.
     """
 
     def __init__(self, first: int = -1, last: int = -1) -> None:
@@ -35,7 +34,7 @@ class Profile:
 
     @classmethod
     def of(cls, flags: ProfileFlags) -> "Profile":
-        """The trace that `--profile FIRST:LAST` requests; no trace without the flag.
+        """The profile that `--profile FIRST:LAST` requests; none without the flag.
 
         Raises:
             UserError: these are not two steps in order.
@@ -50,52 +49,44 @@ class Profile:
             )
         return cls(int(first), int(last))
 
-    def before_step(self, folder: Path, name: AnyPath | None = None) -> str:
-        """Begins or ends the trace where it is time for it; call it before each step.
+    def before_step(self, folder: Path) -> bool:
+        """Starts or ends the profile if its first or last step is next; call it before each step.
 
         Args:
-            folder: where it is written.
-            name: where it is found afterwards, if that is not there.
+            folder: where the profile is written.
 
         Returns:
-            What there is to say, or "".
+            Whether a profile was written.
         """
-        now, self._steps = self._steps, self._steps + 1
-        if now == self._first:
+        step, self._steps = self._steps, self._steps + 1
+        if step == self._first:
             jax.profiler.start_trace(str(folder))
             self._running = True
-        if now == self._last:
-            return self.end(folder, name)
-        return ""
+        return step == self._last and self.end()
 
-    def end(self, folder: Path, name: AnyPath | None = None) -> str:
-        """Ends the trace, if there is one; `before_step` describes the rest."""
+    def end(self) -> bool:
+        """Ends the profile if it is running. Returns whether it was written."""
         if not self._running:
-            return ""
+            return False
         self._running = False
         jax.profiler.stop_trace()
-        found = folder if name is None else name
-        return f"wrote a trace of the steps to {found}: pip install xprof; xprof {found}"
+        return True
 
 
 def memory_report(trainer: Trainer) -> str:
-    """What a device holds between steps, in one line, and what it has where it tells."""
+    """Memory that a device holds between steps, and its size if the backend reports it."""
     state, shardings = trainer.abstract_state, trainer.state_shardings
     parts = [
         f"{name} {sharding.bytes_a_device(getattr(state, key), getattr(shardings, key)) / GIB:.2f}"
-        for name, key in (
-            ("parameters", "params"),
-            ("moving average", "ema"),
-            ("optimizer", "opt_state"),
-        )
+        for name, key in (("parameters", "params"), ("EMA", "ema"), ("optimizer", "opt_state"))
     ]
     stats = jax.local_devices()[0].memory_stats() or {}
-    limit = f"; it has {stats['bytes_limit'] / GIB:.1f}" if "bytes_limit" in stats else ""
-    return f"GiB a device: {', '.join(parts)}{limit}"
+    limit = f" of {stats['bytes_limit'] / GIB:.1f}" if "bytes_limit" in stats else ""
+    return f"GiB per device: {', '.join(parts)}{limit}"
 
 
 def peak_memory() -> dict[str, float]:
-    """The most that this process's first device ever held, in GiB; nothing where none tells."""
+    """Peak memory of this process's first device in GiB; empty if the backend reports none."""
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
     return {} if peak is None else {"peak_memory_gib": peak / GIB}

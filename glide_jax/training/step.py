@@ -40,6 +40,8 @@ class Trainer:
     ) -> None:
         self.config = config
         self.network = objective.network
+        self.timestep_count = objective.timestep_count
+        """T."""
         self._objective = objective
         frozen_text = config.train.trainable == "unet"
         self._trained = {

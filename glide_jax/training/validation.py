@@ -1,30 +1,91 @@
-"""What held-out images tell of a run: losses over all steps, and in parts of them."""
+"""Validation losses on held-out images, over all timesteps and by timestep bucket."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
+from glide_jax.config import ClipConfig
+from glide_jax.data.loader import validation_batches
+from glide_jax.data.records import Source
+from glide_jax.parallel import sharding
+from glide_jax.runs.folder import Run
+from glide_jax.runs.state import TrainState
+from glide_jax.shapes import Batch
+from glide_jax.training.clip_batches import with_validation_batch
 from glide_jax.training.objective import Validation
+from glide_jax.training.step import Trainer
 
-GCS_PREFIX = 5
-"""Parts of [0, T) that are told apart: with less noise, what a model must know changes."""
+BUCKETS = 5
+"""Timestep buckets: equal parts of [0, T)."""
+
+
+class Validator:
+    """Losses of a train state on held-out batches.
+
+    Args:
+        trainer: of the run.
+        mesh: of the trainer.
+        batches: this process's part of each batch, on the host.
+    """
+
+    def __init__(self, trainer: Trainer, mesh: Mesh, batches: Iterable[Batch]) -> None:
+        self._trainer, self._mesh = trainer, mesh
+        self._batches = list(batches)
+
+    @classmethod
+    def open(
+        cls, run: Run, trainer: Trainer, mesh: Mesh, held_out: Source, **share: Any
+    ) -> "Validator | None":
+        """Reads the held-out batches; None if the run is not validated.
+
+        Args:
+            run: with its tokenizer.
+            trainer, mesh: see the class.
+            held_out: the validation split.
+            share: this process's part of a batch, as of `validation_batches`.
+
+        Raises:
+            UserError: the images are too few, or too many of them cannot be read.
+        """
+        config = run.config
+        if not config.train.validate_every_steps:
+            return None
+        if isinstance(config.model, ClipConfig):
+            config = with_validation_batch(config, len(held_out))
+        return cls(trainer, mesh, validation_batches(held_out, run.tokenizer, config, **share))
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """See `summary`: validation_NAME of the EMA, validation_NAME_raw of the parameters."""
+        values: dict[str, float] = {}
+        for params, suffix in ((state.ema, ""), (state.params, "_raw")):
+            results = [
+                sharding.to_host(
+                    self._trainer.validate(params, sharding.to_devices(batch, self._mesh), k)
+                )
+                for k, batch in enumerate(self._batches)
+            ]
+            found = summary(results, self._trainer.timestep_count)
+            values |= {f"validation_{name}{suffix}": value for name, value in found.items()}
+        return values
 
 
 def buckets(timestep_count: int) -> list[tuple[int, int]]:
-    """The parts: the first step of each, and the first of the next."""
-    return list(pairwise(i * timestep_count // GCS_PREFIX for i in range(GCS_PREFIX + 1)))
+    """The buckets, each as its first timestep and that of the next."""
+    return list(pairwise(i * timestep_count // BUCKETS for i in range(BUCKETS + 1)))
 
 
 def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, float]:
     """Means over all examples, by name, and `mse` or `accuracy` of each bucket.
 
     Args:
-        results: of each batch, on the host.
-        timestep_count: T; a single one is not cut in buckets.
+        results: of every batch, on the host.
+        timestep_count: T; if below BUCKETS, there are no buckets.
 
     Returns:
-        `loss`, `mse`, ..., and `mse_t000-199` and so on: of examples noised to those steps.
+        `loss`, `mse`, ..., and `mse_t000-199` and so on: of the examples with t in that bucket.
     """
     t = np.concatenate([result.t for result in results])
     values = {
@@ -32,7 +93,7 @@ def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, flo
         for name in results[0].values
     }
     means = {name: float(value.mean()) for name, value in values.items()}
-    if timestep_count < GCS_PREFIX:
+    if timestep_count < BUCKETS:
         return means
     shown = "mse" if "mse" in values else "accuracy"
     for low, high in buckets(timestep_count):
