@@ -83,15 +83,25 @@ def python():
 
 
 @pytest.fixture(scope="session")
-def train(python, color_folder):
-    """Starts `train.py` with the tiny configuration on the eight colors."""
+def train_flags(color_folder):
+    """The flags of train.py for the tiny configuration on the eight colors."""
 
-    def start(run_dir, *flags, **options):
+    def flags(run_dir, *more):
         data = ("--data.source", "folder", color_folder)
         run = ("--train.run-dir", run_dir, "--data.train-split", "all")
         run += ("--data.validation-split", "all")
         config = ("--config", Path(__file__).parent / "helpers" / "tiny.py")
-        return python("train.py", *config, *data, *run, *flags, **options)
+        return [*map(str, (*config, *data, *run, *more))]
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def train(python, train_flags):
+    """Starts `train.py` with the tiny configuration on the eight colors."""
+
+    def start(run_dir, *flags, **options):
+        return python("train.py", *train_flags(run_dir, *flags), **options)
 
     return start
 

@@ -1,4 +1,4 @@
-"""train.py as a user runs it: it learns, and nothing that stops it loses anything."""
+"""train.py as a user runs it: it learns, and resumes after any interruption."""
 
 import errno
 import json
@@ -19,13 +19,14 @@ from PIL import Image
 from glide_jax import Glide, UserError
 from glide_jax.runs.checkpoint import Checkpoints, _cause
 from glide_jax.runs.folder import Run
+from glide_jax.train import main
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
 from glide_jax.training.stop import StopRequest
 
 
 def metrics(run_dir: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
+    """metrics.jsonl without the values that depend on the clock."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     clock = ("images_per_s", "step_s", "loader_wait_share")
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
@@ -62,7 +63,7 @@ def test_overfits_eight_images(trained_run):
     assert (distance.argmin(1) == np.arange(8)).sum() >= 7
 
 
-def test_run_folder_holds_everything(trained_run):
+def test_the_run_folder_is_complete(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     assert {"config.json", "tokenizer", "checkpoints", "samples", "metrics.jsonl"} <= names
     assert list((trained_run / "tensorboard").glob("events*"))
@@ -79,14 +80,14 @@ SHORT = ("--train.steps", "50", "--train.checkpoint-every-steps", "15")
 
 @pytest.fixture(scope="module")
 def short_run(train, tmp_path_factory):
-    """A run of 50 steps that nothing disturbed."""
+    """An uninterrupted run of 50 steps."""
     run_dir = tmp_path_factory.mktemp("short") / "run"
     finish(train(run_dir, *SHORT))
     return run_dir
 
 
 @pytest.mark.slow
-def test_whatever_stops_a_run_it_goes_on_bit_for_bit(train, short_run, tmp_path):
+def test_an_interrupted_run_resumes_bit_for_bit(train, short_run, tmp_path):
     # Asked to stop, it saves first.
     process = train(tmp_path, *SHORT)
     log = tmp_path / "metrics.jsonl"
@@ -101,7 +102,7 @@ def test_whatever_stops_a_run_it_goes_on_bit_for_bit(train, short_run, tmp_path)
     process.kill()
     process.wait()
     assert stopped < Checkpoints(tmp_path).latest_step < 50
-    # What a write cut short leaves behind: a temporary folder, and half a line of metrics.
+    # An interrupted write leaves a temporary folder and half a line of metrics.
     (tmp_path / "checkpoints" / "45.orbax-checkpoint-tmp").mkdir(exist_ok=True)
     log.open("a").write('{"step": 45, "lo')
     assert "resumed at step" in finish(train(tmp_path, *SHORT))
@@ -109,7 +110,7 @@ def test_whatever_stops_a_run_it_goes_on_bit_for_bit(train, short_run, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_first_request_to_stop_is_remembered_and_a_second_one_obeyed(number):
+def test_the_first_stop_request_is_recorded_and_the_second_one_interrupts(number):
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         stop = StopRequest()
@@ -124,31 +125,31 @@ def test_a_first_request_to_stop_is_remembered_and_a_second_one_obeyed(number):
 
 
 @pytest.mark.slow
-def test_too_many_steps_that_are_not_finite_stop_the_run(train, tmp_path):
+def test_too_many_non_finite_steps_stop_the_run(train, tmp_path):
     flags = ("--optim.learning-rate", "1e30", "--train.max-bad-steps", "3")
     said = finish(train(tmp_path, *flags), status=2)
     assert "error: step" in said and "lower optim.learning_rate" in said
     assert "Traceback" not in said
 
 
-def test_write_that_fails_ends_in_one_clear_line(train, tmp_path):
+def test_a_failed_write_ends_the_run_with_one_line(train, tmp_path):
     def limit_file_size():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     soon = ("--train.checkpoint-every-steps", "5")
     said = finish(train(tmp_path, *soon, preexec_fn=limit_file_size), status=2)
-    # Orbax's writer threads say more, before it and after it, and even on the same line.
+    # Orbax's writer threads print more, even on the same line.
     folder = re.escape(str(tmp_path / "checkpoints"))
     assert re.search(f"error: cannot save checkpoints in {folder}: .*File too large", said)
 
 
-def test_a_failed_write_is_named_in_the_systems_words_wherever_they_stand():
+def test_a_failed_write_is_explained_by_the_system_error():
     said = f'Error writing {"x" * 400}: Failed writing: "/a/b": {os.strerror(errno.ENOSPC)} [more]'
     assert _cause(OSError(said)) == os.strerror(errno.ENOSPC)
 
 
-def test_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatch, tmp_path):
+def test_a_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatch, tmp_path):
     config = Run.open(trained_run).config
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
     state = Trainer(config, Denoising(config), mesh).init()
@@ -169,14 +170,28 @@ def test_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatc
         (("--train.batch-examples", "0"), "train.batch_examples must be at least 1"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_name(train, trained_run, flags, line):
-    said = finish(train(trained_run, *flags), status=2)
-    assert line in said
-    assert "Traceback" not in said
+def test_settings_that_cannot_work_are_refused_by_name(train_flags, trained_run, flags, line):
+    jax.devices()  # the command must not change the devices of this process
+    with pytest.raises(UserError, match=re.escape(line)):
+        main(train_flags(trained_run, *flags))
 
 
-def test_unknown_flag_and_missing_config(train, python, trained_run):
-    assert "--optim.speed" in finish(train(trained_run, "--optim.speed", "3"), status=2)
-    assert "--config is needed" in finish(python("train.py"), status=2)
-    assert "no such .py or .json" in finish(python("train.py", "--config", "no.py"), status=2)
-    assert "--optim.learning-rate" in finish(python("train.py", "--help"))
+def test_unknown_flags_are_refused_by_name(train_flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(train_flags(tmp_path, "--optim.speed", "3"))
+    assert refused.value.code == 2
+    assert "--optim.speed" in "".join(capsys.readouterr())
+
+
+def test_a_missing_config_is_refused(capsys):
+    with pytest.raises(UserError, match="--config is needed"):
+        main([])
+    with pytest.raises(UserError, match=r"no such \.py or \.json"):
+        main(["--config", "no.py"])
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as shown:
+        main(["--help"])
+    assert not shown.value.code
+    assert "--optim.learning-rate" in capsys.readouterr().out
