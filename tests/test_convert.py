@@ -1,18 +1,14 @@
-"""Released weights become run folders, and back, bit for bit; whatever else is refused by name."""
+"""Conversion of released weights to run folders and back, bit for bit; refusals of other files."""
 
 import dataclasses
-import json
-import math
-import subprocess
+import runpy
 import sys
 import zipfile
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from helpers.golden_models import (
-    GOLDEN,
     UNETS,
     config_of,
     golden_clip_config,
@@ -20,86 +16,30 @@ from helpers.golden_models import (
     golden_weights,
 )
 
+from glide_jax.convert import __main__
 from glide_jax.convert.__main__ import main
-from glide_jax.convert.conversion import LOGIT_SCALE, network_shapes, tower
+from glide_jax.convert.to_runs import LOGIT_SCALE
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
-from glide_jax.models.clip import clip_network
-from glide_jax.models.glide import glide_network
 from glide_jax.parallel.sharding import make_mesh
 from glide_jax.pretrained.names import (
-    CLIP_IMAGE,
-    CLIP_TEXT,
-    DENOISER,
     from_original,
-    original_names,
-    to_original,
 )
-from glide_jax.pretrained.sizes import Unseen, clip_sizes, denoiser_sizes, kind_of
 from glide_jax.pretrained.weight_files import read_tensors, write_tensors
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.step import Trainer
 
-PARAMETERS = {
-    "base": 385_030_726,
-    "upsample": 398_361_286,
-    "base-inpaint": 385_037_638,
-    "upsample-inpaint": 398_368_198,
-    "clip/image-enc": 86_443_776,
-    "clip/text-enc": 71_679_488,
-}
-RELEASED = {
-    file: {name: tuple(shape) for name, (shape, _) in tensors.items()}
-    for file, tensors in json.loads((GOLDEN / "state_dicts.json").read_text()).items()
-}
 SMALL = ("--head-width", "32", "--text-heads", "2", "--image-heads", "3", "--dtype", "float32",
          "--base-px", "4", "--upsample-px", "16")  # fmt: skip
-"""What the golden models' shapes do not tell."""
-
-
-def maps_both_ways(originals, shapes, rules):
-    """Stand-ins for all tensors, without their numbers, to our names and back."""
-
-    def there_and_back(tensors):
-        params = from_original(tensors, shapes, rules)
-        return params, to_original(params, rules)
-
-    stand_ins = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in originals.items()}
-    params, back = jax.eval_shape(there_and_back, stand_ins)
-    assert {name: value.shape for name, value in params.items()} == shapes
-    assert {name: value.shape for name, value in back.items()} == originals
-
-
-@pytest.mark.parametrize("kind", ["base", "upsample", "base-inpaint", "upsample-inpaint"])
-def test_every_tensor_of_a_released_model_maps_both_ways(kind):
-    originals = RELEASED[kind]
-    assert kind_of(originals) == kind
-    network = glide_network(denoiser_sizes(originals, Unseen()))
-    assert network.parameter_count == PARAMETERS[kind]
-    maps_both_ways(originals, network_shapes(network), DENOISER)
-
-
-def test_every_tensor_of_the_released_clip_maps_both_ways():
-    text, image = RELEASED["clip/text-enc"], RELEASED["clip/image-enc"]
-    assert (kind_of(text), kind_of(image)) == ("clip text", "clip image")
-    shapes = network_shapes(clip_network(clip_sizes(text, image, Unseen())))
-    for name, originals, rules in (("text", text, CLIP_TEXT), ("image", image, CLIP_IMAGE)):
-        part = tower(shapes, name)
-        assert sum(map(math.prod, part.values())) == PARAMETERS[f"clip/{name}-enc"]
-        maps_both_ways(originals, part, rules)
-
-
-def test_a_name_that_no_rule_knows_is_an_error():
-    with pytest.raises(KeyError, match=r"unet\.new"):
-        original_names(["unet.new.kernel"], DENOISER)
+"""Settings of the golden models that their tensors do not determine."""
 
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    """Flags for vocabularies small enough for the golden models: those two may be smaller still."""
+    """Flags for tokenizers of the smallest sizes."""
     folder = tmp_path_factory.mktemp("tokenizers")
     Tokenizer.train([], 257).save(folder / "glide")
     ClipTokenizer.train([], 514).save(folder / "clip")
@@ -107,7 +47,7 @@ def tokenizers(tmp_path_factory):
 
 
 def widened(weights, name, rows):
-    """The golden models know fewer tokens than there are bytes: give them some more."""
+    """More rows for an embedding: the golden models have fewer tokens than there are bytes."""
     table = weights[name]
     more = np.random.default_rng(0).normal(size=(rows - len(table), table.shape[1]))
     return weights | {name: np.concatenate([table, more.astype(np.float32)])}
@@ -115,7 +55,7 @@ def widened(weights, name, rows):
 
 @pytest.fixture(scope="module")
 def originals():
-    """The golden models' weights under the original's names, by file."""
+    """Weights of the golden models under the original's names, by file."""
     files = {}
     for name in UNETS:
         _, weights, _ = golden_weights(f"unet_{name}.npz")
@@ -129,7 +69,7 @@ def originals():
 
 @pytest.fixture(scope="module")
 def released_set(originals, tokenizers, tmp_path_factory):
-    """All six files, converted in one call."""
+    """The run folders of all six files, converted in one call."""
     folder = tmp_path_factory.mktemp("set")
     files = [folder / f"{name}.{kind}" for name, kind in zip(
         originals, ("npz", "safetensors") * 3, strict=True)]  # fmt: skip
@@ -139,7 +79,7 @@ def released_set(originals, tokenizers, tmp_path_factory):
     return folder / "runs"
 
 
-def test_a_set_of_models_becomes_run_folders(released_set):
+def test_a_set_of_files_becomes_run_folders(released_set):
     folders = sorted(path.name for path in released_set.iterdir())
     assert folders == ["base", "base-inpaint", "clip", "upsample", "upsample-inpaint"]
     configs = {name: Run.open(released_set / name).config for name in folders}
@@ -167,10 +107,10 @@ def test_a_set_of_models_becomes_run_folders(released_set):
     assert ClipTokenizer.load(released_set / "clip" / "tokenizer").vocab_size == 514
 
 
-def test_converted_parameters_are_the_originals(released_set, originals):
+def test_converted_parameters_equal_the_originals(released_set, originals):
     network = Run.open(released_set / "base").network
     params = Checkpoints(released_set / "base").restore_ema(network.shapes)
-    expected = from_original(originals["base"], network_shapes(network))
+    expected = from_original(originals["base"], network.shapes)
     for name, value in params.items():
         np.testing.assert_array_equal(value, expected[name])
     network = Run.open(released_set / "clip").network
@@ -178,7 +118,7 @@ def test_converted_parameters_are_the_originals(released_set, originals):
     np.testing.assert_allclose(scale, LOGIT_SCALE)
 
 
-def test_no_training_goes_on_from_weights_alone(released_set):
+def test_training_does_not_resume_from_weights_alone(released_set):
     config = Run.open(released_set / "base").config
     trainer = Trainer(config, Denoising(config), make_mesh(config))
     with pytest.raises(UserError, match="holds weights alone"):
@@ -187,7 +127,7 @@ def test_no_training_goes_on_from_weights_alone(released_set):
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors", "pt"])
-def test_the_way_back_is_bit_exact(released_set, originals, tmp_path, suffix, capsys):
+def test_the_round_trip_is_bit_exact(released_set, originals, tmp_path, suffix, capsys):
     if suffix == "pt":
         pytest.importorskip("torch")
     for name in ("upsample_inpaint", "clip"):
@@ -213,7 +153,7 @@ def refused(*arguments):
     return line
 
 
-def test_tensors_that_do_not_fit_are_named(originals, tokenizers, tmp_path):
+def test_tensors_that_do_not_fit_are_refused_by_name(originals, tokenizers, tmp_path):
     weights = originals["base"]
     file = tmp_path / "x.npz"
 
@@ -224,14 +164,12 @@ def test_tensors_that_do_not_fit_are_named(originals, tokenizers, tmp_path):
     without = {name: x for name, x in weights.items() if name != "final_ln.bias"}
     assert convert(without) == f"{file}: the weights lack final_ln.bias (1 tensors missing)"
     more = weights | {"label_emb.weight": np.zeros((2, 3), np.float32)}
-    assert convert(more) == (
-        f"{file}: no place for the weights' label_emb.weight (1 tensors left over)"
-    )
+    assert convert(more) == (f"{file}: unexpected tensor label_emb.weight (1 tensors are not used)")
     name = "middle_block.1.encoder_kv.weight"
     wrong = weights | {name: np.zeros((128, 32, 3), np.float32)}
     assert convert(wrong) == (f"{file}: {name} has shape (128, 32, 3), but (128, 32, 1) is needed")
     channels = weights | {"input_blocks.0.0.weight": np.zeros((32, 5, 3, 3), np.float32)}
-    assert "input_blocks.0.0.weight takes 5 channels" in convert(channels)
+    assert "input_blocks.0.0.weight has 5 input channels" in convert(channels)
     for name in (
         "time_embed.0.weight",
         "positional_embedding",
@@ -239,32 +177,32 @@ def test_tensors_that_do_not_fit_are_named(originals, tokenizers, tmp_path):
     ):
         assert f"{name} has shape (4,)" in convert(weights | {name: np.zeros(4, np.float32)})
     integers = weights | {"out.0.bias": np.zeros(32, np.int64)}
-    assert convert(integers) == f"{file}: out.0.bias holds int64, not floating-point numbers"
-    assert convert({"x": np.zeros(3, np.float32)}).startswith(f"{file}: not a GLIDE model")
+    assert convert(integers) == f"{file}: out.0.bias is of type int64, not floating-point"
+    assert convert({"x": np.zeros(3, np.float32)}).startswith(f"{file}: neither a GLIDE model")
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_cannot_be_converted_is_said_in_one_line(
-    originals, released_set, tokenizers, tmp_path
-):
+def test_refusals_are_one_line(originals, released_set, tokenizers, tmp_path):
     base, text = tmp_path / "base.npz", tmp_path / "text.safetensors"
     write_tensors(base, originals["base"])
     write_tensors(text, originals["clip_text_enc"])
     flags = ("--to", tmp_path / "runs", *tokenizers, *SMALL)
     assert refused(base, *flags, "--head-width", "48") == (
         f"{base}: config: model.unet.head_width (48) must divide the width of every attention "
-        "layer, but one is 64 (--help lists the sizes that files do not tell)"
+        "layer, but one is 64 (--help lists the settings that files do not store)"
     )
-    assert "the clip image encoder is not among those given" in refused(text, *flags)
+    assert "the clip image encoder is missing" in refused(text, *flags)
     assert "are both clip text models" in refused(text, text, *flags)
     assert refused(tmp_path / "no.npz", *flags) == f"{tmp_path / 'no.npz'}: no such file"
     assert "must end in .pt, .safetensors, .npz" in refused(tmp_path / "base.bin", *flags)
-    assert "files become a folder" in refused(base, "--to", tmp_path / "x.pt")
+    assert "files are converted to a folder" in refused(base, "--to", tmp_path / "x.pt")
     assert "must end in" in refused(released_set / "base", "--to", tmp_path / "base")
-    assert "converted alone" in refused(released_set / "base", base, "--to", tmp_path / "y.npz")
+    assert "converted one by one" in refused(
+        released_set / "base", base, "--to", tmp_path / "y.npz"
+    )
     assert "is not a run folder" in refused(tmp_path, "--to", tmp_path / "y.npz")
-    assert "is there already" in refused(released_set / "base", "--to", base)
-    assert "is there already" in refused(base, "--to", released_set, *flags[2:])
+    assert "already exists" in refused(released_set / "base", "--to", base)
+    assert "already exists" in refused(base, "--to", released_set, *flags[2:])
     no_tokenizer = refused(base, "--to", tmp_path / "runs", "--tokenizer", "./nowhere", *SMALL)
     assert no_tokenizer.endswith(
         "no such folder: ./nowhere; name another folder or hub name with --tokenizer"
@@ -296,12 +234,12 @@ def test_broken_files_without_torch_are_refused(tmp_path):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         line = refused(tmp_path / name, "--to", tmp_path / "runs")
-        assert line.startswith(f"{tmp_path / name} is no whole {(tmp_path / name).suffix} file"), (
-            line
-        )
+        assert line.startswith(
+            f"{tmp_path / name} is not a valid {(tmp_path / name).suffix} file"
+        ), line
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
-    assert "holds one array" in refused(tmp_path / "one.npz", "--to", tmp_path / "runs")
+    assert "contains one array" in refused(tmp_path / "one.npz", "--to", tmp_path / "runs")
     np.savez(tmp_path / "bomb.npz", a=np.array([Bomb(tmp_path / "ran")], object))
     assert "cannot be loaded when" in refused(tmp_path / "bomb.npz", "--to", tmp_path / "runs")
     assert not (tmp_path / "ran").exists()
@@ -328,28 +266,28 @@ def test_only_tensors_are_read_from_pt_files(originals, tokenizers, tmp_path):
         return line
 
     bomb = convert("bomb.pt", tensors | {"bomb": Bomb(tmp_path / "ran")})
-    assert "is refused: it holds" in bomb
+    assert "is refused: it contains" in bomb
     assert "open, not only tensors" in bomb
     assert "is refused" in convert("module.pt", torch.nn.Linear(2, 2))
     assert not (tmp_path / "ran").exists()
-    assert "holds one Tensor" in convert("tensor.pt", torch.zeros(3))
+    assert "contains one Tensor" in convert("tensor.pt", torch.zeros(3))
     assert "'state_dict' is of type dict" in convert("nested.pt", {"state_dict": tensors})
     data = whole.read_bytes()
     for size in (len(data) // 2, len(data) - 1, 100, 0):
-        assert "is no whole .pt file" in convert(f"cut{size}.pt", data[:size])
-    assert "is no whole .pt file" in convert("text.pt", b"hello there")
+        assert "is not a valid .pt file" in convert(f"cut{size}.pt", data[:size])
+    assert "is not a valid .pt file" in convert("text.pt", b"hello there")
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
         archive.writestr("a.txt", "hello")
-    assert "is no whole .pt file" in convert("zip.pt", (tmp_path / "zip.pt").read_bytes())
+    assert "is not a valid .pt file" in convert("zip.pt", (tmp_path / "zip.pt").read_bytes())
 
 
-def test_the_command_ends_with_one_line(tmp_path):
+def test_the_command_ends_with_one_line(tmp_path, monkeypatch, capsys):
     file = tmp_path / "base.npz"
     file.write_bytes(b"hello")
-    result = subprocess.run(
-        [sys.executable, "-m", "glide_jax.convert", file, "--to", tmp_path / "runs"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {file} is no whole .npz file of tensors")
-    assert len(result.stderr.splitlines()) == 1
+    monkeypatch.setattr(sys, "argv", ["convert", str(file), "--to", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(__main__.__file__, run_name="__main__")
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {file} is not a valid .npz file of tensors")
+    assert len(error.splitlines()) == 1

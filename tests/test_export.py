@@ -205,7 +205,7 @@ def test_a_file_that_is_cut_short_is_refused(exported):
     whole = (exported / WEIGHTS).read_bytes()
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         (exported / WEIGHTS).write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"weights\.safetensors is no whole"):
+        with pytest.raises(UserError, match=r"weights\.safetensors is not a valid"):
             Stage.load(Run.open(exported))
     (exported / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"needs config\.json and checkpoints/ or weights"):

@@ -1,1 +1,1 @@
-"""Convert OpenAI's released checkpoints to run folders and back."""
+"""Conversion of published checkpoints to run folders and back."""

@@ -1,11 +1,11 @@
-"""Converts OpenAI's published weights to run folders, and models trained here back.
+"""Convert OpenAI's published weights to run folders, and models trained here back.
 
     python -m glide_jax.convert base.pt upsample.pt --to runs/released
     python -m glide_jax.convert runs/mine --to base.pt
 
-What each file is shows in its tensors. The first command makes a folder for each model inside
---to: base, upsample, base-inpaint, upsample-inpaint, and clip, of two files. The second writes
-the averaged weights under the original's names, for PyTorch: .pt, .safetensors or .npz.
+The first command recognizes each file by its tensors and writes one run folder per model inside
+--to: base, upsample, base-inpaint, upsample-inpaint, and clip, which is two files. The second
+writes the EMA parameters under the original's names, for PyTorch: .pt, .safetensors or .npz.
 """
 
 from collections.abc import Sequence
@@ -14,38 +14,37 @@ from pathlib import Path
 
 import tyro
 
-from glide_jax.convert.conversion import files_to_runs, run_to_files
+from glide_jax.convert.to_files import run_to_files
+from glide_jax.convert.to_runs import files_to_runs
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.pretrained.sizes import (
-    Unseen,
-)
+from glide_jax.pretrained.sizes import UnstoredSettings
 from glide_jax.storage import require_local
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Converts OpenAI's published weights to run folders, and models trained here back."""
+    """Convert OpenAI's published weights to run folders, and models trained here back."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]
     """Files of weights (.pt, .safetensors, .npz) of one set of models; or one run folder."""
     to: Path
-    """For files: the folder of the set. For a run folder: the file to write."""
+    """For files, the folder to write run folders to; for a run folder, the file to write."""
     tokenizer: str = "gpt2"
-    """The vocabulary of base models and upsamplers: a local folder, or its name on the hub."""
+    """Tokenizer of base models and upsamplers: a local folder or a name on the hub."""
     clip_tokenizer: str = "openai/clip-vit-base-patch32"
-    """CLIP's: a local folder or file, or its name on the hub."""
-    unseen: tyro.conf.OmitArgPrefixes[Unseen] = field(default_factory=Unseen)
+    """Tokenizer of CLIP: a local folder or file, or a name on the hub."""
+    unstored: tyro.conf.OmitArgPrefixes[UnstoredSettings] = field(default_factory=UnstoredSettings)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. Raises UserError."""
+    """Run the command. Raises UserError."""
     arguments = tyro.cli(Arguments, prog="python -m glide_jax.convert", args=argv)
     require_local(arguments.to)
     if not arguments.files:
         raise UserError("nothing to convert: give files of weights, or a run folder")
     if any(path.is_dir() for path in arguments.files):
         if len(arguments.files) > 1:
-            raise UserError("a run folder is converted alone: give one, and the file as --to")
+            raise UserError("run folders are converted one by one: give one, and a file as --to")
         run_to_files(arguments.files[0], arguments.to)
     else:
         files_to_runs(
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.to,
             arguments.tokenizer,
             arguments.clip_tokenizer,
-            arguments.unseen,
+            arguments.unstored,
         )
 
 

@@ -1,4 +1,4 @@
-"""How OpenAI's notebooks draw with the models they released, and the noise these learned from."""
+"""Noise processes and sampling settings of the models that OpenAI released."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,12 +7,12 @@ from glide_jax.config import DiffusionConfig, SampleConfig
 
 
 class ReleasedDefaults(NamedTuple):
-    """Of one released model."""
+    """Settings of one released model."""
 
     diffusion: DiffusionConfig
-    """The noise process that it was trained with."""
+    """Noise process of its training."""
     sample: SampleConfig
-    """The notebooks' settings."""
+    """Sampling settings of OpenAI's notebooks."""
 
 
 _UPSAMPLER_NOISE = DiffusionConfig(schedule="linear")
@@ -27,4 +27,4 @@ RELEASED: dict[str, ReleasedDefaults] = {
     ),
     "clip": ReleasedDefaults(DiffusionConfig(), SampleConfig()),
 }
-"""By what a model is for; a CLIP draws nothing, and sees the base model's noise."""
+"""By role. A CLIP is trained with the base model's noise process, and does not sample."""

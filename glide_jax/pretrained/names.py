@@ -1,7 +1,7 @@
-"""The released checkpoints' names and layouts, and ours.
+"""Parameter names and layouts of the released checkpoints, to and from this project's.
 
-A table for each kind of file maps every parameter's name to the original's. Layouts follow from
-the shapes: PyTorch keeps a linear layer as (out, in) and a convolution as (out, in, height, width);
+A table for each kind of file maps every parameter name to the original's. Layouts follow from the
+shapes: PyTorch stores a linear layer as (out, in) and a convolution as (out, in, height, width);
 here they are (in, out) and (height, width, in, out).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from glide_jax.errors import UserError
 
 Rules = tuple[tuple[str, str], ...]
-"""(our name, the original's): named groups are translated by `_TABLES`, where it has them."""
+"""(pattern of our names, template of the original's); `_TABLES` translates named groups."""
 
 _RES = {
     "norm1": "in_layers.0",
@@ -79,7 +79,7 @@ DENOISER: Rules = (
     (r"unet\.up\.(?P<n>\d+)\.up\.(?P<res>\w+)\.(?P<leaf>\w+)",
      "output_blocks.{n}.{last}.{res}.{leaf}"),
 )  # fmt: skip
-"""Of base.pt, upsample.pt, base_inpaint.pt and upsample_inpaint.pt."""
+"""Names in base.pt, upsample.pt, base_inpaint.pt and upsample_inpaint.pt."""
 
 _TOWER: Rules = (
     (r"position_embedding", "blocks.input.w_pos"),
@@ -89,32 +89,32 @@ _TOWER: Rules = (
     (r"projection\.kernel", "blocks.output.f.w"),
 )  # fmt: skip
 CLIP_TEXT: Rules = ((r"token_embedding", "blocks.input.w_voc"), *_TOWER)
-"""Of clip_text_enc.pt; our names without their first part, `text`."""
+"""Names in clip_text_enc.pt; ours without the leading `text.`."""
 CLIP_IMAGE: Rules = (
     (r"time_embedding", "blocks.input.w_t"),
     (r"patches\.kernel", "blocks.input.patch_proj"),
     (r"input_norm\.(?P<clip_leaf>\w+)", "blocks.input.ln.{clip_leaf}"),
     *_TOWER,
 )
-"""Of clip_image_enc.pt; our names without their first part, `image`."""
+"""Names in clip_image_enc.pt; ours without the leading `image.`."""
 
-_ATTENDED_ON_THE_WAY_UP = r"unet\.up\.(?P<n>\d+)\.attention\."
-_CONVOLUTION_OF_WIDTH_1 = r"unet\..*\.attention\.\w+\.kernel"
-"""Linear layers that the original writes as convolutions over a line of pixels."""
+_DECODER_ATTENTION = r"unet\.up\.(?P<n>\d+)\.attention\."
+_CONV_1D = r"unet\..*\.attention\.\w+\.kernel"
+"""Linear layers that the original stores as 1D convolutions with kernels of size 1."""
 
 
 def original_names(names: Iterable[str], rules: Rules) -> dict[str, str]:
-    """Our parameter names to the released checkpoints' names.
+    """The original's name of each of our parameters.
 
     Args:
         names: all parameter names of one model, or of one of CLIP's towers.
         rules: DENOISER, CLIP_TEXT or CLIP_IMAGE.
 
     Raises:
-        KeyError: a name that no rule knows.
+        KeyError: no rule matches a name.
     """
     names = list(names)
-    attended = {match["n"] for name in names if (match := re.match(_ATTENDED_ON_THE_WAY_UP, name))}
+    attended = {match["n"] for name in names if (match := re.match(_DECODER_ATTENTION, name))}
     return {name: _original_name(name, rules, attended) for name in names}
 
 
@@ -127,24 +127,24 @@ def _original_name(name: str, rules: Rules, attended: set[str]) -> str:
                 for key, value in match.groupdict().items()
             }
             if "n" in fields:
-                fields["next"] = str(int(fields["n"]) + 1)  # their `down` starts with conv_in
-                fields["last"] = "2" if fields["n"] in attended else "1"  # after any attention
+                fields["next"] = str(int(fields["n"]) + 1)  # their encoder starts with conv_in
+                fields["last"] = "2" if fields["n"] in attended else "1"  # after attention
             return template.format(**fields)
     raise KeyError(name)
 
 
 def from_original(
-    tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rules: Rules = DENOISER
+    tensors: Mapping[str, Any], shapes: Mapping[str, Any], rules: Rules = DENOISER
 ) -> dict[str, Any]:
-    """Converts a released checkpoint's tensors to our names and layouts.
+    """Convert the tensors of a released checkpoint to our names and layouts.
 
     Args:
         tensors: arrays by their original names.
-        shapes: the shape of each of our parameters, by our names.
+        shapes: arrays or ShapeDtypeStructs by our names, as `Network.shapes`.
         rules: DENOISER, CLIP_TEXT or CLIP_IMAGE.
 
     Raises:
-        UserError: a tensor is missing, left over, or of the wrong shape.
+        UserError: a tensor is missing, unexpected or of the wrong shape.
     """
     names = original_names(shapes, rules)
     missing = [theirs for theirs in names.values() if theirs not in tensors]
@@ -152,9 +152,9 @@ def from_original(
         raise UserError(f"the weights lack {missing[0]} ({len(missing)} tensors missing)")
     unused = sorted(set(tensors) - set(names.values()))
     if unused:
-        raise UserError(f"no place for the weights' {unused[0]} ({len(unused)} tensors left over)")
+        raise UserError(f"unexpected tensor {unused[0]} ({len(unused)} tensors are not used)")
     for ours, theirs in names.items():
-        found, expected = tuple(tensors[theirs].shape), original_shape(ours, shapes[ours])
+        found, expected = tuple(tensors[theirs].shape), original_shape(ours, shapes[ours].shape)
         if found != expected:
             raise UserError(f"{theirs} has shape {found}, but {expected} is needed")
     return {ours: _to_our_layout(ours, tensors[theirs]) for ours, theirs in names.items()}
@@ -167,11 +167,17 @@ def to_original(params: Mapping[str, Any], rules: Rules = DENOISER) -> dict[str,
 
 
 def original_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The original's shape of our parameter."""
+    """Shape of a parameter in the original's layout."""
     if not name.endswith(".kernel"):
         return shape
     *size, c_in, c_out = shape
-    return (c_out, c_in, 1) if re.fullmatch(_CONVOLUTION_OF_WIDTH_1, name) else (c_out, c_in, *size)
+    return (c_out, c_in, 1) if re.fullmatch(_CONV_1D, name) else (c_out, c_in, *size)
+
+
+def tower(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The values of one of CLIP's towers, with names relative to it."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): x for key, x in values.items() if key.startswith(prefix)}
 
 
 def _to_our_layout(name: str, value: Any) -> Any:
@@ -186,4 +192,4 @@ def _to_their_layout(name: str, value: Any) -> Any:
     if not name.endswith(".kernel"):
         return value
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return value[:, :, None] if re.fullmatch(_CONVOLUTION_OF_WIDTH_1, name) else value
+    return value[:, :, None] if re.fullmatch(_CONV_1D, name) else value

@@ -1,7 +1,7 @@
-"""What a released checkpoint is, and its model's sizes, read from its tensors' names and shapes.
+"""Kind and sizes of a released checkpoint's model, from the names and shapes of its tensors.
 
-Not everything shows in a shape. How wide an attention head is and how large the images are does
-not: there the released values hold, unless the caller knows better.
+Some settings do not follow from shapes, such as the width of attention heads and the image
+resolution: `UnstoredSettings` has them, with the released values as defaults.
 """
 
 import math
@@ -21,40 +21,41 @@ from glide_jax.config import (
 from glide_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of a checkpoint's tensors, by their original names."""
+"""Shapes of a checkpoint's tensors by their original names."""
 
-CHANNELS_IN = {3: "base", 7: "base-inpaint", 6: "upsample", 10: "upsample-inpaint"}
-"""Input channels of a U-Net tell what it is for: x_t, known pixels and mask, smaller image."""
+KIND_BY_CHANNELS = {3: "base", 7: "base-inpaint", 6: "upsample", 10: "upsample-inpaint"}
+"""Kind of a denoiser by input channels: x_t (3), known pixels and mask (4), low_res (3)."""
 CLIP_TEXT_FILE, CLIP_IMAGE_FILE = "clip text", "clip image"
+"""Kinds of the two files of a CLIP."""
 
 _CONV_IN = "input_blocks.0.0.weight"
 _TOKENS, _PATCHES = "blocks.input.w_voc", "blocks.input.patch_proj"
-_RESAMPLING_ON_THE_WAY_UP = r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight"
+_UPSAMPLING_BLOCK = r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight"
 
 
 @dataclass(frozen=True)
-class Unseen:
-    """What shapes do not show; the defaults are those of the released models."""
+class UnstoredSettings:
+    """Settings that a checkpoint's tensors do not determine; defaults are the released values."""
 
     text_heads: int = 8
-    """Of the text transformer, GLIDE's or CLIP's."""
+    """Attention heads of the text transformer, GLIDE's or CLIP's."""
     image_heads: int = 12
-    """Of CLIP's image tower."""
+    """Attention heads of CLIP's image tower."""
     head_width: int = 64
     """Channels of one attention head of a U-Net."""
     base_px: int = 64
-    """Side of a base model's images, and of the smaller images that an upsampler sees."""
+    """Resolution of a base model's images, and of an upsampler's low-resolution images."""
     upsample_px: int = 256
-    """Side of an upsampler's images."""
+    """Resolution of an upsampler's images."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matmuls."""
 
 
 def kind_of(shapes: Shapes) -> str:
-    """What a file is: a value of CHANNELS_IN, CLIP_TEXT_FILE or CLIP_IMAGE_FILE.
+    """Kind of a file: a value of KIND_BY_CHANNELS, CLIP_TEXT_FILE or CLIP_IMAGE_FILE.
 
     Raises:
-        UserError: none of them.
+        UserError: it is none of them.
     """
     if _TOKENS in shapes:
         return CLIP_TEXT_FILE
@@ -62,37 +63,39 @@ def kind_of(shapes: Shapes) -> str:
         return CLIP_IMAGE_FILE
     if _CONV_IN not in shapes:
         raise UserError(
-            f"not a GLIDE model or a noised CLIP: it has none of {_CONV_IN}, {_TOKENS}, {_PATCHES}"
+            "neither a GLIDE model nor a noised CLIP: it has none of "
+            f"{_CONV_IN}, {_TOKENS}, {_PATCHES}"
         )
     channels = _size(shapes, _CONV_IN, 1, 4)
-    if channels not in CHANNELS_IN:
+    if channels not in KIND_BY_CHANNELS:
         raise UserError(
-            f"{_CONV_IN} takes {channels} channels, but GLIDE's models take "
-            f"{', '.join(map(str, CHANNELS_IN))}"
+            f"{_CONV_IN} has {channels} input channels, but GLIDE's models have "
+            f"{', '.join(map(str, KIND_BY_CHANNELS))}"
         )
-    return CHANNELS_IN[channels]
+    return KIND_BY_CHANNELS[channels]
 
 
-def denoiser_sizes(shapes: Shapes, unseen: Unseen) -> ModelConfig:
-    """The sizes of a base model or an upsampler.
+def denoiser_sizes(shapes: Shapes, unstored: UnstoredSettings) -> ModelConfig:
+    """Sizes of a base model or an upsampler.
 
     Raises:
-        UserError: a tensor that tells them is missing or cannot be, or `unseen` does not fit.
+        UserError: a tensor is missing or has an impossible shape, or `unstored` does not fit.
     """
     kind = kind_of(shapes)
     upsamples = kind.startswith("upsample")
-    resolution = unseen.upsample_px if upsamples else unseen.base_px
+    resolution = unstored.upsample_px if upsamples else unstored.base_px
     blocks_up = _count(shapes, r"output_blocks\.(\d+)\.")
     resampling = [
-        int(match[1]) for name in shapes if (match := re.fullmatch(_RESAMPLING_ON_THE_WAY_UP, name))
+        int(match[1]) for name in shapes if (match := re.fullmatch(_UPSAMPLING_BLOCK, name))
     ]
-    blocks_a_level = min(resampling, default=blocks_up - 1) + 1
-    if blocks_a_level < 2 or blocks_up % blocks_a_level:
+    blocks_per_level = min(resampling, default=blocks_up - 1) + 1
+    if blocks_per_level < 2 or blocks_up % blocks_per_level:
         raise UserError(
-            f"{blocks_up} output_blocks do not make levels of {blocks_a_level}: not a GLIDE U-Net"
+            f"{blocks_up} output_blocks do not divide into levels of {blocks_per_level}: not a "
+            "GLIDE U-Net"
         )
     channels = _size(shapes, "time_embed.0.weight", 1, 2)
-    starts = [1 + level * blocks_a_level for level in range(blocks_up // blocks_a_level)]
+    starts = [1 + level * blocks_per_level for level in range(blocks_up // blocks_per_level)]
     widths = [_size(shapes, f"input_blocks.{i}.0.out_layers.3.weight", 0, 4) for i in starts]
     return ModelConfig(
         text=TextConfig(
@@ -100,28 +103,28 @@ def denoiser_sizes(shapes: Shapes, unseen: Unseen) -> ModelConfig:
             length=_size(shapes, "positional_embedding", 0, 2),
             width=_size(shapes, "positional_embedding", 1, 2),
             layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
-            heads=unseen.text_heads,
+            heads=unstored.text_heads,
         ),
         unet=UNetConfig(
             resolution_px=resolution,
             channels=channels,
             channel_mult=tuple(width // channels for width in widths),
-            res_blocks=blocks_a_level - 1,
+            res_blocks=blocks_per_level - 1,
             attention_px=tuple(
                 resolution >> level
                 for level, i in enumerate(starts)
                 if f"input_blocks.{i}.1.qkv.weight" in shapes
             ),
-            head_width=unseen.head_width,
+            head_width=unstored.head_width,
         ),
-        low_res_px=unseen.base_px if upsamples else 0,
+        low_res_px=unstored.base_px if upsamples else 0,
         inpaint=kind.endswith("inpaint"),
-        dtype=unseen.dtype,
+        dtype=unstored.dtype,
     )
 
 
-def clip_sizes(text: Shapes, image: Shapes, unseen: Unseen) -> ClipConfig:
-    """The sizes of a noised CLIP, from its two files.
+def clip_sizes(text: Shapes, image: Shapes, unstored: UnstoredSettings) -> ClipConfig:
+    """Sizes of a noised CLIP, from its two files.
 
     Raises:
         UserError: as `denoiser_sizes`.
@@ -134,23 +137,23 @@ def clip_sizes(text: Shapes, image: Shapes, unseen: Unseen) -> ClipConfig:
             length=_size(text, "blocks.input.w_pos", 0, 2),
             width=_size(text, _TOKENS, 1, 2),
             layers=_count(text, r"blocks\.block_(\d+)\."),
-            heads=unseen.text_heads,
+            heads=unstored.text_heads,
         ),
         image=ClipImageConfig(
             resolution_px=side * patch,
             patch_px=patch,
             width=_size(image, _PATCHES, 0, 4),
             layers=_count(image, r"blocks\.block_(\d+)\."),
-            heads=unseen.image_heads,
+            heads=unstored.image_heads,
         ),
         embedding_width=_size(text, "blocks.output.f.w", 0, 2),
         steps=_size(image, "blocks.input.w_t", 0, 2),
-        dtype=unseen.dtype,
+        dtype=unstored.dtype,
     )
 
 
 def _size(shapes: Shapes, name: str, axis: int, dimensions: int) -> int:
-    """A size of a tensor. Raises UserError if it is missing or of another kind."""
+    """A size of a tensor. Raises UserError if it is missing or has other dimensions."""
     if name not in shapes:
         raise UserError(f"the weights lack {name}")
     shape = tuple(shapes[name])
@@ -160,5 +163,5 @@ def _size(shapes: Shapes, name: str, axis: int, dimensions: int) -> int:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many numbers the pattern's group takes."""
+    """Number of distinct values of the pattern's group among the names."""
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})

@@ -1,4 +1,4 @@
-"""Files of named tensors: .pt, .safetensors and .npz, read without ever running what they hold."""
+"""Files of named tensors, .pt, .safetensors and .npz, read without executing their contents."""
 
 import os
 import pickle
@@ -22,11 +22,11 @@ NO_TORCH = "needs PyTorch: pip install -e '.[convert]', or give .safetensors or 
 
 
 def read_tensors(path: AnyPath) -> Tensors:
-    """All tensors of a file, by name, as float32.
+    """All tensors of a file by name, as float32.
 
     Raises:
-        UserError: the file is missing, broken, of another kind, or holds anything but tensors of
-            floating-point numbers.
+        UserError: the file is missing, corrupt, of another format, or contains anything but
+            floating-point tensors.
     """
     read, _ = _format(path)
     if not path.is_file():
@@ -37,24 +37,23 @@ def read_tensors(path: AnyPath) -> Tensors:
         raise
     except MemoryError:
         raise UserError(f"{path}: not enough memory to read it") from None
-    # Each library fails with many exceptions of its own, down to KeyError, on files that are cut
-    # short, corrupt or something else.
+    # On truncated or corrupt files each library raises many exceptions of its own, even KeyError.
     except Exception as error:
         raise UserError(
-            f"{path} is no whole {path.suffix} file of tensors: it is cut short, corrupt or "
-            f"something else ({_reason(error)})"
+            f"{path} is not a valid {path.suffix} file of tensors: it is truncated, corrupt or of "
+            f"another format ({_reason(error)})"
         ) from error
     for name, tensor in tensors.items():
         if not (np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == "bfloat16"):
-            raise UserError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")
+            raise UserError(f"{path}: {name} is of type {tensor.dtype}, not floating-point")
     return {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a file that `read_tensors` reads: all of it or nothing.
+    """Write a complete file for `read_tensors`, or none.
 
     Raises:
-        UserError: the file cannot be written, or its suffix is of none of the three kinds.
+        UserError: the file cannot be written, or its suffix is none of the three.
     """
     _, write = _format(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
@@ -64,7 +63,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         unfinished.replace(path)
     except UserError:
         raise
-    except Exception as error:  # of each library's own kinds
+    except Exception as error:  # each library raises its own
         raise UserError(f"cannot write {path}: {_reason(error)}") from error
     finally:
         unfinished.unlink(missing_ok=True)
@@ -90,15 +89,15 @@ def _read_pt(path: Path) -> Tensors:
         if named is None:
             raise
         raise UserError(
-            f"{path} is refused: it holds {named[1]}, not only tensors, and reading that could run "
-            "code; nothing of it was run"
+            f"{path} is refused: it contains {named[1]}, not only tensors, and unpickling that "
+            "could run code (none was run)"
         ) from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds one {type(found).__name__}, not tensors by name")
+        raise UserError(f"{path} contains one {type(found).__name__}, not tensors by name")
     for name, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise UserError(
-                f"{path} holds more than tensors: {name!r} is of type {type(value).__name__}"
+                f"{path} must contain only tensors, but {name!r} is of type {type(value).__name__}"
             )
     return {
         str(name): (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy()
@@ -117,7 +116,7 @@ def _write_pt(path: Path, tensors: Tensors) -> None:
 def _read_npz(path: Path) -> Tensors:
     found = np.load(path, allow_pickle=False)
     if not isinstance(found, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} holds one array, not arrays by name")
+        raise UserError(f"{path} contains one array, not arrays by name")
     with found:
         return dict(found)
 
@@ -133,15 +132,16 @@ def _read_safetensors(path: AnyPath) -> Tensors:
         copy = Path(here) / path.name
         with path.open("rb") as remote, copy.open("wb") as local:
             shutil.copyfileobj(remote, local)
-        return safetensors.numpy.load_file(copy)  # load, of bytes, knows no bfloat16
+        return safetensors.numpy.load_file(copy)  # load(bytes) does not support bfloat16
 
 
 def _write_safetensors(path: Path, tensors: Tensors) -> None:
-    path.write_bytes(safetensors.numpy.save(tensors))  # save_file's are for their owner only
+    # Not save_file: it would make the file readable by its owner only.
+    path.write_bytes(safetensors.numpy.save(tensors))
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what went wrong."""
+    """The first line of an error message."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
@@ -150,4 +150,4 @@ FORMATS: dict[str, tuple[Callable[[Any], Tensors], Callable[[Path, Tensors], Non
     ".safetensors": (_read_safetensors, _write_safetensors),
     ".npz": (_read_npz, _write_npz),
 }
-"""How to read and write each kind of file, by its suffix."""
+"""Reader and writer of each format by suffix."""

@@ -1,4 +1,4 @@
-"""The small models that the golden values were recorded from."""
+"""The small models from which the golden values were recorded."""
 
 import json
 import math
@@ -15,10 +15,9 @@ from glide_jax.config import (
     TextConfig,
     UNetConfig,
 )
-from glide_jax.convert.conversion import network_shapes, tower
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
-from glide_jax.pretrained.names import CLIP_IMAGE, CLIP_TEXT, from_original
+from glide_jax.pretrained.names import CLIP_IMAGE, CLIP_TEXT, from_original, tower
 from glide_jax.shapes import Params
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -26,7 +25,7 @@ UNETS = ("base", "base_inpaint", "upsample", "upsample_inpaint")
 
 
 def config_of(meta: dict, low_res_px: int = 0, inpaint: bool = False) -> ModelConfig:
-    """The sizes a golden file was recorded with."""
+    """Sizes of the model of a golden file."""
     return ModelConfig(
         text=TextConfig(
             vocab_size=meta["vocab"],
@@ -50,7 +49,7 @@ def config_of(meta: dict, low_res_px: int = 0, inpaint: bool = False) -> ModelCo
 
 
 def golden_weights(file: str) -> tuple[dict, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """A golden file's sizes, its weights under the original's names, and its other arrays."""
+    """Metadata of a golden file, weights under the original's names, and other arrays."""
     arrays = dict(np.load(GOLDEN / file))
     meta = json.loads(str(arrays.pop("meta")))
     names = [name for name in arrays if name.startswith("w/")]
@@ -59,22 +58,22 @@ def golden_weights(file: str) -> tuple[dict, dict[str, np.ndarray], dict[str, np
 
 
 def load_golden(file: str) -> tuple[ModelConfig, Params, dict[str, np.ndarray]]:
-    """A golden U-Net's sizes, its weights under our names, and its other arrays."""
+    """Configuration of a golden denoiser, weights under our names, and other arrays."""
     meta, weights, arrays = golden_weights(file)
     low_res_px = arrays["low_res"].shape[1] if "low_res" in arrays else 0
     config = config_of(meta, low_res_px, inpaint="inpaint_mask" in arrays)
-    params = from_original(weights, network_shapes(glide_network(config)))
+    params = from_original(weights, glide_network(config).shapes)
     return config, {name: jnp.asarray(w) for name, w in params.items()}, arrays
 
 
 def golden_clip_files() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The golden CLIP's two files, under the original's names: text tower and image tower."""
+    """Text and image tower of the golden CLIP, under the original's names."""
     _, weights, _ = golden_weights("clip.npz")
     return tower(weights, "text_encoder"), tower(weights, "image_encoder")
 
 
 def golden_clip_config() -> ClipConfig:
-    """The sizes of the golden CLIP."""
+    """Configuration of the golden CLIP."""
     meta, _, _ = golden_weights("clip.npz")
     return ClipConfig(
         text=ClipTextConfig(
@@ -98,11 +97,11 @@ def golden_clip_config() -> ClipConfig:
 
 
 def load_golden_clip() -> tuple[ClipConfig, Params, dict[str, np.ndarray]]:
-    """As `load_golden`, of the CLIP."""
+    """Configuration of the golden CLIP, weights under our names, and other arrays."""
     meta, _, arrays = golden_weights("clip.npz")
     text, image = golden_clip_files()
     config = golden_clip_config()
-    shapes = network_shapes(clip_network(config))
+    shapes = clip_network(config).shapes
     params = {"logit_scale": jnp.float32(math.log(meta["logit_scale"]))}
     for name, tensors, rules in (("text", text, CLIP_TEXT), ("image", image, CLIP_IMAGE)):
         converted = from_original(tensors, tower(shapes, name), rules)
