@@ -60,4 +60,4 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-tpu out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-tpu out .compiled *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,23 +1,41 @@
 """Eight fake CPU devices for all tests, so that sharding is tested wherever the tests run.
 
-Their time goes into compiling, so LLVM is told not to optimize: half the time, the same results.
+Most of the tests' time is compilation, so XLA is asked for quick compilation instead of fast code,
+and compiled programs are kept in .compiled/ for the next run. GLIDE_JAX_COMPILED names another
+folder for them.
 """
 
 import fcntl
+import hashlib
+import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
+JAX_VERSION = importlib.metadata.version("jax")
+
+
+def _compiled_folder() -> Path:
+    """A folder for this version of JAX and this kind of processor: compiled code fits no other."""
+    cpu = Path("/proc/cpuinfo")
+    lines = set(cpu.read_text().splitlines()) if cpu.exists() else {os.uname().machine}
+    kind = sorted(line for line in lines if line.startswith(("model name", "flags", "Features")))
+    digest = hashlib.sha256("\n".join(kind).encode()).hexdigest()[:12]
+    return ROOT / ".compiled" / f"jax-{JAX_VERSION}-{digest}"
+
+
 # Test processes, and the scripts that they start, share what they have compiled.
-GIVEN = os.environ.get("GLIDE_JAX_COMPILED")
-COMPILED = GIVEN or tempfile.mkdtemp(prefix="glide_jax_compiled_")
-os.environ["GLIDE_JAX_COMPILED"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+COMPILED = os.environ.setdefault("GLIDE_JAX_COMPILED", str(_compiled_folder()))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))  # the oldest go first
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if JAX_VERSION.startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"  # later versions have no other emitters
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 
 import jax
 import pytest
@@ -32,8 +50,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 # every time, so that whoever runs the tests again sees the same failure.
 settings.register_profile("same_every_time", deadline=None, derandomize=True)
 settings.load_profile("same_every_time")
-
-ROOT = Path(__file__).parent.parent
 
 COLORS = {
     "red": (220, 30, 30),
@@ -127,11 +143,6 @@ def models(trained_run, shared_folder):
             write_set(folder)
             (folder / "base").symlink_to(trained_run)
     return folder
-
-
-def pytest_unconfigure(config):
-    if GIVEN is None:  # the process that made it, not one of pytest-xdist's
-        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @contextmanager
