@@ -17,18 +17,18 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 	@echo
-	@echo "Open out/demo.png, out/demo_enlarged.png and out/demo_inpainted.png: the shipped models drew them."
-	@echo "Draw your own:    $(BIN)/python sample.py --checkpoint demo --prompt 'a red star' --n 4"
-	@echo "Now the base model trains on, for a few minutes: Ctrl-C stops it, the same command resumes."
+	@echo "The shipped models' samples: out/demo.png, out/demo_upsampled.png, out/demo_inpainted.png"
+	@echo "Your own prompt:   $(BIN)/python sample.py --checkpoint demo --prompt 'a red star' --n 4"
+	@echo "Next: fine-tuning of the base model, a few minutes. Ctrl-C stops it; the same command resumes."
 	@echo
 	$(BIN)/python train.py --config configs/scenes_base32.py --train.run-dir out/scenes_base32 \
 		--train.init-from demo/base --train.steps 100 --optim.learning-rate 1e-4 \
 		--train.checkpoint-every-steps 50 --train.validate-every-steps 50 --train.sample-every-steps 100
 	@echo
-	@echo "Open out/scenes_base32/samples/0000100.png: what it draws for held-out captions."
-	@echo "How good is it?   $(BIN)/python -m glide_jax.evaluation.scenes --checkpoint out/scenes_base32 --n 64"
-	@echo "Your own folder:  $(BIN)/python train.py --config configs/scenes_base64.py --data.source folder FOLDER"
-	@echo "Read on:          README.md, CONTRIBUTING.md"
+	@echo "Its samples for held-out captions: out/scenes_base32/samples/0000100.png"
+	@echo "Its accuracy:      $(BIN)/python -m glide_jax.evaluation.scenes --checkpoint out/scenes_base32 --n 64"
+	@echo "Your own images:   $(BIN)/python train.py --config configs/scenes_base64.py --data.source folder FOLDER"
+	@echo "Read next:         README.md, CONTRIBUTING.md"
 
 test: $(INSTALLED)
 	$(PYTEST) -m 'not slow'

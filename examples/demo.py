@@ -1,11 +1,11 @@
-"""What the models that come with the package do: draw, enlarge, paint a hole anew.
+"""The shipped models: text to image, upsampling and inpainting.
 
     python examples/demo.py [folder of models]
 
-Writes out/demo.png, out/demo_enlarged.png and out/demo_inpainted.png.
+Writes out/demo.png, out/demo_upsampled.png and out/demo_inpainted.png.
 """
 
-# %% Models: a base model and an upsampler, each with one for inpainting
+# %% Models: a base model and an upsampler, each also in an inpainting version
 import sys
 from pathlib import Path
 
@@ -32,26 +32,30 @@ glide = Glide.load(sys.argv[1] if len(sys.argv) > 1 else "demo")
 out = Path("out")
 
 # %% Images from captions
-small = glide.generate(PROMPTS, upsample=False, progress=True)
-large = glide.upsample(small, PROMPTS, batch_size=4, progress=True)
-save_grid(out / "demo.png", large, PROMPTS, columns=4)
+low_res = glide.generate(PROMPTS, upsample=False, progress=True)
+samples = glide.upsample(low_res, PROMPTS, batch_size=4, progress=True)
+samples.save_grid(out / "demo.png")
+print(f"text to image: {out / 'demo.png'}")
 
-# %% What enlarging adds: each small image, and what the upsampler made of it
-side = large.shape[1]
-shown = [Image.fromarray(p).resize((side, side), Image.Resampling.NEAREST) for p in small[:4]]
-pairs = np.stack([np.stack(shown), large[:4]], 1).reshape(-1, side, side, 3)
-labels = [label for prompt in PROMPTS[:4] for label in (prompt, "enlarged")]
-save_grid(out / "demo_enlarged.png", pairs, labels, columns=4)
+# %% Upsampling: low-resolution images beside the upsampled ones
+side = samples.shape[1]
+shown = [Image.fromarray(p).resize((side, side), Image.Resampling.NEAREST) for p in low_res[:4]]
+pairs = np.stack([np.stack(shown), samples[:4]], 1).reshape(-1, side, side, 3)
+labels = [label for prompt in PROMPTS[:4] for label in (prompt, "upsampled")]
+save_grid(out / "demo_upsampled.png", pairs, labels, columns=4)
+print(f"upsampling: {out / 'demo_upsampled.png'}")
 
-# %% The lower half of the first image, painted anew in two ways
+# %% Inpainting: two versions of the lower half of the first image
+image = samples[0]
 known = np.ones((side, side), bool)
 known[side // 2 :] = False
-hidden = np.where(known[:, :, None], large[0], 128).astype(np.uint8)
+hidden = np.where(known[:, :, None], image, 128).astype(np.uint8)
 prompts = ["a red star above a yellow heart", "a red star above a green square"]
-painted = glide.inpaint(large[0], known, prompts, batch_size=2, progress=True)
+inpainted = glide.inpaint(image, known, prompts, batch_size=2, progress=True)
 save_grid(
     out / "demo_inpainted.png",
-    np.stack([large[0], hidden, *painted]),
+    np.stack([image, hidden, *inpainted]),
     [PROMPTS[0], "hidden", *prompts],
     columns=4,
 )
+print(f"inpainting: {out / 'demo_inpainted.png'}")

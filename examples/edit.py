@@ -1,4 +1,4 @@
-"""From a sketch to an image: SDEdit.
+"""Sketch to image (SDEdit).
 
 python examples/edit.py runs/released [sketch.png]
 """
@@ -15,7 +15,7 @@ from glide_jax.sampling.user_images import read_image
 
 glide = Glide.load(sys.argv[1])
 
-# %% A sketch: flat colors are enough
+# %% A sketch in flat colors
 if len(sys.argv) > 2:
     sketch = read_image(Path(sys.argv[2]))
 else:
@@ -23,9 +23,9 @@ else:
     sketch[40:] = (60, 140, 60)  # grass
     sketch[20:48, 24:44] = (200, 60, 40)  # a house
 
-# %% The stronger, the more is new
+# %% Higher strength keeps less of the sketch
 strengths = (0.4, 0.6, 0.8)
 prompt = "a red house on a meadow"
-rows = [glide.edit(sketch, [prompt], strength=strength, steps=20) for strength in strengths]
+rows = [glide.edit(sketch, prompt, strength=strength, steps=20) for strength in strengths]
 labels = [f"{prompt}, strength {strength}" for strength in strengths]
 save_grid(Path("out") / "sdedit.png", np.concatenate(rows), labels, columns=3)

@@ -1,24 +1,23 @@
-"""Paints a hole in an image, then another one in the result.
+"""Inpainting, and step-by-step editing by inpainting the result again.
 
     python examples/inpaint.py runs/released [image.png]
 
-The image's transparent part is painted; without an image, one is made here.
+Inpaints the transparent pixels of the image. Without an image, it makes one.
 """
 
-# %% Models: those made for inpainting if they are there, or else the others, held to what is known
+# %% Models: inpainting models if there are any, else the others, reset to the known pixels
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from glide_jax import Glide
-from glide_jax.images import save_grid
 from glide_jax.sampling.user_images import read_alpha, read_image
 
 glide = Glide.load(sys.argv[1])
 out = Path("out")
 
-# %% An image, and what of it is known
+# %% An image and its known pixels
 if len(sys.argv) > 2:
     image, known = read_image(Path(sys.argv[2])), read_alpha(Path(sys.argv[2]))
 else:
@@ -28,13 +27,13 @@ else:
 
 # %% Three ways to fill the hole; known pixels stay exactly as they are
 prompt = "a corgi in a field"
-painted = glide.inpaint(image, known, [prompt], n=3, fit="crop", steps=20, progress=True)
-save_grid(out / "inpainted.png", painted, [prompt] * 3, columns=3)
+inpainted = glide.inpaint(image, known, prompt, n=3, fit="crop", steps=20, progress=True)
+inpainted.save_grid(out / "inpainted.png", columns=3)
 
-# %% Step by step: the result is the next image
-side = painted.shape[1]
+# %% The result, inpainted again with another mask and prompt
+side = inpainted.shape[1]
 sky = np.ones((side, side), bool)
 sky[: side // 3] = False
 prompt = "a corgi in a field under a red sky"
-again = glide.inpaint(painted[0], sky, [prompt], n=3, steps=20)
-save_grid(out / "edited_again.png", again, [prompt] * 3, columns=3)
+again = glide.inpaint(inpainted[0], sky, prompt, n=3, steps=20)
+again.save_grid(out / "inpainted_again.png", columns=3)

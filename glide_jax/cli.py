@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -18,6 +18,9 @@ from glide_jax.errors import UserError
 
 Flags = TypeVar("Flags")
 
+UNRECORDED = {"unrecorded": True}
+"""Metadata of a flag that images do not record: it changes none, or each has its own value."""
+
 CONFIG_HELP = (
     "Configuration: a name (base64), a file (configs/base64.py) or a run's config.json. Its values "
     "are the defaults of the flags below."
@@ -28,7 +31,7 @@ CONFIG_HELP = (
 class ShardingFlags:
     """Flags of every command that loads models for sampling or scoring."""
 
-    fsdp: int = 1
+    fsdp: int = field(default=1, metadata=UNRECORDED)
     """Devices over which each model's parameters are sharded, for models larger than one device."""
 
 

@@ -30,7 +30,7 @@ from glide_jax.runs.fine_tune import starting_params
 from glide_jax.runs.folder import Run
 from glide_jax.runs.layout import last_step
 from glide_jax.runs.state import TrainState
-from glide_jax.sampling.clip import ClipStage
+from glide_jax.sampling.clip import ClipScorer
 from glide_jax.storage import AnyPath, path_of
 from glide_jax.training.build import make_objective, tokenizer_of
 from glide_jax.training.clip_batches import require_distinct_images
@@ -75,7 +75,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     resumes = group.gather(last_step(run_dir) is not None)[0]
     start = Run.open(settings.init_from) if settings.init_from and not resumes else None
     initial = starting_params(start, config) if start else None
-    clip = ClipStage.load(Run.open(settings.clip_run)) if settings.clip_loss_weight else None
+    clip = ClipScorer.load(Run.open(settings.clip_run)) if settings.clip_loss_weight else None
     before = Run.open(run_dir) if resumes else start
     tokenizer = partial(tokenizer_of, config, source, before)
     run = Run.create_shared(run_dir, config, tokenizer, group)

@@ -45,6 +45,7 @@ from PIL import Image
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+jax.devices()  # fixes their number: commands that run in this process cannot change it
 
 # Property tests have no time limit, since the first example compiles, and draw the same examples
 # every time, so that whoever runs the tests again sees the same failure.

@@ -1,7 +1,6 @@
 import re
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,15 +20,20 @@ from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
 from glide_jax.evaluation.scenes import train_reader
-from glide_jax.evaluation.scenes.__main__ import Arguments, main
-from glide_jax.evaluation.scenes.captions import WORDS, Asked, AskedObject, parse_caption
+from glide_jax.evaluation.scenes.__main__ import main
+from glide_jax.evaluation.scenes.captions import (
+    WORDS,
+    Description,
+    ObjectDescription,
+    parse_caption,
+)
 from glide_jax.evaluation.scenes.reader import NETWORK, WEIGHTS, read_scenes
 from glide_jax.evaluation.scenes.score import MEASURES, score_images
 from glide_jax.pretrained.weight_files import read_tensors
 
 N = 400
-SAYS_ALL = 1
-"""Index of the caption that leaves nothing unsaid."""
+COMPLETE = 1
+"""Index of the caption that states everything."""
 
 LEFT = Thing("star", "red", "large", "striped", 0.26, 0.5, 0.42, 0.0)
 RIGHT = Thing("ring", "blue", "large", "plain", 0.74, 0.5, 0.42, 0.0)
@@ -46,9 +50,8 @@ def real(split, size_px, closeup=False):
 
 
 def shown(*things, background="fog", size_px=32):
-    """An image of these things as a model of this size would draw it."""
-    drawn = render(Scene(background, 0.0, things), size_px)
-    return drawn[None]
+    """An image of these things at this resolution."""
+    return render(Scene(background, 0.0, things), size_px)[None]
 
 
 # Captions
@@ -56,27 +59,27 @@ def shown(*things, background="fog", size_px=32):
 
 @pytest.mark.parametrize("closeup", [False, True])
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_caption_says_what_its_scene_graph_holds(split, closeup):
+def test_captions_are_parsed_to_the_content_of_their_scene(split, closeup):
     for index in range(500):
         scene, captions = make(split, index, closeup=closeup)
         for which, caption in enumerate(captions):
-            asked = parse_caption(caption)
-            assert asked.relation in ("", scene.relation)
-            assert asked.background in ("", scene.background)
-            for one, thing in zip(asked.objects, scene.things, strict=True):
+            parsed = parse_caption(caption)
+            assert parsed.relation in ("", scene.relation)
+            assert parsed.background in ("", scene.background)
+            for one, thing in zip(parsed.objects, scene.things, strict=True):
                 for name in ("color", "size", "texture"):
                     assert getattr(one, name) in ("", getattr(thing, name)), caption
                 assert one.shape == thing.shape
                 assert one.color or which == 2
             for name, words in WORDS.items():
-                asked_for = [getattr(one, name) for one in asked.objects]
-                said = [word for word in caption.split() if word in words]
-                assert sorted(filter(None, asked_for)) == sorted(said), caption
-        everything = parse_caption(captions[SAYS_ALL])
-        assert (everything.relation, everything.background) == (scene.relation, scene.background)
-        for one, thing in zip(everything.objects, scene.things, strict=True):
+                stated = [getattr(one, name) for one in parsed.objects]
+                written = [word for word in caption.split() if word in words]
+                assert sorted(filter(None, stated)) == sorted(written), caption
+        complete = parse_caption(captions[COMPLETE])
+        assert (complete.relation, complete.background) == (scene.relation, scene.background)
+        for one, thing in zip(complete.objects, scene.things, strict=True):
             texture = "" if thing.texture == "plain" else thing.texture
-            assert one == AskedObject(thing.shape, thing.color, thing.size, texture)
+            assert one == ObjectDescription(thing.shape, thing.color, thing.size, texture)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +94,9 @@ def test_every_caption_says_what_its_scene_graph_holds(split, closeup):
         ("a red star with a ring", ""),
     ],
 )
-def test_the_first_object_is_the_one_the_relation_is_said_of(caption, relation):
-    objects = (AskedObject("star", "red"), AskedObject("ring"))
-    assert parse_caption(caption) == Asked(objects, relation)
+def test_the_relation_is_that_of_the_first_object(caption, relation):
+    objects = (ObjectDescription("star", "red"), ObjectDescription("ring"))
+    assert parse_caption(caption) == Description(objects, relation)
 
 
 @pytest.mark.parametrize("caption", ["", "hello", "a red", "a star a ring", "a red star left of"])
@@ -107,21 +110,21 @@ def test_other_sentences_are_refused(caption):
 
 @pytest.mark.parametrize("size_px", [32, 64, 128])
 @pytest.mark.parametrize("split", ["validation", "novel"])
-def test_real_images_are_read_right(split, size_px):
+def test_real_images_are_read_correctly(split, size_px):
     images, captions = real(split, size_px)
-    verdicts = score_images(images, [four[SAYS_ALL] for four in captions])
+    scores = score_images(images, [four[COMPLETE] for four in captions])
     for measure in MEASURES:
-        assert verdicts.asked[measure].sum() > 200
-        assert verdicts.share(measure) >= 0.98, f"{measure}\n{verdicts}"
+        assert scores.stated[measure].sum() > 200
+        assert scores.accuracy(measure) >= 0.98, f"{measure}\n{scores}"
 
 
 @pytest.mark.parametrize("size_px", [24, 32, 64])
-def test_real_closeups_are_read_right(size_px):
+def test_real_closeups_are_read_correctly(size_px):
     images, captions = real("validation", size_px, closeup=True)
-    verdicts = score_images(images, [four[SAYS_ALL] for four in captions])
+    scores = score_images(images, [four[COMPLETE] for four in captions])
     for measure in ("count", "shape", "color", "texture", "background"):
-        assert verdicts.share(measure) >= 0.98, f"{measure}\n{verdicts}"
-    assert not verdicts.asked["size"].any() and not verdicts.asked["relation"].any()
+        assert scores.accuracy(measure) >= 0.98, f"{measure}\n{scores}"
+    assert not scores.stated["size"].any() and not scores.stated["relation"].any()
 
 
 def test_plain_objects_are_read_as_plain():
@@ -139,7 +142,7 @@ def test_plain_objects_are_read_as_plain():
     assert np.mean(plain) >= 0.98
 
 
-def test_objects_are_found_where_they_are_and_as_large():
+def test_places_and_sizes_of_objects_are_read_correctly():
     scenes = [make("validation", index)[0] for index in range(N)]
     apart, larger = [], []
     for scene, reading in zip(scenes, read_scenes(real("validation", 32)[0]), strict=True):
@@ -174,65 +177,65 @@ def test_objects_are_found_where_they_are_and_as_large():
         ((), ["count", "shape", "color", "size", "texture", "relation"]),
     ],
 )
-def test_a_image_is_wrong_in_what_it_shows_wrong(things, wrong, size_px):
-    verdicts = score_images(shown(*things, size_px=size_px), [CAPTION])
-    assert verdicts.wrong(0) == wrong
-    assert verdicts.all_right.tolist() == [not wrong]
+def test_wrong_images_are_wrong_only_in_the_changed_attribute(things, wrong, size_px):
+    scores = score_images(shown(*things, size_px=size_px), [CAPTION])
+    assert scores.wrong(0) == wrong
+    assert scores.exact_match.tolist() == [not wrong]
 
 
-def test_another_ground_is_wrong():
-    verdicts = score_images(shown(LEFT, RIGHT, background="night"), [CAPTION])
-    assert verdicts.wrong(0) == ["background"]
+def test_another_background_is_wrong():
+    scores = score_images(shown(LEFT, RIGHT, background="night"), [CAPTION])
+    assert scores.wrong(0) == ["background"]
 
 
 @pytest.mark.parametrize("size_px", [32, 64])
-def test_an_object_more_makes_the_count_wrong(size_px):
+def test_an_extra_object_makes_the_count_wrong(size_px):
     extra = Thing("square", "green", "small", "plain", 0.5, 0.82, 0.28, 0.0)
     above = [replace(thing, y=0.3) for thing in (LEFT, RIGHT)]
-    verdicts = score_images(shown(*above, extra, size_px=size_px), [CAPTION])
-    assert verdicts.wrong(0) == ["count"]
+    scores = score_images(shown(*above, extra, size_px=size_px), [CAPTION])
+    assert scores.wrong(0) == ["count"]
 
 
-def test_what_a_caption_leaves_open_cannot_be_wrong():
+def test_unstated_attributes_are_not_scored():
     captions = ["a star left of a ring", "a red star and a ring", "a ring and a star", CAPTION]
-    verdicts = score_images(np.repeat(shown(LEFT, RIGHT), 4, axis=0), captions)
-    assert verdicts.all_right.all()
-    assert verdicts.asked["color"].tolist() == [0, 1, 0, 2]
-    assert verdicts.asked["relation"].tolist() == [1, 0, 0, 1]
-    assert verdicts.asked["texture"].tolist() == [0, 0, 0, 1]
-    assert verdicts.share("texture") == 1
-    assert np.isnan(score_images(shown(LEFT, RIGHT), captions[:1]).share("texture"))
+    scores = score_images(np.repeat(shown(LEFT, RIGHT), 4, axis=0), captions)
+    assert scores.exact_match.all()
+    assert scores.stated["color"].tolist() == [0, 1, 0, 2]
+    assert scores.stated["relation"].tolist() == [1, 0, 0, 1]
+    assert scores.stated["texture"].tolist() == [0, 0, 0, 1]
+    assert scores.accuracy("texture") == 1
+    assert np.isnan(score_images(shown(LEFT, RIGHT), captions[:1]).accuracy("texture"))
 
 
 def test_real_images_are_wrong_for_the_captions_of_others():
     images, captions = real("validation", 32)
     scenes = [make("validation", index)[0] for index in range(N)]
     other = [(index + 1) % N for index in range(N)]
-    verdicts = score_images(images, [captions[o][0] for o in other])
+    scores = score_images(images, [captions[o][0] for o in other])
 
-    def said(scene):  # what the first caption says, in any order
+    def content(scene):  # the content of the first caption, in any order
         things = sorted((thing.shape, thing.color, thing.x, thing.y) for thing in scene.things)
         return [thing[:2] for thing in things]
 
-    differ = np.array([said(scenes[i]) != said(scenes[o]) for i, o in enumerate(other)])
+    differ = np.array([content(scenes[i]) != content(scenes[o]) for i, o in enumerate(other)])
     assert differ.sum() > 390
-    assert not verdicts.all_right[differ].any()
+    assert not scores.exact_match[differ].any()
 
 
-def test_a_faint_object_does_not_count_and_a_clear_one_does():
+def test_clear_objects_are_detected_and_faint_ones_are_not():
     for shape in SHAPES:
         thing = replace(LEFT, shape=shape, x=0.5)
         with_it, without = shown(thing).astype(np.float32), shown().astype(np.float32)
         faint, clear = (
-            (share * with_it + (1 - share) * without).round().astype(np.uint8)
-            for share in (0.15, 0.9)
+            (fraction * with_it + (1 - fraction) * without).round().astype(np.uint8)
+            for fraction in (0.15, 0.9)
         )
         assert not read_scenes(faint)[0].objects
         (found,) = read_scenes(clear)[0].objects
         assert (found.shape, found.color) == (shape, "red")
 
 
-def test_blank_images_and_noise_show_nothing():
+def test_no_object_is_detected_in_blank_images_and_noise():
     rng = np.random.default_rng(0)
     levels = [(0, 0, 0), (255, 255, 255), (128, 128, 128), *COLORS.values()]
     flat = np.stack([np.full((64, 64, 3), rgb, np.uint8) for rgb in levels])
@@ -249,17 +252,17 @@ def test_any_shape_is_read_in_any_color_and_texture():
         for texture in TEXTURES
     ]
     readings = read_scenes(np.concatenate([shown(thing) for thing in things]))
-    right = [
+    correct = [
         [(f.shape, f.color, f.texture) for f in reading.objects]
         == [(thing.shape, thing.color, thing.texture)]
         for thing, reading in zip(things, readings, strict=True)
     ]
-    assert np.mean(right) >= 0.97  # of all three at once, each being right in 98% or more
+    assert np.mean(correct) >= 0.97  # all three at once; each is correct in 98% or more
     held_out = [(thing.shape, thing.color) in HELD_OUT for thing in things]
-    assert np.mean(np.array(right)[held_out]) >= 0.9  # 3 of 32 may fail
+    assert np.mean(np.array(correct)[held_out]) >= 0.9  # 3 of 32 may fail
 
 
-def test_a_reading_does_not_depend_on_what_is_read_with_it():
+def test_a_reading_does_not_depend_on_its_batch():
     images, _ = real("validation", 32)
     assert read_scenes(images[:70])[60:] == read_scenes(images[60:70])
     assert read_scenes(images[:0]) == []
@@ -270,7 +273,7 @@ def test_a_reading_does_not_depend_on_what_is_read_with_it():
 
 def test_training_writes_weights_that_fit(tmp_path, capsys):
     out = tmp_path / "reader.safetensors"
-    train_reader.main(train_reader.Arguments(out=out, steps=2, batch_examples=4))
+    train_reader.main(["--out", str(out), "--steps", "2", "--batch-examples", "4"])
     assert str(out) in capsys.readouterr().out
     shapes = {name: tensor.shape for name, tensor in read_tensors(out).items()}
     assert shapes == {name: tensor.shape for name, tensor in read_tensors(WEIGHTS).items()}
@@ -281,45 +284,49 @@ def test_training_writes_weights_that_fit(tmp_path, capsys):
 # The command
 
 
-def test_the_command_judges_real_images(tmp_path, capsys):
+def run(*flags):
+    main([str(flag) for flag in flags])
+
+
+def test_the_command_scores_real_images(tmp_path, capsys):
     out = tmp_path / "grid.png"
-    main(Arguments(real=True, n=8, size_px=32, caption_index=SAYS_ALL, out=out))
-    said = capsys.readouterr().out.splitlines()
+    run("--real", "--n", 8, "--size-px", 32, "--caption-index", COMPLETE, "--out", out)
+    lines = capsys.readouterr().out.splitlines()
     objects = sum(len(make("validation", index)[0].things) for index in range(8))
-    assert f"color {objects} of {objects} (100.0%)" in said
-    assert f"size {objects} of {objects} (100.0%)" in said
-    assert any(line.startswith("all right ") for line in said)
+    assert f"color {objects} of {objects} (100.0%)" in lines
+    assert f"size {objects} of {objects} (100.0%)" in lines
+    assert any(line.startswith("exact match ") for line in lines)
     assert out.is_file()
 
 
-def test_the_command_says_nothing_of_what_no_caption_asks_for(capsys):
-    main(Arguments(real=True, n=8, size_px=32, closeups=True))
-    said = [line.split(" 8 of 8")[0] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["count", "shape", "color", "all right"]
+def test_the_command_omits_what_no_caption_states(capsys):
+    run("--real", "--n", 8, "--size-px", 32, "--closeups", True)
+    names = [line.split(" 8 of 8")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["count", "shape", "color", "exact match"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("flags", "message"),
     [
-        (Arguments(), "--checkpoint RUN"),
-        (Arguments(real=True, n=0), "--n 0"),
-        (Arguments(real=True, split="test"), "--split test"),
-        (Arguments(real=True, caption_index=4), "--caption-index 4"),
-        (Arguments(checkpoint=Path("demo/base"), n=1, fsdp=3), "--fsdp 3"),
+        ((), "--checkpoint RUN"),
+        (("--real", "--n", 0), "--n 0"),
+        (("--real", "--split", "test"), "--split test"),
+        (("--real", "--caption-index", 4), "--caption-index 4"),
+        (("--checkpoint", "demo/base", "--n", 1, "--fsdp", 3), "--fsdp 3"),
     ],
 )
-def test_the_command_refuses_what_it_cannot_do(arguments, message):
+def test_the_command_refuses_what_it_cannot_do(flags, message):
     with pytest.raises(UserError, match=message):
-        main(arguments)
+        run(*flags)
 
 
-def test_the_command_judges_a_models_images(trained_run, tmp_path, capsys):
+def test_the_command_scores_a_models_images(trained_run, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    main(Arguments(checkpoint=trained_run, n=22, steps="2", out=out))
-    said = capsys.readouterr().out.splitlines()
-    # A model of plain color squares draws no scene: 20 wrong captions are listed, and no more.
-    assert sum(line.startswith("wrong in ") for line in said) == 20
-    assert "and 2 more" in said
-    assert re.fullmatch(r"color \d+ of \d+ \(.*%\)", said[said.index("and 2 more") + 3])
-    assert said[-2:] == ["all right 0 of 22 (0.0%)", str(out)]
+    run("--checkpoint", trained_run, "--n", 22, "--steps", 2, "--out", out)
+    lines = capsys.readouterr().out.splitlines()
+    # A model of plain color squares generates no scene: only 20 of the wrong captions are listed.
+    assert sum(line.startswith("wrong ") for line in lines) == 20
+    assert "and 2 more" in lines
+    assert re.fullmatch(r"color \d+ of \d+ \(.*%\)", lines[lines.index("and 2 more") + 3])
+    assert lines[-2:] == ["exact match 0 of 22 (0.0%)", str(out)]
     assert out.stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""Every example runs as it stands, with small models."""
+"""Every example runs with small models."""
 
 import runpy
 import sys
@@ -11,7 +11,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example(models, monkeypatch, tmp_path, example):
+def test_an_example_writes_images(models, monkeypatch, tmp_path, example):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [example.name, str(models)])
     runpy.run_path(str(example))

@@ -25,8 +25,8 @@ from glide_jax.export.publish import export
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 from glide_jax.runs.layout import DEMO, TOKENIZER, WEIGHTS, resolve_run
-from glide_jax.sampling.clip import ClipStage
-from glide_jax.sampling.pipeline import ROLES
+from glide_jax.sampling.clip import ClipScorer
+from glide_jax.sampling.model_set import ROLES
 from glide_jax.sampling.stage import Stage, changed_settings
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
@@ -60,7 +60,7 @@ def rounded(params, dtype):
 
 def drawn(stage):
     settings = changed_settings(stage.config.sample, steps=3)
-    return stage.draw(["all red", "all blue"], [1, 2], settings)
+    return stage.sample(["all red", "all blue"], [1, 2], settings)
 
 
 def test_the_folder_holds_configuration_tokenizer_and_weights_alone(runs, exported, capsys):
@@ -106,8 +106,8 @@ def test_an_exported_model_draws_what_the_run_draws(runs, tmp_path, dtype):
 def test_an_exported_clip_judges_as_the_run_does(runs, tmp_path, dtype):
     export(runs / "clip", tmp_path / "clip", dtype)
     run, loaded = (
-        ClipStage.load(Run.open(runs / "clip")),
-        ClipStage.load(Run.open(tmp_path / "clip")),
+        ClipScorer.load(Run.open(runs / "clip")),
+        ClipScorer.load(Run.open(tmp_path / "clip")),
     )
     run.params = jax.device_put(rounded(run.params, dtype), run.params["logit_scale"].sharding)
     np.testing.assert_array_equal(loaded.scores(IMAGES, CAPTIONS), run.scores(IMAGES, CAPTIONS))

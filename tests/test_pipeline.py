@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from helpers.model_set import CAPTIONS, clip_config, write_random_run
 from jax.sharding import PartitionSpec
+from PIL import Image
 
 from glide_jax import Glide, UserError
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
-from glide_jax.sampling.pipeline import ROLES
+from glide_jax.sampling.model_set import ROLES
+from glide_jax.sampling.programs import Recipe
 from glide_jax.sampling.stage import Conditions, Stage, changed_settings
 from glide_jax.sampling.user_images import square_image, square_known
 
@@ -23,10 +25,10 @@ def glide(trained_run):
 
 
 def generate(glide, prompts, **options):
-    return glide.generate(prompts, **({"steps": 4, "batch_size": 4} | options))
+    return glide.generate(prompts, **({"steps": 4, "batch_size": 4} | options)).images
 
 
-def test_a_image_does_not_depend_on_its_batch(glide):
+def test_an_image_does_not_depend_on_its_batch(glide):
     prompts = ["all red", "all green", "", "all white", "all pink"]
     together = generate(glide, prompts, seed=[1, 2, 3, 4, 5])
     assert together.shape == (5, 8, 8, 3) and together.dtype == np.uint8
@@ -45,7 +47,7 @@ def test_one_program_serves_other_prompts_seeds_and_scales(glide):
     assert program._cache_size() == compiled
 
 
-def test_negative_prompt_takes_the_empty_captions_place(glide):
+def test_the_negative_prompt_replaces_the_empty_caption(glide):
     plain = generate(glide, ["all red"], guidance_scale=3.0)
     same = generate(glide, ["all red"], guidance_scale=3.0, negative_prompt="")
     other = generate(glide, ["all red"], guidance_scale=3.0, negative_prompt="all pink")
@@ -60,26 +62,39 @@ def test_negative_prompt_takes_the_empty_captions_place(glide):
     assert np.abs(empty.astype(int) - conditional).max() <= 1
 
 
+def test_samples_hold_images_prompts_seeds_and_settings(glide, tmp_path):
+    samples = glide.generate(["all red", "all blue"], n=2, seed=[3, 8], steps=4, eta=0.5)
+    assert samples.prompts == ["all red", "all red", "all blue", "all blue"]
+    assert samples.seeds == [3, 4, 8, 9]
+    assert samples.settings == glide.settings("base", steps=4, eta=0.5)
+    again = glide.generate("all blue", seed=samples.seeds[3], steps=4, eta=0.5)
+    assert np.abs(again.images.astype(int) - samples[3:]).max() <= 1
+    assert len(samples) == 4 and samples.shape == (4, 8, 8, 3)
+    np.testing.assert_array_equal(np.stack(list(samples)), samples)
+    np.testing.assert_array_equal(np.asarray(samples.to_pil()[1]), samples[1])
+    assert "images" not in repr(samples)
+    samples.save_grid(tmp_path / "grid.png", columns=2)
+    assert Image.open(tmp_path / "grid.png").size[0] > 2 * 192
+
+
 def test_text_is_encoded_outside_the_loop_over_steps(glide):
     """The loop's program must hold nothing of the text transformer: its widths do not occur."""
     stage = glide.stage("base")
     length, width = stage.model.text.length, stage.model.text.width
     inputs = stage._inputs(["all red"], [0], Conditions(), None)
     negative = jax.tree.map(jnp.asarray, stage.tokenizer.encode([""], length))
-    options = {
-        "settings": changed_settings(stage.config.sample, steps=4),
-        "rows": 4,
-        "guided": True,
-    }
+    recipe = Recipe.of(changed_settings(stage.config.sample, steps=4), rows=4)
+    assert recipe.guided
     begun = jax.make_jaxpr(
-        lambda params: stage.programs.begin(params, inputs, negative, **options), return_shape=True
+        lambda params: stage.programs.begin(params, inputs, negative, recipe=recipe),
+        return_shape=True,
     )
     before, (conditioned, state) = begun(stage.params)
     scales = jnp.float32(2.0), jnp.float32(0.0)
     loop = jax.make_jaxpr(
         lambda params, conditioned, state: stage.programs.advance(
             params, None, inputs, conditioned, state, scales, jnp.int32(0), clip=None, calls=4,
-            **options,
+            recipe=recipe,
         )
     )(stage.params, conditioned, state)  # fmt: skip
     text_shape = f"f32[2,{length},{width}]"
@@ -91,23 +106,23 @@ def test_errors_name_what_is_wrong(glide):
     for message, call in {
         "no prompts": lambda: glide.generate([]),
         "3 seeds for 1 prompts": lambda: glide.generate(["x"], seed=[1, 2, 3]),
-        "there is no setting speed: choose from sampler": lambda: glide.generate(["x"], speed=3),
+        "unknown setting speed: choose from sampler": lambda: glide.generate(["x"], speed=3),
         "sample.guidance_scale must be a number": lambda: glide.generate(
             ["x"], guidance_scale=float("nan")
         ),
-        r"needs a model for clip; there is one for base only": lambda: glide.generate(
+        r"needs a clip model, but given are only: base": lambda: glide.generate(
             ["x"], n=4, keep=2, steps=1
         ),
-        r"needs a model for upsample": lambda: glide.generate(["x"], steps=1, upsample=True),
-        r"keep \(2\) must be|needs a model for clip": lambda: glide.generate(["x"], keep=2),
+        r"needs a upsample model": lambda: glide.generate(["x"], steps=1, upsample=True),
+        r"keep \(2\) must be|needs a clip model": lambda: glide.generate(["x"], keep=2),
         r"guidance_scale cannot be 'much'": lambda: glide.generate(["x"], guidance_scale="much"),
         r"guidance_interval .* must be low, then high": lambda: glide.generate(
             ["x"], guidance_interval=[900, 100]
         ),
         r"seeds must be in \[0, 2\*\*32\), not -1": lambda: glide.generate(["x"], seed=-1),
-        r"there is nothing to paint": lambda: glide.inpaint(IMAGE, np.ones((20, 30), bool), ["x"]),
+        r"nothing to inpaint": lambda: glide.inpaint(IMAGE, np.ones((20, 30), bool), ["x"]),
         r"strength 0 must be above 0": lambda: glide.edit(IMAGE, ["x"], strength=0),
-        r"the mask is 3 x 2 pixels, but the image 30 x 20": lambda: glide.inpaint(
+        r"the mask is 3 x 2 pixels, but the image is 30 x 20": lambda: glide.inpaint(
             IMAGE, np.ones((2, 3), bool), ["x"]
         ),
     }.items():
@@ -136,23 +151,23 @@ def test_a_folder_of_runs_and_runs_by_themselves_are_the_same(everything, models
         Glide.load(models / "base" / "samples")
 
 
-def test_what_is_drawn_is_enlarged_from_8_bit_levels(everything):
+def test_upsampling_starts_from_8_bit_levels(everything):
     small = everything.generate(["all red", "all blue"], steps=2, seed=[3, 4], upsample=False)
     large = everything.generate(["all red", "all blue"], steps=2, seed=[3, 4])
     assert small.shape == (2, 8, 8, 3) and large.shape == (2, 16, 16, 3)
     again = everything.upsample(small, ["all red", "all blue"], seed=[3, 4])
     np.testing.assert_array_equal(large, again)
-    other = everything.upsample(255 - small, ["all red"], seed=[3, 4])
+    other = everything.upsample(255 - small.images, "all red", seed=[3, 4])
     assert not np.array_equal(other, again)
-    with pytest.raises(UserError, match=r"\(2, 16, 16, 3\), but \(2, 8, 8, 3\) are needed"):
+    with pytest.raises(UserError, match=r"\(2, 16, 16, 3\), but must have \(2, 8, 8, 3\)"):
         everything.upsample(large, ["x"])
 
 
-def test_one_model_at_a_time_draws_the_same(everything, models):
+def test_one_model_at_a_time_samples_the_same(everything, models):
     frugal = Glide.load(models, one_at_a_time=True)
-    drawn = frugal.generate(["all red", "all blue"], steps=2, seed=5)
+    sampled = frugal.generate(["all red", "all blue"], steps=2, seed=5)
     np.testing.assert_array_equal(
-        drawn, everything.generate(["all red", "all blue"], steps=2, seed=5)
+        sampled, everything.generate(["all red", "all blue"], steps=2, seed=5)
     )
     assert set(frugal._loaded) == {"upsample"}
     large = weakref.ref(frugal.stage("upsample"))
@@ -163,21 +178,21 @@ def test_one_model_at_a_time_draws_the_same(everything, models):
 @pytest.mark.parametrize(("trained_for_it", "fit"), [(True, "pad"), (False, "crop")])
 def test_inpainting_keeps_known_pixels_exactly(everything, models, trained_for_it, fit):
     glide = everything if trained_for_it else Glide.load(models / "base", models / "upsample")
-    painted = glide.inpaint(IMAGE, KNOWN, ["all red"], n=2, fit=fit, steps=2)
+    inpainted = glide.inpaint(IMAGE, KNOWN, ["all red"], n=2, fit=fit, steps=2)
     kept, expected = square_known(KNOWN, 16, fit), square_image(IMAGE, 16, fit)
     assert kept.any() and not kept.all()
-    for image in painted:
+    for image in inpainted:
         np.testing.assert_array_equal(image[kept], expected[kept])
         assert not np.array_equal(image, expected)
-    assert not np.array_equal(*painted)
+    assert not np.array_equal(*inpainted)
     # The result can be edited again.
     hole = np.ones((16, 16), bool)
     hole[:4] = False
-    again = glide.inpaint(painted[0], hole, ["all blue"], n=2, steps=2)
-    np.testing.assert_array_equal(again[0][8:], painted[0][8:])
+    again = glide.inpaint(inpainted[0], hole, ["all blue"], n=2, steps=2)
+    np.testing.assert_array_equal(again[0][8:], inpainted[0][8:])
 
 
-def test_the_models_made_for_inpainting_see_known_pixels_but_not_what_is_under_the_mask(everything):
+def test_inpainting_models_do_not_see_the_pixels_under_the_mask(everything):
     other = np.where(KNOWN[..., None], IMAGE, 255 - IMAGE)
     options = {"n": 2, "steps": 2, "seed": 1, "upsample": False}
     a = everything.inpaint(IMAGE, KNOWN, ["all red"], **options)
@@ -185,7 +200,7 @@ def test_the_models_made_for_inpainting_see_known_pixels_but_not_what_is_under_t
     np.testing.assert_array_equal(a, b)
 
 
-def test_editing_stays_near_the_image_when_it_is_weak(glide):
+def test_weak_edits_stay_near_the_image(glide):
     image = np.full((8, 8, 3), (220, 30, 30), np.uint8)
     weak = glide.edit(image, ["all red"], strength=0.1, steps=20)
     strong = glide.edit(image, ["all blue"], strength=1.0, steps=20, guidance_scale=3)
@@ -193,15 +208,17 @@ def test_editing_stays_near_the_image_when_it_is_weak(glide):
     assert distance[0] < 20 < distance[1]
 
 
-def test_the_best_by_clip_are_kept_best_first(everything):
+def test_the_best_images_by_clip_are_kept_best_first(everything):
     options = {"steps": 2, "seed": 7, "upsample": False}
     prompts = ["all red", "all green"]
-    drawn = everything.generate(prompts, n=4, **options)
+    sampled = everything.generate(prompts, n=4, **options)
     kept = everything.generate(prompts, n=4, keep=2, **options)
-    scores = everything.rank(drawn, [p for p in prompts for _ in range(4)]).reshape(2, 4)
+    scores = everything.rank(sampled, sampled.prompts).reshape(2, 4)
     for row in range(2):
         best = np.argsort(-scores[row])[:2]
-        np.testing.assert_array_equal(kept[2 * row : 2 * row + 2], drawn[4 * row + best])
+        np.testing.assert_array_equal(kept[2 * row : 2 * row + 2], sampled[4 * row + best])
+        assert kept.seeds[2 * row : 2 * row + 2] == [7 + i for i in best]
+    assert kept.prompts == ["all red", "all red", "all green", "all green"]
     with pytest.raises(UserError, match=r"keep \(5\) must be between 1 and n \(4\)"):
         everything.generate(["x"], n=4, keep=5, steps=1)
 
@@ -240,58 +257,61 @@ def test_a_clip_of_another_size_is_refused(models, tmp_path):
     image = dataclasses.replace(config.model.image, resolution_px=16)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
     write_random_run(tmp_path / "clip", config, ClipTokenizer.train(CAPTIONS, 600))
-    with pytest.raises(UserError, match="made for 16 px and 1000 diffusion steps, the model"):
+    with pytest.raises(UserError, match="is for 16 px and 1000 diffusion steps, but the model"):
         Glide.load(models / "base", tmp_path / "clip").generate(["x"], clip_guidance_scale=1)
 
 
-def test_prompts_that_are_too_long_are_told_of(glide, caplog):
+def test_prompts_that_are_too_long_are_logged(glide, caplog):
     generate(glide, ["all red " * 2000, "x"], steps=1)
     assert "1 prompts are longer than 8 tokens" in caplog.text
 
 
-def test_models_are_refused_what_they_are_not_for(models):
-    with pytest.raises(UserError, match="there is one for upsample only; an upsampler enlarges"):
+def test_models_refuse_what_they_are_not_for(models):
+    with pytest.raises(UserError, match="given are only: upsample; an upsampler alone"):
         Glide.load(models / "upsample").generate(["x"])
-    with pytest.raises(UserError, match="this is an upsampler: it needs images"):
+    with pytest.raises(UserError, match="this is an upsampler: it needs low-resolution images"):
         stage = Stage.load(Run.open(models / "upsample"))
-        stage.draw(["x"], [0], stage.config.sample)
-    with pytest.raises(UserError, match="made for inpainting: it needs an image and a mask"):
+        stage.sample(["x"], [0], stage.config.sample)
+    with pytest.raises(
+        UserError, match="this is an inpainting model: it needs an image and a mask"
+    ):
         stage = Stage.load(Run.open(models / "base-inpaint"))
-        stage.draw(["x"], [0], stage.config.sample)
+        stage.sample(["x"], [0], stage.config.sample)
     with pytest.raises(UserError, match="this model is a CLIP"):
         Stage.load(Run.open(models / "clip"))
     with pytest.raises(UserError, match="clip_guidance_scale needs a CLIP"):
         stage = Stage.load(Run.open(models / "base"))
-        stage.draw(["x"], [0], changed_settings(stage.config.sample, clip_guidance_scale=2))
+        stage.sample(["x"], [0], changed_settings(stage.config.sample, clip_guidance_scale=2))
 
 
 @pytest.mark.slow
-def test_parameters_shared_out_over_devices_draw_the_same(glide, trained_run, monkeypatch):
+def test_sharded_parameters_sample_the_same(glide, trained_run, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
-    shared = Glide.load(trained_run, fsdp=2)
+    sharded = Glide.load(trained_run, fsdp=2)
     prompts = ["all red", "all green", "", "all white"] * 2
     for count in (8, 1):  # divided over the eight devices, and on each of them
         options = {"batch_size": count, "seed": 3}
         one = generate(glide, prompts[:count], **options)
-        two = generate(shared, prompts[:count], **options)
+        two = generate(sharded, prompts[:count], **options)
         assert np.abs(one.astype(int) - two).max() <= 1
-    kernel = shared.stage("base").params["text.blocks.0.mlp_out.kernel"]
+    kernel = sharded.stage("base").params["text.blocks.0.mlp_out.kernel"]
     assert kernel.sharding.spec == PartitionSpec("fsdp", None)
     assert kernel.addressable_shards[0].data.size == kernel.size // 2
 
 
 @pytest.mark.slow
-def test_a_clip_shared_out_over_devices_judges_and_guides_the_same(models, everything, monkeypatch):
+def test_a_sharded_clip_scores_and_guides_the_same(models, everything, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
-    shared = Glide.load(models, fsdp=2)
+    sharded = Glide.load(models, fsdp=2)
     options = {"steps": 2, "sampler": "ddpm", "n": 8, "upsample": False, "clip_guidance_scale": 3.0}
-    drawn = everything.generate(["all red"], **options)
-    assert np.abs(drawn.astype(int) - shared.generate(["all red"], **options)).max() <= 1
-    scores = (one.rank(drawn, ["all red"]) for one in (everything, shared))
+    samples = everything.generate(["all red"], **options)
+    others = sharded.generate(["all red"], **options)
+    assert np.abs(samples.images.astype(int) - others.images).max() <= 1
+    scores = (one.rank(samples, ["all red"]) for one in (everything, sharded))
     np.testing.assert_allclose(*scores, atol=1e-5)
-    assert not shared.clip.params["image.position_embedding"].sharding.is_fully_replicated
+    assert not sharded.clip.params["image.position_embedding"].sharding.is_fully_replicated
 
 
-def test_devices_that_do_not_divide_are_named(models):
+def test_a_number_of_devices_that_fsdp_does_not_divide_is_named(models):
     with pytest.raises(UserError, match=r"--fsdp 3: must divide the number of devices \(8\)"):
         Glide.load(models / "base", fsdp=3).generate(["x"])

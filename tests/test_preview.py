@@ -32,14 +32,14 @@ def test_parameters_are_sharded_over_the_devices_of_this_process(color_folder, m
     }
     tokenizer = Tokenizer.train(CAPTIONS, 300)
     held_out = open_source(config.data, "all")
-    parts, draw = [], Stage.draw
+    parts, sample = [], Stage.sample
 
     def watched(stage, *arguments):
         kernel = stage.params["text.blocks.0.mlp_out.kernel"]
         parts.append(kernel.size // kernel.addressable_shards[0].data.size)
-        return draw(stage, *arguments)
+        return sample(stage, *arguments)
 
-    monkeypatch.setattr(Stage, "draw", watched)
+    monkeypatch.setattr(Stage, "sample", watched)
     grids = []
     for fsdp in (1, 64):  # more than this process has
         shared = replace(config, train=replace(config.train, fsdp=fsdp))

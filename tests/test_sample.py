@@ -1,30 +1,30 @@
-"""sample.py as a user runs it."""
+"""glide_jax.sample as a user runs it."""
 
-import sys
+import dataclasses
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from glide_jax import sample
+from glide_jax.config import SampleConfig
 from glide_jax.errors import exit_on_user_error
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
+def run(*arguments):
     with exit_on_user_error():
-        sample.main()
+        sample.main([str(argument) for argument in arguments])
 
 
 FAST = ("--steps", 4, "--batch-size", 2)
 
 
-def test_grid_and_single_images_with_metadata(monkeypatch, trained_run, tmp_path):
+def test_grid_and_single_images_with_metadata(trained_run, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\nall blue\n\n  all white  \n")
     out = tmp_path / "out.png"
     run(
-        monkeypatch, "--checkpoint", trained_run, "--prompt", "all red", "--prompts-file", prompts,
+        "--checkpoint", trained_run, "--prompt", "all red", "--prompts-file", prompts,
         "--n", 2, "--seed", 5, "--negative-prompt", "all black", "--out", out, *FAST,
     )  # fmt: skip
     assert Image.open(out).size[0] > 2 * 192
@@ -39,12 +39,12 @@ def test_grid_and_single_images_with_metadata(monkeypatch, trained_run, tmp_path
     assert Image.open(files[0]).size == (8, 8)
 
 
-def test_one_image_is_one_file_and_depends_on_its_seed_alone(monkeypatch, trained_run, tmp_path):
+def test_one_image_is_one_file_and_depends_only_on_its_seed(trained_run, tmp_path):
     for name, flags in {
         "a": ("--seed", 3), "b": ("--seed", 3), "c": ("--seed", 4), "zero": ("--guidance-scale", 0)
     }.items():  # fmt: skip
         run(
-            monkeypatch, "--checkpoint", trained_run, "--prompt", "all red", *FAST, *flags,
+            "--checkpoint", trained_run, "--prompt", "all red", *FAST, *flags,
             "--out", tmp_path / f"{name}.png",
         )  # fmt: skip
     a, b, c = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc")
@@ -59,7 +59,7 @@ def test_one_image_is_one_file_and_depends_on_its_seed_alone(monkeypatch, traine
     ("flags", "line"),
     [
         (("--prompt", "x", "--n", 0), "--n 0: must be at least 1"),
-        ((), "nothing to draw"),
+        ((), "no prompts: give --prompt"),
         (("--prompts-file", "/no/such"), "--prompts-file /no/such"),
         (("--prompt", "x", "--out", "x.jpg"), "--out x.jpg: must end in .png, or be a folder"),
         (("--prompt", "x", "--out", "gs://a/x.png"), "gs://a/x.png: give a file or folder of this"),
@@ -71,29 +71,26 @@ def test_one_image_is_one_file_and_depends_on_its_seed_alone(monkeypatch, traine
             ("--prompt", "x", "--guidance-scale", "nan"),
             "config: sample.guidance_scale must be a number",
         ),
-        (("--prompt", "x", "--batch-size", "0"), "batch size 0"),
+        (("--prompt", "x", "--batch-size", "0"), "--batch-size 0: must be at least 1"),
         (("--prompt", "x", "--sampler", "ddim", "--eta", "2"), "eta (2.0)"),
-        (("--prompt", "x", "--n", "3", "--keep", "4"), "this needs a model for clip"),
+        (("--prompt", "x", "--n", "3", "--keep", "4"), "this needs a clip model"),
         (("--prompt", "x", "--n", "3", "--keep", "0"), "--keep 0: must be at least 1"),
-        (("--prompt", "x", "--clip-guidance-scale", "3"), "this needs a model for clip"),
+        (("--prompt", "x", "--clip-guidance-scale", "3"), "this needs a clip model"),
         (("--prompt", "x", "--seed", "-1"), "seeds must be in"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys, trained_run, flags, line):
+def test_bad_input_is_one_line_and_status_2(capsys, trained_run, flags, line):
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "--checkpoint", trained_run, *flags)
+        run("--checkpoint", trained_run, *flags)
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert f"error: {line}" in said
+    assert f"error: {line}" in capsys.readouterr().err
 
 
-def test_a_folder_is_filled_and_what_is_there_is_passed_over(
-    monkeypatch, capsys, trained_run, tmp_path
-):
+def test_images_that_exist_in_a_folder_are_skipped(capsys, trained_run, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("all red\nall blue\nall white\n")
     flags = ("--checkpoint", trained_run, "--prompts-file", prompts, "--n", 2, *FAST)
-    run(monkeypatch, *flags, "--out", tmp_path / "night")
+    run(*flags, "--out", tmp_path / "night")
     files = sorted((tmp_path / "night").iterdir())
     assert [f.name for f in files] == [f"{row:05d}-{i}.png" for row in range(3) for i in range(2)]
     texts = [Image.open(file).text for file in files]
@@ -101,13 +98,75 @@ def test_a_folder_is_filled_and_what_is_there_is_passed_over(
     before = {file: file.read_bytes() for file in files}
     files[2].unlink()
     times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
-    run(monkeypatch, *flags, "--out", tmp_path / "night")
-    assert "1 of 3 prompts to draw" in capsys.readouterr().out
+    run(*flags, "--out", tmp_path / "night")
+    assert "1 of 3 prompts left to sample" in capsys.readouterr().out
     assert {file: file.read_bytes() for file in files} == before
     assert all(files[i].stat().st_mtime_ns == times[files[i]] for i in (0, 1, 4, 5))
+
+
+@pytest.fixture(scope="module")
+def sampled_folder(trained_run, tmp_path_factory):
+    """Flags, and the folder that they have filled."""
+    folder = tmp_path_factory.mktemp("sampled")
+    flags = ("--checkpoint", trained_run, "--prompt", "all red", *FAST, "--out", folder)
+    run(*flags)
+    return flags, folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (("--guidance-scale", 5), "guidance_scale '2.0', not '5.0'"),
+        (("--seed", 1), "first_seed '0', not '1'"),
+        (("--negative-prompt", "all blue"), "negative_prompt '', not 'all blue'"),
+        (("--no-upsample",), "upsample 'True', not 'False'"),
+        (("--eta", 0.5), "eta '0.0', not '0.5'"),
+        (("--checkpoint", "demo/upsample"), "checkpoint "),
+    ],
+)
+def test_a_folder_sampled_with_other_flags_is_refused(capsys, sampled_folder, flags, difference):
+    before, folder = sampled_folder
     with pytest.raises(SystemExit):
-        run(monkeypatch, *flags, "--guidance-scale", 5, "--out", tmp_path / "night")
-    assert "00000-0.png was drawn with guidance_scale '2.0', not '5.0'" in capsys.readouterr().err
+        run(*before, *flags)
+    error = capsys.readouterr().err
+    assert f"00000-0.png was sampled with {difference}" in error and "give another --out" in error
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_folder_sampled_by_another_command_is_refused(capsys, sampled_folder, photo):
+    before, _ = sampled_folder
+    with pytest.raises(SystemExit):
+        run("edit", *before, "--image", photo / "photo.png")
+    assert "was sampled with image None, not" in capsys.readouterr().err
+
+
+def test_flags_that_change_no_image_do_not_matter_for_resuming(
+    capsys, sampled_folder, trained_run, tmp_path
+):
+    _, folder = sampled_folder
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("all red")
+    run(
+        "--checkpoint", trained_run, "--prompts-file", prompts, "--steps", 4, "--batch-size", 1,
+        "--one-at-a-time", "--out", folder,
+    )  # fmt: skip
+    assert "0 of 1 prompts left to sample" in capsys.readouterr().out
+
+
+def test_a_file_in_the_folder_that_is_no_image_is_refused(capsys, trained_run, tmp_path):
+    (tmp_path / "00000-0.png").write_bytes(b"cut off")
+    with pytest.raises(SystemExit):
+        run("--checkpoint", trained_run, "--prompt", "all red", *FAST, "--out", tmp_path)
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_metadata_record_every_flag_that_affects_the_image_once(sampled_folder):
+    _, folder = sampled_folder
+    recorded = Image.open(folder / "00000-0.png").text
+    settings = {one.name for one in dataclasses.fields(SampleConfig)}
+    flags = {one.name for one in dataclasses.fields(sample.Generate)} - settings
+    unaffecting = {"fsdp", "batch_size", "one_at_a_time", "out", "prompts_file"}
+    assert set(recorded) == settings | (flags - unaffecting - {"keep"}) | {"first_seed"}
 
 
 @pytest.fixture
@@ -122,12 +181,12 @@ def photo(tmp_path):
     return tmp_path
 
 
-def test_inpaint_by_alpha_and_by_mask_are_the_same(monkeypatch, models, photo):
+def test_inpaint_by_alpha_and_by_mask_are_the_same(models, photo):
     for name, image in {
         "a": (photo / "hole.png",), "b": (photo / "photo.png", "--mask", photo / "mask.png")
     }.items():  # fmt: skip
         run(
-            monkeypatch, "inpaint", "--checkpoint", models, "--image", *image, "--prompt",
+            "inpaint", "--checkpoint", models, "--image", *image, "--prompt",
             "all red", "--steps", 2, "--fit", "pad", "--out", photo / f"{name}.png",
         )  # fmt: skip
     a, b = (Image.open(photo / f"{name}.png") for name in "ab")
@@ -136,29 +195,29 @@ def test_inpaint_by_alpha_and_by_mask_are_the_same(monkeypatch, models, photo):
 
 
 @pytest.mark.slow
-def test_edit_upsample_and_rank(monkeypatch, capsys, models, photo):
+def test_edit_upsample_and_rank(capsys, models, photo):
     both = ("--checkpoint", models / "base", "--checkpoint", models / "upsample")
     run(
-        monkeypatch, "edit", *both, "--image", photo / "photo.png", "--prompt", "all red",
+        "edit", *both, "--image", photo / "photo.png", "--prompt", "all red",
         "--strength", 0.5, "--n", 2, "--steps", 4, "--out", photo / "edited.png",
     )  # fmt: skip
     edited = [photo / "edited" / f"{i:04d}.png" for i in range(2)]
     assert [Image.open(file).size for file in edited] == [(16, 16)] * 2
     assert Image.open(edited[0]).text["strength"] == "0.5"
     run(
-        monkeypatch, "upsample", *both, "--low-res", photo / "photo.png", "--prompt", "all red",
+        "upsample", *both, "--low-res", photo / "photo.png", "--prompt", "all red",
         "--out", photo / "large.png",
     )  # fmt: skip
     assert Image.open(photo / "large.png").size == (16, 16)
     run(
-        monkeypatch, "upsample", *both, "--low-res", edited[0], "--low-res", edited[1],
+        "upsample", *both, "--low-res", edited[0], "--low-res", edited[1],
         "--prompt", "all red", "--out", photo / "larger",
     )  # fmt: skip
     texts = [Image.open(photo / "larger" / f"0000{i}-0.png").text for i in range(2)]
     assert [text["low_res"] for text in texts] == [str(file) for file in edited]
     capsys.readouterr()
     run(
-        monkeypatch, "rank", "--checkpoint", models, "--image", edited[0], "--image", edited[1],
+        "rank", "--checkpoint", models, "--image", edited[0], "--image", edited[1],
         "--prompt", "all red",
     )  # fmt: skip
     prompt, *lines = capsys.readouterr().out.splitlines()
@@ -166,19 +225,19 @@ def test_edit_upsample_and_rank(monkeypatch, capsys, models, photo):
     assert prompt == "all red" and len(lines) == 2 and scores == sorted(scores, reverse=True)
 
 
-def test_kept_images_tell_the_seeds_that_draw_them_again(monkeypatch, models, tmp_path):
+def test_the_recorded_seeds_of_kept_images_sample_them_again(models, tmp_path):
     flags = ("--checkpoint", models, "--prompt", "all red", "--steps", 2, "--no-upsample")
-    run(monkeypatch, *flags, "--n", 4, "--keep", 2, "--seed", 3, "--out", tmp_path / "best.png")
+    run(*flags, "--n", 4, "--keep", 2, "--seed", 3, "--out", tmp_path / "best.png")
     for i in range(2):
         file = tmp_path / "best" / f"{i:04d}.png"
         seed = Image.open(file).text["seed"]
-        run(monkeypatch, *flags, "--seed", seed, "--out", tmp_path / "again.png")
+        run(*flags, "--seed", seed, "--out", tmp_path / "again.png")
         again = np.asarray(Image.open(tmp_path / "again.png")).astype(int)
         assert np.abs(again - np.asarray(Image.open(file))).max() <= 1
 
 
 @pytest.mark.parametrize("what", ["absent", "empty", "no checkpoint", "other config"])
-def test_a_folder_that_is_not_a_run_is_refused(monkeypatch, capsys, trained_run, tmp_path, what):
+def test_a_folder_that_is_not_a_run_is_refused(capsys, trained_run, tmp_path, what):
     folder = tmp_path / "run"
     expected = "is not a folder"
     if what != "absent":
@@ -195,6 +254,6 @@ def test_a_folder_that_is_not_a_run_is_refused(monkeypatch, capsys, trained_run,
         (folder / "config.json").write_text(config.replace('"channels": 32', '"channels": 64'))
         expected = "the config does not match the checkpoint"
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "--checkpoint", folder, "--prompt", "x")
+        run("--checkpoint", folder, "--prompt", "x")
     assert stop.value.code == 2
     assert expected in capsys.readouterr().err

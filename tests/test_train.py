@@ -57,8 +57,8 @@ def test_overfits_eight_images(trained_run):
     losses = [line["loss"] for line in metrics(trained_run) if "loss" in line]
     assert np.mean(losses[-5:]) < 0.2 * losses[0]
     glide = Glide.load(trained_run)
-    images = glide.generate([f"all {name}" for name in COLORS], steps=30, seed=1)
-    mean_colors = images.mean((1, 2))
+    samples = glide.generate([f"all {name}" for name in COLORS], steps=30, seed=1)
+    mean_colors = samples.images.mean((1, 2))
     distance = np.linalg.norm(mean_colors[:, None] - np.array(list(COLORS.values())), axis=-1)
     assert (distance.argmin(1) == np.arange(8)).sum() >= 7
 

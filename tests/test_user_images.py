@@ -1,4 +1,4 @@
-"""Images of all kinds come in; squares and masks of the right size come out."""
+"""Images and masks of all kinds become squares of the requested size."""
 
 import numpy as np
 import pytest
@@ -32,20 +32,20 @@ def test_images_of_every_color_mode_are_read(tmp_path, mode):
         assert np.abs(decoded.astype(int) - 204).max() <= 2
 
 
-def test_of_an_animation_the_first_frame_is_read(tmp_path):
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(read_image(tmp_path / "x.gif")[0, 0], (255, 0, 0))
 
 
-def test_a_very_long_image_is_read_and_made_square(tmp_path):
+def test_a_very_wide_image_becomes_square(tmp_path):
     Image.new("RGB", (20_000, 30), "red").save(tmp_path / "x.png")
     image = read_image(tmp_path / "x.png")
     for fit in FITS:
         assert square_image(image, 16, fit).shape == (16, 16, 3)
 
 
-def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
+def test_unreadable_files_are_named(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"cannot read .*x\.png: not an image"):
         read_image(tmp_path / "x.png")
@@ -70,7 +70,7 @@ def test_masks_are_read_from_white_and_from_alpha(tmp_path):
     np.testing.assert_array_equal(read_alpha(tmp_path / "hole.png"), known)
 
 
-def test_fits_do_as_they_say():
+def test_fits_crop_pad_and_stretch():
     wide = np.zeros((10, 20, 3), np.uint8)
     wide[:, 5:15] = 255  # the middle square
     assert square_image(wide, 10, "crop").min() == 255
@@ -86,7 +86,7 @@ def test_fits_do_as_they_say():
     st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.sampled_from(FITS), st.randoms()
 )
 def test_known_pixels_do_not_depend_on_unknown_ones(height, width, side, fit, random):
-    """Whatever stands where nothing is known, the known pixels of the square are the same."""
+    """Other values of unknown pixels leave the known pixels of the square unchanged."""
     rng = np.random.default_rng(random.getrandbits(32))
     known = rng.random((height, width)) < 0.9
     image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
@@ -96,7 +96,7 @@ def test_known_pixels_do_not_depend_on_unknown_ones(height, width, side, fit, ra
     assert np.abs(a - b)[kept].max(initial=0) <= 1  # a rounding step
 
 
-def test_nothing_unknown_keeps_all_and_everything_unknown_nothing():
+def test_all_known_pixels_are_kept_and_no_unknown_ones():
     for fit in ("crop", "stretch"):
         assert square_known(np.ones((7, 9), bool), 5, fit).all()
         assert not square_known(np.zeros((7, 9), bool), 5, fit).any()

@@ -1,112 +1,91 @@
-"""How close an upsampler comes to the images that it is given shrunk, next to bicubic resizing.
+"""PSNR of an upsampler on held-out images, compared with bicubic resizing.
 
 python -m glide_jax.evaluation.upsampling --checkpoint runs/scenes_upsample128 --n 64
+
+Images are reduced to the low resolution with a box filter, as in training, and upsampled again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tyro
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-from glide_jax.cli import ShardingFlags, keep_compiled_programs
-from glide_jax.data.records import Source
-from glide_jax.data.sources import open_source
+from glide_jax.cli import keep_compiled_programs
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.evaluation.held_out import held_out_records
+from glide_jax.evaluation.metrics import psnr
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
+from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.storage import require_local
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
 
-def psnr(images: Images, reference: Images) -> Float[np.ndarray, "n"]:
-    """Peak signal-to-noise ratio of each image: 20 log10(255 / root mean square error), in dB.
-
-    Equal images have infinity.
-    """
-    error = np.square(images.astype(np.float64) - reference).mean((1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255**2 / error)
-
-
-def resized(images: Images, px: int, how: Image.Resampling) -> UInt8[np.ndarray, "n {px} {px} 3"]:
-    """Images made `px` square by one of Pillow's filters."""
-    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), how)) for p in images])
-
-
-@dataclass(frozen=True)
-class Arguments(ShardingFlags):
-    """Shrinks held-out images, enlarges them again, and compares them with what they were.
-
-    Prints the mean PSNR of the upsampler's images and of bicubic resizing.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingFlags):
+    """Prints the mean PSNR of upsampled held-out images and of bicubic resizing."""
 
     checkpoint: str | Path
-    """Run folder of an upsampler, or a folder of models that has one."""
+    """Run folder of an upsampler, or a folder of models with one."""
     n: int = 64
-    """Images: the first of the split."""
+    """Number of images: the first of the split."""
     split: str = ""
-    """Of the model's own data set; its validation split unless given."""
-    steps: str | None = None
-    """A respacing; this and the next two default to the run's own settings."""
-    sampler: str | None = None
-    """A key of glide_jax.diffusion.samplers.SAMPLERS."""
-    low_res_noise: int | None = None
-    """See `SampleConfig`."""
-    batch_size: int = 4
-    """Images at a time."""
-    seed: int = 0
-    """Of the first image; the next has seed + 1, and so on."""
+    """Split of the model's own data set; empty: its validation split."""
+    batch_size: int | None = 4
+    """Images per batch."""
     out: Path | None = None
-    """PNG file for a grid: shrunk, bicubic, drawn, and as it was."""
+    """PNG file for a grid: low resolution, bicubic, upsampled, original."""
 
 
-def main(arguments: Arguments) -> None:
-    """The command. Raises UserError."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises UserError."""
+    arguments = tyro.cli(Arguments, args=argv, prog="python -m glide_jax.evaluation.upsampling")
     require_local(arguments.out)
     if arguments.n < 1:
         raise UserError(f"--n {arguments.n}: must be at least 1")
     keep_compiled_programs()
-    use_all_cores(arguments.batch_size)
+    use_all_cores(arguments.batch_size or arguments.n)
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     config = glide.config("upsample")
     model = config.denoiser
-    source = open_source(config.data, arguments.split or config.data.validation_split)
-    whole, captions = _held_out(source, model.resolution_px, arguments.n)
-    small = resized(whole, model.low_res_px, Image.Resampling.BOX)
-    bicubic = resized(small, model.resolution_px, Image.Resampling.BICUBIC)
-    drawn = glide.upsample(
-        small,
+    records = held_out_records(config, arguments.split, arguments.n)
+    captions = [record.captions[0] for record in records]
+    original = np.stack([load_pixels(r.image, model.resolution_px, name=r.name) for r in records])
+    low_res = resized(original, model.low_res_px, Image.Resampling.BOX)
+    bicubic = resized(low_res, model.resolution_px, Image.Resampling.BICUBIC)
+    upsampled = glide.upsample(
+        low_res,
         captions,
-        seed=[arguments.seed + i for i in range(len(whole))],
+        seed=[arguments.seed + i for i in range(len(records))],
         batch_size=arguments.batch_size,
         progress=True,
-        steps=arguments.steps,
-        sampler=arguments.sampler,
-        low_res_noise=arguments.low_res_noise,
-    )
-    ours, theirs = psnr(drawn, whole).mean(), psnr(bicubic, whole).mean()
+        **arguments.settings,
+    ).images
+    ours, theirs = psnr(upsampled, original).mean(), psnr(bicubic, original).mean()
     print(f"upsampler {ours:.2f} dB, bicubic {theirs:.2f} dB: {ours - theirs:+.2f} dB")
-    print(f"mean PSNR of {len(whole)} images, {model.low_res_px} to {model.resolution_px} px")
+    print(f"mean PSNR of {len(records)} images, {model.low_res_px} to {model.resolution_px} px")
     if arguments.out is not None:
-        shown = resized(small, model.resolution_px, Image.Resampling.NEAREST)
-        rows = np.stack([shown, bicubic, drawn, whole], 1).reshape(-1, *whole.shape[1:])
-        labels = [c for caption in captions for c in (caption, "bicubic", "drawn", "as it was")]
-        save_grid(arguments.out, rows, labels, columns=8)
+        shown = resized(low_res, model.resolution_px, Image.Resampling.NEAREST)
+        rows = np.stack([shown, bicubic, upsampled, original], 1)
+        labels = [c for caption in captions for c in (caption, "bicubic", "upsampled", "original")]
+        save_grid(arguments.out, rows.reshape(-1, *original.shape[1:]), labels, columns=8)
         print(arguments.out)
 
 
-def _held_out(source: Source, px: int, n: int) -> tuple[Images, list[str]]:
-    records = [source[i] for i in range(min(n, len(source)))]
-    images = np.stack([load_pixels(r.image, px, name=r.name) for r in records])
-    return images, [r.captions[0] for r in records]
+def resized(
+    images: Images, px: int, resampling: Image.Resampling
+) -> UInt8[np.ndarray, "n {px} {px} 3"]:
+    """Images resized to `px` square with one of Pillow's filters."""
+    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), resampling)) for p in images])
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main(tyro.cli(Arguments, prog="python -m glide_jax.evaluation.upsampling"))
+        main()

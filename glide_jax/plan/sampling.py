@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from glide_jax.config import Config, ModelConfig
-from glide_jax.diffusion.samplers import sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
 from glide_jax.plan.compiled import usage
 from glide_jax.plan.slices import SliceForecast, compile_for, known_chip, topology_devices
-from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants
+from glide_jax.sampling.programs import Inputs, Programs, Recipe, chunk_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +88,10 @@ def forecast_sampling(
     images = require_even(images, len(devices))
     programs = Programs(config, sharding.local_mesh(fsdp, devices))
     settings = config.sample
-    schedule = Schedule.of(config.diffusion, settings.steps)
-    calls = sampler_plan(settings.sampler, schedule, settings.eta).calls
+    recipe = Recipe.of(settings, Schedule.of(config.diffusion, settings.steps).steps)
+    calls = programs.denoiser_calls(recipe)
     chunk = chunk_size(calls)
-    options = constants(settings, schedule.steps)
-    begin, advance, compile_s = _compile(programs, images, chunk, options, topology, effort)
+    begin, advance, compile_s = _compile(programs, images, chunk, recipe, topology, effort)
     once, repeated = begin.memory_analysis(), advance.memory_analysis()
     assert once is not None and repeated is not None  # always available on TPUs
     parameter_bytes = sharding.bytes_a_device(*_placed_params(programs))
@@ -105,7 +103,7 @@ def forecast_sampling(
         images=images,
         sampler=settings.sampler,
         calls=calls,
-        guided=options["guided"],
+        guided=recipe.guided,
         chips=len(devices),
         hbm_bytes=chip.hbm_bytes,
         parameter_bytes=parameter_bytes,
@@ -123,7 +121,7 @@ def _compile(
     programs: Programs,
     images: int,
     chunk: int,
-    options: dict[str, Any],
+    recipe: Recipe,
     topology: str,
     effort: str,
 ) -> tuple[jax.stages.Compiled, jax.stages.Compiled, float]:
@@ -136,7 +134,7 @@ def _compile(
     negative = tuple(
         jax.ShapeDtypeStruct((1, model.text.length), kind) for kind in (jnp.int32, jnp.bool_)
     )
-    lowered = programs.begin.lower(params, inputs, negative, **options)
+    lowered = programs.begin.lower(params, inputs, negative, recipe=recipe)
     begin, begin_s = compile_for(topology, lowered, effort)
     conditioned, state = jax.tree.map(_on, lowered.out_info, begin.output_shardings)
     scale = jax.ShapeDtypeStruct((), jnp.float32)
@@ -150,7 +148,7 @@ def _compile(
         jax.ShapeDtypeStruct((), jnp.int32),
         clip=None,
         calls=chunk,
-        **options,
+        recipe=recipe,
     )
     advance, advance_s = compile_for(topology, lowered, effort)
     return begin, advance, begin_s + advance_s

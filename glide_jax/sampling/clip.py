@@ -1,4 +1,4 @@
-"""A trained CLIP, ready to compare images with captions and to guide a model that draws."""
+"""A trained CLIP: scores images against captions, and guides sampling."""
 
 from collections.abc import Sequence
 
@@ -16,20 +16,20 @@ from glide_jax.sampling.user_images import square_image
 from glide_jax.shapes import Params
 
 MAX_BATCH = 64
-"""Images that are compared at a time."""
+"""Images per call of the image tower."""
 
 
-class ClipStage:
-    """A trained CLIP.
+class ClipScorer:
+    """A trained CLIP: parameters on devices, tokenizer and compiled towers.
 
     Args:
         config: of the run.
-        params: usually the moving average.
-        tokenizer: the run's own.
-        fsdp: as of `Stage`.
+        params: usually the EMA parameters.
+        tokenizer: of the run.
+        fsdp: as for `Stage`.
 
     Raises:
-        UserError: fsdp does not divide the devices.
+        UserError: fsdp does not divide the number of devices.
     """
 
     def __init__(self, config: Config, params: Params, tokenizer: Tokenizer, fsdp: int = 1) -> None:
@@ -42,7 +42,7 @@ class ClipStage:
         self._encode_image = jax.jit(lambda params, *image: bind(params).encode_image(*image))
 
     @classmethod
-    def load(cls, run: Run, fsdp: int = 1) -> "ClipStage":
+    def load(cls, run: Run, fsdp: int = 1) -> "ClipScorer":
         """Loads a run's EMA parameters and tokenizer.
 
         Args:
@@ -59,21 +59,21 @@ class ClipStage:
     def tokenize(
         self, captions: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """Tokens of captions and their mask, as this CLIP reads them."""
+        """Tokens of captions and their mask."""
         return self.tokenizer.encode(list(captions), self.config.text.length)
 
     def encode_text(self, captions: Sequence[str]) -> Float[Array, "b d"]:
-        """Embeddings of captions, of length 1."""
+        """Unit-length embeddings of captions."""
         return self._encode_text(self.params, *self.tokenize(captions))
 
     def encode_images(
         self, images: Float[np.ndarray, "b h w 3"], t: int
     ) -> Float[np.ndarray, "b d"]:
-        """Embeddings of images, of length 1.
+        """Unit-length embeddings of images.
 
         Args:
-            images: in [-1, 1] but for their noise, of this CLIP's resolution.
-            t: step whose noise they hold; 0 for none.
+            images: x_t at this CLIP's resolution.
+            t: the step of x_t; 0 for images without noise.
         """
         parts = (images[start : start + MAX_BATCH] for start in range(0, len(images), MAX_BATCH))
         return np.concatenate(
@@ -88,14 +88,14 @@ class ClipStage:
         images: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "b h w 3"],
         captions: Sequence[str],
     ) -> Float[np.ndarray, "b"]:
-        """Cosine of each image's and its caption's embedding.
+        """Cosine similarity of each image and its caption.
 
         Args:
-            images: of any sizes; the largest square from the middle is looked at.
-            captions: one an image.
+            images: of any sizes; center-cropped to squares.
+            captions: one per image.
         """
-        different, which = np.unique(captions, return_inverse=True)
-        text = self.encode_text(different.tolist())[which]
+        unique, which = np.unique(captions, return_inverse=True)
+        text = self.encode_text(unique.tolist())[which]
         px = self.config.resolution_px
-        small = to_float(np.stack([square_image(image, px, "crop") for image in images]))
-        return np.sum(np.asarray(text) * self.encode_images(small, 0), -1)
+        squares = to_float(np.stack([square_image(image, px, "crop") for image in images]))
+        return np.sum(np.asarray(text) * self.encode_images(squares, 0), -1)

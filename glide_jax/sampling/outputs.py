@@ -1,4 +1,4 @@
-"""Where drawn images go, and which of them are there already, so that a long run can go on."""
+"""Output files of sampling, and which of them already exist, so that a command can resume."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,38 +12,50 @@ from glide_jax.storage import require_local
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt, what it is drawn from, and where its images go."""
+    """One prompt and the files of its images."""
 
     prompt: str
     files: tuple[Path, ...]
     low_res: Path | None = None
+    """The image to upsample."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What is true of this prompt's images only."""
+        """The metadata of this prompt's images only."""
         low_res = {} if self.low_res is None else {"low_res": str(self.low_res)}
         return {"prompt": self.prompt} | low_res
 
     def is_done(self, common: Mapping[str, str]) -> bool:
-        """Whether all of its images are there.
+        """Whether all images of this job exist.
 
         Args:
-            common: the metadata that all jobs' images have in common.
+            common: the metadata that the images of all jobs share.
 
         Raises:
-            UserError: a file is there, but was drawn with something else.
+            UserError: a file cannot be read, or was sampled with other flags or settings.
         """
+        expected = {**common, **self.metadata}
         for file in self.files:
             if not file.exists():
                 return False
-            text = Image.open(file).info
-            for name, value in {**common, **self.metadata}.items():
-                if text.get(name) != value:
+            found = read_metadata(file)
+            found.pop("seed", None)  # follows from first_seed, n and keep
+            for name in {**expected, **found}:
+                if found.get(name) != expected.get(name):
                     raise UserError(
-                        f"{file} was drawn with {name} {text.get(name)!r}, not {value!r}: "
-                        "give another --out, or remove it"
+                        f"{file} was sampled with {name} {found.get(name)!r}, not "
+                        f"{expected.get(name)!r}: give another --out, or remove it"
                     )
         return True
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The text chunks of a PNG file. Raises UserError if it cannot be read."""
+    try:
+        with Image.open(file) as image:
+            return {str(name): str(value) for name, value in image.info.items()}
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error}; remove it, or give another --out") from None
 
 
 def is_folder(out: Path) -> bool:
@@ -57,29 +69,30 @@ def is_folder(out: Path) -> bool:
 
 
 def make_jobs(
-    prompts: Sequence[str], low_res: Sequence[Path | None], each: int, out: Path
+    prompts: Sequence[str], low_res: Sequence[Path] | None, images_per_prompt: int, out: Path
 ) -> list[Job]:
-    """A job a prompt.
+    """A job for each prompt.
 
     Args:
-        prompts: what to draw.
-        low_res: the smaller image that each is drawn from, or None.
-        each: images a prompt.
-        out: a PNG file: the image if it is the only one, else a grid with a folder beside it; or
-            a folder, whose files' names tell the prompt's row and the image.
+        prompts: captions.
+        low_res: the image to upsample for each prompt, if any.
+        images_per_prompt: files of each job.
+        out: a PNG file: the image if there is only one, else a grid, with a folder of the same name
+            for the images. Or a folder, whose files are named after the prompt's row and the image.
 
     Raises:
         UserError: `out` is neither.
     """
     into_folder = is_folder(out)
+    folder = out if into_folder else out.with_suffix("")
     jobs = []
-    for row, (prompt, small) in enumerate(zip(prompts, low_res, strict=True)):
+    for row, prompt in enumerate(prompts):
         if into_folder:
-            files = [out / f"{row:05d}-{i}.png" for i in range(each)]
-        elif len(prompts) * each == 1:
+            files = [folder / f"{row:05d}-{i}.png" for i in range(images_per_prompt)]
+        elif len(prompts) * images_per_prompt == 1:
             files = [out]
         else:
-            folder = out.with_suffix("")
-            files = [folder / f"{row * each + i:04d}.png" for i in range(each)]
-        jobs.append(Job(prompt, tuple(files), small))
+            numbers = range(row * images_per_prompt, (row + 1) * images_per_prompt)
+            files = [folder / f"{number:04d}.png" for number in numbers]
+        jobs.append(Job(prompt, tuple(files), None if low_res is None else low_res[row]))
     return jobs

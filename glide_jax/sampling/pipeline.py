@@ -1,126 +1,50 @@
-"""`Glide`: what a script or a notebook calls.
+"""`Glide`: trained models behind one Python API.
 
 from glide_jax import Glide
-glide = Glide.load("runs/scenes_tiny")
-images = glide.generate(["a red star", "a blue ring"], seed=0)
+glide = Glide.load("demo")
+samples = glide.generate(["a red star", "a blue ring"], seed=0)
+samples.images  # (2, 128, 128, 3)
 """
 
-import gc
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from glide_jax.config import ClipConfig, Config, SampleConfig
 from glide_jax.errors import UserError
-from glide_jax.runs.folder import Run
-from glide_jax.sampling.clip import ClipStage
-from glide_jax.sampling.stage import Conditions, Known, Stage, changed_settings
-from glide_jax.sampling.user_images import Fit, square_image, square_known
-from glide_jax.storage import AnyPath
-
-ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
-"""What a model can be for, and the names of the run folders in a set of models."""
+from glide_jax.sampling.model_set import ModelSet
+from glide_jax.sampling.request import Request, Seed, broadcast_prompts
+from glide_jax.sampling.samples import Samples
+from glide_jax.sampling.stage import Conditions
+from glide_jax.sampling.user_images import Fit
 
 Images = UInt8[np.ndarray, "b h w 3"]
-Seed = int | np.integer | Sequence[int]
-Drawn = UInt8[np.ndarray, "b_drawn h_drawn w_drawn 3"]
 
 
-class Glide:
-    """Trained models, working together: a base model draws, an upsampler enlarges, CLIP judges.
+class Glide(ModelSet):
+    """A set of trained models: base model, upsampler, their inpainting versions, and CLIP.
 
-    Any of them may be missing; each is loaded when it is first needed. All methods take and
-    return 8-bit sRGB images. Their `settings` are fields of `SampleConfig`, and change those
-    of the model that draws first; an upsampler goes by its own run's.
+    Any of them may be missing. Each is loaded when it is first needed. Images are 8-bit sRGB.
 
-    Args:
-        runs: by role, one of ROLES.
-        one_at_a_time: free each model before the next one is loaded, for small memories.
-        fsdp: devices over which each model's parameters are shared out, see `Stage`.
+    Options of the sampling methods:
+        n: images per prompt, with seeds seed, seed + 1, ...
+        keep: keep only this many of each prompt's n images, those with the highest CLIP scores,
+            best first. They are chosen before upsampling.
+        negative_prompt: what guidance leads away from; the empty caption by default.
+        seed: one for all prompts, or one per prompt. An image depends on its prompt, its seed and
+            the settings, not on the rest of the batch.
+        upsample: whether to upsample; None upsamples if there is an upsampler.
+        batch_size: images per batch; None for up to MAX_BATCH per device.
+        progress: show a progress bar over the steps.
+        settings: fields of `SampleConfig`, such as guidance_scale, steps and sampler. They change
+            the settings of the first model; an upsampler that follows it uses its own run's.
     """
-
-    def __init__(
-        self,
-        runs: dict[str, Run],
-        *,
-        one_at_a_time: bool = False,
-        fsdp: int = 1,
-    ) -> None:
-        self.runs = runs
-        self.last_seeds: list[int] = []
-        """Of the images that were drawn last, one each: drawn again, they are the same."""
-        self._one_at_a_time = one_at_a_time
-        self._fsdp = fsdp
-        self._loaded: dict[str, Any] = {}
-
-    @classmethod
-    def load(cls, *folders: str | AnyPath, one_at_a_time: bool = False, fsdp: int = 1) -> "Glide":
-        """Finds the models of these folders, each a run's or one of several runs' folders.
-
-        Args:
-            folders: what train.py, glide_jax.export and glide_jax.convert write;
-                "demo" and "demo/base" name models shipped with the package, see `resolve_run`.
-            one_at_a_time: free each model before the next one is loaded, for small memories.
-            fsdp: devices over which each model's parameters are shared out, see `Stage`.
-
-        Raises:
-            UserError: there is no run in a folder, or two runs have the same role.
-        """
-        runs: dict[str, Run] = {}
-        for run in (run for folder in folders for run in Run.open_all(folder)):
-            role = role_of(run.config)
-            if role in runs:
-                raise UserError(
-                    f"{runs[role].path} and {run.path} are both {role} models: give one"
-                )
-            runs[role] = run
-        if not runs:
-            raise UserError("no models: give at least one run folder")
-        return cls(runs, one_at_a_time=one_at_a_time, fsdp=fsdp)
-
-    def has(self, role: str) -> bool:
-        """Whether there is a model for this, one of ROLES."""
-        return role in self.runs
-
-    def config(self, role: str) -> Config:
-        """The configuration of the model for this, one of ROLES.
-
-        Raises:
-            UserError: there is none.
-        """
-        if not self.has(role):
-            there = ", ".join(self.runs)
-            hint = ""
-            if role == "base" and self.has("upsample"):
-                hint = "; an upsampler enlarges images that you have: upsample, --low-res"
-            if role == "base" and self.has("base-inpaint"):
-                hint = "; an inpainting model paints in an image: inpaint, --image"
-            raise UserError(f"this needs a model for {role}; there is one for {there} only{hint}")
-        return self.runs[role].config
-
-    def settings(self, role: str, **changes: Any) -> SampleConfig:
-        """How the model for this samples, with these changes. Raises UserError."""
-        return changed_settings(self.config(role).sample, **changes)
-
-    def stage(self, role: str) -> Stage:
-        """The model that draws for this, one of ROLES, loaded. Raises UserError."""
-        return self._load(role, Stage)
-
-    @property
-    def clip(self) -> ClipStage:
-        """The CLIP, loaded. Raises UserError if there is none."""
-        return self._load("clip", ClipStage)
-
-    def free(self) -> None:
-        """Forgets all loaded models; they are loaded again when needed."""
-        self._loaded.clear()
-        gc.collect()  # a stage and its compiled programs refer to each other
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         n: int = 1,
         keep: int | None = None,
@@ -130,80 +54,69 @@ class Glide:
         batch_size: int | None = None,
         progress: bool = False,
         **settings: Any,
-    ) -> Drawn:
-        """Draws images for prompts.
+    ) -> Samples:
+        """Generates images for prompts.
 
         Args:
             prompts: b captions; an empty one is unconditional.
-            n: images for each prompt, with seeds seed, seed + 1, ...
-            keep: so many of the n are kept, those that CLIP finds closest to the prompt, best
-                first; they are chosen before they are enlarged.
-            negative_prompt: what guidance leads away from; the empty caption unless given.
-            seed: one for all prompts, or one each. An image depends on its prompt, its seed and
-                the settings, not on the images drawn with it.
-            upsample: enlarge; unless given, if there is an upsampler.
-            batch_size: images at a time.
-            progress: show a bar over the steps.
-            settings: such as guidance_scale, steps, sampler: the fields of `SampleConfig`.
+            n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: see the class.
 
         Returns:
-            (b * n or b * keep, h, w, 3), a prompt's images one after the other.
+            b * n images, or b * keep, ordered by prompt.
 
         Raises:
-            UserError: settings that do not exist or cannot work, or a model that is not there.
+            UserError: an unknown or impossible setting, or a missing model.
         """
-        options = {
-            "negative_prompt": negative_prompt,
-            "batch_size": batch_size,
-            "progress": progress,
-        }
-
-        def draw(role: str, prompts: list[str], seeds: list[int], low_res: Any) -> Drawn:
-            changes = settings if low_res is None else {}
-            conditions = Conditions(low_res=low_res)
-            return self._draw(role, prompts, seeds, changes, conditions, **options)
-
-        return self._best_enlarged(draw, "base", "upsample", prompts, seed, n, keep, upsample)
+        request = Request.of(
+            prompts,
+            seed,
+            n=n,
+            keep=keep,
+            negative_prompt=negative_prompt,
+            upsample=upsample,
+            batch_size=batch_size,
+            progress=progress,
+            settings=settings,
+        )
+        return self._sample(request, "base", "upsample")
 
     def upsample(
         self,
-        images: Images,
-        prompts: Sequence[str],
+        images: Samples | Images,
+        prompts: str | Sequence[str],
         *,
         seed: Seed = 0,
         batch_size: int | None = None,
         progress: bool = False,
         **settings: Any,
-    ) -> Drawn:
-        """Enlarges any images of the upsampler's smaller size, with the help of captions.
+    ) -> Samples:
+        """Upsamples images, conditioned on their captions.
 
         Args:
-            images: (b, h, w, 3).
+            images: (b, h, w, 3), of the upsampler's low resolution.
             prompts: b captions, or one for all.
-            seed, batch_size, progress, settings: as in `generate`.
+            seed, batch_size, progress, settings: see the class.
 
         Returns:
-            (b, h, w, 3), larger.
+            b upsampled images.
 
         Raises:
-            UserError: as `generate`, or the images are of another size.
+            UserError: as `generate`, or the images have another size.
         """
-        prompts, self.last_seeds = repeat_prompts(broadcast_prompts(prompts, len(images)), seed, 1)
-        return self._draw(
-            "upsample",
-            prompts,
-            self.last_seeds,
-            settings,
-            Conditions(low_res=images),
+        request = Request.of(
+            broadcast_prompts(prompts, len(images)),
+            seed,
             batch_size=batch_size,
             progress=progress,
+            settings=settings,
         )
+        return self._run_stage("upsample", request, Conditions(low_res=np.asarray(images)))
 
     def inpaint(
         self,
         image: UInt8[np.ndarray, "h w 3"],
         known: Bool[np.ndarray, "h_mask w_mask"],
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         n: int = 1,
         keep: int | None = None,
@@ -214,62 +127,55 @@ class Glide:
         batch_size: int | None = None,
         progress: bool = False,
         **settings: Any,
-    ) -> Drawn:
-        """Paints what is not known of an image, once for each prompt.
+    ) -> Samples:
+        """Inpaints the unknown part of an image, once for each prompt.
 
-        With models made for inpainting where they are there; others are held to the known pixels
-        at every step. Paint again on what this returns, with another mask and prompt, to edit a
-        image step by step.
+        Models trained for inpainting are used where there are any. Other models are reset to the
+        known pixels at every step. To edit an image step by step, inpaint the result with another
+        mask and prompt.
 
         Args:
-            image: of any size; made square as `fit` says, and resized to the models'.
-            known: True where the image stays, False where it is painted over.
-            prompts: b captions of the whole result.
-            fit: "crop" takes the largest square from the middle; "pad" puts the whole image
-                into a square, whose remaining sides are painted; "stretch" ignores the aspect.
-            n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: as in
-                `generate`.
+            image: of any size; made square by `fit`, and resized to the models' resolutions.
+            known: True where the image is kept, False where it is inpainted.
+            prompts: b captions of the complete image.
+            fit: "crop" takes the largest centered square; "pad" puts all of the image into a
+                square and inpaints its margins; "stretch" ignores the aspect ratio.
+            n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: see the class.
 
         Returns:
-            As `generate`; known pixels are exactly those of the image at that size.
+            As `generate`; known pixels are exactly those of the resized image.
 
         Raises:
-            UserError: as `generate`; the mask is of another size than the image; or all of the
-                square is known, so that there is nothing to paint.
+            UserError: as `generate`; the sizes of mask and image differ; or nothing is left to
+                inpaint.
         """
-        small = "base-inpaint" if self.has("base-inpaint") else "base"
-        large = "upsample-inpaint" if self.has("upsample-inpaint") else "upsample"
         if image.shape[:2] != known.shape:
             raise UserError(
-                f"the mask is {known.shape[1]} x {known.shape[0]} pixels, but the image "
+                f"the mask is {known.shape[1]} x {known.shape[0]} pixels, but the image is "
                 f"{image.shape[1]} x {image.shape[0]}"
             )
-        options = {
-            "negative_prompt": negative_prompt,
-            "batch_size": batch_size,
-            "progress": progress,
-        }
-
-        def draw(role: str, prompts: list[str], seeds: list[int], low_res: Any) -> Drawn:
-            px = self.config(role).denoiser.resolution_px
-            mask = square_known(known, px, fit)
-            if mask.all():
-                raise UserError("there is nothing to paint: all of the square is known")
-            kept = Known(
-                _repeated(square_image(image, px, fit), len(prompts)),
-                _repeated(mask[:, :, None], len(prompts)),
-            )
-            changes = settings if low_res is None else {}
-            conditions = Conditions(low_res=low_res, known=kept)
-            drawn = self._draw(role, prompts, seeds, changes, conditions, **options)
-            return kept.put_back(drawn)
-
-        return self._best_enlarged(draw, small, large, prompts, seed, n, keep, upsample)
+        request = Request.of(
+            prompts,
+            seed,
+            n=n,
+            keep=keep,
+            image=image,
+            known=known,
+            fit=fit,
+            negative_prompt=negative_prompt,
+            upsample=upsample,
+            batch_size=batch_size,
+            progress=progress,
+            settings=settings,
+        )
+        first = "base-inpaint" if self.has("base-inpaint") else "base"
+        second = "upsample-inpaint" if self.has("upsample-inpaint") else "upsample"
+        return self._sample(request, first, second)
 
     def edit(
         self,
         image: UInt8[np.ndarray, "h w 3"],
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         strength: float | int = 0.7,
         n: int = 1,
@@ -281,159 +187,109 @@ class Glide:
         batch_size: int | None = None,
         progress: bool = False,
         **settings: Any,
-    ) -> Drawn:
-        """Draws on from an image or a sketch. SDEdit, arXiv 2108.01073.
-
-        The image is noised part of the way, and the noise taken away again by what the prompt
-        asks for.
+    ) -> Samples:
+        """Edits an image or a sketch by SDEdit (arXiv 2108.01073): noises it, then denoises it.
 
         Args:
-            image: of any size; made square as `fit` says.
-            prompts: b captions, each giving n images.
-            strength: share of the steps that are taken: little keeps the image, 1 forgets it.
-            fit: as in `inpaint`, but "pad" fills with gray.
-            n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: as in
-                `generate`.
+            image: of any size; made square by `fit`.
+            prompts: b captions.
+            strength: fraction of the steps taken, in (0, 1]: 1 keeps nothing of the image.
+            fit: as in `inpaint`, except that "pad" fills the margins with gray.
+            n, keep, negative_prompt, seed, upsample, batch_size, progress, settings: see the class.
 
         Returns:
             As `generate`.
 
         Raises:
-            UserError: as `generate`, or strength is not in (0, 1].
+            UserError: as `generate`, or strength is out of range.
         """
-        options = {
-            "negative_prompt": negative_prompt,
-            "batch_size": batch_size,
-            "progress": progress,
-        }
-
-        def draw(role: str, prompts: list[str], seeds: list[int], low_res: Any) -> Drawn:
-            if low_res is not None:
-                return self._draw(role, prompts, seeds, {}, Conditions(low_res=low_res), **options)
-            start = square_image(image, self.config(role).denoiser.resolution_px, fit)
-            conditions = Conditions(start=_repeated(start, len(prompts)))
-            return self._draw(
-                role, prompts, seeds, settings, conditions, strength=strength, **options
-            )
-
-        return self._best_enlarged(draw, "base", "upsample", prompts, seed, n, keep, upsample)
+        request = Request.of(
+            prompts,
+            seed,
+            n=n,
+            keep=keep,
+            image=image,
+            strength=strength,
+            fit=fit,
+            negative_prompt=negative_prompt,
+            upsample=upsample,
+            batch_size=batch_size,
+            progress=progress,
+            settings=settings,
+        )
+        return self._sample(request, "base", "upsample")
 
     def rank(
-        self, images: Sequence[UInt8[np.ndarray, "h w 3"]] | Images, prompts: Sequence[str]
+        self,
+        images: Samples | Sequence[UInt8[np.ndarray, "h w 3"]] | Images,
+        prompts: str | Sequence[str],
     ) -> Float[np.ndarray, "b"]:
-        """How well each image fits its prompt by CLIP: cosines in [-1, 1].
+        """CLIP scores of images and captions: cosine similarities in [-1, 1].
 
         Args:
             images: of any size.
-            prompts: one each, or one for all.
+            prompts: one per image, or one for all.
 
         Raises:
             UserError: there is no CLIP.
         """
-        return self.clip.scores(images, broadcast_prompts(prompts, len(images)))
+        return self.clip.scores(list(images), broadcast_prompts(prompts, len(images)))
 
-    def _draw(
-        self,
-        role: str,
-        prompts: list[str],
-        seeds: list[int],
-        settings: dict[str, Any],
-        conditions: Conditions,
-        **options: Any,
-    ) -> Drawn:
-        sampling = self.settings(role, **settings)
-        stage = self.stage(role)
-        clip = self.clip if sampling.clip_guidance_scale else None
-        return stage.draw(prompts, seeds, sampling, conditions, clip=clip, **options)
-
-    def _best_enlarged(
-        self,
-        draw: Callable[[str, list[str], list[int], Any], Drawn],
-        small: str,
-        large: str,
-        prompts: Sequence[str],
-        seed: Seed,
-        n: int,
-        keep: int | None,
-        upsample: bool | None,
-    ) -> Drawn:
-        """Draws with the small model, keeps the best, and enlarges them.
+    def _sample(self, request: Request, first: str, second: str) -> Samples:
+        """Samples the first model, keeps the best images by CLIP, and upsamples them.
 
         Args:
-            draw: `(role, prompts, seeds, smaller images or None) -> images`.
-            small, large: roles.
+            request: what to sample.
+            first, second: roles of the models.
         """
-        prompts, seeds = repeat_prompts(prompts, seed, n)
-        enlarge = self.has(large) if upsample is None else upsample
-        # All that can be known to fail is asked before hours are spent on drawing.
-        px = self.config(small).denoiser.resolution_px
-        if enlarge and self.config(large).denoiser.low_res_px != px:
+        px = self.config(first).denoiser.resolution_px
+        upsample = self.has(second) if request.upsample is None else request.upsample
+        # Sampling may take hours: all that can be refused is refused before it starts.
+        if upsample and self.config(second).denoiser.low_res_px != px:
             raise UserError(
-                f"the {large} model enlarges {self.config(large).denoiser.low_res_px} px, but the "
-                f"{small} model draws {px} px"
+                f"the {second} model upsamples {self.config(second).denoiser.low_res_px} px, but "
+                f"the {first} model samples {px} px"
             )
-        if keep is not None:
+        if request.keep is not None:
             self.config("clip")
-            if not 1 <= keep <= n:
-                raise UserError(f"keep ({keep}) must be between 1 and n ({n})")
+            if not 1 <= request.keep <= request.n:
+                raise UserError(f"keep ({request.keep}) must be between 1 and n ({request.n})")
 
-        images = draw(small, prompts, seeds, None)
-        if keep is not None:
-            scores = self.rank(images, prompts).reshape(-1, n)
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
-            best = (order + n * np.arange(len(scores))[:, None]).ravel().tolist()
-            images = images[best]
-            prompts, seeds = [prompts[i] for i in best], [seeds[i] for i in best]
-        if enlarge:
-            images = draw(large, prompts, seeds, images)
-        self.last_seeds = seeds
-        return images
+        samples = self._run_stage(first, request, request.conditions(px))
+        if request.keep is not None:
+            samples = self._best(samples, request.n, request.keep)
+        if upsample:
+            request = dataclasses.replace(
+                request, prompts=samples.prompts, seeds=samples.seeds, settings={}
+            )
+            px = self.config(second).denoiser.resolution_px
+            upsampled = self._run_stage(second, request, request.conditions(px, samples.images))
+            samples = dataclasses.replace(samples, images=upsampled.images)
+        return samples
 
-    def _load(self, role: str, kind: Any) -> Any:
-        if role not in self._loaded:
-            self.config(role)
-            if self._one_at_a_time:
-                self.free()
-            self._loaded[role] = kind.load(self.runs[role], self._fsdp)
-        return self._loaded[role]
+    def _run_stage(self, role: str, request: Request, conditions: Conditions) -> Samples:
+        settings = self.settings(role, **request.settings)
+        images = self.stage(role).sample(
+            request.prompts,
+            request.seeds,
+            settings,
+            conditions,
+            clip=self.clip if settings.clip_guidance_scale else None,
+            negative_prompt=request.negative_prompt,
+            strength=request.strength,
+            batch_size=request.batch_size,
+            progress=request.progress,
+        )
+        return Samples(images, request.prompts, request.seeds, settings)
 
-
-def role_of(config: Config) -> str:
-    """What the model of a run is for, one of ROLES."""
-    if isinstance(config.model, ClipConfig):
-        return "clip"
-    size = "upsample" if config.model.low_res_px else "base"
-    return f"{size}-inpaint" if config.model.inpaint else size
-
-
-def repeat_prompts(prompts: Sequence[str], seed: Seed, n: int) -> tuple[list[str], list[int]]:
-    """Each prompt n times, and the seeds that go with them.
-
-    Raises:
-        UserError: no prompts, n below 1, not one seed each, or a seed that is none.
-    """
-    if not prompts:
-        raise UserError("no prompts: give at least one")
-    if n < 1:
-        raise UserError(f"n ({n}) must be at least 1")
-    seeds: list[int] = np.atleast_1d(seed).tolist()
-    if np.ndim(seed) == 0:
-        seeds = seeds * len(prompts)
-    if len(seeds) != len(prompts):
-        raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one seed, or all")
-    seeds = [first + i for first in seeds for i in range(n)]
-    if not all(0 <= seed < 2**32 for seed in seeds):
-        raise UserError(f"seeds must be in [0, 2**32), not {min(seeds)} to {max(seeds)}")
-    return [prompt for prompt in prompts for _ in range(n)], seeds
-
-
-def broadcast_prompts(prompts: Sequence[str], count: int) -> list[str]:
-    """A prompt for each image, of one for all or one each. Raises UserError."""
-    prompts = list(prompts) * count if len(prompts) == 1 else list(prompts)
-    if len(prompts) != count:
-        raise UserError(f"{len(prompts)} prompts for {count} images: give one, or one each")
-    return prompts
-
-
-def _repeated(x: np.ndarray, count: int) -> np.ndarray:
-    return np.broadcast_to(x, (count, *x.shape))
+    def _best(self, samples: Samples, n: int, keep: int) -> Samples:
+        """The `keep` images with the highest CLIP scores of each prompt's n, best first."""
+        scores = self.rank(samples, samples.prompts).reshape(-1, n)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+        best = (order + n * np.arange(len(scores))[:, None]).ravel().tolist()
+        return Samples(
+            samples.images[best],
+            [samples.prompts[i] for i in best],
+            [samples.seeds[i] for i in best],
+            samples.settings,
+        )

@@ -1,12 +1,15 @@
-"""The two compiled programs that draw a batch, for devices that need not be there.
+"""The two compiled programs that sample a batch.
 
-The first encodes the text and prepares the conditions, once; the second loops over some of the
-steps, and runs ten times or so, that one can look on. They serve any prompts, seeds and guidance
-scales.
+`begin` computes once what does not depend on x_t: encoded text, conditions and the first noise.
+`advance` runs a chunk of the denoiser's calls; about ten chunks make a batch, so that the host can
+show progress in between. Prompts, seeds and guidance scales are arguments of both and never
+recompile them; a `Recipe` does. The mesh may be of devices that this machine does not have, as in
+glide_jax.plan.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +34,18 @@ from glide_jax.diffusion.process import q_sample
 from glide_jax.diffusion.samplers import SamplerPlan, sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.clip import Clip, similarity_gradient
-from glide_jax.models.glide import TextFeatures, glide_network
+from glide_jax.models.glide import GlideModel, TextFeatures, glide_network
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import batch_sharding, replicated
-from glide_jax.shapes import Image, Params, TokenMask, Tokens
+from glide_jax.shapes import Denoiser, Image, Params, TokenMask, Tokens
 
 LOW_RES_NOISE = 2**31 - 2
-"""Stands for a step in drawing the noise of the smaller images: no sampler takes as many."""
+"""Step index of the random key for the noise on low-resolution images; no sampler reaches it."""
 
 
 class Inputs(NamedTuple):
-    """The programs' arguments that differ from image to image."""
+    """The arguments of both programs with one row per image."""
 
     tokens: Tokens
     token_mask: TokenMask
@@ -55,10 +58,28 @@ class Inputs(NamedTuple):
 
 
 class Conditioned(NamedTuple):
-    """What the network is closed over, for twice as many images if it is guided."""
+    """The denoiser's conditioning; classifier-free guidance doubles its rows."""
 
     text: TextFeatures
     condition: Float[Array, "b h w c"] | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The static arguments of both programs, which are compiled once per recipe."""
+
+    settings: SampleConfig
+    """With neutral guidance scales: the scales are traced."""
+    rows: int
+    """Rows of the respaced schedule to visit: all of them, or the first ones in SDEdit."""
+    guided: bool
+    """Whether classifier-free guidance doubles the batch."""
+
+    @classmethod
+    def of(cls, settings: SampleConfig, rows: int) -> "Recipe":
+        """The recipe for these settings."""
+        neutral = dataclasses.replace(settings, guidance_scale=1.0, clip_guidance_scale=0.0)
+        return cls(neutral, rows, settings.guidance_scale != 1)
 
 
 class Programs:
@@ -76,15 +97,25 @@ class Programs:
         self.network = glide_network(self.model)
         self._sharded = Platform.of(mesh, batch_sharding(mesh), training=False)
         self._replicated = Platform.of(mesh, None, training=False)
-        self.begin = jax.jit(self._begin, static_argnames=("settings", "rows", "guided"))
-        """`(params, inputs, negative) -> (conditioned, state)`; see `constants` for the rest."""
-        self.advance = jax.jit(
-            self._advance, static_argnames=("settings", "rows", "guided", "clip", "calls")
-        )
-        """`(params, clip_params, inputs, conditioned, state, scales, first) -> state`."""
+        self.begin = jax.jit(self._begin, static_argnames="recipe")
+        """`(params, inputs, negative, *, recipe) -> (conditioned, state)`
+
+        `negative` is the negative prompt's tokens and mask, one row each.
+        """
+        self.advance = jax.jit(self._advance, static_argnames=("recipe", "clip", "calls"))
+        """`(params, clip_params, inputs, conditioned, state, scales, first, *, recipe, clip, calls)
+        -> state`
+
+        Makes `calls` calls of the denoiser from call number `first` on. `scales` are the
+        classifier-free and the CLIP guidance scale; `clip` is the guiding CLIP's network or None.
+        """
+
+    def denoiser_calls(self, recipe: Recipe) -> int:
+        """Number of denoiser calls of a batch."""
+        return self._plan(recipe).calls
 
     def placement(self, images: int) -> NamedSharding:
-        """Each device has its part of so many images, where they divide; else all of them."""
+        """Sharding of a batch: over all devices if they divide it, else a copy on each."""
         divide = images % self.mesh.size == 0
         return batch_sharding(self.mesh) if divide else replicated(self.mesh)
 
@@ -92,8 +123,9 @@ class Programs:
         """The platform of a program for a batch of this size."""
         return self._replicated if images % self.mesh.size else self._sharded
 
-    def _plan(self, settings: SampleConfig, rows: int) -> SamplerPlan:
-        schedule = Schedule.of(self.config.diffusion, settings.steps).first(rows)
+    def _plan(self, recipe: Recipe) -> SamplerPlan:
+        settings = recipe.settings
+        schedule = Schedule.of(self.config.diffusion, settings.steps).first(recipe.rows)
         return sampler_plan(settings.sampler, schedule, settings.eta)
 
     def _begin(
@@ -102,26 +134,17 @@ class Programs:
         inputs: Inputs,
         negative: tuple[Int[Array, "1 l"], Bool[Array, "1 l"]],
         *,
-        settings: SampleConfig,
-        rows: int,
-        guided: bool,
+        recipe: Recipe,
     ) -> tuple[Conditioned, State]:
-        """The first program: all that does not depend on x_t, and what to start from."""
         model = self.network.bind(params, self._platform(len(inputs.tokens)))
         tokens, token_mask = inputs.tokens, inputs.token_mask
-        low_res = inputs.low_res if self.model.low_res_px else None
-        low_res_t = None
-        if low_res is not None and self.model.low_res_noise:
-            low_res_t = jnp.full(len(low_res), settings.low_res_noise)
-            _, h, w, c = low_res.shape
-            noise = per_image_noise(inputs.keys, (h, w, c))(jnp.int32(LOW_RES_NOISE))
-            low_res = q_sample(Schedule.of(self.config.diffusion), low_res, low_res_t, noise)
+        low_res, low_res_t = self._noised_low_res(inputs, recipe)
         condition = model.condition(
             low_res,
             inputs.known if self.model.inpaint else None,
             inputs.mask if self.model.inpaint else None,
         )
-        if guided:
+        if recipe.guided:
             tokens = jnp.concatenate([tokens, jnp.broadcast_to(negative[0], tokens.shape)])
             token_mask = jnp.concatenate(
                 [token_mask, jnp.broadcast_to(negative[1], token_mask.shape)]
@@ -131,15 +154,27 @@ class Programs:
             if low_res_t is not None:
                 low_res_t = jnp.concatenate([low_res_t, low_res_t])
 
-        plan = self._plan(settings, rows)
+        plan = self._plan(recipe)
         px = self.model.resolution_px
-        x_T = settings.temperature * initial_noise(inputs.keys, (px, px, 3))
+        x_T = recipe.settings.temperature * initial_noise(inputs.keys, (px, px, 3))
         if inputs.start is not None:
-            last = jnp.full(x_T.shape[0], rows - 1)
+            last = jnp.full(x_T.shape[0], recipe.rows - 1)
             x_T = q_sample(plan.schedule, inputs.start, last, x_T)
         state = begin(plan, x_T)
         text = model.encode_text(tokens, token_mask, low_res_t)
         return Conditioned(text, condition), state
+
+    def _noised_low_res(
+        self, inputs: Inputs, recipe: Recipe
+    ) -> tuple[Image | None, Int[Array, "b"] | None]:
+        """An upsampler's low-resolution images with settings.low_res_noise, and its step."""
+        low_res = inputs.low_res if self.model.low_res_px else None
+        if low_res is None or not self.model.low_res_noise:
+            return low_res, None
+        t = jnp.full(len(low_res), recipe.settings.low_res_noise)
+        _, h, w, c = low_res.shape
+        noise = per_image_noise(inputs.keys, (h, w, c))(jnp.int32(LOW_RES_NOISE))
+        return q_sample(Schedule.of(self.config.diffusion), low_res, t, noise), t
 
     def _advance(
         self,
@@ -151,27 +186,14 @@ class Programs:
         scales: tuple[Float[Array, ""], Float[Array, ""]],
         first: Int[Array, ""],
         *,
-        settings: SampleConfig,
-        rows: int,
-        guided: bool,
+        recipe: Recipe,
         clip: Network[Clip] | None,
         calls: int,
     ) -> State:
-        """The second program: some of the denoiser's calls, from the `first` on."""
-        platform = self._platform(state.x_t.shape[0])
+        px, settings = self.model.resolution_px, recipe.settings
+        platform = self._platform(len(state.x_t))
         model = self.network.bind(params, platform)
-        diffusion = self.config.diffusion
-        guess = model.upsampled_low_res(conditioned.condition) if diffusion.low_res_std else None
-        denoise = Parameterization.of(diffusion, guess).denoiser(model.denoiser(*conditioned))
-        if guided:
-            denoise = classifier_free(
-                denoise,
-                scales[0],
-                interval=settings.guidance_interval,
-                rescale=settings.guidance_rescale or None,
-            )
-
-        px = self.model.resolution_px
+        denoise = self._denoiser(model, conditioned, scales[0], recipe)
         threshold: OnX0 = static_threshold
         if settings.dynamic_threshold:
             threshold = dynamic_threshold(settings.dynamic_threshold)
@@ -188,7 +210,7 @@ class Programs:
             gradient = similarity_gradient(bound, inputs.clip_text, scales[1])
         return advance(
             denoise,
-            self._plan(settings, rows),
+            self._plan(recipe),
             state,
             per_image_noise(inputs.keys, (px, px, 3)),
             Hooks(threshold, None if known is None else put_back, gradient),
@@ -196,17 +218,28 @@ class Programs:
             calls=calls,
         )
 
-
-def constants(settings: SampleConfig, rows: int) -> dict[str, Any]:
-    """What the programs are compiled for. Scales are arguments of theirs, not part of them."""
-    return {
-        "settings": dataclasses.replace(settings, guidance_scale=1.0, clip_guidance_scale=0.0),
-        "rows": rows,
-        "guided": settings.guidance_scale != 1,
-    }
+    def _denoiser(
+        self,
+        model: GlideModel,
+        conditioned: Conditioned,
+        guidance_scale: Float[Array, ""],
+        recipe: Recipe,
+    ) -> Denoiser:
+        """The model's denoiser of eps, with classifier-free guidance if the recipe has it."""
+        diffusion = self.config.diffusion
+        guess = model.upsampled_low_res(conditioned.condition) if diffusion.low_res_std else None
+        denoise = Parameterization.of(diffusion, guess).denoiser(model.denoiser(*conditioned))
+        if not recipe.guided:
+            return denoise
+        return classifier_free(
+            denoise,
+            guidance_scale,
+            interval=recipe.settings.guidance_interval,
+            rescale=recipe.settings.guidance_rescale or None,
+        )
 
 
 def chunk_size(total: int) -> int:
-    """Calls between two looks at the progress: a tenth of all or less, and all parts are equal."""
+    """Denoiser calls per run of `Programs.advance`: at most a tenth, in chunks of equal size."""
     parts = next(parts for parts in range(min(total, 10), total + 1) if total % parts == 0)
     return total // parts

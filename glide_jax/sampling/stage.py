@@ -1,4 +1,4 @@
-"""One trained model, ready to draw: a base model or an upsampler, made for inpainting or not."""
+"""One trained denoiser, ready to sample: a base model or an upsampler, for inpainting or not."""
 
 import dataclasses
 import logging
@@ -22,54 +22,54 @@ from glide_jax.errors import UserError
 from glide_jax.images import to_uint8
 from glide_jax.parallel.sharding import infer, local_mesh
 from glide_jax.runs.folder import Run
-from glide_jax.sampling.clip import ClipStage
-from glide_jax.sampling.programs import Inputs, Programs, chunk_size, constants
+from glide_jax.sampling.clip import ClipScorer
+from glide_jax.sampling.programs import Inputs, Programs, Recipe, chunk_size
 from glide_jax.shapes import Params
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 16
-"""Images a device that are drawn at a time, unless the caller says how many."""
+"""Default number of images per device and batch."""
 
 Weights = Mapping[str, np.ndarray | jax.Array]
-"""Parameters by name, wherever they are."""
+"""Parameters by name, on devices or the host."""
 
 
 class Known(NamedTuple):
-    """Images of which a part is known."""
+    """Images to inpaint, with the mask of their known pixels."""
 
     pixels: UInt8[np.ndarray, "b h w 3"]
     mask: Bool[np.ndarray, "b h w 1"]
-    """True where `pixels` are known, False where the model is to paint."""
+    """True where `pixels` are known, False where the model inpaints."""
 
     def put_back(self, images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """`images`, but the known pixels as they were."""
+        """`images` with the known pixels in place."""
         return np.where(self.mask, self.pixels, images)
 
 
 class Conditions(NamedTuple):
-    """What images are drawn from beside their captions; None where there is nothing."""
+    """Images that condition sampling beside the captions, one row per sample; None for none."""
 
     low_res: UInt8[np.ndarray, "b h2 w2 3"] | None = None
-    """An upsampler's smaller images."""
+    """Low-resolution images, for an upsampler."""
     known: Known | None = None
-    """Pixels to keep."""
+    """Images to inpaint."""
     start: UInt8[np.ndarray, "b h w 3"] | None = None
-    """Images to start from, instead of from noise alone (SDEdit, arXiv 2108.01073)."""
+    """Images to start from, noised, instead of from noise alone (SDEdit, arXiv 2108.01073)."""
 
 
 class Stage:
-    """A trained model ready to draw.
+    """A trained denoiser: parameters on devices, tokenizer and compiled programs.
 
     Args:
         config: of the run.
-        params: usually the moving average, on devices or the host.
-        tokenizer: the run's own.
-        fsdp: devices of this process over which the parameters are shared out, for a model that
-            one has no room for; 1 is a copy on each.
+        params: usually the EMA parameters.
+        tokenizer: of the run.
+        fsdp: devices of this process over which the parameters are sharded, for a model too large
+            for one device; 1 keeps a copy on each.
 
     Raises:
-        UserError: fsdp does not divide the devices.
+        UserError: fsdp does not divide the number of devices.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Stage:
         return cls(run.config, params, run.tokenizer, fsdp)
 
     def use(self, params: Weights) -> None:
-        """Draws with these parameters from now on."""
+        """Replaces the parameters."""
         self.params: Params = jax.device_put(params, infer(params, self._mesh))
 
-    def draw(
+    def sample(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -110,98 +110,129 @@ class Stage:
         *,
         negative_prompt: str = "",
         strength: float | int = 1.0,
-        clip: ClipStage | None = None,
+        clip: ClipScorer | None = None,
         batch_size: int | None = None,
         progress: bool = False,
     ) -> UInt8[np.ndarray, "b h w 3"]:
-        """Draws an image for each prompt.
+        """Samples an image for each prompt.
 
         Args:
             prompts: b captions; an empty one is unconditional.
-            seeds: b of them. An image depends on its prompt, its seed, its conditions and the
-                settings, not on the images drawn with it.
+            seeds: b seeds. An image depends on its prompt, its seed, its conditions and the
+                settings, not on the rest of the batch.
             settings: the run's own, `self.config.sample`, or `changed_settings` of them.
-            conditions: one row an image, at the model's resolution.
-            negative_prompt: what guidance leads away from; the empty caption unless given.
-            strength: how much of the noise `conditions.start` is given, in (0, 1].
-            clip: guides if settings.clip_guidance_scale is not 0.
-            batch_size: images at a time, made a multiple of the devices if it is above 1; at most
-                MAX_BATCH a device unless given.
-            progress: show a bar over the steps.
+            conditions: at the model's resolution.
+            negative_prompt: what guidance leads away from; the empty caption by default.
+            strength: fraction of the steps taken from `conditions.start`, in (0, 1].
+            clip: the guide, if settings.clip_guidance_scale is not 0.
+            batch_size: images per batch, rounded up to a multiple of the devices if above 1; None
+                for at most MAX_BATCH per device.
+            progress: show a progress bar over the steps.
+
+        Returns:
+            The images, with the known pixels of `conditions` exactly as they were.
 
         Raises:
-            UserError: settings that cannot work, or conditions that the model cannot use.
+            UserError: impossible settings, or conditions that do not fit the model.
         """
+        size = self._batch_size(prompts, seeds, batch_size)
+        guide = clip if settings.clip_guidance_scale else None
+        self._require_sampleable(settings, conditions, strength, clip)
+        rows = Schedule.of(self.config.diffusion, settings.steps).steps
+        if conditions.start is not None:
+            rows = math.ceil(round(strength * rows, 6))  # 0.55 * 100 is a little above 55
+        recipe = Recipe.of(settings, rows)
+        inputs = self._inputs(prompts, seeds, conditions, guide)
+        tokens, mask = self.tokenizer.encode([negative_prompt], self.model.text.length)
+        negative = jnp.asarray(tokens), jnp.asarray(mask)
+        scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.clip_guidance_scale)
+        calls = self.programs.denoiser_calls(recipe)
+        starts = range(0, len(prompts), size)
+        images = []
+        with tqdm(total=len(starts) * calls, unit="step", disable=not progress, leave=False) as bar:
+            for start in starts:
+                # The last batch repeats the last image, to fit the compiled programs.
+                which = np.minimum(np.arange(start, start + size), len(prompts) - 1)
+                batch = jax.tree.map(lambda x, which=which: x[which], inputs)
+                batch = jax.device_put(batch, self.programs.placement(size))
+                x_0 = self._sample_batch(batch, negative, scales, recipe, guide, bar)
+                images.append(x_0[: len(prompts) - start])
+        sampled = np.concatenate(images)
+        return sampled if conditions.known is None else conditions.known.put_back(sampled)
+
+    def _sample_batch(
+        self,
+        batch: Inputs,
+        negative: tuple[jax.Array, jax.Array],
+        scales: tuple[jax.Array, jax.Array],
+        recipe: Recipe,
+        guide: ClipScorer | None,
+        bar: tqdm,
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """Runs both programs on one batch; advances the bar after each chunk of steps."""
+        calls = self.programs.denoiser_calls(recipe)
+        chunk = chunk_size(calls)
+        conditioned, state = self.programs.begin(self.params, batch, negative, recipe=recipe)
+        for first in range(0, calls, chunk):
+            state = self.programs.advance(
+                self.params,
+                None if guide is None else guide.params,
+                batch,
+                conditioned,
+                state,
+                scales,
+                jnp.int32(first),
+                clip=None if guide is None else guide.network,
+                calls=chunk,
+                recipe=recipe,
+            )
+            if not bar.disable:
+                jax.block_until_ready(state)
+                bar.update(chunk)
+        return to_uint8(np.asarray(state.x_t))
+
+    def _batch_size(
+        self, prompts: Sequence[str], seeds: Sequence[int], batch_size: int | None
+    ) -> int:
+        """Images per batch, divisible by the devices. Raises UserError."""
         if not prompts:
             raise UserError("no prompts: give at least one")
         if len(seeds) != len(prompts):
             raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each")
-        size = min(len(prompts), MAX_BATCH * self._mesh.size) if batch_size is None else batch_size
+        devices = self._mesh.size
+        size = min(len(prompts), MAX_BATCH * devices) if batch_size is None else batch_size
         if size < 1:
             raise UserError(f"batch size {size} must be at least 1")
-        if size > 1:  # shared out evenly; what is too much repeats the last image
-            size = -(-size // self._mesh.size) * self._mesh.size
+        return size if size == 1 else -(-size // devices) * devices
+
+    def _require_sampleable(
+        self,
+        settings: SampleConfig,
+        conditions: Conditions,
+        strength: float | int,
+        clip: ClipScorer | None,
+    ) -> None:
+        """Raises UserError if the model cannot be sampled with these arguments."""
         require_usable(self.config, settings)
         if not 0 < strength <= 1:
             raise UserError(f"strength {strength} must be above 0 and at most 1")
         if settings.clip_guidance_scale:
-            self._require_fitting(clip)
+            self._require_matching(clip)
         if self.model.low_res_px and conditions.low_res is None:
-            raise UserError("this is an upsampler: it needs images to enlarge (--low-res)")
+            raise UserError("this is an upsampler: it needs low-resolution images (--low-res)")
         if self.model.inpaint and conditions.known is None:
-            raise UserError("this model is made for inpainting: it needs an image and a mask")
+            raise UserError("this is an inpainting model: it needs an image and a mask")
 
-        rows = Schedule.of(self.config.diffusion, settings.steps).steps
-        if conditions.start is not None:
-            rows = math.ceil(round(strength * rows, 6))  # 0.55 * 100 is a little above 55
-        schedule = Schedule.of(self.config.diffusion, settings.steps).first(rows)
-        guides = clip if settings.clip_guidance_scale else None
-        inputs = self._inputs(prompts, seeds, conditions, guides)
-        tokens, mask = self.tokenizer.encode([negative_prompt], self.model.text.length)
-        negative = jnp.asarray(tokens), jnp.asarray(mask)
-        scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.clip_guidance_scale)
-        options = constants(settings, rows)
-        total = sampler_plan(settings.sampler, schedule, settings.eta).calls
-        calls = chunk_size(total)
-        images = []
-        batches = range(0, len(prompts), size)
-        bar = tqdm(total=len(batches) * total, unit="step", disable=not progress, leave=False)
-        for first_image in batches:
-            # The last batch is filled up with its last image, to fit the compiled programs.
-            some = np.minimum(np.arange(first_image, first_image + size), len(prompts) - 1)
-            batch = jax.tree.map(lambda x, some=some: x[some], inputs)
-            batch = jax.device_put(batch, self.programs.placement(size))
-            conditioned, state = self.programs.begin(self.params, batch, negative, **options)
-            for first in range(0, total, calls):
-                state = self.programs.advance(
-                    self.params,
-                    None if guides is None else guides.params,
-                    batch,
-                    conditioned,
-                    state,
-                    scales,
-                    jnp.int32(first),
-                    clip=None if guides is None else guides.network,
-                    calls=calls,
-                    **options,
-                )
-                if progress:
-                    jax.block_until_ready(state)
-                    bar.update(calls)
-            drawn = to_uint8(np.asarray(state.x_t))
-            images.append(drawn[: len(prompts) - first_image])
-        bar.close()
-        return np.concatenate(images)
-
-    def _require_fitting(self, clip: ClipStage | None) -> None:
+    def _require_matching(self, clip: ClipScorer | None) -> None:
+        """Raises UserError unless the CLIP has the model's resolution and diffusion steps."""
         if clip is None:
-            raise UserError("clip_guidance_scale needs a CLIP: load one beside the model")
+            raise UserError("clip_guidance_scale needs a CLIP: load one with the model")
         ours = self.model.resolution_px, self.config.diffusion.steps
         theirs = clip.config.resolution_px, clip.config.steps
         if ours != theirs:
             raise UserError(
-                f"this CLIP was made for {theirs[0]} px and {theirs[1]} diffusion steps, the model "
-                f"it is to guide for {ours[0]} px and {ours[1]}"
+                f"this CLIP is for {theirs[0]} px and {theirs[1]} diffusion steps, but the model "
+                f"to guide has {ours[0]} px and {ours[1]} steps"
             )
 
     def _inputs(
@@ -209,14 +240,16 @@ class Stage:
         prompts: Sequence[str],
         seeds: Sequence[int],
         conditions: Conditions,
-        clip: ClipStage | None,
+        clip: ClipScorer | None,
     ) -> Inputs:
+        """The arrays that differ between images, on the default device. Raises UserError."""
+
         def image(pixels: np.ndarray | None, px: int) -> jax.Array | None:
             if pixels is None:
                 return None
             if pixels.shape != (len(prompts), px, px, 3):
                 raise UserError(
-                    f"images of shape {pixels.shape}, but {(len(prompts), px, px, 3)} are needed"
+                    f"images have shape {pixels.shape}, but must have {(len(prompts), px, px, 3)}"
                 )
             return jnp.asarray(to_float(pixels))
 
@@ -225,7 +258,7 @@ class Stage:
         tokens, token_mask = self.tokenizer.encode(list(prompts), length)
         if self.tokenizer.truncated > before:
             too_long = self.tokenizer.truncated - before
-            logger.warning("%d prompts are longer than %d tokens: cut off", too_long, length)
+            logger.warning("%d prompts are longer than %d tokens: truncated", too_long, length)
         return Inputs(
             jnp.asarray(tokens),
             jnp.asarray(token_mask),
@@ -239,12 +272,12 @@ class Stage:
 
 
 def require_usable(config: Config, settings: SampleConfig) -> None:
-    """Raises UserError if a run's model cannot be drawn from with these settings."""
+    """Raises UserError if a run's model cannot be sampled with these settings."""
     schedule = Schedule.of(config.diffusion, settings.steps)
     sampler_plan(settings.sampler, schedule, settings.eta)
     if settings.low_res_noise and not config.denoiser.low_res_noise:
         raise UserError(
-            "low_res_noise is for upsamplers that are told of it: this model is not "
+            "low_res_noise needs an upsampler conditioned on the noise level: this model is not "
             "(model.low_res_noise)"
         )
     if not 0 <= settings.low_res_noise < config.diffusion.steps:
@@ -258,13 +291,14 @@ def changed_settings(settings: SampleConfig, **changes: Any) -> SampleConfig:
     """`settings` with these changes; None changes nothing.
 
     Raises:
-        UserError: a setting that does not exist, is of another type, or cannot work.
+        UserError: an unknown setting, or a value of the wrong type or out of range.
     """
-    types = typing.get_type_hints(SampleConfig)
+    hints = typing.get_type_hints(SampleConfig)
+    types = {one.name: hints[one.name] for one in dataclasses.fields(SampleConfig)}
     given = {}
     for name, value in changes.items():
         if name not in types:
-            raise UserError(f"there is no setting {name}: choose from {', '.join(types)}")
+            raise UserError(f"unknown setting {name}: choose from {', '.join(types)}")
         if value is not None:
             try:
                 given[name] = _cast(types[name], value)

@@ -1,4 +1,4 @@
-"""Images that people bring to be edited: read, told what is known of them, and made square."""
+"""Images to edit or inpaint: reading them and their masks, and making both square."""
 
 import io
 from collections.abc import Callable
@@ -14,15 +14,14 @@ from glide_jax.errors import UserError
 
 T = TypeVar("T")
 Fit = Literal["crop", "pad", "stretch"]
-"""How an image becomes square: the largest square from its middle; all of it, in a larger
-square; or all of it, out of proportion."""
+"""How an image becomes square: the largest centered square; margins around it; or stretching."""
 
 GRAY = 128
-"""What fills up a padded image."""
+"""Gray level of the margins of a padded image."""
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads a picture of any format and color mode: upright, transparency made white.
+    """Reads an image of any format and color mode: upright, with transparency over white.
 
     Raises:
         UserError: it is missing, not an image, broken, or too large (beyond Pillow's limit).
@@ -31,7 +30,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_alpha(path: Path) -> Bool[np.ndarray, "h w"]:
-    """True where an image is opaque: what is known of it, where a hole was cut into it.
+    """True where an image is opaque: its known pixels, if a hole was cut into it.
 
     Raises:
         UserError: as `read_image`.
@@ -45,7 +44,7 @@ def read_alpha(path: Path) -> Bool[np.ndarray, "h w"]:
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "h w"]:
-    """True where a mask is white: keep; black is to be painted.
+    """True where a mask is white: pixels to keep. Black pixels are inpainted.
 
     Raises:
         UserError: as `read_image`.
@@ -56,7 +55,7 @@ def read_mask(path: Path) -> Bool[np.ndarray, "h w"]:
 def square_image(
     image: UInt8[np.ndarray, "h w 3"], side_px: int, fit: Fit
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """An image as a square of this size, resampled with Pillow's antialiasing bicubic filter."""
+    """An image as a square of this side, resized with Pillow's antialiasing bicubic filter."""
     h, w, _ = image.shape
     (top, bottom), (left, right) = _box(h, w, fit)
     rows, columns = _inner_size(h, w, side_px, fit)
@@ -69,9 +68,9 @@ def square_image(
 def square_known(
     known: Bool[np.ndarray, "h w"], side_px: int, fit: Fit
 ) -> Bool[np.ndarray, "side side"]:
-    """What is known of `square_image`: the pixels to which nothing unknown contributes.
+    """The known pixels of `square_image`: those to which no unknown pixel contributes.
 
-    An image's padding is not known.
+    Margins are unknown.
     """
     h, w = known.shape
     vertical, horizontal = _box(h, w, fit)
@@ -97,7 +96,7 @@ def _padding(h: int, w: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _box(h: int, w: int, fit: Fit) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What is taken of an image: from where to where along height and width, in pixels."""
+    """The part of an image that is used: start and stop along height and width, in pixels."""
     if fit != "crop":
         return (0.0, float(h)), (0.0, float(w))
     side = min(h, w)
@@ -108,15 +107,15 @@ def _box(h: int, w: int, fit: Fit) -> tuple[tuple[float, float], tuple[float, fl
 def _contributions(
     length: int, start: float, stop: float, resized: int
 ) -> Float32[np.ndarray, "resized length"]:
-    """1 where a pixel lies under the bicubic filter of a resized one: two pixels to each side of
-    its center, counted in the larger pixels."""
+    """1 where a pixel contributes to a resized one: within two pixels of its center, the reach of
+    the bicubic filter, counted in the larger of both pixels."""
     scale = (stop - start) / resized
     center = start + (np.arange(resized)[:, None] + 0.5) * scale
     return (np.abs(np.arange(length) + 0.5 - center) < 2 * max(scale, 1) + 0.5).astype(np.float32)
 
 
 def _named(path: Path, read: Callable[[bytes], T]) -> T:
-    """What `read` makes of a file's bytes, its many exceptions turned into one line."""
+    """Decodes a file's bytes with `read`. Raises UserError that names the file."""
     try:
         return read(path.read_bytes())
     except OSError as error:

@@ -8,13 +8,13 @@ from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
 from glide_jax.runs.folder import Run
-from glide_jax.sampling.clip import ClipStage
+from glide_jax.sampling.clip import ClipScorer
 from glide_jax.training.contrastive import Contrastive
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.objective import Objective
 
 
-def make_objective(config: Config, clip: ClipStage | None = None) -> Objective:
+def make_objective(config: Config, clip: ClipScorer | None = None) -> Objective:
     """The objective of a run.
 
     Args:

@@ -85,7 +85,7 @@ class Preview:
     def _sample(self, conditions: Conditions) -> UInt8[np.ndarray, "b h w 3"]:
         assert self._stage is not None
         seeds = [0] * len(self._prompts)
-        samples = self._stage.draw(self._prompts, seeds, self._settings, conditions)
+        samples = self._stage.sample(self._prompts, seeds, self._settings, conditions)
         self._stage.use({})  # frees its memory for training
         return samples
 

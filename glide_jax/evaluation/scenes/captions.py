@@ -1,6 +1,6 @@
-"""What a caption of the scenes data set asks for: its grammar, backwards.
+"""Parser of captions of the scenes data set.
 
-The sentences are those that `scene_graph` writes, with each object's place in them made a pattern.
+Its patterns are made from the sentence templates of glide_jax.data.scenes.graph.
 """
 
 import re
@@ -21,60 +21,60 @@ from glide_jax.data.scenes.graph import (
 )
 
 WORDS = {"size": tuple(SIZES), "texture": TEXTURES, "color": tuple(COLORS), "shape": SHAPES}
-"""In the order in which a phrase says them."""
+"""Words of each attribute, in the order of a phrase."""
 
 
 @dataclass(frozen=True)
-class AskedObject:
-    """What a phrase says of one object; '' is whatever it leaves open."""
+class ObjectDescription:
+    """The attributes that a phrase states of an object; '' if unstated."""
 
     shape: str
     color: str = ""
     size: str = ""
     texture: str = ""
-    """A plain texture goes unsaid in captions, so '' is any texture."""
+    """Captions never state a plain texture: '' is any texture."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a caption says of an image; '' is whatever it leaves open."""
+class Description:
+    """The content of a caption; '' if unstated."""
 
-    objects: tuple[AskedObject, ...]
-    """All that the image may hold."""
+    objects: tuple[ObjectDescription, ...]
+    """All objects of the image."""
     relation: str = ""
-    """Where the first object is, seen from the second."""
+    """Position of the first object relative to the second."""
     background: str = ""
 
 
-def parse_caption(caption: str) -> Asked:
-    """What the caption asks for.
+def parse_caption(caption: str) -> Description:
+    """Parses a caption.
 
     Args:
         caption: as `graph.make` writes it, in upper or lower case.
 
     Raises:
-        ValueError: it is none of the data set's sentences.
+        ValueError: it is not a sentence of the data set.
     """
     text, background = caption.strip().lower(), ""
-    for pattern in _grounds():
+    for pattern in _backgrounds():
         if match := pattern.fullmatch(text):
             text, background = match["sentence"], match["background"]
             break
     for relation, sentence in _sentences():
         if match := sentence.fullmatch(text):
             phrases = [phrase for _, phrase in sorted(match.groupdict().items())]  # a before b
-            return Asked(tuple(map(_object, phrases)), relation, background)
+            return Description(tuple(map(_object, phrases)), relation, background)
     raise ValueError(f"{caption!r} is not a caption of the scenes data set")
 
 
-def _object(phrase: str) -> AskedObject:
+def _object(phrase: str) -> ObjectDescription:
     words = phrase.split()
-    said = {name: [w for w in words if w in choice] for name, choice in WORDS.items()}
-    return AskedObject(**{name: found[0] if found else "" for name, found in said.items()})
+    stated = {name: [w for w in words if w in choice] for name, choice in WORDS.items()}
+    return ObjectDescription(**{name: found[0] if found else "" for name, found in stated.items()})
 
 
 @cache
-def _grounds() -> list[re.Pattern[str]]:
+def _backgrounds() -> list[re.Pattern[str]]:
     background = f"(?P<background>{'|'.join(BACKGROUNDS)})"
     return [
         re.compile(g.format(sentence="(?P<sentence>.*)", background=background))
@@ -84,7 +84,7 @@ def _grounds() -> list[re.Pattern[str]]:
 
 @cache
 def _sentences() -> list[tuple[str, re.Pattern[str]]]:
-    """Relation ('' where none is said) and pattern, with the phrases as groups a and b."""
+    """Each sentence's relation ('' for none) and pattern, with the phrases as groups a and b."""
     return [(relation, re.compile(pattern)) for relation, pattern in _patterns()]
 
 

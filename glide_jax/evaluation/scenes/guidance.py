@@ -1,141 +1,139 @@
-"""What guidance buys and what it costs: images that are all right, and how much they differ.
+"""Accuracy and diversity of a base model's images over the guidance scale.
 
 python -m glide_jax.evaluation.scenes.guidance --checkpoint demo --n 128 --out guidance.png
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from jaxtyping import UInt8
 
-from glide_jax.cli import ShardingFlags, keep_compiled_programs
-from glide_jax.config import Scenes
-from glide_jax.data.scenes.graph import make
+from glide_jax.cli import keep_compiled_programs
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.scenes.score import require_scenes, score_images
+from glide_jax.evaluation.metrics import diversity
+from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups
+from glide_jax.evaluation.scenes.score import score_images
 from glide_jax.images import new_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
+from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
 from glide_jax.storage import require_local
 
 SEEDS = 2
-"""Images of each caption, whose difference is the diversity."""
+"""Images per caption, for the diversity."""
 
 
-def diversity(images: UInt8[np.ndarray, "n seeds h w 3"]) -> float:
-    """Root mean square difference of a caption's images from their mean, in levels of 0..255.
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingFlags, CaptionFlags):
+    """Samples the same captions at several scales of classifier-free and of CLIP guidance.
 
-    The mean over captions. 0: the seed changes nothing.
-    """
-    values = images.astype(np.float64)
-    variance = values.var(axis=1, ddof=1).mean(axis=(1, 2, 3))
-    return float(np.sqrt(variance).mean())
-
-
-@dataclass(frozen=True)
-class Arguments(ShardingFlags):
-    """Draws the same captions at several scales of guidance, classifier-free and by CLIP.
-
-    Prints the share of images that show all that their caption asks for, and the diversity.
+    Prints the fraction of exact matches and the diversity at each scale.
     """
 
     checkpoint: str | Path
-    """Folder of a base model and a CLIP, or a run folder of a base model alone."""
+    """Folder with a base model and a CLIP, or the run folder of a base model alone."""
     n: int = 128
-    """Captions: of the first records of the split."""
-    split: str = "validation"
-    """train, validation or novel."""
-    caption_index: int = 0
-    """Which of a record's four captions."""
+    """Number of captions: of the first scenes of the split."""
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-    """Of classifier-free guidance; 1 is none."""
+    """Classifier-free guidance scales; 1 is none."""
     clip_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
-    """Of CLIP guidance, if there is a CLIP; 0 is none."""
+    """CLIP guidance scales, if there is a CLIP; 0 is none."""
     clip_sampler: str = "ddpm"
-    """For these; docs/samplers.md says why ddpm."""
-    steps: str | None = None
-    """A number of steps, or another respacing; defaults to the run's own."""
-    seed: int = 0
-    """Of the first image."""
+    """Sampler for CLIP guidance; docs/samplers.md says why ddpm."""
     out: Path | None = None
-    """PNG file for the plot."""
+    """PNG file for a plot."""
 
 
-Row = tuple[float, float, float]
-"""Scale, share all right, diversity."""
+@dataclass(frozen=True)
+class Point:
+    """The result at one guidance scale."""
+
+    scale: float
+    exact_match: float
+    """Fraction of images that match their caption exactly."""
+    diversity: float
+    """See `metrics.diversity`."""
 
 
-def main(arguments: Arguments) -> None:
-    """The command. Raises UserError."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises UserError."""
+    arguments = tyro.cli(
+        Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes.guidance"
+    )
     require_local(arguments.out)
-    require_scenes(arguments.n, arguments.split)
-    if arguments.caption_index not in range(4):
-        raise UserError(f"--caption-index {arguments.caption_index}: must be 0, 1, 2 or 3")
+    arguments.check()
     if arguments.clip_sampler not in SAMPLERS:
         raise UserError(
             f"--clip-sampler {arguments.clip_sampler}: must be one of {', '.join(SAMPLERS)}"
         )
+    settings = arguments.settings
+    for name, instead in (("guidance_scale", "scales"), ("clip_guidance_scale", "clip_scales")):
+        if settings.pop(name) is not None:
+            flags = (f"--{flag.replace('_', '-')}" for flag in (name, instead))
+            raise UserError("{}: give {} instead".format(*flags))
     keep_compiled_programs()
     use_all_cores(MAX_BATCH)
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
-    source = glide.config("base").data.source
-    closeup = isinstance(source, Scenes) and source.subset == "closeups"
-    captions = [
-        make(arguments.split, index, closeup=closeup)[1][arguments.caption_index]
-        for index in range(arguments.n)
-    ]
+    captions = arguments.captions(closeup=has_closeups(glide.config("base").data))
+    common = {"seed": arguments.seed, "batch_size": arguments.batch_size, **settings}
 
-    def measured(scale: float, **settings: Any) -> Row:
-        images = glide.generate(
-            captions,
-            n=SEEDS,
-            seed=arguments.seed,
-            upsample=False,
-            steps=arguments.steps,
-            progress=True,
-            **settings,
-        )
-        repeated = [caption for caption in captions for _ in range(SEEDS)]
-        share = float(score_images(images, repeated).all_right.mean())
-        row = scale, share, diversity(images.reshape(-1, SEEDS, *images.shape[1:]))
-        print(f"{scale:8g}  {row[1]:8.1%}  {row[2]:9.1f}", flush=True)
-        return row
-
-    curves = {}
-    print("classifier-free guidance\n   scale  all right  diversity")
-    sampler = glide.settings("base").sampler
-    curves[f"classifier-free guidance, {sampler}"] = [
-        measured(scale, guidance_scale=scale) for scale in arguments.scales
-    ]
+    sampler = glide.settings("base", **settings).sampler
+    print("classifier-free guidance\n   scale  exact match  diversity")
+    curves = {
+        f"classifier-free guidance, {sampler}": [
+            measure(glide, captions, scale, **common, guidance_scale=scale)
+            for scale in arguments.scales
+        ]
+    }
     if glide.has("clip"):
-        print("CLIP guidance\n   scale  all right  diversity")
+        common |= {"guidance_scale": 1.0, "sampler": arguments.clip_sampler}
+        print("CLIP guidance\n   scale  exact match  diversity")
         curves[f"CLIP guidance, {arguments.clip_sampler}"] = [
-            measured(s, guidance_scale=1.0, clip_guidance_scale=s, sampler=arguments.clip_sampler)
-            for s in arguments.clip_scales
+            measure(glide, captions, scale, **common, clip_guidance_scale=scale)
+            for scale in arguments.clip_scales
         ]
     if arguments.out is not None:
-        _plot(curves, arguments.out)
+        plot(curves, arguments.out)
         print(arguments.out)
 
 
-def _plot(curves: dict[str, list[Row]], out: Path) -> None:
+def measure(glide: Glide, captions: Sequence[str], scale: float, **options: Any) -> Point:
+    """Samples the captions and prints the point.
+
+    Args:
+        glide: the models.
+        captions: each sampled with SEEDS seeds.
+        scale: guidance scale.
+        options: of `Glide.generate`.
+    """
+    samples = glide.generate(captions, n=SEEDS, upsample=False, progress=True, **options)
+    exact_match = float(score_images(samples.images, samples.prompts).exact_match.mean())
+    images = samples.images.reshape(-1, SEEDS, *samples.shape[1:])
+    point = Point(scale, exact_match, diversity(images))
+    print(f"{scale:8g}  {point.exact_match:11.1%}  {point.diversity:9.1f}", flush=True)
+    return point
+
+
+def plot(curves: dict[str, list[Point]], out: Path) -> None:
+    """Writes a plot of exact matches over diversity. Raises UserError."""
     figure = new_figure(6.5, 4.5)
     axes = figure.add_subplot()
-    for name, rows in curves.items():
-        scales, shares, spread = np.array(rows).T
-        axes.plot(spread, 100 * shares, marker="o", label=name)
-        for scale, x, y in zip(scales, spread, 100 * shares, strict=True):
-            axes.annotate(f"{scale:g}", (x, y), textcoords="offset points", xytext=(5, 4))
+    for name, points in curves.items():
+        x = np.array([point.diversity for point in points])
+        y = 100 * np.array([point.exact_match for point in points])
+        axes.plot(x, y, marker="o", label=name)
+        for point, at in zip(points, zip(x, y, strict=True), strict=True):
+            axes.annotate(f"{point.scale:g}", at, textcoords="offset points", xytext=(5, 4))
     axes.set(
-        xlabel="diversity: difference of a caption's images (levels of 0..255)",
-        ylabel="all that the caption asks for is right (%)",
+        xlabel="diversity: standard deviation over seeds (levels of 0..255)",
+        ylabel="exact match (%)",
         ylim=(0, 102),
-        title="Fidelity and diversity by guidance scale",
+        title="Accuracy and diversity by guidance scale",
     )
     axes.grid(alpha=0.3)
     axes.legend()
@@ -144,4 +142,4 @@ def _plot(curves: dict[str, list[Row]], out: Path) -> None:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main(tyro.cli(Arguments, prog="python -m glide_jax.evaluation.scenes.guidance"))
+        main()

@@ -1,13 +1,14 @@
-"""Does a model paint into a hole what the caption asks for there?
+"""Accuracy of inpainting on the built-in data set.
 
     python -m glide_jax.evaluation.scenes.inpainting --checkpoint runs/scenes_base32_inpaint --n 200
 
-Of a held-out scene one object is hidden, and the caption asks for another in its place. Whether it
-is there is read from the pixels by `scene_reader`.
+Each test image is a held-out scene with one object hidden; its caption states another object in
+that place. The result is correct if `reader` detects that object there.
 """
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,96 +16,87 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, UInt8
 
-from glide_jax.cli import ShardingFlags, keep_compiled_programs
+from glide_jax.cli import keep_compiled_programs
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.errors import exit_on_user_error
+from glide_jax.evaluation.scenes.flags import SplitFlags
 from glide_jax.evaluation.scenes.reader import Reading, read_scenes
-from glide_jax.evaluation.scenes.score import require_scenes
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
+from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH, Conditions, Known
 from glide_jax.storage import require_local
 
 REACH = 1.35
-"""Half the side of a hole, in radii of the object that it hides, shadow included."""
+"""Half the side of a hole, in radii of the object that it hides; includes the shadow."""
 HIDDEN_GRAY = 128
-"""Level shown for hidden pixels."""
+"""Gray level of hidden pixels in the grid."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """An image with a hole."""
+    """An image with a hole, and the object that the caption states there."""
 
     image: UInt8[np.ndarray, "h w 3"]
     known: Bool[np.ndarray, "h w 1"]
     """False in the hole."""
     caption: str
-    """Of the whole image as it should be."""
-    asked: Thing
-    """What should be in the hole."""
+    """Of the complete image."""
+    expected: Thing
+    """The object to inpaint."""
 
 
 def make_case(split: str, index: int, size_px: int) -> Case:
-    """Hides one object of the scene with this index; another color and shape are asked for."""
+    """Hides one object of a scene, and states one of another color and shape in its place."""
     scene, _ = make(split, index)
     rng = random.Random(f"inpainting/{split}/{index}")
     place = rng.randrange(len(scene.things))
     hidden = scene.things[place]
-    there = {(thing.shape, thing.color) for thing in scene.things}
-    pairs = [pair for pair in (HELD_OUT if split == "novel" else SEEN) if pair not in there]
+    present = {(thing.shape, thing.color) for thing in scene.things}
+    pairs = [pair for pair in (HELD_OUT if split == "novel" else SEEN) if pair not in present]
     shape, color = rng.choice(pairs)
-    asked = dataclasses.replace(hidden, shape=shape, color=color)
-    things = tuple(asked if i == place else thing for i, thing in enumerate(scene.things))
+    expected = dataclasses.replace(hidden, shape=shape, color=color)
+    things = tuple(expected if i == place else thing for i, thing in enumerate(scene.things))
     caption = captions_of(dataclasses.replace(scene, things=things), rng)[0]
 
     centers = (np.arange(size_px) + 0.5) / size_px
     reach = REACH * hidden.diameter / 2
     hole = (abs(centers - hidden.y) < reach)[:, None] & (abs(centers - hidden.x) < reach)
-    return Case(render(scene, size_px), ~hole[:, :, None], caption, asked)
+    return Case(render(scene, size_px), ~hole[:, :, None], caption, expected)
 
 
-def is_right(reading: Reading, asked: Thing) -> bool:
-    """Whether an object of the asked shape and color has its center where it was asked for."""
-    reach = asked.diameter / 2
+def is_correct(reading: Reading, expected: Thing) -> bool:
+    """Whether an object of the expected shape and color is detected in the expected place."""
+    reach = expected.diameter / 2
     return any(
-        (found.shape, found.color) == (asked.shape, asked.color)
-        and abs(found.x - asked.x) < reach
-        and abs(found.y - asked.y) < reach
-        for found in reading.objects
+        (detected.shape, detected.color) == (expected.shape, expected.color)
+        and abs(detected.x - expected.x) < reach
+        and abs(detected.y - expected.y) < reach
+        for detected in reading.objects
     )
 
 
-@dataclass(frozen=True)
-class Arguments(ShardingFlags):
-    """Hides an object in each of n held-out scenes and asks for another in its place.
-
-    Prints how often the model paints it.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingFlags, SplitFlags):
+    """Inpaints another object in the place of a hidden one, and prints the accuracy."""
 
     checkpoint: str | Path
-    """Run folder of a base model, best made for inpainting, or a folder of models."""
+    """Run folder of a base model, preferably for inpainting, or a folder of models."""
     n: int = 200
-    """Scenes: the first of the split."""
-    split: str = "validation"
-    """train, validation or novel."""
-    guidance_scale: float | None = None
-    """This and the next two default to the run's own settings."""
-    steps: str | None = None
-    """A number of steps, or another respacing."""
-    sampler: str | None = None
-    """A key of glide_jax.diffusion.samplers.SAMPLERS."""
-    seed: int = 0
-    """Of the first image; the next has seed + 1, and so on."""
+    """Number of scenes: the first of the split."""
     out: Path | None = None
-    """PNG file for a grid of what was given and what was drawn, four pairs in a row."""
+    """PNG file for a grid of inputs and results, four pairs per row."""
 
 
-def main(arguments: Arguments) -> None:
-    """The command. Raises UserError."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises UserError."""
+    arguments = tyro.cli(
+        Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes.inpainting"
+    )
     require_local(arguments.out)
-    require_scenes(arguments.n, arguments.split)
+    arguments.check()
     keep_compiled_programs()
     use_all_cores(min(arguments.n, MAX_BATCH))
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
@@ -112,33 +104,43 @@ def main(arguments: Arguments) -> None:
     px = glide.config(role).denoiser.resolution_px
     cases = [make_case(arguments.split, index, px) for index in range(arguments.n)]
     known = Known(np.stack([c.image for c in cases]), np.stack([c.known for c in cases]))
-    settings = glide.settings(
-        role,
-        guidance_scale=arguments.guidance_scale,
-        steps=arguments.steps,
-        sampler=arguments.sampler,
+    settings = glide.settings(role, **arguments.settings)
+    inpainted = glide.stage(role).sample(
+        [case.caption for case in cases],
+        [arguments.seed + index for index in range(arguments.n)],
+        settings,
+        Conditions(known=known),
+        clip=glide.clip if settings.clip_guidance_scale else None,
+        batch_size=arguments.batch_size,
+        progress=True,
     )
-    seeds = [arguments.seed + index for index in range(arguments.n)]
-    captions = [case.caption for case in cases]
-    drawn = glide.stage(role).draw(
-        captions, seeds, settings, Conditions(known=known), progress=True
-    )
-    drawn = known.put_back(drawn)
-    readings = read_scenes(drawn)
-    right = [is_right(reading, case.asked) for reading, case in zip(readings, cases, strict=True)]
-    print(f"painted as asked {sum(right)} of {len(cases)} ({np.mean(right):.1%})")
+    readings = read_scenes(inpainted)
+    correct = [
+        is_correct(reading, case.expected) for reading, case in zip(readings, cases, strict=True)
+    ]
+    print(f"inpainting accuracy {sum(correct)} of {len(cases)} ({np.mean(correct):.1%})")
     if arguments.out is not None:
-        given = np.where(known.mask, known.pixels, HIDDEN_GRAY).astype(np.uint8)
-        pairs = np.stack([given, drawn], 1).reshape(-1, px, px, 3)
-        labels = [
-            label
-            for caption, ok in zip(captions, right, strict=True)
-            for label in (caption, "drawn" if ok else "drawn (wrong)")
-        ]
-        save_grid(arguments.out, pairs, labels, columns=8)
+        save_pairs(arguments.out, cases, inpainted, correct)
         print(arguments.out)
+
+
+def save_pairs(
+    out: Path,
+    cases: Sequence[Case],
+    inpainted: UInt8[np.ndarray, "n h w 3"],
+    correct: Sequence[bool],
+) -> None:
+    """Writes a grid of the inputs and results. Raises UserError."""
+    given = [np.where(c.known, c.image, HIDDEN_GRAY).astype(np.uint8) for c in cases]
+    pairs = np.stack([np.stack(given), inpainted], 1).reshape(-1, *inpainted.shape[1:])
+    labels = [
+        label
+        for case, ok in zip(cases, correct, strict=True)
+        for label in (case.caption, "inpainted" if ok else "inpainted (wrong)")
+    ]
+    save_grid(out, pairs, labels, columns=8)
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main(tyro.cli(Arguments, prog="python -m glide_jax.evaluation.scenes.inpainting"))
+        main()

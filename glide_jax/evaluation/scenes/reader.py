@@ -1,10 +1,10 @@
-"""Reads a picture of the scenes data set: which objects it shows, where, and on which ground.
+"""The reader: detects the objects and the background of images of the scenes data set.
 
-A small convolutional network looks at the image at 32 px and finds objects as points, after
-CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850): on an 8 x 8 grid it says of every
-cell how surely an object's center lies in it, how far the center is from the cell's middle, and the
-object's diameter, shape, color and texture. Objects are the cells that are surer than all their
-neighbors. `train_scene_reader` made its weights.
+A small convolutional network sees the image at 32 px and detects objects as points, as CenterNet
+(Zhou et al., "Objects as Points", arXiv 1904.07850). For each cell of an 8 x 8 grid it predicts the
+probability of an object's center in it, the center's offset from the middle of the cell, and the
+object's diameter, shape, color and texture. Objects are local maxima of the probability.
+`train_reader` trained its weights.
 """
 
 from collections.abc import Sequence
@@ -29,53 +29,55 @@ from glide_jax.shapes import Params
 
 WEIGHTS = Path(__file__).with_name("reader.safetensors")
 READ_PX = 32
-"""Side at which images are read, whatever their own: real ones tell all they know at it."""
+"""Side to which images are resized; real images can be read without errors at it."""
 CELLS = 8
-"""Cells along a side. Two objects of a scene are at least 2.6 of them apart."""
+"""Cells along a side. The objects of a scene are at least 2.6 cells apart."""
 ATTRIBUTES = {"shape": SHAPES, "color": tuple(COLORS), "texture": TEXTURES}
-"""What a cell says about its object by a choice of words."""
-LEAST_CONFIDENCE = 0.5
-"""Below it, an object does not count as one, and a word is not read."""
+"""Words of each attribute that a cell classifies."""
+MIN_CONFIDENCE = 0.5
+"""Least probability of a detected object, and of a word."""
 BATCH = 64
-"""Images read by one call of the network, which is compiled for this number."""
+"""Images per call of the network."""
 WIDTH = (32, 64, 96)
 """Channels at 32, 16 and 8 px."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object seen in an image; lengths are fractions of the image's side."""
+class Detection:
+    """A detected object; lengths are fractions of the image's side."""
 
     shape: str
-    """One of SHAPES; '' if none is likelier than LEAST_CONFIDENCE. So too the next two."""
+    """One of SHAPES; '' if none reaches MIN_CONFIDENCE."""
     color: str
+    """One of COLORS, or ''."""
     texture: str
+    """One of TEXTURES, or ''."""
     x: float
-    """Center, to the right."""
+    """Center, from the left."""
     y: float
-    """Center, down."""
+    """Center, from the top."""
     diameter: float
     confidence: float
-    """That there is an object, 0..1."""
+    """Probability of an object, 0..1."""
 
     @property
     def size(self) -> str:
-        """small, large, or '' for the size of close-ups: cut halfway between the drawn ranges."""
+        """small, large, or '' for close-ups; thresholds halfway between the data set's ranges."""
         return "small" if self.diameter < 0.35 else "large" if self.diameter < 0.52 else ""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What an image shows."""
+    """The content of an image."""
 
-    objects: tuple[Found, ...]
-    """The surest first."""
+    objects: tuple[Detection, ...]
+    """By descending confidence."""
     background: str
-    """One of BACKGROUNDS; '' if none is likelier than LEAST_CONFIDENCE."""
+    """One of BACKGROUNDS; '' if none reaches MIN_CONFIDENCE."""
 
 
 class SceneReader(nnx.Module):
-    """The network: residual blocks at 16 and 8 px, and a linear layer for every cell."""
+    """The network: residual blocks at 16 and 8 px, and a linear layer per cell."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype("float32")
@@ -93,11 +95,12 @@ class SceneReader(nnx.Module):
     def __call__(
         self, x: Float[Array, "b 32 32 3"]
     ) -> tuple[dict[str, Float[Array, "b 8 8 _"]], Float[Array, "b 8"]]:
-        """Of every cell, and of the whole.
+        """Predictions for each cell, and for the image.
 
         Returns:
-            `object` (logit), `place` (x and y of the center less the cell's middle, in cells, and
-            the diameter, in images) and logits of each of ATTRIBUTES; logits of the background.
+            For each cell `object` (a logit), `place` (offset of the center from the middle of the
+            cell, x and y, and the diameter, in cells) and logits of each of ATTRIBUTES; for the
+            image logits of the background.
         """
         x = nnx.silu(self.enter(x))
         x = self.halve(_fold(x))
@@ -124,13 +127,13 @@ class Block(nnx.Module):
         self.conv2 = Conv(width, width, 3, dtype, rngs, zero=True)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The same shape."""
+        """A residual step of the same shape."""
         y = self.conv1(nnx.silu(self.norm1(x)))
         return x + self.conv2(nnx.silu(self.norm2(y)))
 
 
 def _fold(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
-    """Half the height and width: each 2 x 2 pixels become the channels of one."""
+    """Space to depth: 2 x 2 pixels become the channels of one."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // 2, w // 2, 4 * c)
@@ -140,7 +143,7 @@ NETWORK = Network(lambda rngs, platform: SceneReader(rngs))
 
 
 def read_scenes(images: UInt8[np.ndarray, "n h w 3"]) -> list[Reading]:
-    """What each image shows, as well as the network can tell.
+    """Reads images.
 
     Args:
         images: 8-bit sRGB; validated from 32 to 128 px.
@@ -158,7 +161,7 @@ def read_scenes(images: UInt8[np.ndarray, "n h w 3"]) -> list[Reading]:
 
 
 def at_reading_size(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """By the filter that makes the training images small."""
+    """Images resized to READ_PX with the filter of the training images."""
     if images.shape[1:3] == (READ_PX, READ_PX):
         return images
     size, bicubic = (READ_PX, READ_PX), Image.Resampling.BICUBIC
@@ -169,7 +172,7 @@ def at_reading_size(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "
 def _read(
     params: Params, x: Float[Array, "b 32 32 3"]
 ) -> tuple[dict[str, Float[Array, "b 8 8 _"]], Float[Array, "b 8"]]:
-    """The network's answers with logits made probabilities, and its own peaks left in `object`."""
+    """The network's predictions as probabilities; in `object` only local maxima are kept."""
     cells, background = NETWORK.bind(params)(x)
     confidence = jax.nn.sigmoid(cells["object"])
     highest = nnx.max_pool(confidence, (3, 3), padding="SAME")
@@ -179,14 +182,14 @@ def _read(
     return read, jax.nn.softmax(background)
 
 
-def _objects(cells: dict[str, Float[np.ndarray, "8 8 _"]]) -> tuple[Found, ...]:
+def _objects(cells: dict[str, Float[np.ndarray, "8 8 _"]]) -> tuple[Detection, ...]:
     confidence = cells["object"][..., 0]
-    found = []
-    for row, column in np.argwhere(confidence >= LEAST_CONFIDENCE):
+    detections = []
+    for row, column in np.argwhere(confidence >= MIN_CONFIDENCE):
         dx, dy, diameter = cells["place"][row, column].tolist()
         read = {name: _word(words, cells[name][row, column]) for name, words in ATTRIBUTES.items()}
-        found.append(
-            Found(
+        detections.append(
+            Detection(
                 **read,
                 x=(column + 0.5 + dx) / CELLS,
                 y=(row + 0.5 + dy) / CELLS,
@@ -194,12 +197,12 @@ def _objects(cells: dict[str, Float[np.ndarray, "8 8 _"]]) -> tuple[Found, ...]:
                 confidence=float(confidence[row, column]),
             )
         )
-    return tuple(sorted(found, key=lambda one: -one.confidence))
+    return tuple(sorted(detections, key=lambda one: -one.confidence))
 
 
-def _word(words: Sequence[str], shares: Float[np.ndarray, "k"]) -> str:
-    best = int(np.argmax(shares))
-    return words[best] if shares[best] >= LEAST_CONFIDENCE else ""
+def _word(words: Sequence[str], probabilities: Float[np.ndarray, "k"]) -> str:
+    best = int(np.argmax(probabilities))
+    return words[best] if probabilities[best] >= MIN_CONFIDENCE else ""
 
 
 @cache

@@ -1,11 +1,7 @@
-"""Does a drawn scene show what its caption asks for? Read back from the pixels.
+"""The scorer: whether images show what captions of the scenes data set state.
 
-    python -m glide_jax.evaluation.scenes --checkpoint runs/scenes_tiny --n 64
-    python -m glide_jax.evaluation.scenes --real --n 1000 --size-px 32
-
-`scene_reader` says what an image shows, `captions` what a caption asks for, and this module
-compares the two. With `--real` it judges the data set's own images: what a perfect model would
-score. docs/results.md has the measured figures.
+`reader` detects the objects of an image, `captions` parses a caption, and this module compares
+them.
 """
 
 from collections.abc import Sequence
@@ -15,120 +11,117 @@ from itertools import permutations
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from glide_jax.data.scenes.graph import SPLITS
-from glide_jax.errors import UserError
-from glide_jax.evaluation.scenes.captions import Asked, AskedObject, parse_caption
-from glide_jax.evaluation.scenes.reader import Found, Reading, read_scenes
+from glide_jax.evaluation.scenes.captions import Description, ObjectDescription, parse_caption
+from glide_jax.evaluation.scenes.reader import Detection, Reading, read_scenes
 
 ATTRIBUTES = ("shape", "color", "size", "texture")
-"""Of an object; each is judged where the caption gives it."""
+"""Attributes of an object, each scored where the caption states it."""
 MEASURES = ("count", *ATTRIBUTES, "relation", "background")
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """How many things captions ask for, and how many of them the images show."""
+class Scores:
+    """Counts by measure: what captions state, and how much of it the images show."""
 
-    asked: dict[str, Int[np.ndarray, "n"]]
-    """By measure, of each image: up to 2 for an attribute of objects, up to 1 for the others."""
-    right: dict[str, Int[np.ndarray, "n"]]
+    stated: dict[str, Int[np.ndarray, "n"]]
+    """By image: up to 2 for an attribute of objects, up to 1 for the other measures."""
+    correct: dict[str, Int[np.ndarray, "n"]]
 
     @property
-    def all_right(self) -> Bool[np.ndarray, "n"]:
-        """Which images show everything asked for, and no object more."""
-        asked, right = (
-            np.stack([counts[m] for m in MEASURES]) for counts in (self.asked, self.right)
+    def exact_match(self) -> Bool[np.ndarray, "n"]:
+        """Images that match their caption in every measure, with no extra object."""
+        stated, correct = (
+            np.stack([counts[m] for m in MEASURES]) for counts in (self.stated, self.correct)
         )
-        return (asked == right).all(0)
+        return (stated == correct).all(0)
 
-    def share(self, measure: str) -> float:
-        """The share that is right of what is asked for, 0..1; NaN if nothing is."""
-        asked = int(self.asked[measure].sum())
-        return int(self.right[measure].sum()) / asked if asked else float("nan")
+    def accuracy(self, measure: str) -> float:
+        """Fraction correct of what captions state, 0..1; NaN if they state nothing."""
+        stated = int(self.stated[measure].sum())
+        return int(self.correct[measure].sum()) / stated if stated else float("nan")
 
     def wrong(self, index: int) -> list[str]:
-        """The measures in which an image is not what its caption asks for."""
-        return [m for m in MEASURES if self.right[m][index] < self.asked[m][index]]
+        """The measures in which an image does not match its caption."""
+        return [m for m in MEASURES if self.correct[m][index] < self.stated[m][index]]
 
     def __str__(self) -> str:
-        """A line for each measure that any caption asks for, and one for all together."""
-        totals = {m: (self.right[m].sum(), self.asked[m].sum()) for m in MEASURES}
-        totals["all right"] = self.all_right.sum(), self.all_right.size
+        """A line for each measure that any caption states, and one for exact matches."""
+        totals = {m: (self.correct[m].sum(), self.stated[m].sum()) for m in MEASURES}
+        totals["exact match"] = self.exact_match.sum(), self.exact_match.size
         return "\n".join(
-            f"{measure} {right} of {asked} ({right / asked:.1%})"
-            for measure, (right, asked) in totals.items()
-            if asked
+            f"{measure} {correct} of {stated} ({correct / stated:.1%})"
+            for measure, (correct, stated) in totals.items()
+            if stated
         )
 
 
-def score_images(images: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]) -> Verdicts:
-    """Which of the things that captions ask for the images show.
+def score_images(images: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]) -> Scores:
+    """Scores images against captions.
 
-    Objects asked for are matched with objects found in the way that makes most of them right. What
-    is asked of an object that is not there is wrong. What a caption leaves open cannot be wrong;
-    but it names every object, so another one makes the count wrong.
+    Stated objects are assigned to detected ones so that most attributes are correct. Attributes of
+    a missing object are wrong. Attributes that a caption leaves open are not scored. A caption
+    names every object, so an extra one makes the count wrong.
 
     Args:
         images: 8-bit sRGB; validated from 32 to 128 px.
-        captions: in the words of the data set, one an image.
+        captions: sentences of the data set, one per image.
 
     Raises:
-        ValueError: a caption is none of the data set's sentences.
+        ValueError: a caption is not a sentence of the data set.
     """
-    asked = [parse_caption(caption) for caption in captions]
-    both = [_compare(a, r) for a, r in zip(asked, read_scenes(images), strict=True)]
-    of_asked, of_right = (
+    described = [parse_caption(caption) for caption in captions]
+    both = [_compare(d, r) for d, r in zip(described, read_scenes(images), strict=True)]
+    stated, correct = (
         {m: np.array([counts[side][m] for counts in both], np.int64) for m in MEASURES}
         for side in (0, 1)
     )
-    return Verdicts(of_asked, of_right)
+    return Scores(stated, correct)
 
 
-def _compare(asked: Asked, reading: Reading) -> tuple[dict[str, int], dict[str, int]]:
-    """How often each measure is asked for, and how often it is right."""
-    counts = {
-        name: sum(bool(getattr(one, name)) for one in asked.objects) for name in ATTRIBUTES
-    } | {"count": 1, "relation": bool(asked.relation), "background": bool(asked.background)}
-    candidates = permutations((*reading.objects, *[None] * len(asked.objects)), len(asked.objects))
-    right = max((_right(asked, found) for found in candidates), key=_merit)
-    right["count"] = len(reading.objects) == len(asked.objects)
-    right["background"] = bool(asked.background) and asked.background == reading.background
-    return counts, right
+def _compare(described: Description, reading: Reading) -> tuple[dict[str, int], dict[str, int]]:
+    """The counts of one image by measure: stated, and correct."""
+    stated = {
+        name: sum(bool(getattr(one, name)) for one in described.objects) for name in ATTRIBUTES
+    } | {
+        "count": 1,
+        "relation": bool(described.relation),
+        "background": bool(described.background),
+    }
+    missing = [None] * len(described.objects)
+    assignments = permutations((*reading.objects, *missing), len(described.objects))
+    correct = max((_correct(described, detected) for detected in assignments), key=_rank)
+    correct["count"] = len(reading.objects) == len(described.objects)
+    correct["background"] = (
+        bool(described.background) and described.background == reading.background
+    )
+    return stated, correct
 
 
-def _right(asked: Asked, found: tuple[Found | None, ...]) -> dict[str, int]:
-    """How often attributes and relation are right if the found objects are those asked for."""
-    right = {
-        name: sum(_shows(f, a, name) for f, a in zip(found, asked.objects, strict=True))
+def _correct(described: Description, detected: tuple[Detection | None, ...]) -> dict[str, int]:
+    """The correct attributes and relation, for one assignment of detections to stated objects."""
+    correct = {
+        name: sum(_shows(d, o, name) for d, o in zip(detected, described.objects, strict=True))
         for name in ATTRIBUTES
     }
-    right["relation"] = bool(asked.relation) and asked.relation == _relation(*found)
-    return right
+    correct["relation"] = bool(described.relation) and described.relation == _relation(*detected)
+    return correct
 
 
-def _merit(right: dict[str, int]) -> tuple[int, int]:
-    """Attributes decide which object is which; the relation decides only between equals."""
-    return sum(right[name] for name in ATTRIBUTES), right["relation"]
+def _rank(correct: dict[str, int]) -> tuple[int, int]:
+    """Order of assignments: by attributes, then by the relation."""
+    return sum(correct[name] for name in ATTRIBUTES), correct["relation"]
 
 
-def _shows(found: Found | None, asked: AskedObject, name: str) -> bool:
-    wanted = getattr(asked, name)
-    return bool(wanted) and found is not None and getattr(found, name) == wanted
+def _shows(detected: Detection | None, described: ObjectDescription, name: str) -> bool:
+    stated = getattr(described, name)
+    return bool(stated) and detected is not None and getattr(detected, name) == stated
 
 
-def _relation(first: Found | None, second: Found | None) -> str:
-    """Where the first is, seen from the second: along the axis on which they are further apart."""
+def _relation(first: Detection | None, second: Detection | None) -> str:
+    """Position of the first relative to the second, along the axis of the larger distance."""
     if first is None or second is None:
         return ""
     x, y = first.x - second.x, first.y - second.y
     if abs(x) > abs(y):
         return "left of" if x < 0 else "right of"
     return "above" if y < 0 else "below"
-
-
-def require_scenes(n: int, split: str) -> None:
-    """Raises UserError unless `--n` and `--split` name records of the data set."""
-    if n < 1:
-        raise UserError(f"--n {n}: must be at least 1")
-    if split not in SPLITS:
-        raise UserError(f"--split {split}: must be one of {', '.join(SPLITS)}")

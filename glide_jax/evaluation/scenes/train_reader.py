@@ -1,19 +1,19 @@
-"""Trains the network that reads scenes, on images drawn as it goes.
+"""Training of the reader's network, on images rendered during training.
 
     python -m glide_jax.evaluation.scenes.train_reader
 
-It must read what models draw, not only what the data set holds: any shape in any color, no object
-or three, sizes between the drawn ones, blurred and noisy images. Undecided ones too, mixed of two
-drawings that differ in one object: their labels are mixed alike, and so the network's confidence
-follows how far an object has become one thing and not another. No image of validation or novel
-is among them.
+The reader must read generated images, which vary more than the data set's: any shape in any color,
+no object or three, intermediate sizes, blur and noise. Some training images are mixtures of two
+renderings that differ in one object, with their labels mixed in the same proportion, so that the
+network's confidence follows how far an object has turned into another. No image of validation or
+novel is used.
 """
 
 import io
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,35 +52,38 @@ from glide_jax.shapes import Params
 from glide_jax.storage import require_local
 
 FIRST_INDEX = 1_000_000
-"""Of the records whose layouts are borrowed: far beyond those of any training set."""
+"""First scene whose layout is used: far beyond any training set's."""
 MAX_OBJECTS = 3
 SIZES_PX = (24, 32, 32, 32, 32, 48, 64, 128)
-"""Sides that models may have; half of the images are shown at 32 px, the hardest to read."""
+"""Resolutions of models; half of the images have 32 px, the hardest to read."""
 NEAR = 0.8
-"""Width of a center's neighborhood, in cells: the deviation of a Gaussian."""
+"""Standard deviation of a center's Gaussian neighborhood, in cells."""
 
 Labels = dict[str, Float[np.ndarray, "..."]]
-"""As `examples` returns them, or those of one image."""
+"""Labels of images as `examples` returns them, or of one image."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains the network that reads scenes, and writes its weights."""
+    """Trains the reader's network and writes its weights."""
 
     out: Path = WEIGHTS
-    """File for the weights."""
+    """File of the weights."""
     steps: int = 2000
-    """2000 take a quarter of an hour on a core of their own."""
+    """2,000 steps take 15 minutes on one core."""
     batch_examples: int = 64
-    """Images a step."""
+    """Images per step."""
     learning_rate: float = 2e-3
-    """The highest; it rises over 100 steps and falls to 0 as a cosine."""
+    """Peak learning rate, after 100 warm-up steps; it decays to 0 as a cosine."""
     seed: int = 0
-    """Of the weights and of the images."""
+    """Seed of the weights and of the images."""
 
 
-def main(arguments: Arguments) -> None:
-    """The command. Raises UserError."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises UserError."""
+    arguments = tyro.cli(
+        Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes.train_reader"
+    )
     require_local(arguments.out)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, arguments.learning_rate, min(100, arguments.steps // 2), arguments.steps
@@ -98,13 +101,13 @@ def main(arguments: Arguments) -> None:
     params = jax.device_put(NETWORK.init(arguments.seed))
     state = optimizer.init(params)
     rng = random.Random(arguments.seed)
-    began_s = time.monotonic()
+    start_s = time.monotonic()
     for number in range(1, arguments.steps + 1):
         images, labels = examples(rng, arguments.batch_examples)
         params, state, parts = step(params, state, images, labels)
         if number % 100 == 0 or number == arguments.steps:
-            said = "  ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
-            print(f"{number}  {time.monotonic() - began_s:.0f} s  {said}", flush=True)
+            losses = "  ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
+            print(f"{number}  {time.monotonic() - start_s:.0f} s  {losses}", flush=True)
     half = {name: np.asarray(value, np.float16) for name, value in params.items()}
     write_tensors(arguments.out, half)
     print(arguments.out)
@@ -113,51 +116,55 @@ def main(arguments: Arguments) -> None:
 def loss(
     params: Params, images: Float[Array, "b 32 32 3"], labels: dict[str, Array]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The sum of all parts, each a mean over images or objects, and the parts by name.
+    """The sum of all losses, each a mean over images or objects, and the losses by name.
 
-    Whether a cell holds a center: quality focal loss, |y - p|^2 times the cross-entropy (Eq. 4,
-    arXiv 2006.04388), with cells near a center that is not theirs let off as in Eq. 1 of arXiv
-    1904.07850. An object's other properties are asked of the cells near its center.
+    Centers have the quality focal loss, |y - p|^2 times the cross-entropy (Eq. 4, arXiv
+    2006.04388), with a lower weight for cells near another cell's center (Eq. 1, arXiv
+    1904.07850). An object's place and attributes are predicted by the cells near its center.
     """
     cells, background = NETWORK.bind(params)(images)
     middles = jnp.arange(CELLS) + 0.5
     dx = labels["place"][..., 0, None, None] * CELLS - middles  # b n 1 w
     dy = labels["place"][..., 1, None, None] * CELLS - middles[:, None]  # b n h 1
-    there = labels["there"][..., None, None]  # b n 1 1
-    near = jnp.exp(-(dx**2 + dy**2) / (2 * NEAR**2)) * (there > 0)  # b n h w
+    present = labels["present"][..., None, None]  # b n 1 1
+    near = jnp.exp(-(dx**2 + dy**2) / (2 * NEAR**2)) * (present > 0)  # b n h w
     own = (jnp.abs(dx) <= 0.5) & (jnp.abs(dy) <= 0.5)  # b n h w
-    truth = jnp.max(own * there, 1)  # b h w
+    truth = jnp.max(own * present, 1)  # b h w
     logits = cells["object"][..., 0]
     focus = jnp.abs(truth - jax.nn.sigmoid(logits)) ** 2
-    focus *= jnp.where(truth > 0, 1, (1 - jnp.max(near * there, 1)) ** 4)
-    found = focus * optax.sigmoid_binary_cross_entropy(logits, truth)
+    focus *= jnp.where(truth > 0, 1, (1 - jnp.max(near * present, 1)) ** 4)
+    center_loss = focus * optax.sigmoid_binary_cross_entropy(logits, truth)
 
-    weight = jnp.where(near > 0.4, near, 0) * (there > 0.5)
+    weight = jnp.where(near > 0.4, near, 0) * (present > 0.5)
     weight /= jnp.maximum(jnp.sum(weight, (2, 3), keepdims=True), 1e-6)
-    objects = jnp.maximum(jnp.sum(there > 0.5), 1)
+    objects = jnp.maximum(jnp.sum(present > 0.5), 1)
 
     diameter = jnp.broadcast_to(labels["place"][..., 2, None, None] * CELLS, near.shape)
     target = jnp.stack([*jnp.broadcast_arrays(dx, dy), diameter], -1)  # b n h w 3
-    apart = jnp.sum(jnp.abs(cells["place"][:, None] - target), -1)
-    parts = {"object": jnp.mean(jnp.sum(found, (1, 2))), "place": jnp.sum(weight * apart) / objects}
+    error = jnp.sum(jnp.abs(cells["place"][:, None] - target), -1)  # b n h w
+    parts = {
+        "object": jnp.mean(jnp.sum(center_loss, (1, 2))),
+        "place": jnp.sum(weight * error) / objects,
+    }
     for name in ATTRIBUTES:
-        logs = jax.nn.log_softmax(cells[name])
-        wrong = -jnp.einsum("bhwk,bnk->bnhw", logs, labels[name])
-        parts[name] = jnp.sum(weight * wrong) / objects
-    logs = jax.nn.log_softmax(background)
-    parts["background"] = -jnp.mean(jnp.sum(logs * labels["background"], -1))
+        log_p = jax.nn.log_softmax(cells[name])
+        cross_entropy = -jnp.einsum("bhwk,bnk->bnhw", log_p, labels[name])
+        parts[name] = jnp.sum(weight * cross_entropy) / objects
+    log_p = jax.nn.log_softmax(background)
+    parts["background"] = -jnp.mean(jnp.sum(log_p * labels["background"], -1))
     return sum(parts.values(), jnp.zeros(())), parts
 
 
 def examples(rng: random.Random, n: int) -> tuple[Float[np.ndarray, "n 32 32 3"], Labels]:
-    """Images in [-1, 1] and their labels.
+    """Training images and labels.
 
     Returns:
-        The images; of each of MAX_OBJECTS objects `there` (how far it is, 0..1), `place` (x, y,
-        diameter) and the share of each word of ATTRIBUTES; the share of each `background`.
+        Images in [-1, 1]. For each of MAX_OBJECTS objects `present` (its weight in a mixture,
+        0..1), `place` (x, y, diameter) and the probability of each word of ATTRIBUTES; for each
+        image the probability of each `background`.
     """
     labels = {
-        "there": np.zeros((n, MAX_OBJECTS), np.float32),
+        "present": np.zeros((n, MAX_OBJECTS), np.float32),
         "place": np.zeros((n, MAX_OBJECTS, 3), np.float32),
         "background": np.zeros((n, len(BACKGROUNDS)), np.float32),
     }
@@ -166,12 +173,12 @@ def examples(rng: random.Random, n: int) -> tuple[Float[np.ndarray, "n 32 32 3"]
     images = []
     for i in range(n):
         one = {name: values[i] for name, values in labels.items()}
-        images.append(_scribble(rng, one) if rng.random() < 0.03 else _drawing(rng, one))
+        images.append(_noise_image(rng, one) if rng.random() < 0.03 else _scene_image(rng, one))
     return to_float(np.stack(images)), labels
 
 
-def _scribble(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"]:
-    """What a model might draw that has learned nothing: no scene, no object, no ground."""
+def _noise_image(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"]:
+    """Noise, as from an untrained model: no object and no background."""
     labels["background"][:] = 1 / len(BACKGROUNDS)
     level = np.array([rng.randrange(256) for _ in range(3)])
     numpy_rng = np.random.default_rng(rng.getrandbits(64))
@@ -181,33 +188,35 @@ def _scribble(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"
     return np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
 
 
-def _drawing(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"]:
-    """A scene, seen at the size of some model; fills its labels in."""
+def _scene_image(rng: random.Random, labels: Labels) -> UInt8[np.ndarray, "32 32 3"]:
+    """A scene at the resolution of some model; fills in its labels."""
     scene = _any_scene(rng)
-    share, other = 1.0, scene
+    fraction, other = 1.0, scene
     if scene.things and rng.random() < 0.25:
-        share, other = rng.random(), _with_another(rng, scene)
-    for weight, version in ((share, scene), (1 - share, other)):
+        fraction, other = rng.random(), _with_change(rng, scene)
+    for weight, version in ((fraction, scene), (1 - fraction, other)):
         labels["background"][list(BACKGROUNDS).index(version.background)] += weight
         for place, thing in enumerate(version.things):
-            labels["there"][place] += weight
+            labels["present"][place] += weight
             labels["place"][place] = thing.x, thing.y, thing.diameter
             for name, words in ATTRIBUTES.items():
                 labels[name][place][words.index(getattr(thing, name))] += weight
-    for name in ATTRIBUTES:  # of an object that is half there, still the whole
-        labels[name] /= np.maximum(labels["there"], 1e-6)[:, None]
+    for name in ATTRIBUTES:  # probabilities sum to 1, also of partly present objects
+        labels[name] /= np.maximum(labels["present"], 1e-6)[:, None]
     image = render(scene, SIZE_PX)
-    if share < 1:
-        mixed = share * image + (1 - share) * render(other, SIZE_PX)
+    if fraction < 1:
+        mixed = fraction * image + (1 - fraction) * render(other, SIZE_PX)
         image = mixed.round().astype(np.uint8)
     file = io.BytesIO()
     quality = rng.choice((QUALITY, 70))
     Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=0)
-    return _worn(rng, load_pixels(file.getvalue(), rng.choice(SIZES_PX)))
+    return _degraded(rng, load_pixels(file.getvalue(), rng.choice(SIZES_PX)))
 
 
-def _worn(rng: random.Random, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "32 32 3"]:
-    """Half of the time blurred, noisy, or lighter or darker, as a model's images are."""
+def _degraded(
+    rng: random.Random, pixels: UInt8[np.ndarray, "h w 3"]
+) -> UInt8[np.ndarray, "32 32 3"]:
+    """The image at READ_PX, often blurred, noisy, lighter or darker, as generated images are."""
     image = at_reading_size(pixels[None])[0]
     if rng.random() < 0.25:
         blur = ImageFilter.GaussianBlur(rng.uniform(0, 0.7))
@@ -221,7 +230,7 @@ def _worn(rng: random.Random, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.nd
 
 
 def _any_scene(rng: random.Random) -> Scene:
-    """As the data set's, in any pair of shape and color; or with objects anyhow many and large."""
+    """A scene of the data set with any shapes and colors, or one of random objects."""
     closeup = rng.random() < 0.2
     scene, _ = make("train", FIRST_INDEX + rng.getrandbits(40), closeup=closeup)
     things = scene.things
@@ -235,7 +244,7 @@ def _any_scene(rng: random.Random) -> Scene:
 
 
 def _scattered(rng: random.Random) -> tuple[Thing, ...]:
-    """None to three objects of any size, wherever there is room."""
+    """Up to MAX_OBJECTS objects of any size and place that do not overlap."""
     things: list[Thing] = []
     for _ in range(rng.randrange(MAX_OBJECTS + 1)):
         diameter = rng.uniform(0.2, 0.6)
@@ -250,8 +259,8 @@ def _scattered(rng: random.Random) -> tuple[Thing, ...]:
     return tuple(things)
 
 
-def _with_another(rng: random.Random, scene: Scene) -> Scene:
-    """The scene, its last object gone, or of another shape or texture."""
+def _with_change(rng: random.Random, scene: Scene) -> Scene:
+    """The scene without its last object, or with another shape or texture of it."""
     *others, last = scene.things
     change: Callable[[], tuple[Thing, ...]] = rng.choice(
         (
@@ -265,4 +274,4 @@ def _with_another(rng: random.Random, scene: Scene) -> Scene:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main(tyro.cli(Arguments, prog="python -m glide_jax.evaluation.scenes.train_reader"))
+        main()

@@ -1,0 +1,48 @@
+"""Flags that the commands about scenes share."""
+
+from dataclasses import dataclass
+
+from glide_jax.config import DataConfig, Scenes
+from glide_jax.data.scenes.graph import SPLITS, make
+from glide_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFlags:
+    """Which scenes."""
+
+    n: int = 64
+    """Number of scenes: the first of the split."""
+    split: str = "validation"
+    """train, validation or novel (shapes in colors they never have in training)."""
+
+    def check(self) -> None:
+        """Raises UserError unless these are scenes of the data set."""
+        if self.n < 1:
+            raise UserError(f"--n {self.n}: must be at least 1")
+        if self.split not in SPLITS:
+            raise UserError(f"--split {self.split}: must be one of {', '.join(SPLITS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionFlags(SplitFlags):
+    """Which scenes, and which of their captions."""
+
+    caption_index: int = 0
+    """Which of a scene's four captions: 0 gives colors and relation, 1 is complete."""
+
+    def check(self) -> None:
+        """Raises UserError unless these are captions of the data set."""
+        super().check()
+        if self.caption_index not in range(4):
+            raise UserError(f"--caption-index {self.caption_index}: must be 0, 1, 2 or 3")
+
+    def captions(self, closeup: bool) -> list[str]:
+        """The captions, of close-ups or of scenes of one or two objects."""
+        scenes = (make(self.split, index, closeup=closeup) for index in range(self.n))
+        return [captions[self.caption_index] for _, captions in scenes]
+
+
+def has_closeups(data: DataConfig) -> bool:
+    """Whether a run's data set is the scenes data set's close-ups."""
+    return isinstance(data.source, Scenes) and data.source.subset == "closeups"

@@ -1,0 +1,113 @@
+"""`ModelSet`: trained models by role, each loaded when it is first needed."""
+
+import gc
+from typing import Any, TypeVar
+
+from glide_jax.config import ClipConfig, Config, SampleConfig
+from glide_jax.errors import UserError
+from glide_jax.runs.folder import Run
+from glide_jax.sampling.clip import ClipScorer
+from glide_jax.sampling.stage import Stage, changed_settings
+from glide_jax.storage import AnyPath
+
+Set = TypeVar("Set", bound="ModelSet")
+
+ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
+"""Roles of models. In a folder of models, each run folder is named after its role."""
+
+
+class ModelSet:
+    """Trained models by role. Any of them may be missing.
+
+    Args:
+        runs: by role, one of ROLES.
+        one_at_a_time: free each model before loading the next, to save memory.
+        fsdp: devices over which each model's parameters are sharded, see `Stage`.
+    """
+
+    def __init__(self, runs: dict[str, Run], *, one_at_a_time: bool = False, fsdp: int = 1) -> None:
+        self.runs = runs
+        self._one_at_a_time = one_at_a_time
+        self._fsdp = fsdp
+        self._loaded: dict[str, Any] = {}
+
+    @classmethod
+    def load(
+        cls: type[Set], *folders: str | AnyPath, one_at_a_time: bool = False, fsdp: int = 1
+    ) -> Set:
+        """Finds the models in run folders and in folders of run folders.
+
+        Args:
+            folders: written by train.py, glide_jax.export or glide_jax.convert; "demo" and
+                "demo/base" name models shipped with the package, see `resolve_run`.
+            one_at_a_time: free each model before loading the next, to save memory.
+            fsdp: devices over which each model's parameters are sharded, see `Stage`.
+
+        Raises:
+            UserError: there is no run in a folder, or two runs have the same role.
+        """
+        runs: dict[str, Run] = {}
+        for run in (run for folder in folders for run in Run.open_all(folder)):
+            role = role_of(run.config)
+            if role in runs:
+                raise UserError(
+                    f"{runs[role].path} and {run.path} are both {role} models: give one"
+                )
+            runs[role] = run
+        if not runs:
+            raise UserError("no models: give at least one run folder")
+        return cls(runs, one_at_a_time=one_at_a_time, fsdp=fsdp)
+
+    def has(self, role: str) -> bool:
+        """Whether there is a model with this role, one of ROLES."""
+        return role in self.runs
+
+    def config(self, role: str) -> Config:
+        """The configuration of the model with this role, one of ROLES.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.has(role):
+            hint = ""
+            if role == "base" and self.has("upsample"):
+                hint = "; an upsampler alone upsamples given images: upsample, --low-res"
+            if role == "base" and self.has("base-inpaint"):
+                hint = "; an inpainting model needs an image: inpaint, --image"
+            given = ", ".join(self.runs)
+            raise UserError(f"this needs a {role} model, but given are only: {given}{hint}")
+        return self.runs[role].config
+
+    def settings(self, role: str, **changes: Any) -> SampleConfig:
+        """The sampling settings of the model with this role, changed. Raises UserError."""
+        return changed_settings(self.config(role).sample, **changes)
+
+    def stage(self, role: str) -> Stage:
+        """The model with this role, loaded. Raises UserError if there is none."""
+        return self._load(role, Stage)
+
+    @property
+    def clip(self) -> ClipScorer:
+        """The CLIP, loaded. Raises UserError if there is none."""
+        return self._load("clip", ClipScorer)
+
+    def free(self) -> None:
+        """Frees all loaded models; each is loaded again when needed."""
+        self._loaded.clear()
+        gc.collect()  # a stage and its compiled programs refer to each other
+
+    def _load(self, role: str, kind: Any) -> Any:
+        if role not in self._loaded:
+            self.config(role)
+            if self._one_at_a_time:
+                self.free()
+            self._loaded[role] = kind.load(self.runs[role], self._fsdp)
+        return self._loaded[role]
+
+
+def role_of(config: Config) -> str:
+    """The role of a run's model, one of ROLES."""
+    if isinstance(config.model, ClipConfig):
+        return "clip"
+    size = "upsample" if config.model.low_res_px else "base"
+    return f"{size}-inpaint" if config.model.inpaint else size
