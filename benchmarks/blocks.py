@@ -24,7 +24,7 @@ from glide_jax.parallel import sharding
 from glide_jax.plan.compiled import usage
 from glide_jax.plan.slices import EFFORTS, compile_for, known_chip, shares, topology_devices
 from glide_jax.shapes import Params
-from glide_jax.training.flops import product_flops
+from glide_jax.training.flops import matmul_flops
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
         given.text.write_text(program)
     used = usage(program, chip)
     step_s = used.step_s
-    flops = 3 * product_flops(loss, *arguments)
+    flops = 3 * matmul_flops(loss, *arguments)
     print(
         f"{px} px, {c} channels, {'with' if attends else 'without'} attention, remat "
         f"{given.remat}, {given.images} images on {chip.name}: {1e3 * step_s:.2f} ms, "

@@ -46,9 +46,7 @@ def single(batch):
 
 
 @pytest.mark.parametrize(("fsdp", "micro_batches"), [(1, 1), (4, 1), (None, 4)])
-def test_devices_and_micro_batches_share_one_contrast(
-    batch, single, fsdp, micro_batches, monkeypatch
-):
+def test_negatives_span_devices_and_micro_batches(batch, single, fsdp, micro_batches, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     config = config_with(fsdp=fsdp or 1, micro_batches=micro_batches)
     mesh = one_device_mesh() if fsdp is None else sharding.make_mesh(config)
@@ -78,7 +76,7 @@ def test_loss_is_the_symmetric_cross_entropy(batch):
     np.testing.assert_array_equal(found.values["accuracy"], logits.argmax(1) == np.arange(B))
 
 
-def test_it_learns_to_tell_eight_scenes_apart_without_noise(batch):
+def test_training_separates_eight_pairs_without_noise(batch):
     config = config_with()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, steps=1))
     trainer = Trainer(config, Contrastive(config), one_device_mesh())
@@ -92,7 +90,7 @@ def test_it_learns_to_tell_eight_scenes_apart_without_noise(batch):
     assert 0 < metrics["temperature"] < 0.2
 
 
-def test_noise_depends_on_the_step_and_similarities_are_not_scaled_without_end(batch):
+def test_t_depends_on_the_key_and_the_logit_scale_is_bounded(batch):
     objective = Contrastive(config_with())
     params = jax.tree.map(jnp.asarray, objective.network.init(seed=0))
     batch = jax.tree.map(jnp.asarray, batch)

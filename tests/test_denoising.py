@@ -1,4 +1,4 @@
-"""The denoising objective's options; test_step has what all steps share."""
+"""Options of the denoising objective; test_step tests the step itself."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def gradient(config, batch, history=None, objective=None):
     )
 
 
-def test_an_upsampler_learns_from_its_smaller_image():
+def test_an_upsampler_has_a_gradient_for_its_low_resolution_image():
     config = model_set.upsampler_config(inpaint=False)
     batch = a_batch(config)
     plain = gradient(config, batch)
@@ -63,7 +63,7 @@ def test_an_upsampler_learns_from_its_smaller_image():
     assert np.isfinite(gradient(config, a_batch(config, px=8)).metrics["loss"])
 
 
-def test_an_upsampler_that_corrects_begins_with_the_smaller_image():
+def test_an_upsampler_that_corrects_starts_from_the_low_resolution_image():
     config = with_changes(
         model_set.upsampler_config(inpaint=False),
         diffusion={"prediction": "v", "low_res_std": 0.3},
@@ -76,13 +76,13 @@ def test_an_upsampler_that_corrects_begins_with_the_smaller_image():
     params = jax.tree.map(jnp.asarray, objective.network.init(seed=0))
     validate = jax.jit(objective.validate)
     rough, smooth = (validate(params, {}, b, jax.random.key(0)) for b in (batch, smooth))
-    # Its first correction is 0, and so its squared error the correction's: 1 where the image is
-    # as far from the guess as was said, whatever t.
+    # Its initial correction is 0, so its squared error is that of a correction of 0: 1 at every t,
+    # for images at distance low_res_std from the guess.
     assert (smooth.values["loss"] < rough.values["loss"]).all()
     assert 0.1 < float(smooth.values["loss"].mean()) < 1 < float(rough.values["loss"].mean())
 
 
-def test_an_upsampler_is_told_how_noisy_its_smaller_image_is():
+def test_an_upsampler_is_conditioned_on_the_augmentation_level():
     config = model_set.upsampler_config(inpaint=False)
     model = dataclasses.replace(config.model, low_res_noise=True)
     data = dataclasses.replace(config.data, low_res=LowResConfig(noise_steps=300, blur_px=0.6))
@@ -136,7 +136,7 @@ def test_min_snr_weights_the_error_of_each_step():
 
 
 @pytest.mark.slow
-def test_losses_by_second_moment_are_weighted_back_and_remembered():
+def test_importance_sampled_losses_are_reweighted_and_stored():
     config = with_changes(
         tiny.get_config(),
         diffusion={"timesteps": "loss-second-moment", "steps": 4},
@@ -165,7 +165,7 @@ def test_losses_by_second_moment_are_weighted_back_and_remembered():
 
 
 @pytest.mark.slow
-def test_clip_loss_is_of_the_predicted_image_and_of_real_captions_only():
+def test_clip_loss_compares_the_predicted_image_with_kept_captions():
     config = with_changes(
         tiny.get_config(), train={"clip_run": "somewhere", "clip_loss_weight": 0.5}
     )
@@ -195,7 +195,7 @@ def test_clip_loss_is_of_the_predicted_image_and_of_real_captions_only():
 
 
 @pytest.mark.slow
-def test_a_text_transformer_at_rest_keeps_its_parameters():
+def test_a_frozen_text_transformer_keeps_its_parameters():
     config = with_changes(
         tiny.get_config(),
         train={"trainable": "unet", "batch_examples": B},

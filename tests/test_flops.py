@@ -10,31 +10,31 @@ from glide_jax.models.clip import clip_network
 from glide_jax.parallel.chips import chip_of
 from glide_jax.training.build import make_objective
 from glide_jax.training.denoising import Denoising
-from glide_jax.training.flops import abstract_batch, product_flops, step_flops
+from glide_jax.training.flops import abstract_batch, matmul_flops, step_flops
 
 
 def array(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def test_products_are_counted_with_all_their_axes():
-    assert product_flops(lambda a, b: a @ b, array(3, 5), array(5, 7)) == 2 * 3 * 5 * 7
-    attention = product_flops(
+def test_matmuls_count_all_their_axes():
+    assert matmul_flops(lambda a, b: a @ b, array(3, 5), array(5, 7)) == 2 * 3 * 5 * 7
+    attention = matmul_flops(
         lambda q, k: jnp.einsum("bnqk,bnlk->bnql", q, k), array(2, 4, 6, 8), array(2, 4, 9, 8)
     )
     assert attention == 2 * 2 * 4 * 6 * 9 * 8
 
 
-def test_convolutions_are_counted_without_their_padding():
+def test_convolutions_do_not_count_padding():
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    assert product_flops(convolve, array(2, 8, 8, 5), array(3, 3, 5, 7)) == 2 * 2 * 22**2 * 5 * 7
+    assert matmul_flops(convolve, array(2, 8, 8, 5), array(3, 3, 5, 7)) == 2 * 2 * 22**2 * 5 * 7
 
 
-def test_loops_count_every_turn_and_calls_are_followed():
+def test_loops_count_every_iteration_and_calls_are_followed():
     @jax.jit
     def inner(x):
         return x @ x
@@ -42,14 +42,14 @@ def test_loops_count_every_turn_and_calls_are_followed():
     def looped(x):
         return jax.lax.scan(lambda x, _: (jax.checkpoint(inner)(x), None), x, None, length=6)[0]
 
-    assert product_flops(looped, array(4, 4)) == 6 * 2 * 4**3
+    assert matmul_flops(looped, array(4, 4)) == 6 * 2 * 4**3
 
 
-def test_a_step_counts_three_forward_passes_whatever_is_recomputed():
+def test_a_step_counts_three_forward_passes():
     config = tiny.get_config()
     objective = make_objective(config)
     found = step_flops(objective, abstract_batch(config))
-    # What the compiler counts in a forward pass, additions and norms included, is a little more.
+    # The compiler's count also has additions and norms: slightly more.
     key = jax.random.key(0)
     forward = jax.jit(objective.validate).lower(
         objective.network.shapes, {}, abstract_batch(config), key
@@ -82,7 +82,7 @@ def test_chips_are_known_by_their_kind(kind, name):
     assert chip_of(kind).name == name
 
 
-def test_unknown_devices_are_nothing_to_compare_with():
+def test_unknown_devices_have_no_peak_flops():
     assert chip_of("cpu") is None
     # Multiply-adds a cycle, from the sizes and numbers of the matrix units.
     macs = {"v5e": 65_536, "v5p": 131_072, "v6e": 262_144, "v4": 131_072}

@@ -1,4 +1,4 @@
-"""Guidance at its fixed points, and what it leaves alone."""
+"""Guidance: fixed points and invariants."""
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def test_outside_its_interval_guidance_is_off():
     np.testing.assert_allclose(guided(500, 999)[1:], free[1:], atol=1e-6)
 
 
-def test_rescale_gives_guided_eps_the_spread_of_the_conditional():
+def test_rescale_restores_the_standard_deviation_of_the_conditional():
     free = np.asarray(classifier_free(both, 8.0)(X_T, T))
     none = classifier_free(both, 8.0, rescale=0.0)(X_T, T)
     full = np.asarray(classifier_free(both, 8.0, rescale=1.0)(X_T, T))
@@ -102,8 +102,8 @@ def test_rescale_gives_guided_eps_the_spread_of_the_conditional():
     np.testing.assert_array_equal(full[..., 2:], conditional[..., 2:])
 
 
-def test_rescale_of_a_denoiser_that_says_nothing_is_finite():
-    """A new network's output is 0 everywhere."""
+def test_rescale_of_a_zero_prediction_is_finite():
+    """The output of an untrained network is 0."""
 
     def silent(x_t, t):
         return jnp.zeros((*x_t.shape[:-1], 2 * x_t.shape[-1]))
@@ -111,7 +111,7 @@ def test_rescale_of_a_denoiser_that_says_nothing_is_finite():
     np.testing.assert_array_equal(classifier_free(silent, 3.0, rescale=0.7)(X_T, T), 0)
 
 
-def test_interval_and_rescale_together_leave_the_conditional_outside():
+def test_interval_and_rescale_together_are_conditional_outside():
     out = classifier_free(both, 8.0, interval=(400, 600), rescale=1.0)(X_T, T)
     np.testing.assert_allclose(out[::2], conditional[::2], atol=1e-5)
 
@@ -127,7 +127,7 @@ def test_classifier_is_the_gradient_of_each_example():
     )
 
 
-def test_float32_whatever_the_network_uses():
+def test_guidance_is_float32_for_any_network_dtype():
     def half(x_t, t):
         return both(x_t, t).astype(jnp.bfloat16)
 

@@ -36,14 +36,14 @@ X_0 = jnp.asarray(np.tanh(RNG.normal(size=(4, *SHAPE))), jnp.float32)
 
 
 def recorded(noise):
-    """Noise drawn beforehand, (s, b, h, w, c): a loop without a generator compiles faster."""
+    """Precomputed noise, (s, b, h, w, c): a loop without a generator compiles faster."""
     noise = jnp.asarray(noise, jnp.float32)
     return lambda k: noise[k]
 
 
 STEP_NOISE = RNG.normal(size=(60, 4, *SHAPE))
 NOISE = recorded(STEP_NOISE)
-WHOLE = {name: Schedule.create(name) for name in SCHEDULES}
+FULL = {name: Schedule.create(name) for name in SCHEDULES}
 
 
 def column(table, t):
@@ -54,7 +54,7 @@ def exact_eps(name, x_0, v=-1.0):
     """The denoiser of a data set of x_0 alone."""
 
     def denoise(x_t, t):
-        alpha_bar = WHOLE[name].alpha_bar
+        alpha_bar = FULL[name].alpha_bar
         eps = (x_t - column(np.sqrt(alpha_bar), t) * x_0) / column(np.sqrt(1 - alpha_bar), t)
         return jnp.concatenate([eps, jnp.full_like(eps, v)], axis=-1)
 
@@ -122,7 +122,7 @@ def test_noise_differs_between_images_steps_and_the_start():
     assert np.abs(correlation).max() < 0.07  # a standard error is 0.014
 
 
-def test_noise_is_used_as_the_sampler_says():
+def test_only_stochastic_steps_use_noise():
     def run(scale_first_nine, scale_last, sampler, eta):
         scale = np.array([scale_first_nine] * 9 + [scale_last]).reshape(10, 1, 1, 1, 1)
         noise = recorded(scale * STEP_NOISE[:10])
@@ -193,7 +193,7 @@ def test_dynamic_threshold_scales_only_images_that_leave_the_range():
     assert static.max() <= 1 and static.min() >= -1
 
 
-def test_the_threshold_is_seen_by_the_sampler():
+def test_the_sampler_uses_the_thresholded_x_0():
     plan = sampler_plan("ddim", TEN)
     _, half = trajectory(wavy, plan, X_T, NOISE, Hooks(threshold=lambda x_0: x_0 / 2))
     _, none = trajectory(wavy, plan, X_T, NOISE, Hooks(threshold=None))
@@ -223,7 +223,7 @@ def test_starting_in_the_middle_continues_the_trajectory():
 
 def test_ddim_returns_to_an_inverted_image():
     """More closely with more steps: both directions are of first order."""
-    whole = WHOLE["linear"]
+    whole = FULL["linear"]
     denoise = gaussian_mixture(whole, *np.array([[0.3, 0.7], [-0.5, 0.4], [0.3, 0.3]]))
     errors, codes = [], []
     for steps in ("20", "40", "80"):
@@ -261,7 +261,7 @@ def test_classifier_free_guidance_and_a_gradient_add_up():
 
     def shifted(x_t, t):
         eps, v = jnp.split(guided(x_t, t), 2, axis=-1)
-        noise = column(np.sqrt(1 - WHOLE["squaredcos_cap_v2"].alpha_bar), t)
+        noise = column(np.sqrt(1 - FULL["squaredcos_cap_v2"].alpha_bar), t)
         return jnp.concatenate([eps - noise * 0.5 * jnp.cos(x_t), v], axis=-1)
 
     def run(denoise, gradient=None):

@@ -148,7 +148,7 @@ def test_the_program_holds_one_denoiser(sampler):
 
 
 def test_ddpm_of_a_gaussian_is_exact_in_any_number_of_steps():
-    """p(x_{t-1} | x_t) is then normal, so the right mean and variance at each step leave no error.
+    """p(x_{t-1} | x_t) is then normal, so the exact mean and variance at each step leave no error.
 
     The last step returns the mean, which lacks the variance of x_0 given the last x_t.
     """

@@ -1,4 +1,4 @@
-"""The tables against the originals, and against references worked out another way."""
+"""Tables against the released code, and against independent derivations."""
 
 import math
 from fractions import Fraction
@@ -43,7 +43,7 @@ def test_golden(key):
 
 
 def reference_betas(name, T):
-    """The papers' definitions, a step at a time and with other identities where there are any."""
+    """The papers' definitions, one step at a time, by other identities where possible."""
     if name == "linear":
         low, high = 0.1 / T, 20 / T
         return [low + (high - low) * i / (T - 1) for i in range(T)]
@@ -171,7 +171,7 @@ def test_respacings_by_hand():
 
 @given(names, st.integers(1, 60))
 def test_karras_levels_are_the_nearest_there_are(name, count):
-    """Where they lie apart; against Eq. 5 of arXiv 2206.00364 with powers taken by logarithms."""
+    """For distinct levels; against Eq. 5, arXiv 2206.00364, with powers by logarithms."""
     whole, kept = Schedule.create(name), Schedule.create(name, 1000, f"karras{count}").timestep_map
     sigma = np.sqrt((1 - whole.alpha_bar) / whole.alpha_bar)
     low, high = max(sigma[0], 0.002), min(sigma[-1], 80)
@@ -194,7 +194,7 @@ def test_karras_steps_are_distinct_however_many(name, T, data):
     assert kept[0] >= 0 and kept[-1] < T
 
 
-def test_karras_steps_crowd_where_there_is_little_noise():
+def test_karras_steps_are_dense_at_low_noise():
     even, karras = (Schedule.create("squaredcos_cap_v2", 1000, n) for n in ("20", "karras20"))
     assert (np.diff(karras.timestep_map)[:3] < 30).all()
     assert (karras.sqrt_recipm1_alpha_bar < 1).sum() > (even.sqrt_recipm1_alpha_bar < 1).sum() - 5
@@ -225,7 +225,7 @@ def test_first_rows_keep_their_noise(name, rows):
 @settings(max_examples=40)
 @given(names, step_counts)
 def test_zero_terminal_snr_is_algorithm_1(name, T):
-    """Step by step as in the paper, whose 0 is TERMINAL_ROOT here: no row is further off."""
+    """Step by step as in the paper, with TERMINAL_ROOT for its 0: no row differs by more."""
     roots = np.sqrt(Schedule.create(name, T).alpha_bar).tolist()
     first, last = roots[0], roots[-1]
     expected = []
@@ -260,15 +260,15 @@ def test_zero_terminal_snr_leaves_all_tables_finite(name, T, data):
     np.testing.assert_allclose(schedule.alpha_bar, whole[schedule.timestep_map], rtol=1e-6)
 
 
-def test_a_schedule_that_ends_in_noise_is_left_as_it_is():
+def test_a_schedule_that_ends_in_noise_is_unchanged():
     ours, own = (Schedule.create("squaredcos_cap_v2", 1000, None, zero) for zero in (True, False))
     np.testing.assert_allclose(ours.alpha_bar, own.alpha_bar, rtol=1e-7)
     with pytest.raises(UserError, match="zero_terminal_snr"):
         Schedule.create("squaredcos_cap_v2", 1, zero_terminal_snr=True)
 
 
-def test_where_samplers_start_under_zero_terminal_snr():
-    """As `create` says: the numbers of steps that keep T-1, and those that do not."""
+def test_respacings_that_keep_the_last_step():
+    """See `Schedule.create`: some respacings keep step T-1, others do not."""
     last = {
         respacing: Schedule.create("linear", 1000, respacing, True).timestep_map[-1]
         for respacing in ("2", "50", "100", "10,10,3,2,2", "ddim50", "fast27", "karras20")
@@ -281,7 +281,7 @@ def test_where_samplers_start_under_zero_terminal_snr():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("respacing", ["2", "12"])
 def test_samplers_recover_x_0_from_nothing_but_noise(name, sampler, respacing):
-    """With the velocity that a network would know if all its data were x_0."""
+    """With the exact velocity of a data set of x_0 alone."""
     rng = np.random.default_rng(0)
     x_0 = jnp.asarray(rng.uniform(-1, 1, (2, 6, 5, 3)), jnp.float32)
     x_T = jnp.asarray(rng.normal(size=x_0.shape), jnp.float32)
@@ -299,7 +299,7 @@ def test_samplers_recover_x_0_from_nothing_but_noise(name, sampler, respacing):
     denoise = Velocity(whole).denoiser(network)
     plan = sampler_plan(sampler, schedule)
     out = sample(denoise, plan, x_T, lambda k: x_T, Hooks(threshold=None))
-    # At the last step float32 knows x_0 to 1e-3; later steps put right what is wrong there.
+    # At the last step float32 resolves x_0 to 1e-3; later steps correct the error.
     np.testing.assert_allclose(out, x_0, atol=1e-3)
 
 

@@ -76,7 +76,7 @@ def test_micro_batches_change_nothing(params, batch, single):
     )
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(trainer, batch):
+def test_a_step_that_is_not_finite_changes_only_its_counters(trainer, batch):
     state = trainer.init()
     before = jax.device_get(state)
     bad = dict(batch, image=np.full_like(batch["image"], np.nan))
@@ -104,7 +104,7 @@ def test_training_lowers_the_loss_and_validation_is_repeatable(trainer, batch):
     assert trainer.validate(state.ema, batch, 0).values["mse"].mean() < 0.7 * mse
 
 
-def test_every_parameter_has_a_rule_and_large_ones_are_split():
+def test_every_parameter_has_a_rule_and_large_ones_are_sharded():
     config = dataclasses.replace(tiny.get_config(), train=with_train(fsdp=4).train)
     mesh = sharding.make_mesh(config)
     shapes = {

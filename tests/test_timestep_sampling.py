@@ -1,4 +1,4 @@
-"""How t is drawn, against counts, and how losses are remembered, against ADM's rule with lists."""
+"""Distributions of t against counts, and the loss history against ADM's rule in plain Python."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from glide_jax.diffusion.timestep_sampling import (
 KEY = jax.random.key(0)
 T = 5
 updated = jax.jit(update)
-drawn = jax.jit(draw, static_argnums=1)
+jitted_draw = jax.jit(draw, static_argnums=1)
 
 
 def remembered(batches, T=T):
@@ -99,7 +99,7 @@ def test_of_many_equal_t_the_last_ten_count():
     assert sorted(history.values[3].tolist()) == [*losses[-8:], 100, 200]
 
 
-def test_losses_that_are_not_finite_do_not_even_take_a_place():
+def test_losses_that_are_not_finite_are_ignored():
     losses = [np.nan, 1, np.inf, 2, *[np.nan] * 12]
     history = history_of([([1] * 16, losses)])
     assert history.values[1].tolist() == [1, 2, *[0] * 8]
@@ -125,7 +125,7 @@ def test_only_the_ratios_of_losses_matter(scale):
 
 
 def test_losses_of_zero_draw_uniformly():
-    """And one t without a loss among others is still drawn, with a thousandth of uniform."""
+    """And a single t with losses of 0 keeps its share of the uniform draws."""
     p = probabilities(full(np.array([0.0, 1, 1, 1, 1])))
     np.testing.assert_allclose(p[0], 0.0002, rtol=1e-5)
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-6)
@@ -134,7 +134,7 @@ def test_losses_of_zero_draw_uniformly():
 def test_draws_follow_the_probabilities_and_weights_undo_them():
     history = full(np.array([0.1, 1, 3, 0.5, 10]))
     p = np.asarray(probabilities(history))
-    t, weights = drawn(KEY, 100_000, history)
+    t, weights = jitted_draw(KEY, 100_000, history)
     assert_frequencies(t, p)
     np.testing.assert_allclose(weights, 1 / (T * p[t]), rtol=1e-6)
     # The mean of anything is that over uniform t: the second moment says how well it is known.
@@ -144,13 +144,13 @@ def test_draws_follow_the_probabilities_and_weights_undo_them():
 
 
 def test_without_losses_draws_are_uniform_with_weights_of_1():
-    t, weights = drawn(KEY, 10_000, LossHistory.empty(1000))
+    t, weights = jitted_draw(KEY, 10_000, LossHistory.empty(1000))
     np.testing.assert_allclose(weights, 1, rtol=1e-6)
     assert t.min() >= 0 and t.max() < 1000
     assert_frequencies(np.asarray(t) // 100, np.full(10, 0.1))
 
 
-def test_the_same_on_any_number_of_devices():
+def test_the_history_is_the_same_on_any_number_of_devices():
     rng = np.random.default_rng(0)
     t = jnp.asarray(rng.integers(0, T, 64), jnp.int32)
     losses = jnp.asarray(rng.uniform(0, 1, 64), jnp.float32)

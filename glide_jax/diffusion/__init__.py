@@ -1,1 +1,1 @@
-"""The mathematics of diffusion. It knows no network: a `Denoiser` is all it calls."""
+"""Diffusion mathematics. Networks appear only as a `Denoiser`."""

@@ -1,4 +1,4 @@
-"""How much noise each step holds: float64 NumPy tables, whole or respaced to fewer steps."""
+"""Noise schedules: float64 NumPy tables of all T steps, or respaced to fewer."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +10,11 @@ from glide_jax.config import DiffusionConfig
 from glide_jax.errors import UserError
 
 Table = Float64[np.ndarray, "s"]
-"""One value a step."""
+"""One value for each step."""
 
 
 def betas(name: str, T: int) -> Table:
-    """Variance of the noise that each step adds.
+    """Variance of the noise added in each step.
 
     Args:
         name: a key of SCHEDULES.
@@ -24,7 +24,7 @@ def betas(name: str, T: int) -> Table:
         (T,), in (0, 1).
 
     Raises:
-        UserError: unknown name, or a T for which the schedule is not defined.
+        UserError: unknown name, or T out of the schedule's range.
     """
     if name not in SCHEDULES:
         raise UserError(f"diffusion.schedule '{name}' is unknown: use {' or '.join(SCHEDULES)}")
@@ -35,7 +35,7 @@ def linear(T: int) -> Table:
     """From 1e-4 to 0.02 in 1000 steps (sec. 4, arXiv 2006.11239), times 1000/T for other T.
 
     Raises:
-        UserError: T <= 20, where the last beta would reach 1.
+        UserError: T <= 20, which would raise the last beta to 1.
     """
     if T <= 20:
         raise UserError(f"diffusion.steps ({T}) must be above 20 with the linear schedule")
@@ -56,22 +56,22 @@ def squaredcos_cap_v2(T: int) -> Table:
 SCHEDULES = {"linear": linear, "squaredcos_cap_v2": squaredcos_cap_v2}
 
 TERMINAL_ROOT = 1e-4
-"""What "zero" is as the last sqrt(alpha_bar): the amplitude of the image in pure noise.
+"""Last sqrt(alpha_bar) of a zero-terminal-SNR schedule: the image's amplitude in pure noise.
 
-Not 0, where the eps that denoisers hand to samplers would say nothing about x_0: at 1e-4 float32
-still tells it to 4e-4, a twentieth of an 8-bit level. It is as good as 0: even the mean of a 64 px
-image, which noise hides least, is a ninetieth of the noise in the mean of its 12,288 values."""
+Not 0, because samplers compute x_0 from eps: at 1e-4 float32 still resolves x_0 to 4e-4, a
+twentieth of an 8-bit level. For the network it is as good as 0: even the mean of a 64 px image, its
+most visible feature, is a ninetieth of the noise in the mean of its 12,288 values."""
 
 
-def rescaled_to_zero_terminal_snr(alpha_bar: Table) -> Table:
-    """Leaves nothing of the image in the last step. Algorithm 1, arXiv 2305.08891.
+def rescale_to_zero_terminal_snr(alpha_bar: Table) -> Table:
+    """Remove the image from the last step. Algorithm 1, arXiv 2305.08891.
 
-    sqrt(alpha_bar) is shifted and scaled so that its first value stays and its last becomes
-    TERMINAL_ROOT, which stands for the paper's 0. A schedule that ends below that is left as it is,
-    as squaredcos_cap_v2 with 1000 steps, which ends at half of it.
+    Shifts and scales sqrt(alpha_bar), keeping its first value, so that its last is TERMINAL_ROOT,
+    in place of the paper's 0. Schedules that end below it are unchanged: squaredcos_cap_v2 with
+    1000 steps ends at half of it.
 
     Raises:
-        UserError: a single step, which cannot keep its image and have none.
+        UserError: a single step, whose first value is also its last.
     """
     root = np.sqrt(alpha_bar)
     if len(root) < 2:
@@ -83,20 +83,20 @@ def rescaled_to_zero_terminal_snr(alpha_bar: Table) -> Table:
 
 
 def respace(respacing: str, T: int) -> Int64[np.ndarray, "s"]:
-    """Which of T steps a sampler visits, if it does not depend on their noise.
+    """Steps, of all T, that a sampler visits; for all spacings but `karras`.
 
-    - "250": that many, evenly from the first to the last, rounded to whole steps.
-    - "10,10,3,2,2": the T steps cut in five equal sections, each spaced like that. A section
-      of one keeps its first step.
-    - "ddim50": every T/50-th step from 0; the stride must come out whole (arXiv 2010.02502).
-    - "fast27": "10,10,3,2,2" with the last step, T-1, moved to T-3, where the noise is a little
-      weaker: GLIDE's choice for its upsampler.
+    - "250": 250 steps, evenly from the first to the last, rounded to integers.
+    - "10,10,3,2,2": the T steps in five equal sections, each evenly spaced. A section of one keeps
+      its first step.
+    - "ddim50": every T/50-th step from 0; the stride must be an integer (arXiv 2010.02502).
+    - "fast27": "10,10,3,2,2" with the last step, T-1, moved to T-3, with slightly less noise:
+      GLIDE's spacing for its upsampler.
 
     Returns:
         (s,) original step indices in [0, T), ascending.
 
     Raises:
-        UserError: cannot be read, or asks for more steps than there are.
+        UserError: not a respacing, or more steps than T.
     """
     if respacing.startswith("ddim"):
         return _strided(respacing, T)
@@ -108,8 +108,8 @@ def respace(respacing: str, T: int) -> Int64[np.ndarray, "s"]:
     for count, size in zip(counts, sizes, strict=True):
         if count > size:
             raise UserError(f"steps '{respacing}': cannot keep {count} of {size} diffusion steps")
-        # Added up one by one, as the released code does: multiplying instead rounds some halves
-        # the other way.
+        # A cumulative sum, as in the released code: a multiplication rounds some halves the other
+        # way.
         stride = (size - 1) / max(count - 1, 1)
         positions = np.cumsum([0.0, *[stride] * (count - 1)])
         kept_of_section.append(start + np.round(positions).astype(np.int64))
@@ -121,29 +121,29 @@ def respace(respacing: str, T: int) -> Int64[np.ndarray, "s"]:
 
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
-"""Between these lie Karras's noise levels. Table 1, arXiv 2206.00364."""
+"""Range of Karras's noise levels. Table 1, arXiv 2206.00364."""
 RHO = 7.0
-"""How much closer they lie where there is little noise. The same."""
+"""Density of Karras's noise levels toward low noise. Table 1, arXiv 2206.00364."""
 
 
 def karras(respacing: str, sigma: Float64[np.ndarray, "T"]) -> Int64[np.ndarray, "s"]:
-    """Karras's noise levels, dense where there is little noise: "karras20" takes 20 steps.
+    """Steps at Karras's noise levels, dense at low noise: "karras20" is 20 steps.
 
         sigma_i = (sigma_max^(1/rho) + i / (s - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
-    for i = 0 .. s-1, Eq. 5, arXiv 2206.00364, each at the nearest step; levels that would share one
-    move to neighbors.
+    for i = 0 .. s-1, Eq. 5, arXiv 2206.00364, each at its nearest step. Levels with the same
+    nearest step move to neighbors.
 
     Args:
         respacing: "karras" and a number.
-        sigma: the noise level of each of T steps, sqrt(1/alpha_bar - 1). sigma_min and sigma_max
-            are the schedule's own where it does not reach as far as 0.002 and 80.
+        sigma: (T,) noise levels, sqrt(1/alpha_bar - 1). sigma_min and sigma_max are clipped to
+            their range.
 
     Returns:
         (s,) original step indices in [0, T), ascending.
 
     Raises:
-        UserError: cannot be read, or asks for more steps than there are.
+        UserError: not a respacing, or more steps than T.
     """
     count, T = _count(respacing.removeprefix("karras"), respacing), len(sigma)
     if count > T:
@@ -162,8 +162,8 @@ def _strided(respacing: str, T: int) -> Int64[np.ndarray, "s"]:
         if len(range(0, T, stride)) == count:
             return np.arange(0, T, stride)
     raise UserError(
-        f"steps '{respacing}': no whole stride makes {count} of {T} diffusion steps; "
-        f"'{count}' spaces them by rounding"
+        f"steps '{respacing}': no integer stride keeps {count} of {T} diffusion steps; "
+        f"use '{count}', which rounds"
     )
 
 
@@ -171,8 +171,8 @@ def _count(text: str, respacing: str) -> int:
     count = int(text) if text.strip().isdecimal() else 0
     if count < 1:
         raise UserError(
-            f"steps '{respacing}' is not a number of steps, sections as '10,10,3,2,2', "
-            "'ddim50', 'karras20' or 'fast27'"
+            f"steps '{respacing}' is not a respacing: use a number of steps, sections such as "
+            "'10,10,3,2,2', 'ddim50', 'karras20' or 'fast27'"
         )
     return count
 
@@ -183,17 +183,17 @@ def _betas_of(alpha_bar: Table) -> Table:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The tables of a noise process, a row a step; row 0 is the step nearest to the image.
+    """Tables of a noise process, one row for each step; row 0 has the least noise.
 
     Letters as in arXiv 2006.11239: alpha_t = 1 - beta_t, alpha_bar_t = alpha_1 ... alpha_t,
     q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I).
 
-    Hashed by identity, so it can be closed over or be a static argument of a jitted function.
+    Hashed by identity: jitted functions can close over it or take it as a static argument.
     """
 
     betas: Table
     timestep_map: Int64[np.ndarray, "s"]
-    """The original step index of each row: the `t` that a denoiser is given."""
+    """The original step index of each row: the denoiser's `t`."""
 
     @classmethod
     def of(cls, config: DiffusionConfig, respacing: str | None = None) -> "Schedule":
@@ -216,43 +216,43 @@ class Schedule:
         respacing: str | None = None,
         zero_terminal_snr: bool = False,
     ) -> "Schedule":
-        """A named schedule, or the part of it that a sampler visits.
+        """A schedule by name, optionally respaced.
 
-        Kept steps keep their alpha_bar; their betas follow, 1 - alpha_bar_i / alpha_bar_{i-1}
+        Respaced steps keep their alpha_bar. Their betas are 1 - alpha_bar_i / alpha_bar_{i-1}
         (Eq. 19, arXiv 2102.09672).
 
         Args:
             name: a key of SCHEDULES.
             steps: T.
             respacing: see `respace` and `karras`; None keeps every step.
-            zero_terminal_snr: see `rescaled_to_zero_terminal_snr`. Samplers that start from noise
-                then need a respacing that keeps the last step, T-1, the only one without image:
-                a number of steps, as "50", does; "ddim50" starts at 980, "fast27" at 997 and
-                karras at a noise of 80, with a little of an image that nobody drew.
+            zero_terminal_snr: see `rescale_to_zero_terminal_snr`. Sampling from noise then needs a
+                respacing that keeps step T-1, the only one without a trace of the image. A number
+                of steps, such as "50", keeps it; "ddim50" starts at 980, "fast27" at 997 and
+                karras at sigma 80, where the model expects a faint image.
 
         Raises:
-            UserError: bad name, steps or respacing.
+            UserError: a bad name, number of steps or respacing.
         """
-        whole = cls(betas(name, steps), np.arange(steps))
+        full = cls(betas(name, steps), np.arange(steps))
         if zero_terminal_snr:
-            alpha_bar = rescaled_to_zero_terminal_snr(whole.alpha_bar)
-            whole = cls(_betas_of(alpha_bar), whole.timestep_map)
+            alpha_bar = rescale_to_zero_terminal_snr(full.alpha_bar)
+            full = cls(_betas_of(alpha_bar), full.timestep_map)
         if respacing is None:
-            return whole
+            return full
         if respacing.startswith("karras"):
-            kept = karras(respacing, whole.sqrt_recipm1_alpha_bar)
+            kept = karras(respacing, full.sqrt_recipm1_alpha_bar)
         else:
             kept = respace(respacing, steps)
-        return cls(_betas_of(whole.alpha_bar[kept]), kept)
+        return cls(_betas_of(full.alpha_bar[kept]), kept)
 
     def first(self, rows: int) -> "Schedule":
-        """The rows nearest to the image, for a sampler that starts in the middle.
+        """The rows with the least noise, for sampling from a noised image (SDEdit).
 
         Raises:
-            UserError: not in [1, steps].
+            UserError: rows not in [1, steps].
         """
         if not 1 <= rows <= self.steps:
-            raise UserError(f"cannot take {rows} of {self.steps} steps: at least 1, at most all")
+            raise UserError(f"cannot take {rows} of {self.steps} steps: use 1 to {self.steps}")
         return Schedule(self.betas[:rows], self.timestep_map[:rows])
 
     @property
@@ -262,32 +262,32 @@ class Schedule:
 
     @cached_property
     def alpha_bar(self) -> Table:
-        """Share of x_0's variance that is left in x_t."""
+        """Squared amplitude of x_0 in x_t; 1 - alpha_bar is the variance of its noise."""
         return np.cumprod(1 - self.betas)
 
     @cached_property
     def alpha_bar_prev(self) -> Table:
-        """alpha_bar of the row before; 1 before the first."""
+        """alpha_bar of the previous row; 1 before row 0."""
         return np.append(1.0, self.alpha_bar[:-1])
 
     @cached_property
     def sqrt_recip_alpha_bar(self) -> Table:
-        """x_t's factor in x_0 = x_t / sqrt(alpha_bar) - sqrt(1/alpha_bar - 1) eps."""
+        """Coefficient of x_t in x_0 = x_t / sqrt(alpha_bar) - sqrt(1/alpha_bar - 1) eps."""
         return np.sqrt(1 / self.alpha_bar)
 
     @cached_property
     def sqrt_recipm1_alpha_bar(self) -> Table:
-        """eps's factor in the same."""
+        """Coefficient of eps in x_0; sigma, the noise level in x_t / sqrt(alpha_bar)."""
         return np.sqrt(1 / self.alpha_bar - 1)
 
     @cached_property
     def posterior_mean_x_0(self) -> Table:
-        """x_0's factor in the mean of q(x_{t-1} | x_t, x_0). Eq. 7, arXiv 2006.11239."""
+        """Coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0). Eq. 7, arXiv 2006.11239."""
         return self.betas * np.sqrt(self.alpha_bar_prev) / (1 - self.alpha_bar)
 
     @cached_property
     def posterior_mean_x_t(self) -> Table:
-        """x_t's factor in the same."""
+        """Coefficient of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
         return (1 - self.alpha_bar_prev) * np.sqrt(1 - self.betas) / (1 - self.alpha_bar)
 
     @cached_property
@@ -297,10 +297,9 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> Table:
-        """Log of beta~, row 0 taking row 1's value: its own would be -inf.
+        """Log of beta~, with row 1's value at row 0, whose own would be -inf.
 
-        With a single row there is no such neighbor, and beta stands in; no sampler adds noise
-        at row 0, so this only has to be finite.
+        A single row uses beta instead. Samplers add no noise at row 0, so any finite value serves.
         """
         first = self.posterior_variance[1] if self.steps > 1 else self.betas[0]
         return np.log(np.append(first, self.posterior_variance[1:]))

@@ -1,4 +1,4 @@
-"""Which t training draws: evenly, mostly late, or where the latest losses are large."""
+"""Distributions of t in training: uniform, rising, or in proportion to recent losses."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 KEPT = 10
-"""Losses remembered of each t. Sec. 3.3, arXiv 2102.09672."""
-UNIFORM_SHARE = 0.001
-"""Of draws that pay no heed to losses: no t is forgotten, and no weight exceeds 1000."""
+"""Number of recent losses of each t. Sec. 3.3, arXiv 2102.09672."""
+UNIFORM_FRACTION = 0.001
+"""Fraction of uniform draws: every t keeps a probability, and no weight exceeds 1000."""
 
 
 def uniform(key: PRNGKeyArray, count: int, T: int) -> Int[Array, "count"]:
-    """Every t in [0, T) alike."""
+    """P(t) = 1 / T for t in [0, T)."""
     return jax.random.randint(key, (count,), 0, T)
 
 
@@ -31,31 +31,31 @@ def stratified(key: PRNGKeyArray, count: int, T: int) -> Int[Array, "count"]:
 
 
 class LossHistory(NamedTuple):
-    """The latest losses of each t. A pytree of two arrays, for the train state."""
+    """Recent losses of each t: a pytree of two arrays, part of the train state."""
 
     values: Float[Array, "T kept"]
-    """(T, 10) float32, each row a ring."""
+    """(T, 10) float32, each row a ring buffer."""
     counts: Int[Array, "T"]
-    """How many losses each ring has been given since the start of training."""
+    """Number of losses of each t since the start of training."""
 
     @classmethod
     def empty(cls, T: int) -> "LossHistory":
-        """Before the first loss."""
+        """The history before the first loss."""
         return cls(jnp.zeros((T, KEPT), jnp.float32), jnp.zeros(T, jnp.int32))
 
 
 def probabilities(history: LossHistory) -> Float[Array, "T"]:
-    """How likely each t is to be drawn.
+    """P(t) ~ sqrt(E[L_t^2]) over recent losses. Eq. 18, arXiv 2102.09672.
 
-    p_t ~ sqrt(E[L_t^2]), Eq. 18, arXiv 2102.09672, over the losses remembered, mixed with a
-    thousandth of uniform draws; all alike until every t has ten losses, or if all of them are 0.
+    Mixed with UNIFORM_FRACTION of uniform draws. Uniform until every t has ten losses, and when all
+    losses are 0.
     """
     values, counts = history
     T = len(counts)
-    # Only ratios matter: scaled so that no square overflows.
+    # Only ratios matter; the scale keeps squares from overflowing.
     scaled = values / jnp.max(jnp.abs(values))
     root = jnp.sqrt(jnp.mean(jnp.square(scaled), axis=1))
-    by_loss = (1 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE / T
+    by_loss = (1 - UNIFORM_FRACTION) * root / jnp.sum(root) + UNIFORM_FRACTION / T
     known = jnp.all(counts >= KEPT) & jnp.any(values != 0)
     return jnp.where(known, by_loss, 1 / T)
 
@@ -63,10 +63,10 @@ def probabilities(history: LossHistory) -> Float[Array, "T"]:
 def draw(
     key: PRNGKeyArray, count: int, history: LossHistory
 ) -> tuple[Int[Array, "count"], Float[Array, "count"]]:
-    """Draws t by `probabilities`.
+    """Importance sampling of t by `probabilities`.
 
     Returns:
-        t, and the weights 1 / (T p_t) with which the expected loss is that of uniform t.
+        t, and weights 1 / (T p_t): the expected weighted loss is that of uniform t.
     """
     p = probabilities(history)
     t = jax.random.choice(key, len(p), (count,), p=p)
@@ -74,22 +74,22 @@ def draw(
 
 
 def update(history: LossHistory, t: Int[Array, "b"], losses: Float[Array, "b"]) -> LossHistory:
-    """Remembers a batch's losses in the places of the oldest.
+    """Replace the oldest losses by those of a batch.
 
     Args:
-        history: before.
-        t: in [0, T); some may be equal, and of more than ten equal ones the last ten count.
-        losses: of each example, not weighted; those that are not finite are left out.
+        history: the history before this batch.
+        t: in [0, T); may repeat. Of more than ten equal t the last ten count.
+        losses: unweighted losses of the examples; non-finite ones are ignored.
 
     Returns:
-        After. The same for the same batch on any number of devices.
+        The updated history, independent of the number of devices.
     """
     values, counts = history
     T, b = len(counts), len(t)
-    t = jnp.where(jnp.isfinite(losses), t, T)  # T is no row: writing there does nothing
+    t = jnp.where(jnp.isfinite(losses), t, T)  # writes to row T are dropped
     order = jnp.argsort(t, stable=True)
     in_order = t[order]
-    rank = jnp.arange(b) - jnp.searchsorted(in_order, in_order)  # among those of the same t
+    rank = jnp.arange(b) - jnp.searchsorted(in_order, in_order)  # among equal t
     new = jnp.zeros(T, counts.dtype).at[t].add(1, mode="drop")
     kept = rank >= new.at[in_order].get(mode="fill", fill_value=0) - KEPT
     slot = (counts.at[in_order].get(mode="fill", fill_value=0) + rank) % KEPT

@@ -19,7 +19,7 @@ def make_objective(config: Config, clip: ClipScorer | None = None) -> Objective:
 
     Args:
         config: the run.
-        clip: of train.clip_run, for train.clip_loss_weight.
+        clip: the CLIP of train.clip_run, for train.clip_loss_weight above 0.
     """
     if isinstance(config.model, ClipConfig):
         return Contrastive(config)

@@ -36,7 +36,7 @@ class _Draws(NamedTuple):
 
     t: Int[Array, "b"]
     weights: Float[Array, "b"]
-    """1 / (T P(t)) where t is drawn by its losses; else 1."""
+    """1 / (T P(t)) for timesteps=loss-second-moment; else 1."""
     eps: Float[Array, "b h w c"]
     low_res: "_LowResDraws | None"
 

@@ -1,4 +1,4 @@
-"""How much a training step has to compute: what MFU is measured against."""
+"""Floating-point operations of a training step, for model FLOPs utilization (MFU)."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from glide_jax.training.objective import Objective
 
 
 def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
-    """Shapes and types of a step's batch, over all devices and micro-batches.
+    """Shapes and dtypes of a step's batch, over all devices and micro-batches.
 
     Args:
         config: the run.
-        clip: of an auxiliary loss, where there is one.
+        clip: the CLIP of the auxiliary loss, if any.
     """
     b, l = config.train.batch_examples, config.model.text.length
     px = config.data.low_res.crop_px or config.model.resolution_px
@@ -40,17 +40,17 @@ def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
 def step_flops(objective: Objective, batch: Batch) -> float:
     """Floating-point operations of a step: three times the matmuls of a forward pass.
 
-    That is how model FLOPs utilisation counts (appendix B, arXiv 2204.02311): the backward pass is
-    two more products for each, and what is recomputed to save memory does not count.
+    The definition of MFU (appendix B, arXiv 2204.02311): the backward pass has two matmuls for each
+    of the forward pass, and recomputation does not count.
 
     Args:
-        objective: what is trained.
+        objective: the run's objective.
         batch: arrays or their shapes.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = objective.network.shapes
     frozen = jax.eval_shape(lambda: objective.frozen)
-    return 3.0 * product_flops(objective.validate, params, frozen, batch, key)
+    return 3.0 * matmul_flops(objective.validate, params, frozen, batch, key)
 
 
 def utilization_flops(
@@ -67,11 +67,11 @@ def utilization_flops(
     return {"flops": flops, "peak_flops": chip.flops * jax.device_count()}
 
 
-def product_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Operations in the matmuls and convolutions of a function; a multiply-add is two.
+def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Operations in a function's matmuls and convolutions; a multiply-add counts as two.
 
     Args:
-        function: of arrays.
+        function: a traceable function of arrays.
         arguments: arrays or their shapes.
     """
     return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -96,7 +96,7 @@ def _flops(jaxpr: Jaxpr) -> int:
 
 
 def _convolution_flops(shapes: list[tuple[int, ...]], settings: dict[str, Any]) -> int:
-    """What of the kernel lies over the padding does not count."""
+    """Operations of a convolution, without those on padding."""
     x, kernel, out = shapes[:3]
     layout = settings["dimension_numbers"]
     taps = (
@@ -119,7 +119,7 @@ def _convolution_flops(shapes: list[tuple[int, ...]], settings: dict[str, Any]) 
 
 
 def _inner(settings: dict[str, Any]) -> list[Jaxpr]:
-    """The functions that an operation calls."""
+    """The jaxprs that an equation calls."""
     values = jax.tree.leaves(
         list(settings.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)
     )

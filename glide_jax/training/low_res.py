@@ -1,4 +1,4 @@
-"""The smaller images that an upsampler is trained on: made of the large ones, then made worse."""
+"""Low-resolution training images of upsamplers: downsampling and blur."""
 
 import jax
 import jax.numpy as jnp
@@ -8,35 +8,36 @@ from glide_jax.shapes import Image
 
 
 def area_average(image: Image, size_px: int) -> Float[Array, "b {size_px} {size_px} 3"]:
-    """The means of equal blocks of pixels, as ADM's upsamplers see them (arXiv 2105.05233).
+    """Downsample by the mean of equal blocks of pixels, as ADM's upsamplers (arXiv 2105.05233).
 
     Args:
         image: (b, h, w, 3).
-        size_px: divides h and w.
+        size_px: side of the result; divides h and w.
     """
     b, h, w, c = image.shape
     blocks = image.reshape(b, size_px, h // size_px, size_px, w // size_px, c)
+    # (b, size_px, block h, size_px, block w, c)
     return blocks.mean((2, 4))
 
 
 def gaussian_blur(image: Image, sigma: Float[Array, "b"]) -> Image:
-    """Blurs with a Gaussian kernel of 3x3 pixels, each image with its own.
+    """Blur each image with its own 3x3 Gaussian kernel.
 
-    unCLIP's (app. C, arXiv 2204.06125), but that beyond the border the outermost pixels go on.
+    As unCLIP (app. C, arXiv 2204.06125), with border pixels repeated.
 
     Args:
         image: (b, h, w, 3).
-        sigma: standard deviation in pixels; 0 leaves an image as it is, bit for bit.
+        sigma: standard deviation in pixels; 0 keeps an image bit for bit.
     """
-    neighbor = jnp.exp(-0.5 / jnp.square(sigma))
-    share = (neighbor / (1 + 2 * neighbor))[:, None, None, None]
+    neighbor = jnp.exp(-0.5 / jnp.square(sigma))  # (b,), relative to the center
+    weight = (neighbor / (1 + 2 * neighbor))[:, None, None, None]
     for axis in (1, 2):
-        image += share * _second_difference(image, axis)
+        image += weight * _second_difference(image, axis)
     return image
 
 
 def _second_difference(image: Image, axis: int) -> Image:
-    """The neighbors' sum less twice the pixel: 0 where an image is flat, however rounded."""
+    """Sum of both neighbors minus twice the pixel: exactly 0 in constant regions."""
     padding = [(1, 1) if i == axis else (0, 0) for i in range(4)]
     padded = jnp.pad(image, padding, mode="edge")
     length = image.shape[axis]

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and clipping, and the moving average of the parameters."""
+"""AdamW with warm-up and gradient clipping, and the EMA of the parameters."""
 
 from collections.abc import Mapping
 
@@ -12,12 +12,12 @@ from glide_jax.shapes import Params
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
-    """Linear warm-up, then constant or a cosine decay to zero."""
+    """Linear warm-up, then a constant rate or cosine decay to zero."""
     if config.decay_steps:
         return optax.warmup_cosine_decay_schedule(
             0.0, config.learning_rate, config.warmup_steps, config.decay_steps
         )
-    if config.warmup_steps == 0:  # optax's linear_schedule would stay at its first value
+    if config.warmup_steps == 0:  # optax's linear_schedule would stay at 0
         return optax.constant_schedule(config.learning_rate)
     return optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
 
@@ -25,11 +25,11 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
 def optimizer(config: OptimConfig, trained: Mapping[str, bool]) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW (arXiv 1711.05101).
 
-    Weights decay; biases, norms' scales and everything else with one axis do not.
+    Weight decay excludes parameters with one axis: biases and the scales of norms.
 
     Args:
-        config: its settings.
-        trained: which parameters are updated at all; there is no state for the others.
+        config: optimizer settings.
+        trained: by parameter name; frozen parameters have no optimizer state.
     """
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -44,18 +44,18 @@ def optimizer(config: OptimConfig, trained: Mapping[str, bool]) -> optax.Gradien
     )
     if all(trained.values()):
         return adamw
-    resting = {name: not is_trained for name, is_trained in trained.items()}
+    frozen = {name: not is_trained for name, is_trained in trained.items()}
     return optax.chain(
-        optax.masked(adamw, dict(trained)), optax.masked(optax.set_to_zero(), resting)
+        optax.masked(adamw, dict(trained)), optax.masked(optax.set_to_zero(), frozen)
     )
 
 
 def ema_decay(config: OptimConfig, step: Int[Array, ""]) -> Float[Array, ""]:
-    """min(ema_decay, (1 + step) / (10 + step)): an early average forgets the initial parameters.
+    """min(ema_decay, (1 + step) / (10 + step)): early on, the EMA soon forgets the initial values.
 
     Args:
-        config: where the final decay is.
-        step: steps taken before this one.
+        config: the final decay.
+        step: number of steps before this one.
     """
     return jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))
 

@@ -26,7 +26,7 @@ class Trainer:
 
     Args:
         config: the run.
-        objective: what is trained, and for what.
+        objective: the network and its loss.
         mesh: from `sharding.make_mesh`.
         platform: of the programs; that of the mesh's devices unless given.
     """
@@ -65,33 +65,33 @@ class Trainer:
         )
         self._program, self._frozen = step, frozen
         self.step = partial(step, frozen)
-        """`(state, batch) -> (state, metrics)`; the old state's memory is used for the new one."""
+        """`(state, batch) -> (state, metrics)`; the old state is donated."""
         validate = jax.jit(
             self._validate,
             in_shardings=(frozen_shardings, self.state_shardings.ema, batch, None),
             out_shardings=batch,
         )
         self.validate = partial(validate, frozen)
-        """`(params, batch, k) -> Validation` of the k-th batch, the same whenever it is asked."""
+        """`(params, batch, k) -> Validation` of the k-th batch; deterministic."""
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """The step's program, ready to be compiled, for batches of these shapes."""
+        """The lowered step for batches of these shapes, ready to compile."""
         return self._program.lower(self._frozen, self.abstract_state, batch)
 
     def init(self, params: Mapping[str, np.ndarray] | None = None) -> TrainState:
         """The state before the first step.
 
         Args:
-            params: where to start, on the host; the network's initial values unless given.
+            params: initial parameters, on the host; the network's own unless given.
         """
         values = self.network.init(self.config.train.seed) if params is None else params
         placed = sharding.place(values, self.state_shardings.params)
-        # One program: one for every array would each have to be compiled.
+        # One program: separate ones for all arrays would take long to compile.
         begin = jax.jit(self._initial_state, out_shardings=self.state_shardings, donate_argnums=0)
         return begin(placed)
 
     def _initial_state(self, params: Params) -> TrainState:
-        # A copy: the step gives its state's memory away, and no buffer can be given away twice.
+        # A copy: the step donates its state, and no buffer can be donated twice.
         ema = jax.tree.map(jnp.copy, params)
         history = None
         if self.config.diffusion.timesteps == "loss-second-moment":
@@ -107,12 +107,12 @@ class Trainer:
         )
 
     def gradient(self, frozen: Params, state: TrainState, batch: Batch) -> BatchGradient:
-        """The gradient that a step takes, with the random draws of this step."""
+        """The gradient of a step, with the step's random numbers."""
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
         found = self._objective.gradient(
             state.params, frozen, batch, key, state.history, self._platform
         )
-        # What nobody reads is not computed: a text transformer at rest costs no backward pass.
+        # Unused gradients are not computed: a frozen text transformer has no backward pass.
         grads = {
             name: grad if self._trained[name] else jnp.zeros_like(grad)
             for name, grad in found.grads.items()
@@ -122,10 +122,12 @@ class Trainer:
     def _step(
         self, frozen: Params, state: TrainState, batch: Batch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Returns the new state and metrics: the objective's, and
+        """One optimizer step; skipped where loss or gradient is not finite.
 
-        grad_norm: global norm of the gradient before clipping;
-        skipped, skipped_in_a_row: see `TrainState`.
+        Returns:
+            The new state, and the metrics of the objective with
+            grad_norm: global norm of the gradient before clipping;
+            skipped, skipped_in_a_row: see `TrainState`.
         """
         found = self.gradient(frozen, state, batch)
         grad_norm = optax.global_norm(found.grads)

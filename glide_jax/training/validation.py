@@ -78,7 +78,7 @@ def buckets(timestep_count: int) -> list[tuple[int, int]]:
 
 
 def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, float]:
-    """Means over all examples, by name, and `mse` or `accuracy` of each bucket.
+    """Means over all examples, and `mse` or `accuracy` by timestep bucket.
 
     Args:
         results: of every batch, on the host.
@@ -95,10 +95,10 @@ def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, flo
     means = {name: float(value.mean()) for name, value in values.items()}
     if timestep_count < BUCKETS:
         return means
-    shown = "mse" if "mse" in values else "accuracy"
+    bucketed = "mse" if "mse" in values else "accuracy"
     for low, high in buckets(timestep_count):
         inside = (t >= low) & (t < high)
         if inside.any():
-            name = f"{shown}_t{low:03}-{high - 1:03}"
-            means[name] = float(values[shown][inside].mean())
+            name = f"{bucketed}_t{low:03}-{high - 1:03}"
+            means[name] = float(values[bucketed][inside].mean())
     return means
