@@ -22,7 +22,7 @@ class DiffusionConfig(Settings):
     low_res_std: float = 0.0
     """Upsamplers: RMS difference between images in [-1, 1] and their upsampled low-resolution
     images. Above 0, the network predicts a correction to the upsampled image instead of the image
-    (`velocity_around`). Requires prediction v. 0: GLIDE."""
+    (`parameterization.Correction`). Requires prediction v. 0: GLIDE."""
     timesteps: Literal["uniform", "rising", "loss-second-moment"] = "uniform"
     """Distribution of t in training: uniform (GLIDE); rising, proportional to t, for the noisy
     steps, where the caption matters most; or importance sampling by the RMS of recent losses at
