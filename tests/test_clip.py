@@ -1,4 +1,4 @@
-"""The noised CLIP agrees with the original, number for number."""
+"""The noised CLIP against golden values of the original code, and its own invariants."""
 
 import dataclasses
 import math
@@ -55,7 +55,7 @@ def test_bfloat16_stays_near_float32(golden):
     close(image, g["image_embeddings"], 0.03)
 
 
-def test_tokens_after_the_end_change_nothing_and_those_before_it_do(golden):
+def test_embeddings_depend_on_the_tokens_before_the_end_alone(golden):
     config, params, g = golden
     encode = jax.jit(clip_network(config).bind(params).encode_text)
     text = encode(g["tokens"], g["mask"])
@@ -73,7 +73,7 @@ def test_released_towers_have_the_published_number_of_parameters():
     assert counts == {"text": 71_679_488, "image": 86_443_776, "logit_scale": 1}
 
 
-def test_starts_as_clip_does(golden):
+def test_initial_values_are_those_of_clip(golden):
     config, _, g = golden
     network = clip_network(config)
     params = jax.device_put(network.init(seed=0))
@@ -83,4 +83,4 @@ def test_starts_as_clip_does(golden):
     np.testing.assert_allclose(np.exp(-params["logit_scale"]), 0.07, rtol=1e-6)
     for embedding in jax.jit(lambda p: embeddings(config, p, g))(params):
         np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=-1), 1, atol=1e-5)
-        assert len(np.unique(np.asarray(embedding).round(4), axis=0)) == 3  # no two are alike
+        assert len(np.unique(np.asarray(embedding).round(4), axis=0)) == 3  # all different

@@ -138,17 +138,30 @@ def test_the_initial_prediction_is_zero_and_parameters_are_float32(golden):
     np.testing.assert_array_equal(jax.jit(lambda params: run(config, params, g))(params), 0)
 
 
-@pytest.mark.parametrize("policy", ["matmuls", "blocks", "everything", "offload"])
-def test_rematerialization_changes_nothing_and_dropout_depends_on_its_key(golden, policy):
-    config, params, g = golden
+def dropout_gradient(golden):
+    """`(params, remat, key) -> (loss, gradient)` of a model with dropout, jitted."""
+    config, _, g = golden
     config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, dropout=0.5))
 
     def loss(params, remat, key):
         return jnp.mean(run(dataclasses.replace(config, remat=remat), params, g, key) ** 2)
 
-    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    key = jax.random.key(3)
-    plain, remat = gradient(params, "none", key), gradient(params, policy, key)
+    return jax.jit(jax.value_and_grad(loss), static_argnums=1)
+
+
+@pytest.fixture(scope="module")
+def plain_gradients(golden):
+    """Loss and gradient without rematerialization, for two dropout keys."""
+    gradient = dropout_gradient(golden)
+    return [gradient(golden[1], "none", jax.random.key(seed)) for seed in (3, 4)]
+
+
+@pytest.mark.parametrize("policy", ["matmuls", "blocks", "everything", "offload"])
+def test_rematerialization_changes_nothing_and_dropout_depends_on_its_key(
+    golden, plain_gradients, policy
+):
+    plain, other_key = plain_gradients
+    remat = dropout_gradient(golden)(golden[1], policy, jax.random.key(3))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-3))
-    assert gradient(params, "none", jax.random.key(4))[0] != plain[0]
+    assert other_key[0] != plain[0]

@@ -1,13 +1,13 @@
-"""Attention for TPUs whose weights never leave the chip's vector memory.
+"""Pallas attention kernel for TPUs: attention weights never leave the chip's vector memory (VMEM).
 
-As in FlashAttention (arXiv 2205.14135), the backward pass computes the weights anew from queries,
-keys and the logarithm of each softmax's denominator. All keys of a head fit into vector memory, so
-a softmax is over whole rows, without FlashAttention's running maximum.
+As in FlashAttention (arXiv 2205.14135), the backward pass recomputes the weights from queries, keys
+and the logarithm of each softmax's denominator (`lse`). All keys of a head fit into VMEM, so each
+softmax sees complete rows, without FlashAttention's running maximum.
 
-A vector register has 128 lanes, and heads are narrower, so as many neighboring heads as fill the
-lanes are read together, a tile. The product of a tile's keys with one head's queries has zeros in
-the lanes of the others: the matrix unit would fill its columns with nothing else. It comes out as
-keys by queries, so that what follows, there and back, transposes tiles, never the weights.
+A vector register has 128 lanes and a head is narrower, so the neighboring heads that fill the lanes
+are read together, as a tile. A matmul of a tile's keys with one head's queries has zeros in the
+lanes of the other heads; the matrix unit would leave those columns empty anyway. Logits are laid
+out as (keys, queries), so that forward and backward pass transpose tiles, never the weights.
 """
 
 from functools import partial
@@ -22,34 +22,35 @@ from jaxtyping import Array, Float
 from glide_jax.models.remat import save_always
 
 LANES = 128
+"""Lanes of a vector register."""
 
 VMEM_BYTES = 24 * 2**20
-"""Of vector memory that a program may take."""
+"""VMEM that a kernel program may use."""
 
-SMALL = ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
-"""Generations with less vector memory than that: 16 MiB."""
+SMALL_VMEM_KINDS = ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
+"""TPU kinds with less VMEM than that: 16 MiB."""
 
 MAX_LOGITS = 1280 * 2**10
-"""Of one head that vector memory holds at once, in float32: 5 MiB."""
+"""Logits of one head held in VMEM at once, in float32: 5 MiB."""
 
 PROGRAM_LOGITS = 2**20
-"""Of all heads of a program, where one does not have more."""
+"""Logits of all heads of a program, unless a single head has more."""
 
 
-def fits(tpu: str, q_length: int, k_length: int, width: int, heads: int) -> bool:
-    """Whether heads of this width fill lanes, and rows of this length a TPU's vector memory.
+def fits(kind: str, q_length: int, k_length: int, width: int, heads: int) -> bool:
+    """Whether the heads fill the lanes and their rows fit into VMEM.
 
     Args:
-        tpu: its kind, as JAX has it; empty if it is none.
-        q_length: queries.
-        k_length: keys.
+        kind: of device, as in `jax.Device.device_kind`; "" for other platforms.
+        q_length: number of queries.
+        k_length: number of keys.
         width: of a head.
-        heads: that lie side by side.
+        heads: number of heads, side by side.
     """
-    if not tpu or tpu in SMALL:
+    if not kind or kind in SMALL_VMEM_KINDS:
         return False
-    whole = LANES % width == 0 and width * heads % LANES == 0
-    return whole and _rows(q_length, k_length) > 0
+    fills_lanes = LANES % width == 0 and width * heads % LANES == 0
+    return fills_lanes and _rows(q_length, k_length) > 0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -61,15 +62,15 @@ def attend(
     causal: bool = False,
     interpret: bool = False,
 ) -> Float[Array, "b q d"]:
-    """softmax(q k^T / sqrt(width of a head)) v, for all heads, which lie side by side in d.
+    """softmax(q k^T / sqrt(head width)) v for every head.
 
     Args:
-        q: queries.
+        q: queries; the heads lie side by side in d.
         k: keys.
         v: values.
-        heads: that share d; see `fits`.
-        causal: hides from each position those after it.
-        interpret: runs anywhere, slowly; for tests.
+        heads: number of heads, for which `fits` is true.
+        causal: whether a query sees only the keys up to its own position.
+        interpret: interpret the kernel: on any platform, slowly, for tests.
     """
     return _forward(q, k, v, heads, causal, interpret)[0]
 
@@ -85,7 +86,7 @@ def _forward(
         out_specs=[blocks.queries, blocks.lse],
         out_shape=[jax.ShapeDtypeStruct(q.shape, _bits(q.dtype)), blocks.lse_shape],
         compiler_params=blocks.compiler_params,
-        cost_estimate=blocks.cost(products=2, q_sized=2, k_sized=2),
+        cost_estimate=blocks.cost(matmuls=2, q_sized=2, k_sized=2),
         interpret=interpret,
     )(q, k, v)
     out, lse = save_always(out), save_always(lse)
@@ -93,9 +94,9 @@ def _forward(
 
 
 def _backward(
-    heads: int, causal: bool, interpret: bool, kept: tuple[jax.Array, ...], d_out: jax.Array
+    heads: int, causal: bool, interpret: bool, saved: tuple[jax.Array, ...], d_out: jax.Array
 ) -> tuple[jax.Array, ...]:
-    q, k, v, out, lse = kept
+    q, k, v, out, lse = saved
     blocks = _Blocks(q, k, heads)
     return tuple(
         pl.pallas_call(
@@ -113,7 +114,7 @@ def _backward(
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
             scratch_shapes=[blocks.sums, blocks.sums],
             compiler_params=blocks.compiler_params,
-            cost_estimate=blocks.cost(products=5, q_sized=4, k_sized=4),
+            cost_estimate=blocks.cost(matmuls=5, q_sized=4, k_sized=4),
             interpret=interpret,
         )(q, k, v, out, lse, d_out)
     )
@@ -123,63 +124,67 @@ attend.defvjp(_forward, _backward)
 
 
 def _bits(dtype: jnp.dtype) -> jnp.dtype:
-    """What is kept between the passes: JAX rounds floating-point numbers, a pass over memory."""
+    """Type of the activations saved for the backward pass.
+
+    Integers: JAX inserts a rounding of saved floating-point arrays, one more pass over memory.
+    """
     return jnp.dtype(f"uint{8 * dtype.itemsize}")
 
 
 class _Blocks:
-    """What a program sees of each array: some rows of the queries, all keys, some heads."""
+    """Blocks of each array that one program reads: rows of queries, all keys, some heads."""
 
     def __init__(self, q: jax.Array, k: jax.Array, heads: int) -> None:
         (self.batch, self.q_length, d), self.k_length = q.shape, k.shape[1]
         self.d, self.bytes = d, q.dtype.itemsize
         self.width = d // heads
-        rows, of_tile = _rows(self.q_length, self.k_length), LANES // self.width
-        tiles = _tiles(d // LANES, of_tile * rows * self.k_length)
+        rows, tile_heads = _rows(self.q_length, self.k_length), LANES // self.width
+        tiles = _tiles(d // LANES, tile_heads * rows * self.k_length)
         lanes = tiles * LANES
         self.grid = (self.batch, d // lanes, self.q_length // rows)
         self.queries = pl.BlockSpec((1, rows, lanes), lambda b, tile, row: (b, row, tile))
         self.keys = pl.BlockSpec((1, self.k_length, lanes), lambda b, tile, row: (b, 0, tile))
-        self.lse = pl.BlockSpec((1, tiles, of_tile, rows), lambda b, tile, row: (b, tile, 0, row))
+        lse = (1, tiles, tile_heads, rows)
+        self.lse = pl.BlockSpec(lse, lambda b, tile, row: (b, tile, 0, row))
         self.lse_shape = jax.ShapeDtypeStruct(
-            (self.batch, d // LANES, of_tile, self.q_length), _bits(jnp.dtype(jnp.float32))
+            (self.batch, d // LANES, tile_heads, self.q_length), _bits(jnp.dtype(jnp.float32))
         )
         self.sums = pltpu.VMEM((self.k_length, lanes), jnp.float32)
 
     @property
     def compiler_params(self) -> Any:
-        """Rows come one after the other: gradients of keys and values are summed over them."""
+        """Row blocks run in order: gradients of keys and values are summed over them."""
         return pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         )
 
-    def cost(self, products: int, q_sized: int, k_sized: int) -> pl.CostEstimate:
-        """So many products as large as that of queries and keys, reads and writes."""
+    def cost(self, matmuls: int, q_sized: int, k_sized: int) -> pl.CostEstimate:
+        """Cost of matmuls as large as q k^T, and of arrays read or written like q or k."""
         logits = self.batch * self.q_length * self.k_length * self.d // self.width
         rows = q_sized * self.q_length + k_sized * self.k_length
         return pl.CostEstimate(
-            flops=2 * products * logits * LANES,
+            flops=2 * matmuls * logits * LANES,
             transcendentals=logits,
             bytes_accessed=self.batch * self.d * rows * self.bytes,
         )
 
 
 def _rows(q_length: int, k_length: int) -> int:
-    """Of the queries that a program takes; 0 if they do not fit."""
+    """Number of queries of a program; 0 if they do not fit."""
     if q_length * k_length <= MAX_LOGITS:
         return q_length
     fitting = (rows for rows in (1024, 512, 256, 128) if rows * k_length <= MAX_LOGITS)
     return next((rows for rows in fitting if q_length % rows == 0), 0)
 
 
-def _tiles(most: int, logits: int) -> int:
-    """Of 128 lanes each, whose heads one program takes: more of them hide each other's latency.
+def _tiles(total: int, logits: int) -> int:
+    """Number of tiles of a program: several hide each other's latency.
 
     Args:
-        most: that there are.
-        logits: of one.
+        total: number of tiles of the array.
+        logits: of one tile.
     """
-    fitting = (n for n in range(2, most + 1) if most % n == 0 and n * logits <= PROGRAM_LOGITS)
+    fitting = (n for n in range(2, total + 1) if total % n == 0 and n * logits <= PROGRAM_LOGITS)
     return max(fitting, default=1)
 
 
@@ -189,14 +194,16 @@ def _forward_kernel(
     for tile in range(q_ref.shape[2] // LANES):
         lanes = slice(tile * LANES, (tile + 1) * LANES)
         q, k, v_t = q_ref[0, :, lanes], k_ref[0, :, lanes], v_ref[0, :, lanes].T
+        # q: queries 128; k: keys 128; v_t: 128 keys
         out = []
         for head in range(LANES // width):
-            q_head = (_of_head(q, head, width) * width**-0.5).astype(k.dtype)
-            logits = _logits(q_head, k, causal)
-            highest = jnp.max(logits, 0, keepdims=True)
+            q_head = (_mask_other_heads(q, head, width) * width**-0.5).astype(k.dtype)
+            logits = _logits(q_head, k, causal)  # keys queries
+            highest = jnp.max(logits, 0, keepdims=True)  # 1 queries
             weights = jnp.exp(logits - highest)
             total = jnp.sum(weights, 0, keepdims=True)
-            out.append(_product(_rows_of(v_t, head, width), weights.astype(k.dtype)) / total)
+            values = _matmul(_head_rows(v_t, head, width), weights.astype(k.dtype))
+            out.append(values / total)  # width queries
             lse = highest + jnp.log(total)
             lse_ref[0, tile, head, :] = pltpu.bitcast(lse, lse_ref.dtype)[0]
         out_ref[0, :, lanes] = pltpu.bitcast(jnp.concatenate(out).T.astype(k.dtype), out_ref.dtype)
@@ -218,7 +225,7 @@ def _backward_kernel(
     width: int,
     causal: bool,
 ) -> None:
-    """Appendix B.4 of FlashAttention's paper, row blocks inside."""
+    """Backward pass, appendix B.4 of arXiv 2205.14135; row blocks are the innermost loop."""
 
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
@@ -229,20 +236,20 @@ def _backward_kernel(
         lanes = slice(tile * LANES, (tile + 1) * LANES)
         q, k, v, d_out = (ref[0, :, lanes] for ref in (q_ref, k_ref, v_ref, d_out_ref))
         out = pltpu.bitcast(out_ref[0, :, lanes], q.dtype)
-        k_t = k.T
-        out_d_out = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).T
+        k_t = k.T  # 128 keys
+        out_d_out = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).T  # 128 queries
         dq = []
         for head in range(LANES // width):
-            q_head = (_of_head(q, head, width) * width**-0.5).astype(k.dtype)
-            d_out_head = _of_head(d_out, head, width).astype(k.dtype)
+            q_head = (_mask_other_heads(q, head, width) * width**-0.5).astype(k.dtype)
+            d_out_head = _mask_other_heads(d_out, head, width).astype(k.dtype)
             lse = pltpu.bitcast(lse_ref[0, tile, head, :][None], jnp.float32)
-            weights = jnp.exp(_logits(q_head, k, causal) - lse)
-            dv_sum_ref[:, lanes] += _product(weights.astype(k.dtype), d_out_head)
-            d_weights = _product(v, d_out_head, contract=(1, 1))
-            d_total = jnp.sum(_rows_of(out_d_out, head, width), 0, keepdims=True)
+            weights = jnp.exp(_logits(q_head, k, causal) - lse)  # keys queries
+            dv_sum_ref[:, lanes] += _matmul(weights.astype(k.dtype), d_out_head)
+            d_weights = _matmul(v, d_out_head, contract=(1, 1))  # keys queries
+            d_total = jnp.sum(_head_rows(out_d_out, head, width), 0, keepdims=True)
             d_logits = (weights * (d_weights - d_total)).astype(k.dtype)
-            dk_sum_ref[:, lanes] += _product(d_logits, q_head)
-            dq.append(_product(_rows_of(k_t, head, width), d_logits))
+            dk_sum_ref[:, lanes] += _matmul(d_logits, q_head)
+            dq.append(_matmul(_head_rows(k_t, head, width), d_logits))  # width queries
         dq_ref[0, :, lanes] = (jnp.concatenate(dq).T * width**-0.5).astype(dq_ref.dtype)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
@@ -252,8 +259,8 @@ def _backward_kernel(
 
 
 def _logits(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
-    """Keys by queries."""
-    logits = _product(k, q, contract=(1, 1))
+    """(keys, queries), float32."""
+    logits = _matmul(k, q, contract=(1, 1))
     if not causal:
         return logits
     key, query = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
@@ -261,19 +268,19 @@ def _logits(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
     return jnp.where(key <= first + query, logits, -jnp.inf)
 
 
-def _of_head(x: jax.Array, head: int, width: int) -> jax.Array:
-    """In float32, zeros in the lanes of other heads."""
+def _mask_other_heads(x: jax.Array, head: int, width: int) -> jax.Array:
+    """(rows, 128) in float32, with zeros in the lanes of other heads."""
     lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
     mine = (lane >= head * width) & (lane < (head + 1) * width)
     return jnp.where(mine, x.astype(jnp.float32), 0)
 
 
-def _rows_of(x: jax.Array, head: int, width: int) -> jax.Array:
-    """Of an array whose heads lie one below the other, one's."""
+def _head_rows(x: jax.Array, head: int, width: int) -> jax.Array:
+    """The rows of one head, in an array (128, columns) of stacked heads."""
     return x[head * width : (head + 1) * width]
 
 
-def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int] = (1, 0)) -> jax.Array:
-    """In float32, over these axes of `a` and `b`."""
+def _matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int] = (1, 0)) -> jax.Array:
+    """Matmul accumulated in float32, contracting these axes of `a` and `b`."""
     axes = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)

@@ -5,9 +5,9 @@ stack of skips; every decoder block pops one. Parameter names follow the figure 
 `down`, `middle`, `up`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +190,32 @@ class Block(nnx.Module):
         return x if self.up is None else self.up(x, emb, up_key)  # b h2 w2 c2
 
 
+def _block_factory(
+    config: UNetConfig,
+    d_emb: int,
+    d_text: int,
+    dtype: jnp.dtype,
+    remat: Remat,
+    platform: Platform,
+    rngs: nnx.Rngs,
+) -> Callable[..., Block]:
+    """`(c_in, c_out, attends, resample="none", up=False) -> Block`."""
+    settings: dict[str, Any] = {"dtype": dtype, "platform": platform, "rngs": rngs}
+    res = partial(ResBlock, d_emb=d_emb, dropout_rate=config.dropout, **settings)
+
+    def block(
+        c_in: int, c_out: int, attends: bool, resample: Resample = "none", up: bool = False
+    ) -> Block:
+        return Block(
+            remat,
+            res(c_in=c_in, c_out=c_out, resample=resample),
+            AttentionBlock(c_out, config.head_width, d_text, **settings) if attends else None,
+            res(c_in=c_out, c_out=c_out, resample="up") if up else None,
+        )
+
+    return block
+
+
 class UNet(nnx.Module):
     """The U-Net.
 
@@ -219,27 +245,7 @@ class UNet(nnx.Module):
         self.remat = remat
         self.platform = platform
         conv = partial(Conv, rngs=rngs, convolve=platform.convolve)
-        res = partial(
-            ResBlock,
-            d_emb=d_emb,
-            dropout_rate=config.dropout,
-            dtype=dtype,
-            platform=platform,
-            rngs=rngs,
-        )
-
-        def block(
-            c_in: int, c_out: int, attends: bool, resample: Resample = "none", up: bool = False
-        ) -> Block:
-            return Block(
-                remat,
-                res(c_in, c_out, resample=resample),
-                AttentionBlock(c_out, config.head_width, d_text, dtype, platform, rngs)
-                if attends
-                else None,
-                res(c_out, c_out, resample="up") if up else None,
-            )
-
+        block = _block_factory(config, d_emb, d_text, dtype, remat, platform, rngs)
         levels = [
             (config.channels * mult, config.resolution_px >> level in config.attention_px)
             for level, mult in enumerate(config.channel_mult)
