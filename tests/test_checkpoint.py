@@ -1,4 +1,4 @@
-"""Checkpoints: nothing that happens to the newest one costs more than it."""
+"""Checkpoints: damage to the newest one costs only that one."""
 
 import itertools
 import random
@@ -25,7 +25,7 @@ from glide_jax.runs.layout import saved_steps
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run folder with the checkpoints 1, 2 and 3."""
+    """A run folder with checkpoints 1, 2 and 3."""
     run_dir = tmp_path_factory.mktemp("saved") / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
     checkpoints = Checkpoints(run_dir, max_checkpoints=3)
@@ -46,7 +46,7 @@ def restored(run_dir, kept=3):
 
 
 def data_file(run_dir, step, item="params"):
-    """The file that holds the item's numbers, or most of them."""
+    """The largest file of an item, which holds its arrays."""
     files = (run_dir / "checkpoints" / str(step) / item).rglob("*")
     return max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
 
@@ -62,7 +62,7 @@ def truncate(path, rng):
     path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
 
 
-def test_a_fingerprint_tells_every_change_and_no_sharding():
+def test_a_fingerprint_depends_on_every_bit_and_not_on_the_sharding():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((16, 24)).astype(np.float32)
     expected = fingerprints({"x": x})
@@ -83,7 +83,7 @@ def test_a_fingerprint_tells_every_change_and_no_sharding():
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_what_is_read_back_is_the_same_on_any_devices(devices, tmp_path):
+def test_a_checkpoint_can_be_restored_on_any_number_of_devices(devices, tmp_path):
     def placed(state, devices):
         mesh = jax.make_mesh((devices,), ("fsdp",), devices=jax.devices()[:devices])
         shardings = jax.tree.map(
@@ -103,34 +103,34 @@ def test_what_is_read_back_is_the_same_on_any_devices(devices, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, state_of(3))
 
 
-@pytest.mark.parametrize("harm", [flip, truncate, lambda path, rng: path.unlink()])
+@pytest.mark.parametrize("damage", [flip, truncate, lambda path, rng: path.unlink()])
 @pytest.mark.parametrize("item", ["params", "optimizer", "host"])
-def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_taken(
-    saved, item, harm, tmp_path, capsys
+def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_restored(
+    saved, item, damage, tmp_path, capsys
 ):
     run_dir = tmp_path / "run"
     shutil.copytree(saved, run_dir)
-    harm(data_file(run_dir, 3, item), random.Random(0))
+    damage(data_file(run_dir, 3, item), random.Random(0))
     assert restored(run_dir) == 2
     (line,) = capsys.readouterr().err.splitlines()
     folder = run_dir / "checkpoints" / "3"
     assert line.startswith(f"warning: the checkpoint {folder} is damaged (")
-    assert line.endswith("): moved to 3.damaged, going on from step 2")
+    assert line.endswith("): moved to 3.damaged, using step 2")
     assert (run_dir / "checkpoints" / "3.damaged").is_dir()
-    # The same step can be saved again, and is found.
+    # The same step can be saved again and restored.
     checkpoints = Checkpoints(run_dir, max_checkpoints=3)
     checkpoints.save(state_of(3), {"loader": {"batch": 3}})
     checkpoints.close()
     assert restored(run_dir) == 3
 
 
-def test_sampling_leaves_a_damaged_checkpoint_out_and_where_it_is(saved, tmp_path, capsys):
+def test_sampling_skips_a_damaged_checkpoint_without_moving_it(saved, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(saved, run_dir)
     flip(data_file(run_dir, 3, "optimizer"), random.Random(0))
     checkpoints = Checkpoints(run_dir)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in state_of(0).ema.items()}
-    ema = checkpoints.restore_ema(shapes)  # what it reads of it is whole
+    ema = checkpoints.restore_ema(shapes)  # the EMA parameters are undamaged
     np.testing.assert_array_equal(ema["w"], state_of(3).ema["w"])
     flip(data_file(run_dir, 3, "ema"), random.Random(0))
     ema = checkpoints.restore_ema(shapes)
@@ -140,7 +140,7 @@ def test_sampling_leaves_a_damaged_checkpoint_out_and_where_it_is(saved, tmp_pat
     assert saved_steps(run_dir) == [3, 2, 1]
 
 
-def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):
+def test_if_all_checkpoints_are_damaged_no_file_is_changed(saved, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(saved, run_dir)
     for step in (1, 2, 3):
@@ -153,34 +153,34 @@ def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_byte_of_a_checkpoint_can_go_wrong_unnoticed(saved, tmp_path):
+def test_damage_to_any_file_of_a_checkpoint_is_detected_or_harmless(saved, tmp_path):
     rng = random.Random(0)
     newest = saved / "checkpoints" / "3"
     found = {2: 0, 3: 0}
-    harms = itertools.cycle((flip, truncate, flip, lambda path, rng: path.unlink()))
+    damages = itertools.cycle((flip, truncate, flip, lambda path, rng: path.unlink()))
     for file in sorted(f.relative_to(saved) for f in newest.rglob("*") if f.stat().st_size):
         if (saved / file).is_dir():
             continue
         run_dir = tmp_path / "run"
         shutil.copytree(saved, run_dir)
-        next(harms)(run_dir / file, rng)
-        # Either the change means nothing and all is as it was, or it is noticed.
+        next(damages)(run_dir / file, rng)
+        # Either the damage changes no value, or the previous checkpoint is restored.
         found[restored(run_dir)] += 1
         shutil.rmtree(run_dir)
     assert found[2] > 10
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_loses_nothing(python, tmp_path):
+def test_a_kill_at_any_time_loses_no_checkpoint(python, tmp_path):
     process = python("-m", "tests.helpers.kill_while_saving", tmp_path / "run", 50)
-    said, errors = process.communicate(timeout=500)
+    output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
-    kills, interrupted, lost = (int(word) for word in said.split() if word.isdigit())
+    kills, interrupted, lost = (int(word) for word in output.split() if word.isdigit())
     assert (kills, lost) == (50, 0)
     assert interrupted > 10
 
 
-WITHOUT_RIGHTS = """
+WITHOUT_PERMISSION = """
 import os, sys
 sys.path[:0] = ["tests"]
 from pathlib import Path
@@ -195,7 +195,7 @@ checkpoints = Checkpoints(run_dir, max_checkpoints=1)
 state, tokenizer = state_of(1), Tokenizer.train(["a star"], 300)
 (run_dir / "checkpoints").chmod(0o555)
 run_dir.chmod(0o555)
-if os.getuid() == 0:  # whom no permission stops
+if os.getuid() == 0:  # root can write everywhere
     os.setuid(65534)
 for attempt in (
     lambda: (checkpoints.save(state, {}), checkpoints.close()),
@@ -204,31 +204,31 @@ for attempt in (
 ):
     try:
         attempt()
-        print("it was written")
+        print("written")
     except UserError as error:
         print(error)
 """
 
 
-def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+def test_a_read_only_run_folder_is_named_in_the_error(tmp_path):
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
     for folder in (tmp_path, *tmp_path.parents):
         if folder.is_relative_to(gettempdir()) and folder != Path(gettempdir()):
-            folder.chmod(0o755)  # pytest's own are for their owner alone
-    said = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RIGHTS, run_dir],
+            folder.chmod(0o755)  # pytest's folders are private
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PERMISSION, run_dir],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
     )
-    save, again, new = said.stdout.splitlines()
-    assert save == f"cannot save checkpoints in {run_dir}/checkpoints: it may not be written"
+    save, again, new = process.stdout.splitlines()
+    assert save == f"cannot save checkpoints in {run_dir}/checkpoints: no permission to write"
     assert again.startswith(f"cannot write the run folder {run_dir}: ")
     assert new.startswith(f"cannot write the run folder {run_dir}/new: ")
 
 
-def test_a_run_folder_below_a_file_is_named(tmp_path):
+def test_a_run_folder_below_a_file_is_named_in_the_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert saved_steps(tmp_path / "file" / "run") == []
     with pytest.raises(UserError, match=r"cannot write the run folder .*Not a directory"):

@@ -121,7 +121,7 @@ def test_converted_parameters_equal_the_originals(released_set, originals):
 def test_training_does_not_resume_from_weights_alone(released_set):
     config = Run.open(released_set / "base").config
     trainer = Trainer(config, Denoising(config), make_mesh(config))
-    with pytest.raises(UserError, match="holds weights alone"):
+    with pytest.raises(UserError, match="holds only weights"):
         checkpoints = Checkpoints(released_set / "base", max_checkpoints=1)
         checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
 

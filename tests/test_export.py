@@ -1,4 +1,4 @@
-"""Exported weights do the same as the run they come from, wherever a run folder is asked for."""
+"""Exported weights replace the run that they come from."""
 
 import configparser
 import dataclasses
@@ -34,7 +34,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A base model, an upsampler and a CLIP, as training leaves them."""
+    """Runs of a base model, an upsampler and a CLIP."""
     folder = tmp_path_factory.mktemp("runs")
     tokenizer = Tokenizer.train(CAPTIONS, 300)
     write_random_run(folder / "base", tiny.get_config(), tokenizer)
@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def exported(runs, tmp_path):
-    """The base model, exported exactly; each test has its own, to spoil."""
+    """The base model, exported in float32; each test may damage its own copy."""
     export(runs / "base", tmp_path / "exported", "float32")
     return tmp_path / "exported"
 
@@ -58,12 +58,12 @@ def rounded(params, dtype):
     return {name: jnp.asarray(x, dtype).astype(jnp.float32) for name, x in params.items()}
 
 
-def drawn(stage):
+def samples(stage):
     settings = changed_settings(stage.config.sample, steps=3)
     return stage.sample(["all red", "all blue"], [1, 2], settings)
 
 
-def test_the_folder_holds_configuration_tokenizer_and_weights_alone(runs, exported, capsys):
+def test_the_folder_holds_only_configuration_tokenizer_and_weights(runs, exported, capsys):
     files = {path.relative_to(exported).as_posix() for path in exported.rglob("*")}
     tokenizer = {f"tokenizer/{path.name}" for path in (runs / "base" / TOKENIZER).iterdir()}
     assert files == {"config.json", WEIGHTS, TOKENIZER} | tokenizer
@@ -77,7 +77,7 @@ def test_the_folder_holds_configuration_tokenizer_and_weights_alone(runs, export
     assert (exported.parent / "new" / "clip" / WEIGHTS).is_file()
 
 
-def test_hidden_files_are_not_given_away(runs, tmp_path):
+def test_hidden_files_are_not_published(runs, tmp_path):
     shutil.copytree(runs / "base", tmp_path / "run")
     (tmp_path / "run" / TOKENIZER / ".tokenizer.json.123").write_text("{")
     (tmp_path / "run" / TOKENIZER / ".hidden").mkdir()
@@ -87,7 +87,7 @@ def test_hidden_files_are_not_given_away(runs, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_an_exported_model_draws_what_the_run_draws(runs, tmp_path, dtype):
+def test_an_exported_model_generates_the_same_images(runs, tmp_path, dtype):
     export(runs / "base", tmp_path / "base", dtype)
     run, loaded = Stage.load(Run.open(runs / "base")), Stage.load(Run.open(tmp_path / "base"))
     expected = rounded(run.params, dtype)
@@ -95,7 +95,7 @@ def test_an_exported_model_draws_what_the_run_draws(runs, tmp_path, dtype):
         assert loaded.params[name].dtype == jnp.float32
         np.testing.assert_array_equal(loaded.params[name], value)
     run.use(expected)
-    np.testing.assert_array_equal(drawn(loaded), drawn(run))
+    np.testing.assert_array_equal(samples(loaded), samples(run))
     size = (tmp_path / "base" / WEIGHTS).stat().st_size
     numbers = sum(value.size for value in expected.values())
     header = 120 * len(expected)  # name, type, shape and place of each tensor, in JSON
@@ -103,7 +103,7 @@ def test_an_exported_model_draws_what_the_run_draws(runs, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_exported_clip_judges_as_the_run_does(runs, tmp_path, dtype):
+def test_an_exported_clip_gives_the_same_scores(runs, tmp_path, dtype):
     export(runs / "clip", tmp_path / "clip", dtype)
     run, loaded = (
         ClipScorer.load(Run.open(runs / "clip")),
@@ -113,7 +113,7 @@ def test_an_exported_clip_judges_as_the_run_does(runs, tmp_path, dtype):
     np.testing.assert_array_equal(loaded.scores(IMAGES, CAPTIONS), run.scores(IMAGES, CAPTIONS))
 
 
-def test_numbers_beyond_a_types_range_are_refused(runs, tmp_path):
+def test_parameters_beyond_the_range_of_a_dtype_are_refused(runs, tmp_path):
     shutil.copytree(runs / "base", tmp_path / "run")
     params = Run.open(tmp_path / "run").weights()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -121,13 +121,13 @@ def test_numbers_beyond_a_types_range_are_refused(runs, tmp_path):
     checkpoints = Checkpoints(tmp_path / "run", max_checkpoints=1)
     checkpoints.save_ema(params | {"unet.conv_in.bias": params["unet.conv_in.bias"] + 1e5})
     checkpoints.close()
-    with pytest.raises(UserError, match=r"unet\.conv_in\.bias has values that float16 does not"):
+    with pytest.raises(UserError, match=r"unet\.conv_in\.bias has values beyond the range"):
         export(tmp_path / "run", tmp_path / "half", "float16")
     assert not (tmp_path / "half").exists()
     export(tmp_path / "run", tmp_path / "brain", "bfloat16")
 
 
-def test_places_of_this_machine_stay_on_it(runs, tmp_path):
+def test_private_paths_are_not_published(runs, tmp_path):
     shutil.copytree(runs / "base", tmp_path / "run")
     config = tiny.get_config()
     data = dataclasses.replace(
@@ -159,14 +159,14 @@ def test_places_of_this_machine_stay_on_it(runs, tmp_path):
     )  # fmt: skip
 
 
-def test_export_says_what_it_cannot_do(runs, exported, tmp_path):
+def test_unusable_runs_and_targets_are_refused(runs, exported, tmp_path):
     (tmp_path / "file").write_text("")
     shutil.copytree(runs / "base", tmp_path / "no_tokenizer")
     shutil.rmtree(tmp_path / "no_tokenizer" / TOKENIZER)
     shutil.copytree(runs / "base", tmp_path / "odd_tokenizer")
     (tmp_path / "odd_tokenizer" / TOKENIZER / "folder").mkdir()
     for message, run, to in (
-        ("is there already", runs / "base", exported),
+        ("already exists", runs / "base", exported),
         ("is not a folder", tmp_path / "nothing", tmp_path / "x"),
         ("is not a run folder", tmp_path, tmp_path / "x"),
         ("has no checkpoints/", exported, tmp_path / "x"),
@@ -179,13 +179,13 @@ def test_export_says_what_it_cannot_do(runs, exported, tmp_path):
     assert not (tmp_path / "x").exists() and not list(tmp_path.glob(".*"))
 
 
-def spoil(folder, change):
+def damage(folder, change):
     tensors = safetensors.numpy.load_file(folder / WEIGHTS)
     change(tensors)
     safetensors.numpy.save_file(tensors, folder / WEIGHTS)
 
 
-def test_weights_that_do_not_fit_are_refused_by_name(exported):
+def test_weights_that_do_not_match_the_config_are_refused_by_name(exported):
     bias, (width,) = "unet.conv_in.bias", shapes(exported)["unet.conv_in.bias"].shape
     for message, change in (
         (rf"{bias} is absent there and \({width},\)", lambda t: t.pop(bias)),
@@ -195,16 +195,16 @@ def test_weights_that_do_not_fit_are_refused_by_name(exported):
                              "conv_in.more": np.zeros(2, np.float32)})),
         ("a_count holds int64", lambda t: t.update(a_count=np.arange(3))),
     ):  # fmt: skip
-        spoil(exported, change)
+        damage(exported, change)
         with pytest.raises(UserError, match=message) as refused:
             Stage.load(Run.open(exported))
         assert str(exported / WEIGHTS) in str(refused.value)
 
 
-def test_a_file_that_is_cut_short_is_refused(exported):
-    whole = (exported / WEIGHTS).read_bytes()
-    for length in (0, 5, len(whole) // 2, len(whole) - 1):
-        (exported / WEIGHTS).write_bytes(whole[:length])
+def test_a_truncated_weight_file_is_refused(exported):
+    content = (exported / WEIGHTS).read_bytes()
+    for length in (0, 5, len(content) // 2, len(content) - 1):
+        (exported / WEIGHTS).write_bytes(content[:length])
         with pytest.raises(UserError, match=r"weights\.safetensors is not a valid"):
             Stage.load(Run.open(exported))
     (exported / WEIGHTS).unlink()
@@ -212,7 +212,7 @@ def test_a_file_that_is_cut_short_is_refused(exported):
         Stage.load(Run.open(exported))
 
 
-def test_training_does_not_go_on_in_an_exported_folder(exported):
+def test_training_does_not_resume_in_an_exported_folder(exported):
     before = (exported / "config.json").read_text()
     with pytest.raises(UserError, match=r"another --train\.run-dir, and --train\.init-from .*exp"):
         Run.create(exported, Config(), Tokenizer.train(CAPTIONS, 300))
@@ -229,12 +229,12 @@ def folders(glide):
 
 @pytest.fixture
 def demo(runs, tmp_path, monkeypatch):
-    """An installation that has a base model and an upsampler, each with its model card."""
+    """An installation with a base model and an upsampler, each with its model card."""
     folder = tmp_path / "installed" / "demo"
     monkeypatch.setattr("glide_jax.runs.layout.DEMO", folder)
     for role in ("base", "upsample"):
         export(runs / role, folder / role)
-        (folder / role / "MODEL_CARD.md").write_text("# Where it comes from\n")
+        (folder / role / "MODEL_CARD.md").write_text("# Origin\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return folder
@@ -242,8 +242,8 @@ def demo(runs, tmp_path, monkeypatch):
 
 def test_shipped_models_are_found_by_name(demo, runs, monkeypatch):
     assert folders(Glide.load("demo")) == {"base": demo / "base", "upsample": demo / "upsample"}
-    together = Glide.load("demo/base", runs / "clip")
-    assert folders(together) == {"base": demo / "base", "clip": runs / "clip"}
+    several = Glide.load("demo/base", runs / "clip")
+    assert folders(several) == {"base": demo / "base", "clip": runs / "clip"}
     assert Run.open("demo/upsample").config.denoiser.low_res_px == 8
     assert Stage.load(Run.open("./demo/base")).config == Run.open(demo / "base").config
     monkeypatch.setattr(
@@ -256,13 +256,13 @@ def test_shipped_models_are_found_by_name(demo, runs, monkeypatch):
             resolve_run(name)
 
 
-def test_what_is_there_under_a_shipped_models_name_comes_first(demo, runs, tmp_path):
+def test_a_local_folder_takes_precedence_over_a_shipped_model(demo, runs, tmp_path):
     shutil.copytree(runs / "clip", tmp_path / "elsewhere" / "demo" / "base")
     assert set(Glide.load("demo").runs) == {"clip"}
     assert resolve_run("demo/upsample") == demo / "upsample"
 
 
-def test_an_installation_without_models_says_so(tmp_path, monkeypatch):
+def test_an_installation_without_models_is_named_in_the_error(tmp_path, monkeypatch):
     monkeypatch.setattr("glide_jax.runs.layout.DEMO", tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     for name in ("demo", "demo/base"):
@@ -272,7 +272,7 @@ def test_an_installation_without_models_says_so(tmp_path, monkeypatch):
         Glide.load("other")
 
 
-def test_everything_of_a_shipped_model_is_packaged(demo):
+def test_all_files_of_a_shipped_model_are_packaged(demo):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     patterns = setup["options.package_data"]["glide_jax"].split()
@@ -280,7 +280,7 @@ def test_everything_of_a_shipped_model_is_packaged(demo):
     assert {path for path in demo.rglob("*") if path.is_file()} <= packaged
 
 
-def test_the_shipped_models_are_whole_and_small(tmp_path, monkeypatch):
+def test_the_shipped_models_are_complete_and_small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     glide = Glide.load("demo")
     assert set(glide.runs) == set(ROLES)

@@ -1,4 +1,4 @@
-"""Fine-tuning from another run's parameters."""
+"""Initial parameters of fine-tuned models."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from glide_jax.runs.folder import Run
 
 
 def denoised(config, params, **conditions):
-    """What a model makes of fixed inputs."""
+    """A model's output for fixed inputs."""
     rng = np.random.default_rng(0)
     network = build_network(config.model)
     px, length = config.model.resolution_px, config.model.text.length
@@ -47,17 +47,17 @@ def known_and_mask(px):
     }
 
 
-def test_an_inpainting_model_starts_as_its_base(trained_run):
+def test_an_inpainting_model_initially_equals_its_base_model(trained_run):
     before, after = tiny.get_config(), model_set.inpaint_config()
     params = starting_params(Run.open(trained_run), after)
     base = starting_params(Run.open(trained_run), before)
-    # Sums over more channels, of which the new ones add zeros, round in another order.
+    # The sums over more channels round in another order.
     np.testing.assert_allclose(
         denoised(after, params, **known_and_mask(8)), denoised(before, base), atol=1e-5
     )
 
 
-def test_new_channels_stand_between_those_that_were_there(models, low_res):
+def test_new_input_channels_are_inserted_in_order(models, low_res):
     before = model_set.upsampler_config(inpaint=False)
     after = model_set.upsampler_config(inpaint=True)
     params = starting_params(Run.open(models / "upsample"), after)
@@ -70,7 +70,7 @@ def test_new_channels_stand_between_those_that_were_there(models, low_res):
     )
 
 
-def test_an_upsampler_can_learn_to_be_told_of_noise(models, low_res):
+def test_an_upsampler_can_become_conditioned_on_the_noise_level(models, low_res):
     before = model_set.upsampler_config(inpaint=False)
     model = dataclasses.replace(before.model, low_res_noise=True)
     after = dataclasses.replace(before, model=model)
@@ -80,7 +80,7 @@ def test_an_upsampler_can_learn_to_be_told_of_noise(models, low_res):
     )
 
 
-def test_what_does_not_fit_is_refused(models, trained_run, tmp_path):
+def test_incompatible_models_are_refused(models, trained_run, tmp_path):
     base, inpaint = tiny.get_config(), model_set.inpaint_config()
     clip = model_set.clip_config()
     wider = dataclasses.replace(base.model.unet, channels=64)
@@ -92,8 +92,8 @@ def test_what_does_not_fit_is_refused(models, trained_run, tmp_path):
     for run, config, line in (
         (trained_run, wider, r"text_emb.bias is \(128,\) there and \(256,\) in the config"),
         (trained_run, clip, "one of the two models is a CLIP"),
-        (models / "base-inpaint", base, "sees known pixels and mask, this one does not"),
-        (models / "upsample", as_upsampler, "sees low_res, this one does not"),
+        (models / "base-inpaint", base, "has the input known pixels and mask, this one does not"),
+        (models / "upsample", as_upsampler, "has the input low_res, this one does not"),
         (trained_run, dataclasses.replace(base, diffusion=eps), "diffusion.prediction v"),
         (tmp_path, base, "is not a run folder"),
     ):
@@ -101,6 +101,6 @@ def test_what_does_not_fit_is_refused(models, trained_run, tmp_path):
             starting_params(Run.open(run), config)
 
 
-def test_a_clip_starts_from_a_clip(models):
+def test_a_clip_can_be_fine_tuned_from_a_clip(models):
     params = starting_params(Run.open(models / "clip"), model_set.clip_config())
     assert params.keys() == build_network(model_set.clip_config().model).shapes.keys()

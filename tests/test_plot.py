@@ -1,4 +1,4 @@
-"""Curves and film strips of small runs, of which all numbers are known."""
+"""Curves and sample strips of small runs with known values."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from PIL import Image
 from glide_jax.errors import UserError
 from glide_jax.images import draw_grid, save_png
 from glide_jax.plot.__main__ import main
-from glide_jax.plot.curves import COLORS, bucket_panels, draw_curves, read_curves, smoothed
+from glide_jax.plot.curves import COLORS, bucket_panels, plot_curves, read_curves, smoothed
 from glide_jax.plot.sample_strip import sample_strip
 
 BUCKETS = ("t000-199", "t200-399", "t400-599", "t600-799", "t800-999")
@@ -58,7 +58,7 @@ def runs(tmp_path):
 
 
 def figure_of(folder, *names):
-    return draw_curves({name: read_curves(folder / name) for name in names})
+    return plot_curves({name: read_curves(folder / name) for name in names})
 
 
 def titles(figure):
@@ -69,7 +69,7 @@ def panel(figure, title):
     return figure.axes[titles(figure).index(title)]
 
 
-def test_one_run_has_a_panel_for_all_that_it_logged_and_for_nothing_else(runs):
+def test_one_run_has_a_panel_for_each_logged_metric(runs):
     figure = figure_of(runs, "long")
     assert titles(figure) == [
         "Training loss", "Validation loss", "Validation error by timestep", "Gradient", "Speed",
@@ -87,12 +87,12 @@ def test_one_run_has_a_panel_for_all_that_it_logged_and_for_nothing_else(runs):
         np.testing.assert_array_equal(
             line.get_xydata(), np.stack(curves[f"validation_mse_{name}"]).T
         )
-    # The first windows alone, before anything is validated.
-    write_metrics(runs / "young", list(denoiser_lines(40)))
-    assert titles(figure_of(runs, "young")) == ["Training loss", "Gradient", "Speed"]
+    # Only the first windows, before the first validation.
+    write_metrics(runs / "new", list(denoiser_lines(40)))
+    assert titles(figure_of(runs, "new")) == ["Training loss", "Gradient", "Speed"]
 
 
-def test_loss_is_drawn_as_it_is_and_smoothed_on_a_logarithmic_axis(runs):
+def test_the_loss_is_plotted_raw_and_smoothed_on_a_logarithmic_axis(runs):
     figure = figure_of(runs, "long")
     axes, curve = panel(figure, "Training loss"), read_curves(runs / "long")["loss"]
     raw, smooth = axes.lines
@@ -101,12 +101,12 @@ def test_loss_is_drawn_as_it_is_and_smoothed_on_a_logarithmic_axis(runs):
     assert raw.get_alpha() < 0.5 and smooth.get_alpha() is None
     assert axes.get_yscale() == panel(figure, "Gradient").get_yscale() == "log"
     assert panel(figure, "Speed").get_yscale() == "linear"
-    averaged, of_raw = panel(figure, "Validation loss").lines
-    assert (averaged.get_linestyle(), of_raw.get_linestyle()) == ("-", "--")
-    np.testing.assert_allclose(of_raw.get_ydata(), 1.1 * averaged.get_ydata())
+    ema, of_raw = panel(figure, "Validation loss").lines
+    assert (ema.get_linestyle(), of_raw.get_linestyle()) == ("-", "--")
+    np.testing.assert_allclose(of_raw.get_ydata(), 1.1 * ema.get_ydata())
 
 
-def test_runs_are_drawn_over_each_other_in_a_color_each(runs):
+def test_several_runs_share_panels_in_a_color_each(runs):
     figure = figure_of(runs, "long", "short")
     assert titles(figure) == [
         "Training loss", "Validation loss",
@@ -123,7 +123,7 @@ def test_runs_are_drawn_over_each_other_in_a_color_each(runs):
         assert axes.get_xlim() == (0, 1.02 * 400)
 
 
-def test_a_clips_accuracy_is_told_in_per_cent(runs):
+def test_a_clips_accuracy_is_in_percent(runs):
     figure = figure_of(runs, "clip")
     assert titles(figure) == [
         "Training loss", "Validation loss", "Accuracy", "Validation accuracy by timestep",
@@ -133,20 +133,20 @@ def test_a_clips_accuracy_is_told_in_per_cent(runs):
     assert "%" in accuracy.get_ylabel()
     assert {float(line.get_ydata()[0]) for line in accuracy.lines} == {40.0, 50.0}
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [
-        "validation, averaged parameters", "training",
+        "validation, EMA parameters", "training",
     ]  # fmt: skip
     mixed = titles(figure_of(runs, "clip", "long"))
     assert "Accuracy" in mixed and "Validation error, t 0–199" in mixed
 
 
-def test_buckets_are_in_the_order_of_their_steps():
+def test_timestep_buckets_are_in_ascending_order():
     logged = {"validation_mse_t1600-1999", "validation_mse_t400-799", "validation_mse_t000-399"}
     (error, accuracy) = bucket_panels(logged | {"validation_mse_t000-399_raw"}, together=True)
     assert [line.label for line in error.lines] == ["t 0–399", "t 400–799", "t 1600–1999"]
     assert not accuracy.lines
 
 
-def test_smoothing_keeps_straight_lines_and_means():
+def test_smoothing_preserves_lines_and_reduces_noise():
     line = np.arange(200.0)
     # At the end there are fewer points after than before: an average of 3 lies half a step back.
     np.testing.assert_allclose(smoothed(line)[:-2], line[:-2])
@@ -156,7 +156,7 @@ def test_smoothing_keeps_straight_lines_and_means():
         assert len(smoothed(line[:count])) == count and smoothed(line[:count])[0] == 0
 
 
-def test_values_that_are_not_finite_and_a_line_cut_short_are_passed_over(tmp_path):
+def test_non_finite_values_and_a_truncated_last_line_are_skipped(tmp_path):
     run = write_metrics(
         tmp_path / "run", [{"step": s, "loss": v} for s, v in ((1, 0.5), (2, np.nan), (3, np.inf))]
     )
@@ -164,30 +164,30 @@ def test_values_that_are_not_finite_and_a_line_cut_short_are_passed_over(tmp_pat
         file.write('{"step": 4, "lo')
     curve = read_curves(run)["loss"]
     assert curve.steps.tolist() == [1] and curve.values.tolist() == [0.5]
-    draw_curves({"run": {"loss": curve}})
+    plot_curves({"run": {"loss": curve}})
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n[3]\n{"step": 2, "loss": 1}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not one of a training's"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not a line of metrics"):
         read_curves(run)
 
 
-def test_the_command_writes_curves_and_names_what_it_cannot_use(runs, capsys, monkeypatch):
+def test_the_command_writes_curves_and_refuses_unusable_input(runs, capsys, monkeypatch):
     out = runs / "new" / "curves.png"
     main([str(runs / "long"), str(runs / "short"), "--out", str(out)])
     assert str(out) in capsys.readouterr().out
     with Image.open(out) as image:
         assert image.width > 1500 and len(image.getcolors(2**20)) > 100
-    # Folders of the same name are told apart by where they are.
+    # Folders of the same name are labeled with their paths.
     write_metrics(runs / "other" / "long", denoiser_lines(100))
     main([str(runs / "long"), str(runs / "other" / "long"), "--out", str(runs / "two.svg")])
     assert (runs / "two.svg").is_file()
     (runs / "empty").mkdir()
     for message, arguments in {
         "at least one run folder": [],
-        "nothing is not the folder of a training": [runs / "nothing"],
-        r"empty is not the folder of a training: it has no metrics\.jsonl": [runs / "empty"],
+        "nothing is not the folder of a training run": [runs / "nothing"],
+        r"empty is not the folder of a training run: it has no metrics\.jsonl": [runs / "empty"],
         "cannot write .*curves.what": [runs / "long", "--out", runs / "curves.what"],
         "cannot write .*long/metrics": [runs / "long", "--out", runs / "long/metrics.jsonl/x.png"],
-        "9 runs cannot be told apart": [write_metrics(runs / str(i), denoiser_lines(20))
+        "9 runs: give at most 8": [write_metrics(runs / str(i), denoiser_lines(20))
                                         for i in range(9)],
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):
@@ -195,14 +195,14 @@ def test_the_command_writes_curves_and_names_what_it_cannot_use(runs, capsys, mo
     (runs / "empty" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match=r"metrics\.jsonl is empty: nothing is logged yet"):
         main([str(runs / "empty")])
-    with pytest.raises(UserError, match="nothing to draw in run"):
-        draw_curves({"run": {"bad_records": read_curves(runs / "long")["skipped"]}})
+    with pytest.raises(UserError, match="nothing to plot for run"):
+        plot_curves({"run": {"bad_records": read_curves(runs / "long")["skipped"]}})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"needs matplotlib: pip install -e '\.\[plot\]'"):
         main([str(runs / "long")])
 
 
-# Film strips --------------------------------------------------------------------------------------
+# Sample strips ------------------------------------------------------------------------------------
 
 CAPTIONS = ["a red star", "a blue ring with a long description that takes some lines", "", "moon"]
 
@@ -219,49 +219,49 @@ def flat(level):
     return np.full((8, 8, 3), level, np.uint8)
 
 
-def film_levels(film, rows):
-    """The levels in the middle of each tile, by row, from the first column on."""
+def tile_levels(strip, rows):
+    """The level in the middle of each tile after the captions, by row."""
     side, margin = 192, 12
-    middles = range(margin + side // 2, film.shape[1], side + margin)
-    tops = range(margin + 24 + side // 2, film.shape[0], side + margin)
-    return [[int(film[y, x, 0]) for x in middles][1:] for y in tops][:rows]
+    middles = range(margin + side // 2, strip.shape[1], side + margin)
+    tops = range(margin + 24 + side // 2, strip.shape[0], side + margin)
+    return [[int(strip[y, x, 0]) for x in middles][1:] for y in tops][:rows]
 
 
-def test_a_film_shows_the_same_prompts_over_time(tmp_path):
+def test_a_strip_shows_the_same_prompts_at_several_steps(tmp_path):
     def grid(step):
         images = np.stack([flat(20 * i + step // 1000) for i in range(8)])
         return draw_grid(images, CAPTIONS * 2, columns=4)
 
     run = write_run(tmp_path / "run", tiny.get_config(), range(1000, 16000, 1000), grid)
-    # Another run's prompts, before: a grid of another size is no part of the film.
+    # A grid of another size, of other prompts, is left out.
     save_png(run / "samples" / "0000500.png", draw_grid(flat(9)[None], ["x"], columns=1))
-    film = sample_strip([run])
-    # 15 grids: 8 of them evenly spaced, the first and the last among them.
+    strip = sample_strip([run])
+    # Of 15 grids, 8 are shown: evenly spaced, from the first to the last.
     shown = [1, 3, 5, 7, 9, 11, 13, 15]
-    assert film_levels(film, 4) == [[20 * i + s for s in shown] for i in range(4)]
-    captions = film[36:, :204, 0]
+    assert tile_levels(strip, 4) == [[20 * i + s for s in shown] for i in range(4)]
+    captions = strip[36:, :204, 0]
     written = [(captions[204 * i : 204 * i + 150] < 100).any() for i in range(4)]
     assert written == [True, True, False, True]
-    labels = film[:36, 204:, 0]
+    labels = strip[:36, 204:, 0]
     assert all((labels[:, 204 * i : 204 * (i + 1)] < 100).any() for i in range(8))
-    # Two runs: one strip under the other, of the same width or wider.
+    # Two runs: one strip below the other.
     both = sample_strip([run, run])
-    assert both.shape[0] > 2 * film.shape[0] and both.shape[1] == film.shape[1]
+    assert both.shape[0] > 2 * strip.shape[0] and both.shape[1] == strip.shape[1]
 
 
-def test_a_film_of_an_inpainting_model_shows_what_it_was_given_once(tmp_path):
+def test_a_strip_of_an_inpainting_model_shows_its_inputs_once(tmp_path):
     def grid(step):
         rows = [x for i in range(4) for x in (flat(50 + i), flat(100 + i + step), flat(200 + i))]
-        captions = [c for i in range(4) for c in (f"given: {CAPTIONS[i]}", "drawn", "whole")]
+        captions = [c for i in range(4) for c in (f"given: {CAPTIONS[i]}", "sample", "original")]
         return draw_grid(np.stack(rows), captions, columns=6)
 
     run = write_run(tmp_path / "run", inpaint_config(), (10, 20), grid)
-    assert film_levels(sample_strip([run]), 2) == [[50, 110, 120, 200], [51, 111, 121, 201]]
+    assert tile_levels(sample_strip([run]), 2) == [[50, 110, 120, 200], [51, 111, 121, 201]]
 
 
-def test_a_run_without_images_is_told(tmp_path):
+def test_a_run_without_samples_is_refused(tmp_path):
     run = write_run(tmp_path / "run", tiny.get_config(), (), None)
-    with pytest.raises(UserError, match=r"run has no samples/STEP\.png: nothing is drawn yet"):
+    with pytest.raises(UserError, match=r"run has no samples/STEP\.png: it has no samples yet"):
         sample_strip([run])
     (run / "samples").mkdir()
     (run / "samples" / "0000010.png").write_text("not an image")

@@ -108,7 +108,7 @@ def test_an_exported_model_is_loaded_from_a_bucket(folder, tmp_path):
     write_random_run(run, tiny.get_config(), Tokenizer.train(CAPTIONS, 300))
     for to in (tmp_path / "here", folder / "there"):
         export(run, to)
-    with pytest.raises(UserError, match="there is there already: remove it"):
+    with pytest.raises(UserError, match="there already exists: remove it"):
         export(run, folder / "there")
     ours = Glide.load(str(folder / "there")).stage("base")
     theirs = Glide.load(tmp_path / "here").stage("base")

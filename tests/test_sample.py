@@ -247,7 +247,7 @@ def test_a_folder_that_is_not_a_run_is_refused(capsys, trained_run, tmp_path, wh
         config = (trained_run / "config.json").read_text()
         (folder / "config.json").write_text(config)
         (folder / "checkpoints").mkdir()
-        expected = "has no whole checkpoint"
+        expected = "has no complete checkpoint"
     if what == "other config":
         (folder / "checkpoints").rmdir()
         (folder / "checkpoints").symlink_to(trained_run / "checkpoints")

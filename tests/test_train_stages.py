@@ -1,4 +1,4 @@
-"""Every stage of GLIDE through train.py: it trains, shows itself, and goes on bit for bit."""
+"""Every stage of GLIDE: it trains, validates, samples, and resumes bit for bit."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def changed(config, part, **changes):
 
 
 def on_colors(config, folder, **settings):
-    """The configuration on the eight colors, for six steps unless said otherwise."""
+    """The configuration on the eight colors, by default for six steps."""
     config = changed(
         config,
         "data",
@@ -74,7 +74,7 @@ def upsampler():
 
 
 def metrics(run_dir):
-    """metrics.jsonl without what depends on the clock, or counts from a process's start."""
+    """metrics.jsonl without values that depend on the clock or count from the process's start."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     other = ("images_per_s", "step_s", "loader_wait_share", "truncated_captions")
     return [{k: v for k, v in line.items() if k not in other} for line in lines]
@@ -82,7 +82,7 @@ def metrics(run_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["upsample", "base-inpaint", "clip"])
-def test_a_stage_trains_and_goes_on_bit_for_bit(stage, color_folder, models, tmp_path):
+def test_a_stage_trains_and_resumes_bit_for_bit(stage, color_folder, models, tmp_path):
     config = {
         "upsample": upsampler,
         "base-inpaint": model_set.inpaint_config,
@@ -90,31 +90,33 @@ def test_a_stage_trains_and_goes_on_bit_for_bit(stage, color_folder, models, tmp
     }[stage]()
     start = {"init_from": str(models / "base")} if stage == "base-inpaint" else {}
     config = on_colors(config, color_folder, **start)
-    train(config, tmp_path / "whole", ProcessGroup(), Profile())
+    train(config, tmp_path / "uninterrupted", ProcessGroup(), Profile())
     # As if it had been killed after its checkpoint at step 3.
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
-    train(config, tmp_path / "parts", ProcessGroup(), Profile())
+    shutil.copytree(tmp_path / "uninterrupted", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "6")
+    train(config, tmp_path / "resumed", ProcessGroup(), Profile())
 
-    whole, parts = (Run.open(tmp_path / run).weights() for run in ("whole", "parts"))
-    for name, value in whole.items():
-        np.testing.assert_array_equal(parts[name], value, err_msg=name)
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    uninterrupted, resumed = (
+        Run.open(tmp_path / run).weights() for run in ("uninterrupted", "resumed")
+    )
+    for name, value in uninterrupted.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    assert metrics(tmp_path / "resumed") == metrics(tmp_path / "uninterrupted")
 
-    validated = [line for line in metrics(tmp_path / "whole") if "validation_loss" in line]
+    validated = [line for line in metrics(tmp_path / "uninterrupted") if "validation_loss" in line]
     assert [line["step"] for line in validated] == [6]
     assert {"validation_loss", "validation_loss_raw"} <= validated[0].keys()
     shown = "accuracy" if stage == "clip" else "mse"
     buckets = [name for name in validated[0] if name.startswith(f"validation_{shown}_t")]
     assert len(buckets) >= 5
-    grid = tmp_path / "whole" / "samples" / "0000006.png"
+    grid = tmp_path / "uninterrupted" / "samples" / "0000006.png"
     if stage == "clip":
         assert not grid.exists()
     else:
-        assert Image.open(grid).size[0] > 6 * 192  # given, drawn, whole; twice in a row
+        assert Image.open(grid).size[0] > 6 * 192  # input, sample, original; twice in a row
 
 
-def test_a_fine_tune_that_cannot_be_leaves_nothing_behind(color_folder, models, tmp_path):
+def test_a_refused_fine_tune_leaves_no_run_folder(color_folder, models, tmp_path):
     run = tmp_path / "run"
     config = on_colors(model_set.clip_config(), color_folder, init_from=str(models / "base"))
     with pytest.raises(UserError, match="one of the two models is a CLIP"):
@@ -126,7 +128,7 @@ def test_a_fine_tune_that_cannot_be_leaves_nothing_behind(color_folder, models, 
     assert not run.exists()
 
 
-def test_captions_that_are_all_empty_are_refused(color_folder, tmp_path):
+def test_a_data_set_of_empty_captions_is_refused(color_folder, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("red", "green"):
@@ -140,7 +142,7 @@ def test_captions_that_are_all_empty_are_refused(color_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_auxiliary_clip_is_read_from_its_run(color_folder, models, tmp_path):
+def test_an_auxiliary_clip_is_loaded_from_its_run(color_folder, models, tmp_path):
     config = on_colors(
         model_set.inpaint_config(),
         color_folder,
@@ -155,7 +157,7 @@ def test_an_auxiliary_clip_is_read_from_its_run(color_folder, models, tmp_path):
     assert 0 < line["clip_loss"] < 2
 
 
-def test_a_clip_never_has_to_tell_a_image_from_itself(color_folder, tmp_path):
+def test_no_image_occurs_twice_in_a_batch_of_a_clip(color_folder, tmp_path):
     config = on_colors(model_set.clip_config(), color_folder, batch_examples=16)
     with pytest.raises(UserError, match=r"train.batch_examples \(16\) must be at most"):
         train(config, tmp_path / "run", ProcessGroup(), Profile())
@@ -171,17 +173,17 @@ def test_a_clip_never_has_to_tell_a_image_from_itself(color_folder, tmp_path):
     assert with_validation_batch(large, 50).train.batch_examples == 48
 
 
-def test_a_tokenizer_learns_from_captions_that_a_pattern_leaves_out(color_folder):
+def test_a_tokenizer_is_trained_on_captions_that_a_pattern_excludes(color_folder):
     config = on_colors(model_set.inpaint_config(), color_folder)
-    lesson = changed(config, "data", caption_pattern="red")
-    whole, part = (open_source(c.data, "all") for c in (config, lesson))
-    assert (len(whole), len(part)) == (8, 1)
-    known, learned = (tokenizer_of(c, s) for c, s in ((config, whole), (lesson, part)))
+    stage = changed(config, "data", caption_pattern="red")
+    full, part = (open_source(c.data, "all") for c in (config, stage))
+    assert (len(full), len(part)) == (8, 1)
+    reference, filtered = (tokenizer_of(c, s) for c, s in ((config, full), (stage, part)))
     for ours, theirs in zip(
-        learned.encode(["all yellow"], 8), known.encode(["all yellow"], 8), strict=True
+        filtered.encode(["all yellow"], 8), reference.encode(["all yellow"], 8), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
     alone = tokenizer_of(config, part)
     assert not np.array_equal(
-        alone.encode(["all yellow"], 8)[1], known.encode(["all yellow"], 8)[1]
+        alone.encode(["all yellow"], 8)[1], reference.encode(["all yellow"], 8)[1]
     )

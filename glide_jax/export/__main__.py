@@ -1,10 +1,11 @@
-"""Writes a run's averaged weights as a folder to give away.
+"""Publish a run's EMA parameters as a folder.
 
     python -m glide_jax.export runs/base64 --to base64
     python sample.py --checkpoint base64 --prompt "a red star"
 
-The folder holds config.json, tokenizer/ and weights.safetensors, nothing else: an eighth of a
-checkpoint's size in bfloat16. It does wherever a run folder is read, but no training goes on in it.
+The folder holds only config.json, tokenizer/ and weights.safetensors: in bfloat16, an eighth of a
+checkpoint's size. Every command that samples, scores or fine-tunes reads it like a run folder;
+training cannot resume in it.
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,14 @@ from glide_jax.storage import path_of
 
 @dataclass(frozen=True)
 class Arguments:
-    """Writes a run's averaged weights as a folder to give away."""
+    """Publish a run's EMA parameters as a folder."""
 
     run: tyro.conf.Positional[str | Path]
-    """Run folder, as train.py or glide_jax.convert writes it."""
+    """Run folder of train.py or glide_jax.convert."""
     to: str | Path
-    """Folder to write, here or as gs://BUCKET/FOLDER."""
+    """Output folder, local or gs://BUCKET/FOLDER."""
     dtype: Dtype = "bfloat16"
-    """Type of the stored numbers: float32 keeps them exactly, the others to 8 or 11 bits."""
+    """Data type of the weights. float32 is exact; bfloat16 has 8 significant bits, float16 11."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,11 +1,4 @@
-"""Writes a run's averaged weights as a folder to give away.
-
-    python -m glide_jax.export runs/base64 --to base64
-    python sample.py --checkpoint base64 --prompt "a red star"
-
-The folder holds config.json, tokenizer/ and weights.safetensors, nothing else: an eighth of a
-checkpoint's size in bfloat16. It does wherever a run folder is read, but no training goes on in it.
-"""
+"""Publishing: a run's EMA parameters, tokenizer and configuration as a folder."""
 
 import contextlib
 import dataclasses
@@ -30,21 +23,21 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
-    """Writes the newest whole checkpoint's averaged parameters: a run folder or nothing.
+    """Writes the EMA parameters of the newest checkpoint as a run folder, atomically.
 
     Args:
-        run_dir: with checkpoints.
-        to: a folder that is not there yet.
+        run_dir: a run folder with checkpoints.
+        to: the new folder.
         dtype: of the stored parameters.
 
     Raises:
-        UserError: `run_dir` has no checkpoint or cannot be read, `to` is there already or cannot
-            be written, or the parameters are beyond the range of `dtype`.
+        UserError: `run_dir` has no checkpoint or cannot be read, `to` already exists or cannot be
+            written, or a parameter exceeds the range of `dtype`.
     """
     with storage_errors("read", to):
-        is_there = to.exists()
-    if is_there:
-        raise UserError(f"{to} is there already: remove it, or give another --to")
+        exists = to.exists()
+    if exists:
+        raise UserError(f"{to} already exists: remove it, or give another --to")
     run = Run.open(run_dir)
     run_dir, config = run.path, run.config
     for name in (CHECKPOINTS, TOKENIZER):
@@ -59,11 +52,11 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
         files = {
             f"{TOKENIZER}/{file.name}": file.read_bytes()
             for file in (run_dir / TOKENIZER).iterdir()
-            if not file.name.startswith(".")  # what an interrupted write left, or a file browser
+            if not file.name.startswith(".")  # of interrupted writes or file browsers
         }
-    # save_file would make a file that nobody else may read.
+    # Not save_file, which makes a file that only its owner can read.
     files[WEIGHTS] = safetensors.numpy.save(weights, {"step": str(step), "dtype": dtype})
-    # Last: without it, what is in a bucket is no run folder.
+    # Last: an interrupted upload to a bucket has no config.json, and is not a run folder.
     files[CONFIG] = (_portable(config).to_json() + "\n").encode()
     with storage_errors("write", to):
         _write_folder(to, files)
@@ -94,13 +87,13 @@ def _cast(params: Mapping[str, jax.Array], dtype: Dtype) -> dict[str, np.ndarray
             weights[name] = np.asarray(value, order="C").astype(jnp.dtype(dtype))
         if not np.isfinite(weights[name].astype(np.float32)).all():
             raise UserError(
-                f"{name} has values that {dtype} does not hold: give --dtype bfloat16 or float32"
+                f"{name} has values beyond the range of {dtype}: give --dtype bfloat16 or float32"
             )
     return weights
 
 
 def _portable(config: Config) -> Config:
-    """Without places of one's own, here or in buckets: of what a setting names, the name stays."""
+    """The configuration with absolute paths and buckets reduced to their last part."""
     data, train = config.data, config.train
     return dataclasses.replace(
         config,
@@ -129,6 +122,6 @@ def _portable_source(source: Any) -> Any:
             return dataclasses.replace(source, data_dir="")
 
 
-def _name(place: str) -> str:
-    own = Path(place).is_absolute() or place.startswith(GCS_PREFIX)
-    return Path(place).name if own else place
+def _name(path: str) -> str:
+    private = Path(path).is_absolute() or path.startswith(GCS_PREFIX)
+    return Path(path).name if private else path

@@ -1,10 +1,10 @@
-"""Draws what metrics.jsonl tells: learning curves, of several runs over each other.
+"""Plot training curves and sample strips of one or several runs.
 
     python -m glide_jax.plot runs/scenes_tiny --out curves.png
-    python -m glide_jax.plot runs/a runs/b --out curves.png --samples film.png
+    python -m glide_jax.plot runs/a runs/b --out curves.png --samples strip.png
 
-There is a panel for whatever a run has logged, and none for the rest. `--samples` puts the grids of
-samples/ together to a film strip: the same prompts and seeds, as training goes on.
+Curves come from metrics.jsonl, with a panel per logged metric. A sample strip comes from samples/:
+the same prompts and seeds at several training steps.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ import tyro
 
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import save_png
-from glide_jax.plot.curves import PIXELS_PER_INCH, draw_curves, read_curves, run_names
+from glide_jax.plot.curves import PIXELS_PER_INCH, plot_curves, read_curves, run_names
 from glide_jax.plot.sample_strip import sample_strip
 from glide_jax.storage import path_of, require_local
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draws what metrics.jsonl tells: learning curves, of several runs over each other."""
+    """Plot training curves and sample strips of one or several runs."""
 
     runs: tyro.conf.Positional[tuple[str | Path, ...]]
-    """Run folders, as train.py writes them."""
+    """Run folders."""
     out: Path = Path("curves.png")
-    """File for the curves: .png, .svg or .pdf."""
+    """Output file of the curves: .png, .svg or .pdf."""
     samples: Path | None = None
-    """PNG file for a film strip of each run's samples/."""
+    """Output PNG of the sample strips; none unless given."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [path_of(run) for run in arguments.runs]
     require_local(arguments.out, arguments.samples)
     if not runs:
-        raise UserError("nothing to draw: give at least one run folder")
-    figure = draw_curves(
+        raise UserError("nothing to plot: give at least one run folder")
+    figure = plot_curves(
         {name: read_curves(run) for name, run in zip(run_names(runs), runs, strict=True)}
     )
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(arguments.out, dpi=PIXELS_PER_INCH)
-    except (OSError, ValueError) as error:  # ValueError: no such format
+    except (OSError, ValueError) as error:  # ValueError: unknown format
         raise UserError(f"cannot write {arguments.out}: {error}") from error
     print(arguments.out)
     if arguments.samples is not None:

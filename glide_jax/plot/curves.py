@@ -1,11 +1,4 @@
-"""Draws what metrics.jsonl tells: learning curves, of several runs over each other.
-
-    python -m glide_jax.plot runs/scenes_tiny --out curves.png
-    python -m glide_jax.plot runs/a runs/b --out curves.png --samples film.png
-
-There is a panel for whatever a run has logged, and none for the rest. `--samples` puts the grids of
-samples/ together to a film strip: the same prompts and seeds, as training goes on.
-"""
+"""Training curves of one or several runs, from metrics.jsonl: a panel per logged metric."""
 
 import json
 import math
@@ -21,19 +14,19 @@ from glide_jax.runs.layout import METRICS, name_of
 from glide_jax.storage import AnyPath, storage_errors
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
-"""Of the runs: Okabe and Ito's, which the color-blind tell apart, and a brown."""
+"""Line colors of the runs: Okabe and Ito's color-blind-safe palette, and a brown."""
 GRAY = "#555555"
 COLUMNS = 3
 PANEL_INCHES = (4.6, 3.1)
 PIXELS_PER_INCH = 130
-SMOOTHED_SHARE = 1 / 40
-"""Of a curve's points, those that are averaged into one of its smooth line."""
-LEAST_LOG_RANGE = 4.0
-"""Largest over smallest value from which an axis is logarithmic."""
+SMOOTHING_WINDOW = 1 / 40
+"""Window of the moving average, as a fraction of the curve's points."""
+MIN_LOG_RANGE = 4.0
+"""Smallest ratio of the largest to the smallest value for a logarithmic axis."""
 BUCKET = re.compile(r"validation_(?:mse|accuracy)_t(\d+)-(\d+)")
 
 Figure = Any
-"""Matplotlib's, which is loaded when something is drawn. So are its axes."""
+"""matplotlib.figure.Figure; matplotlib is an optional dependency, imported when needed."""
 
 
 class Curve(NamedTuple):
@@ -48,13 +41,13 @@ Curves = Mapping[str, Curve]
 
 
 class Line(NamedTuple):
-    """How a metric is drawn in a panel."""
+    """Style of a metric's line."""
 
     metric: str
     label: str = ""
-    """What tells it from the panel's other lines."""
+    """Entry in the panel's legend."""
     smooth: bool = False
-    """Points faint, and a line through their moving average."""
+    """Plot the values faintly, and their moving average as a line."""
     style: str = "-"
     marker: str = ""
 
@@ -67,9 +60,9 @@ class Panel(NamedTuple):
     lines: tuple[Line, ...]
     log: bool = False
     scale: float = 1.0
-    """What the metrics are multiplied with, to be in `unit`."""
+    """Factor from the metrics to `unit`."""
     buckets: bool = False
-    """Whether a line's color is its timestep, not its run."""
+    """Whether line colors stand for timestep buckets instead of runs."""
 
 
 PANELS = (
@@ -78,40 +71,40 @@ PANELS = (
         "Validation loss",
         "loss",
         (
-            Line("validation_loss", "averaged parameters", marker="."),
+            Line("validation_loss", "EMA parameters", marker="."),
             Line("validation_loss_raw", "raw parameters", style="--"),
         ),
         log=True,
     ),
     Panel(
         "Accuracy",
-        "pairs found in their batch (%)",
+        "retrieved in the batch (%)",
         (
-            Line("validation_accuracy", "validation, averaged parameters", marker="."),
+            Line("validation_accuracy", "validation, EMA parameters", marker="."),
             Line("validation_accuracy_raw", "validation, raw parameters", style="--"),
             Line("accuracy", "training", smooth=True, style=":"),
         ),
         scale=100,
     ),
-    Panel("Temperature", "1 / scale of the cosines", (Line("temperature", smooth=True),), log=True),
+    Panel("Temperature", "1 / logit scale", (Line("temperature", smooth=True),), log=True),
     Panel("Gradient", "norm before clipping", (Line("grad_norm", smooth=True),), log=True),
     Panel("Speed", "images / s", (Line("images_per_s", smooth=True),)),
 )
 
 
 def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
-    """Every metric that a run has logged, without the values that are not finite.
+    """The finite values of every metric that a run has logged.
 
     Raises:
-        UserError: `run_dir` is not the folder of a training, or nothing is logged yet.
+        UserError: `run_dir` has no metrics.jsonl, or it is empty or malformed.
     """
     path = run_dir / METRICS
     with storage_errors("read", path):
         lines = path.read_text().splitlines() if path.is_file() else None
     if lines is None:
         raise UserError(
-            f"{run_dir} is not the folder of a training: it has no {METRICS} (give the folder that "
-            "train.py wrote)"
+            f"{run_dir} is not the folder of a training run: it has no {METRICS} (give the folder "
+            "that train.py wrote)"
         )
     points: dict[str, list[tuple[float, float]]] = {}
     for number, line in enumerate(lines, start=1):
@@ -120,9 +113,9 @@ def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
             step = float(values.pop("step"))
             found = {name: float(value) for name, value in values.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines):  # that of a killed process may be cut short
+            if number == len(lines):  # a killed process may leave half a line
                 break
-            raise UserError(f"{path}, line {number} is not one of a training's: {error}") from None
+            raise UserError(f"{path}, line {number} is not a line of metrics: {error}") from None
         for name, value in found.items():
             if math.isfinite(value):
                 points.setdefault(name, []).append((step, value))
@@ -131,23 +124,26 @@ def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
     return {name: Curve(*np.array(sorted(pairs), np.float64).T) for name, pairs in points.items()}
 
 
-def draw_curves(runs: Mapping[str, Curves]) -> Figure:
-    """The curves of runs, by their names: a matplotlib figure.
+def plot_curves(runs: Mapping[str, Curves]) -> Figure:
+    """A matplotlib figure of the curves of all runs.
 
-    With a single run, colors are those of the timesteps where a panel is about them. With several,
-    they are the runs', and each timestep bucket has a panel.
+    For a single run, one panel has a color per timestep bucket. For several runs, each bucket has
+    its own panel, and colors stand for runs.
+
+    Args:
+        runs: curves by the run's name.
 
     Raises:
-        UserError: matplotlib is not installed, there are more runs than colors, or they have
-            logged nothing that there is a panel for.
+        UserError: matplotlib is not installed, there are more runs than colors, or no logged metric
+            has a panel.
     """
     try:
         import matplotlib.figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
-        raise UserError("drawing curves needs matplotlib: pip install -e '.[plot]'") from None
+        raise UserError("plotting needs matplotlib: pip install -e '.[plot]'") from None
     if len(runs) > len(COLORS):
-        raise UserError(f"{len(runs)} runs cannot be told apart: give {len(COLORS)} at most")
+        raise UserError(f"{len(runs)} runs: give at most {len(COLORS)}, one per color")
     logged = {name for curves in runs.values() for name in curves}
     panels = [
         panel
@@ -155,7 +151,7 @@ def draw_curves(runs: Mapping[str, Curves]) -> Figure:
         if any(line.metric in logged for line in panel.lines)
     ]
     if not panels:
-        raise UserError(f"nothing to draw in {', '.join(runs)}: no loss is logged yet")
+        raise UserError(f"nothing to plot for {', '.join(runs)}: no loss is logged yet")
 
     columns = 2 if len(panels) == 4 else min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -166,7 +162,7 @@ def draw_curves(runs: Mapping[str, Curves]) -> Figure:
     figure = matplotlib.figure.Figure(size, layout=layout)
     last_step = max(curve.steps[-1] for curves in runs.values() for curve in curves.values())
     for number, panel in enumerate(panels, start=1):
-        _draw_panel(figure.add_subplot(rows, columns, number), panel, runs, last_step)
+        _plot_panel(figure.add_subplot(rows, columns, number), panel, runs, last_step)
     middle = (1 + top) / 2
     if len(runs) == 1:
         figure.text(0.5, middle, next(iter(runs)), ha="center", va="center", fontsize=14)
@@ -185,11 +181,11 @@ def draw_curves(runs: Mapping[str, Curves]) -> Figure:
 
 
 def bucket_panels(logged: set[str], together: bool) -> list[Panel]:
-    """The panels of what validation found in each part of the timesteps.
+    """The panels of validation metrics by timestep bucket.
 
     Args:
         logged: names of metrics.
-        together: one panel with a line for each, instead of a panel for each.
+        together: make one panel with a line per bucket, instead of one panel per bucket.
     """
     found = sorted(
         (int(match[1]), int(match[2]), name)
@@ -199,19 +195,19 @@ def bucket_panels(logged: set[str], together: bool) -> list[Panel]:
     panels = []
     for kind, title, unit, scale in (
         ("mse", "Validation error", "mean squared error", 1),
-        ("accuracy", "Validation accuracy", "pairs found in their batch (%)", 100),
+        ("accuracy", "Validation accuracy", "retrieved in the batch (%)", 100),
     ):
         lines = [
             Line(name, f"t {low}–{high}", marker=".")
             for low, high, name in found
             if f"_{kind}_" in name
         ]
-        whole = Panel(f"{title} by timestep", unit, tuple(lines), kind == "mse", scale, True)
+        panel = Panel(f"{title} by timestep", unit, tuple(lines), kind == "mse", scale, True)
         if together:
-            panels.append(whole)
+            panels.append(panel)
         else:
             panels += [
-                whole._replace(
+                panel._replace(
                     title=f"{title}, {line.label}",
                     lines=(line._replace(label=""),),
                     buckets=False,
@@ -221,32 +217,32 @@ def bucket_panels(logged: set[str], together: bool) -> list[Panel]:
     return panels
 
 
-def _draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Curves], last_step: float) -> None:
+def _plot_panel(axes: Any, panel: Panel, runs: Mapping[str, Curves], last_step: float) -> None:
     import matplotlib
     from matplotlib.ticker import EngFormatter
 
-    shown: dict[str, Any] = {}
-    extent = []
+    styles: dict[str, Any] = {}
+    plotted = []
     for line_number, line in enumerate(panel.lines):
         for color, curves in zip(COLORS, runs.values(), strict=False):
             if line.metric not in curves:
                 continue
             steps, values = curves[line.metric]
             values = values * panel.scale
-            extent.append(values)
-            paint: Any = color
-            if panel.buckets:  # from the finest details to the roughest outline
-                place = line_number / max(len(panel.lines) - 1, 1)
-                paint = matplotlib.colormaps["viridis_r"](0.15 + 0.85 * place)
-            look = {"linestyle": line.style, "marker": line.marker, "color": paint}
+            plotted.append(values)
+            line_color: Any = color
+            if panel.buckets:  # from small to large t
+                position = line_number / max(len(panel.lines) - 1, 1)
+                line_color = matplotlib.colormaps["viridis_r"](0.15 + 0.85 * position)
+            style = {"linestyle": line.style, "marker": line.marker, "color": line_color}
             if line.smooth:
-                axes.plot(steps, values, linewidth=0.8, alpha=0.25, color=paint)
+                axes.plot(steps, values, linewidth=0.8, alpha=0.25, color=line_color)
                 values = smoothed(values)
-            axes.plot(steps, values, linewidth=1.6, **look)
-            shown[line.label] = look if panel.buckets else look | {"color": GRAY}
-    everything = np.concatenate(extent)
-    if panel.log and everything.min() > 0:
-        _log_scale(axes, everything)
+            axes.plot(steps, values, linewidth=1.6, **style)
+            styles[line.label] = style if panel.buckets else style | {"color": GRAY}
+    all_values = np.concatenate(plotted)
+    if panel.log and all_values.min() > 0:
+        _log_scale(axes, all_values)
     axes.set_title(panel.title, fontsize=11)
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel(panel.unit, fontsize=9)
@@ -257,21 +253,21 @@ def _draw_panel(axes: Any, panel: Panel, runs: Mapping[str, Curves], last_step: 
     axes.spines[["top", "right"]].set_visible(False)
     if len(panel.lines) > 1:
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
-        handles = [_handle(**look) for look in shown.values()]
-        axes.legend(handles, list(shown), fontsize=8, **(beside if panel.buckets else {}))
+        handles = [_handle(**style) for style in styles.values()]
+        axes.legend(handles, list(styles), fontsize=8, **(beside if panel.buckets else {}))
 
 
-def _handle(**look: Any) -> Any:
+def _handle(**style: Any) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], **look)
+    return Line2D([], [], **style)
 
 
 def _log_scale(axes: Any, values: np.ndarray) -> None:
-    """A logarithmic axis with plain numbers, where the values are far enough apart for one."""
+    """A logarithmic axis with plain tick labels, if the values span MIN_LOG_RANGE."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    if values.max() < LEAST_LOG_RANGE * values.min():
+    if values.max() < MIN_LOG_RANGE * values.min():
         return
     decades = math.log10(values.max() / values.min())
     subs = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
@@ -282,15 +278,15 @@ def _log_scale(axes: Any, values: np.ndarray) -> None:
 
 
 def smoothed(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Centered moving average; at the start, which is steep, over as few points as lie before."""
+    """Centered moving average. Its window shrinks towards the start, where curves are steep."""
     index = np.arange(len(values))
-    half = np.minimum(max(1, round(len(values) * SMOOTHED_SHARE / 2)), index)
+    half = np.minimum(max(1, round(len(values) * SMOOTHING_WINDOW / 2)), index)
     first, end = index - half, np.minimum(index + half + 1, len(values))
     total = np.concatenate([[0.0], np.cumsum(values)])
     return (total[end] - total[first]) / (end - first)
 
 
 def run_names(runs: Sequence[AnyPath]) -> list[str]:
-    """The folders' own names, or their whole paths where two have the same."""
+    """The names of run folders, or their paths if two names are equal."""
     names = [name_of(run) for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]

@@ -1,4 +1,4 @@
-"""Film strips: how the images of the same prompts and seeds change while a run trains."""
+"""Sample strips: samples for the same prompts and seeds at several training steps."""
 
 import io
 from collections.abc import Sequence
@@ -13,60 +13,54 @@ from glide_jax.runs.folder import Run
 from glide_jax.runs.layout import SAMPLES, name_of
 from glide_jax.storage import AnyPath
 
-MOMENTS = 8
-"""Columns at most; evenly spaced among the grids that are there, the first and last among them."""
-PROMPTS = 4
-"""Rows at most; a grid's first row has no more."""
-PARTS = 3
-"""Images that `preview.Preview` shows of a prompt where the model is given one: given, drawn,
-whole."""
+MAX_STEPS = 8
+"""Largest number of steps shown, evenly spaced from the first to the last grid."""
+MAX_PROMPTS = 4
+"""Largest number of prompts: those in the first row of a grid."""
+IMAGES_PER_PROMPT = 3
+"""Images per prompt in the grids of upsamplers and inpainting models: input, sample, original."""
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 def sample_strip(runs: Sequence[AnyPath]) -> Pixels:
-    """A row for each prompt, a column for each moment, each run under the other.
+    """The strips of all runs, one below the other: a row per prompt, a column per step.
 
     Raises:
-        UserError: a folder is not a run's, or has no samples/ to show.
+        UserError: a folder is not a run folder, or has no samples/.
     """
     strips = [_strip(run, len(runs) > 1) for run in runs]
-    film = Image.new(
+    image = Image.new(
         "RGB", (max(s.width for s in strips), sum(s.height for s in strips)), color="white"
     )
     top = 0
     for strip in strips:
-        film.paste(strip, (0, top))
+        image.paste(strip, (0, top))
         top += strip.height
-    return np.asarray(film)
+    return np.asarray(image)
 
 
 def _strip(run_dir: AnyPath, named: bool) -> Image.Image:
+    """A run's strip, with the run's name above it if `named`."""
     model = Run.open(run_dir).config.denoiser
     margin, side = _margin_and_side(model.resolution_px)
-    moments = _moments(run_dir)
-    newest = moments[-1][1]
-    tiles = {step: _tiles(grid, margin, side) for step, grid in moments}
-    last, captions = _tiles(newest, margin, side), _captions(newest, margin, side)
-    if model.condition_channels:
-        firsts = range(0, len(last) - PARTS + 1, PARTS)[:PROMPTS]
-        columns = {"given": [last[i] for i in firsts]}
-        columns |= {_label(step): [row[i + 1] for i in firsts] for step, row in tiles.items()}
-        columns["whole image"] = [last[i + 2] for i in firsts]
-    else:
-        firsts = range(len(last))[:PROMPTS]
-        columns = {_label(step): [row[i] for i in firsts] for step, row in tiles.items()}
+    grids = _grids(run_dir)
+    last = grids[-1][1]
+    captions = _captions(last, margin, side)
+    indices, columns = _columns(
+        {step: _tiles(grid, margin, side) for step, grid in grids}, model.condition_channels > 0
+    )
 
     font = ImageFont.load_default(15)
     header = (2 if named else 1) * 24
     cell = side + margin
-    row_heights = [max(side, captions[i].height) + margin for i in firsts]
+    row_heights = [max(side, captions[i].height) + margin for i in indices]
     size = margin + cell * (1 + len(columns)), margin + header + sum(row_heights)
     strip = Image.new("RGB", size, color="white")
     draw = ImageDraw.Draw(strip)
     if named:
         draw.text((margin, margin), name_of(run_dir), fill="black", font=font)
-    for row, i in enumerate(firsts):
+    for row, i in enumerate(indices):
         top = margin + header + sum(row_heights[:row])
         strip.paste(captions[i], (margin, top))
         for column, images in enumerate(columns.values(), start=1):
@@ -76,37 +70,56 @@ def _strip(run_dir: AnyPath, named: bool) -> Image.Image:
     return strip
 
 
-def _moments(run_dir: AnyPath) -> list[tuple[int, Image.Image]]:
-    """Steps and their grids; of those as large as the newest, as others show other prompts."""
+def _columns(
+    tiles: dict[int, list[Image.Image]], conditioned: bool
+) -> tuple[Sequence[int], dict[str, list[Image.Image]]]:
+    """Index of each prompt's first tile, and the strip's columns by their labels.
+
+    Args:
+        tiles: the first row of each grid, by step.
+        conditioned: whether grids have IMAGES_PER_PROMPT tiles per prompt.
+    """
+    last = tiles[max(tiles)]
+    if not conditioned:
+        indices = range(len(last))[:MAX_PROMPTS]
+        return indices, {_label(step): [row[i] for i in indices] for step, row in tiles.items()}
+    indices = range(0, len(last) - IMAGES_PER_PROMPT + 1, IMAGES_PER_PROMPT)[:MAX_PROMPTS]
+    samples = {_label(step): [row[i + 1] for i in indices] for step, row in tiles.items()}
+    given, originals = ([last[i + offset] for i in indices] for offset in (0, 2))
+    return indices, {"given": given} | samples | {"original": originals}
+
+
+def _grids(run_dir: AnyPath) -> list[tuple[int, Image.Image]]:
+    """Steps and their grids, without those of another size, which show other prompts."""
     files = {
         int(file.stem): file for file in (run_dir / SAMPLES).glob("*.png") if file.stem.isdecimal()
     }
     if not files:
-        raise UserError(f"{run_dir} has no {SAMPLES}/STEP.png: nothing is drawn yet")
+        raise UserError(f"{run_dir} has no {SAMPLES}/STEP.png: it has no samples yet")
     try:
         grids = [(step, Image.open(io.BytesIO(files[step].read_bytes()))) for step in sorted(files)]
         grids = [(step, grid) for step, grid in grids if grid.size == grids[-1][1].size]
-        chosen = np.unique(np.linspace(0, len(grids) - 1, MOMENTS).round().astype(int))
+        chosen = np.unique(np.linspace(0, len(grids) - 1, MAX_STEPS).round().astype(int))
         return [(grids[i][0], grids[i][1].convert("RGB")) for i in chosen]
     except OSError as error:
         raise UserError(f"cannot read the grids in {run_dir / SAMPLES}: {error}") from error
 
 
 def _margin_and_side(image_px: int) -> tuple[int, int]:
-    """How far apart `draw_grid` puts images of this size, and how large it shows them."""
+    """Distance between the tiles of `draw_grid` and their side, in pixels."""
     black = draw_grid(np.zeros((1, image_px, image_px, 3), np.uint8), [""], columns=1)
     columns = np.flatnonzero((black == 0).all(-1).any(0))
     return int(columns[0]), len(columns)
 
 
 def _tiles(grid: Image.Image, margin: int, side: int) -> list[Image.Image]:
-    """The images of a grid's first row."""
+    """The tiles of a grid's first row."""
     lefts = range(margin, grid.width - side, margin + side)
     return [grid.crop((left, margin, left + side, margin + side)) for left in lefts]
 
 
 def _captions(grid: Image.Image, margin: int, side: int) -> list[Image.Image]:
-    """What is written under the first row: all above the white before the next row."""
+    """The captions below the first row: the area above the white margin of the next row."""
     top = margin + side
     white = (np.asarray(grid)[top:] == 255).all((1, 2))
     bottom = next(y for y in range(len(white)) if white[y : y + margin].all())

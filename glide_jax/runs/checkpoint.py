@@ -1,12 +1,13 @@
-"""Checkpoints of a run: written in the background, and checked when they are read.
+"""Checkpoints of a run: written in the background, verified when read.
 
     checkpoints/STEP/           orbax: params, ema, optimizer, progress (counters), host
-    checkpoints/STEP.damaged/   one that storage did not give back as it was written
+    checkpoints/STEP.damaged/   a checkpoint that failed verification
 
-`host` is JSON: what else the run needs to go on (loader, log), a fingerprint of every array, and a
-digest of itself. A checkpoint is written to a temporary name and renamed when whole (in a bucket,
-marked when whole), so an interrupted write never harms the last good one; where an array is not
-what was saved, the checkpoint before is taken.
+`host` is JSON: the state of loader and log, a fingerprint of every array, and a digest of itself.
+
+Checkpoint integrity: a checkpoint is written under a temporary name and renamed when complete (in a
+bucket, marked when complete), so an interrupted write never harms the previous one. If an array
+differs from what was saved, the checkpoint is set aside and the previous one is restored.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from glide_jax.runs.state import TrainState, require_same_shapes
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath, move_folder
 
-# Orbax tells of every thread and file at the level of warnings; its errors still come through.
+# Orbax logs every thread and file as a warning. Errors are still logged.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -44,8 +45,8 @@ class Checkpoints:
 
     Args:
         run_dir: the run folder.
-        max_checkpoints: how many checkpoints stay; the oldest go first. None: for reading only.
-        group: the processes that save and restore together, each its part; readers are alone.
+        max_checkpoints: checkpoints to keep; the oldest are deleted first. None: read only.
+        group: the processes of the run, each of which saves and restores its shards.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class Checkpoints:
         self._writes = max_checkpoints is not None
         self._group = group or ProcessGroup()
         self.restored_step: int | None = None
-        """Step of the checkpoint that was restored last."""
-        # Each process reads by itself: one that cannot must not leave the others waiting.
+        """Step of the last restored checkpoint."""
+        # Each process reads independently: if one fails, the others must not wait for it.
         index = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
         )
-        with self._errors_named("open"):
+        with self._errors("open"):
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
@@ -88,20 +89,20 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint, None if there is none."""
+        """Step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, host_state: dict[str, Any]) -> None:
-        """Starts to write a checkpoint; returns when the state has been copied.
+        """Starts to write a checkpoint; returns as soon as the state is copied.
 
         Args:
             state: of the step just taken.
-            host_state: what else the run needs to go on, as JSON: the loader's position, the log.
+            host_state: state of the loader and the log, as JSON.
 
         Raises:
             UserError: this or the previous write failed, for example because the disk is full.
         """
-        self._require_room(
+        self._require_space(
             sum(
                 shard.data.nbytes
                 for x in jax.tree.leaves(state)
@@ -112,34 +113,35 @@ class Checkpoints:
         self._save(int(state.step), _items(state), host_state)
 
     def save_ema(self, params: Mapping[str, np.ndarray | jax.Array]) -> None:
-        """Starts to write a checkpoint of weights alone, step 0, which `restore_ema` reads.
+        """Starts to write a checkpoint of EMA parameters only, as step 0; see `restore_ema`.
 
         Raises:
             UserError: the write failed, for example because the disk is full.
         """
-        self._require_room(sum(x.nbytes for x in params.values()))
+        self._require_space(sum(x.nbytes for x in params.values()))
         self._save(0, {"ema": dict(params)}, {})
 
     def _save(self, step: int, items: dict[str, Any], host_state: dict[str, Any]) -> None:
-        record = {"state": host_state, "arrays": {k: _described(v) for k, v in items.items()}}
+        record = {"state": host_state, "arrays": {k: _descriptions(v) for k, v in items.items()}}
         host = ocp.args.JsonSave(record | {"sha256": _digest(record)})
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        with self._errors_named("save"):
+        with self._errors("save"):
             self._manager.save(step, args=ocp.args.Composite(**arrays, host=host))
 
     def restore(
         self, abstract: TrainState, shardings: TrainState
     ) -> tuple[TrainState, dict[str, Any]]:
-        """The train state and host state of the newest checkpoint that is as it was written.
-
-        Newer ones that are not are moved aside.
+        """Restores the newest undamaged checkpoint, and moves damaged ones aside.
 
         Args:
             abstract: shapes and types of the state.
-            shardings: where each array goes.
+            shardings: of the state.
+
+        Returns:
+            The train state and the host state.
 
         Raises:
-            UserError: there is none, or its parameters have other names or shapes.
+            UserError: there is none, or its arrays have other names or shapes.
         """
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -158,10 +160,11 @@ class Checkpoints:
         shapes: Mapping[str, jax.ShapeDtypeStruct],
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     ) -> Params:
-        """The averaged parameters alone of `restore`'s checkpoint.
+        """Restores only the EMA parameters of the newest undamaged checkpoint.
 
         Args:
-            shapes, shardings: as `Run.weights`'s shapes and shardings.
+            shapes: by parameter name.
+            shardings: by parameter name; this process's first device unless given.
 
         Raises:
             UserError: as `restore`.
@@ -176,27 +179,27 @@ class Checkpoints:
         return self._newest({"ema": target})[0]["ema"]
 
     def _newest(self, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The items, as given by shape and sharding, and the host state."""
+        """The items, with these shapes and shardings, and the host state."""
         steps = self._group.gather(saved_steps(self._folder.parent))[0]
         if not steps:
-            raise UserError(f"{self._folder} has no whole checkpoint yet")
+            raise UserError(f"{self._folder} has no complete checkpoint yet")
         damaged: dict[int, str] = {}
         for step in steps:
             found, host_state, why = self._read(step, items)
             if not why:
-                self._leave_out(damaged, step)
+                self._set_aside(damaged, step)
                 self.restored_step = step
                 return found, host_state
             del found  # as large as the model
             damaged[step] = why
         raise UserError(
-            f"every checkpoint in {self._folder} is damaged, the newest because of this: "
-            f"{damaged[steps[0]]}; nothing was changed there: bring one back from a copy, or give "
-            "another --train.run-dir"
+            f"every checkpoint in {self._folder} is damaged, the newest one because "
+            f"{damaged[steps[0]]}; no file was changed: restore one from a backup, or give another "
+            "--train.run-dir"
         )
 
     def _read(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
-        """Items, host state, and what is wrong with them: the same for all processes."""
+        """Items, host state, and the reason if they are damaged: the same in all processes."""
         folder = self._folder / str(step)
         found: Any = {}
         record, why = {}, ""
@@ -204,14 +207,13 @@ class Checkpoints:
             record = self._reader.restore(folder, ocp.args.Composite(host=ocp.args.JsonRestore()))
             record = dict(record.host)
             if "sha256" not in record:
-                raise ValueError("an earlier version of glide_jax wrote it, without fingerprints")
+                raise ValueError("it has no fingerprints: an earlier version wrote it")
             if record.pop("sha256") != _digest(record):
-                raise ValueError("its list of contents is not what was saved")
+                raise ValueError("its list of contents differs from what was saved")
             for name, tree in items.items():
                 if name not in record["arrays"]:
                     raise UserError(
-                        f"{folder} holds weights alone, without the state of a training that "
-                        "could go on"
+                        f"{folder} holds only weights, without a train state to resume from"
                     )
                 stored = {k: SimpleNamespace(**v) for k, v in record["arrays"][name].items()}
                 require_same_shapes(_named(tree), stored, f"the checkpoint {folder}")
@@ -223,48 +225,48 @@ class Checkpoints:
             why = _cause(error)
         why = next(filter(None, self._group.gather(why)), "")
         for name in items if not why else ():
-            for place, now in fingerprints(found[name]).items():
-                if now != record["arrays"][name][place]["fingerprint"]:
-                    why = why or f"{name} {place} is not what was saved"
+            for path, fingerprint in fingerprints(found[name]).items():
+                if fingerprint != record["arrays"][name][path]["fingerprint"]:
+                    why = why or f"{name} {path} differs from what was saved"
         return found, record.get("state", {}), why
 
-    def _leave_out(self, damaged: dict[int, str], good: int) -> None:
-        """Tells of damaged checkpoints, and moves them out of the way of new ones."""
+    def _set_aside(self, damaged: dict[int, str], good: int) -> None:
+        """Warns of damaged checkpoints, and renames them."""
         for step, why in damaged.items() if self._group.lead else ():
             folder = self._folder / str(step)
-            what = "it is left out"
+            action = "skipped"
             if self._writes:
                 aside = _unused(folder.with_name(f"{step}.damaged"))
-                what = f"moved to {aside.name}"
-                with self._errors_named("move damaged"):
+                action = f"moved to {aside.name}"
+                with self._errors("move damaged"):
                     move_folder(folder, aside, marker=COMMITTED)
-            line = f"warning: the checkpoint {folder} is damaged ({why}): {what}, going on from"
+            line = f"warning: the checkpoint {folder} is damaged ({why}): {action}, using"
             sys.stderr.write(f"{line} step {good}\n")
         self._group.barrier()
         if damaged:
             self._manager.reload()
 
     def close(self) -> None:
-        """Waits until everything is written. Raises UserError as `save` does."""
-        with self._errors_named("save"):
+        """Waits until all checkpoints are written. Raises UserError as `save` does."""
+        with self._errors("save"):
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def _require_room(self, needed: int) -> None:
+    def _require_space(self, needed: int) -> None:
         if not isinstance(self._folder, Path):
-            return  # buckets have no end
-        if not os.access(self._folder, os.W_OK | os.X_OK):  # orbax would take minutes to tell
-            raise UserError(f"cannot save checkpoints in {self._folder}: it may not be written")
+            return  # buckets have no limit
+        if not os.access(self._folder, os.W_OK | os.X_OK):  # orbax would fail after minutes
+            raise UserError(f"cannot save checkpoints in {self._folder}: no permission to write")
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise UserError(
                 f"cannot save checkpoints in {self._folder}: {needed / 1e6:,.0f} MB are needed and "
-                f"{free / 1e6:,.0f} MB are free; make room and start again, or set "
-                "train.max_checkpoints lower"
+                f"{free / 1e6:,.0f} MB are free; free some space and start again, "
+                "or reduce train.max_checkpoints"
             )
 
     @contextlib.contextmanager
-    def _errors_named(self, verb: str) -> Iterator[None]:
+    def _errors(self, verb: str) -> Iterator[None]:
         try:
             yield
         except UserError:
@@ -276,7 +278,7 @@ class Checkpoints:
 
 
 def _handlers(alone: Any = None) -> dict[str, Any]:
-    """Of a checkpoint's items, for all processes together or for one alone."""
+    """Orbax's handlers of a checkpoint's items, for all processes or for one alone."""
     options = {} if alone is None else {"multiprocessing_options": alone}
     arrays = ("params", "ema", "optimizer", "progress")
     return {name: ocp.StandardCheckpointHandler(**options) for name in arrays} | {
@@ -285,7 +287,7 @@ def _handlers(alone: Any = None) -> dict[str, Any]:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The state as a checkpoint's items; None is left out."""
+    """The state as a checkpoint's items, without those that are None."""
     names = ("step", "skipped", "skipped_in_a_row", "history")
     progress = {name: getattr(state, name) for name in names}
     return {
@@ -297,13 +299,13 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """A tree's leaves by their place."""
+    """A tree's leaves by path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _described(tree: Any) -> dict[str, dict[str, Any]]:
-    """What is to be found again of every array."""
+def _descriptions(tree: Any) -> dict[str, dict[str, Any]]:
+    """Shape and fingerprint of every array."""
     found = fingerprints(tree)
     return {
         name: {"shape": list(leaf.shape), "fingerprint": found[name]}
@@ -316,18 +318,18 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def _unused(path: AnyPath) -> AnyPath:
-    """This path or, where there is something, one like it."""
+    """This path, with a number appended if it already exists."""
     candidates = [path, *(path.with_name(f"{path.name}{i}") for i in range(2, 1000))]
     return next(candidate for candidate in candidates if not candidate.exists())
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, from orbax's many lines: the system's own words, where it has any."""
+    """The cause in one line, from orbax's many: the system's error message if it has one."""
     text = str(error)
     system = re.search(r"([^:\"]+: [^:\"]+) \[os_error_code", text)
     if system is not None:
         return system[1].strip()
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
-        if os.strerror(number) in text:  # far into it, behind paths
+        if os.strerror(number) in text:
             return os.strerror(number)
     return next(iter(text.strip().splitlines()), type(error).__name__)[:300]

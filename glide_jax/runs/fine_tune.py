@@ -1,4 +1,4 @@
-"""Where a fine-tuning starts: another run's averaged parameters, fitted to this run's model."""
+"""Initial parameters of a fine-tuned model: the EMA parameters of another run."""
 
 import numpy as np
 
@@ -10,39 +10,40 @@ from glide_jax.runs.state import require_same_shapes
 
 INPUT_KERNEL = "unet.conv_in.kernel"
 NEW_PARAMETERS = "low_res_emb"
-"""What a model may have and its start not: how noisy low_res is; it ends in zeros."""
+"""Prefix of parameters that the other run may lack: the embedding of low_res noise, whose output
+is zero at initialization."""
 
 
 def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
-    """The parameters that a fine-tuning starts from.
+    """Initial parameters of a run that is fine-tuned from another.
 
-    Input channels that are new, such as an inpainting model's known pixels and mask, start as
-    zeros: before the first step the model is the one it comes from (sec. 3.3, arXiv 2112.10741).
-    Resolutions may differ, as a U-Net's parameters do not depend on them.
+    New input channels, such as an inpainting model's known pixels and mask, are initialized to
+    zero, so the model initially equals the other one (sec. 3.3, arXiv 2112.10741). Resolutions may
+    differ: no parameter of a U-Net depends on them.
 
     Args:
-        run: to start from.
-        config: the run to start.
+        run: the other run.
+        config: of the new run.
 
     Returns:
-        Every parameter of config.model, on the host.
+        All parameters of config.model, on the host.
 
     Raises:
-        UserError: the two models do not fit.
+        UserError: the two models are incompatible.
     """
     before = run.config
     where = f"train.init_from {run.path}"
     if isinstance(before.model, ClipConfig) != isinstance(config.model, ClipConfig):
-        raise UserError(f"{where}: one of the two models is a CLIP, the other draws")
+        raise UserError(f"{where}: one of the two models is a CLIP, the other is not")
     is_clip = isinstance(config.model, ClipConfig)
-    if not (is_clip and config.clip.steps == 1):  # a plain CLIP knows no noise
-        meaning = ("prediction", "low_res_std", "steps", "schedule")
-        for name in meaning[-2:] if is_clip else meaning:
+    if not (is_clip and config.clip.steps == 1):  # a CLIP for clean images uses no schedule
+        relevant = ("prediction", "low_res_std", "steps", "schedule")
+        for name in relevant[-2:] if is_clip else relevant:
             theirs, ours = getattr(before.diffusion, name), getattr(config.diffusion, name)
             if theirs != ours:
                 raise UserError(
-                    f"{where} was trained with diffusion.{name} {theirs}, which its parameters "
-                    f"mean; this run has {ours}"
+                    f"{where} was trained with diffusion.{name} {theirs}, this run has {ours}: its "
+                    "parameters are only valid with the same setting"
                 )
     params = {name: np.asarray(value) for name, value in run.weights().items()}
     if isinstance(before.model, ModelConfig) and isinstance(config.model, ModelConfig):
@@ -59,7 +60,7 @@ def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
 
 
 def _inputs(model: ModelConfig) -> dict[str, int]:
-    """The input's parts in their order, with their channels: see `GlideModel.condition`."""
+    """Channels of the input's parts, in order: see `GlideModel.condition`."""
     known = {"known pixels and mask": 4} if model.inpaint else {}
     return {"x_t": 3} | known | ({"low_res": 3} if model.low_res_px else {})
 
@@ -67,13 +68,13 @@ def _inputs(model: ModelConfig) -> dict[str, int]:
 def _with_channels(
     kernel: np.ndarray, before: ModelConfig, after: ModelConfig, where: str
 ) -> np.ndarray:
-    """A kernel (3, 3, c_in, c_out) with the other model's input channels, new ones zero."""
+    """A kernel (3, 3, c_in, c_out) for the input channels of `after`, where new ones are zero."""
     old, new = _inputs(before), _inputs(after)
     lost = old.keys() - new.keys()
     if lost:
-        raise UserError(f"{where}: that model sees {lost.pop()}, this one does not")
-    places = np.cumsum([0, *old.values()])
-    parts = dict(zip(old, np.split(kernel, places[1:-1], axis=2), strict=True))
+        raise UserError(f"{where}: that model has the input {lost.pop()}, this one does not")
+    bounds = np.cumsum([0, *old.values()])
+    parts = dict(zip(old, np.split(kernel, bounds[1:-1], axis=2), strict=True))
     h, w, _, c_out = kernel.shape
     return np.concatenate(
         [

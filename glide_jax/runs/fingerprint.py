@@ -1,7 +1,7 @@
-"""A number for each array that tells whether it is still the same, however it is sharded.
+"""Fingerprints of arrays: 32-bit checksums that do not depend on the sharding.
 
-Checkpoints keep these numbers beside the arrays: storage that gave back other bits than it was
-given is noticed, and a model never trains on from them.
+Checkpoints store them beside the arrays, so that data corrupted in storage is detected before a
+model trains on it.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """Of every array in a tree, by its place there; arrays are of 32, 16 or 8 bits a number.
+    """The fingerprint of every array in a tree, by path. Elements have 32, 16 or 8 bits.
 
-    One after the other, as in `train.py`: collectives of several programs at once can deadlock on
-    CPU devices.
+    Arrays are processed one at a time: on CPU devices, collectives of concurrent programs can
+    deadlock.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
@@ -25,19 +25,19 @@ def fingerprints(tree: Any) -> dict[str, int]:
 
 @jax.jit
 def _fingerprint(x: jax.Array) -> jax.Array:
-    """The sum of all numbers' bits, each mixed with its place, modulo 2^32.
+    """Sum over the elements of a hash of their bits and their index, modulo 2^32.
 
-    The mix is invertible for each place, so a single wrong number always shows; of several, one
-    change in 2^32 does not. Sums modulo 2^32 are the same in any order.
+    The hash is invertible for each index, so a single wrong element is always detected; several are
+    missed with probability 2^-32. Sums modulo 2^32 do not depend on their order.
     """
     bits = x
     if x.dtype != jnp.bool_:
         bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    place = jnp.zeros(x.shape, jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    mixed = bits.astype(jnp.uint32) + place * jnp.uint32(0x9E3779B1)
-    for factor, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):  # MurmurHash3's last lines
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    mixed = bits.astype(jnp.uint32) + index * jnp.uint32(0x9E3779B1)
+    for factor, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):  # the finalizer of MurmurHash3
         mixed = mixed * jnp.uint32(factor)
         mixed = mixed ^ (mixed >> shift)
     return jnp.sum(mixed, dtype=jnp.uint32)

@@ -1,4 +1,4 @@
-"""A run folder, opened to read a model or created to train one; layout.py says what is in it."""
+"""A run folder, opened to read a model or created to train one; see layout.py for its files."""
 
 import contextlib
 import dataclasses
@@ -190,8 +190,8 @@ def require_shared(folder: AnyPath, config: Config) -> None:
             time.sleep(0.2)
             continue
         raise UserError(
-            f"{folder} does not hold what process 0 wrote there: give a --train.run-dir on storage "
-            "that all processes share"
+            f"{folder} differs from the folder that process 0 wrote: give a --train.run-dir on "
+            "storage that all processes share"
         )
 
 

@@ -1,4 +1,4 @@
-"""The train state: everything that a training step changes."""
+"""The train state: all that a training step updates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ Leaf = Any
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that training changes. Randomness is a function of the seed and the step.
+    """All that a training step updates. Randomness is a function of the seed and the step.
 
-    The same tree with shapes or shardings for its leaves says what the arrays are and where.
+    Its leaves are arrays, or their shapes, or their shardings.
     """
 
     step: Leaf
     """Steps taken, skipped ones included; () int32, as the other two counters."""
     params: dict[str, Leaf]
     ema: dict[str, Leaf]
-    """Moving average of the parameters: what is sampled from."""
+    """EMA parameters, which are used for sampling."""
     opt_state: Any
     skipped: Leaf
-    """Steps whose loss or gradient was not finite and that changed nothing."""
+    """Steps without an update, as their loss or gradient was not finite."""
     skipped_in_a_row: Leaf
     history: Any
-    """`LossHistory` where training draws t by it, else None."""
+    """`LossHistory` if t is sampled from it, else None."""
 
 
 def require_same_shapes(shapes: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> None:
-    """Raises UserError if the arrays `stored` at `where` are not of these names and shapes."""
+    """Raises UserError if the arrays `stored` at `where` have other names or shapes."""
     for name in sorted(set(shapes) | set(stored)):
         ours = tuple(shapes[name].shape) if name in shapes else "absent"
         theirs = tuple(stored[name].shape) if name in stored else "absent"

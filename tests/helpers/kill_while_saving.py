@@ -1,9 +1,9 @@
-"""Saves checkpoints in a loop, kills itself at random moments, and counts what is lost by it.
+"""Saves checkpoints in a loop, is killed at random times, and counts lost checkpoints.
 
-    python -m tests.kill_while_saving FOLDER 50
+    python -m tests.helpers.kill_while_saving FOLDER 50
 
-A checkpoint is lost if it was whole before a kill, and the next start does not find it or a newer
-one, or finds other numbers in it.
+A checkpoint is lost if it was complete before a kill and the next start does not restore it or a
+newer one, or restores other values.
 """
 
 import os
@@ -40,20 +40,20 @@ def state_of(step: int) -> TrainState:
 
 
 def save_until_killed(run_dir: Path, known: int, report) -> None:
-    """Restores, tells whether nothing was lost, then saves step after step."""
+    """Restores a checkpoint, reports whether one was lost, then saves step after step."""
     checkpoints = Checkpoints(run_dir, max_checkpoints=2)
     step = 0
     if known or checkpoints.latest_step is not None:
         like = state_of(0)
         state, host_state = checkpoints.restore(like, jax.tree.map(lambda x: x.sharding, like))
         step = int(state.step)
-        right = jax.tree.map(np.array_equal, state, state_of(step))
-        whole = all(jax.tree.leaves(right)) and host_state == {"step": step} and step >= known
-        report.write(f"restored {step if whole else -1}\n")
+        equal = jax.tree.map(np.array_equal, state, state_of(step))
+        intact = all(jax.tree.leaves(equal)) and host_state == {"step": step} and step >= known
+        report.write(f"restored {step if intact else -1}\n")
     while True:
         step += 1
         checkpoints.save(state_of(step), {"step": step})
-        report.write(f"whole {step - 1}\n")  # a save waits for the one before
+        report.write(f"complete {step - 1}\n")  # a save waits for the previous one
 
 
 def main(run_dir: Path, kills: int) -> None:
@@ -62,13 +62,13 @@ def main(run_dir: Path, kills: int) -> None:
     known, lost, interrupted = 0, 0, 0
     for _ in range(kills + 1):
         read, write = os.pipe()
-        pid = os.fork()  # what is imported need not be imported again
+        pid = os.fork()  # a fork has the modules already
         if pid == 0:
             with os.fdopen(write, "w", buffering=1) as report:
                 save_until_killed(run_dir, known, report)
         os.close(write)
         with os.fdopen(read) as report:
-            first = report.readline()  # it is at work
+            first = report.readline()  # wait until it saves
             time.sleep(rng.uniform(0, 0.6))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -1,4 +1,4 @@
-"""Trains several configurations, one after the other, with the same processes.
+"""Trains several configurations in turn with the same processes.
 
 python -m tests.helpers.train_in_turn --coordinator HOST:PORT --processes N --process I CONFIG...
 """
