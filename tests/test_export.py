@@ -193,7 +193,7 @@ def test_weights_that_do_not_match_the_config_are_refused_by_name(exported):
         (r"conv_in\.more is \(2,\) there and absent in the config",
          lambda t: t.update({bias: np.zeros(width, np.float32),
                              "conv_in.more": np.zeros(2, np.float32)})),
-        ("a_count holds int64", lambda t: t.update(a_count=np.arange(3))),
+        ("a_count is of type int64", lambda t: t.update(a_count=np.arange(3))),
     ):  # fmt: skip
         damage(exported, change)
         with pytest.raises(UserError, match=message) as refused:
