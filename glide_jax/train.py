@@ -131,7 +131,7 @@ class Parts:
 
 
 def loop(parts: Parts, state: TrainState) -> int:
-    """Trains from a state on. Returns the step of its last checkpoint."""
+    """Trains until the last step or a request to stop. Returns the step of the last checkpoint."""
     settings, log = parts.run.config.train, parts.log
     first = step = int(state.step)
     stop, stopping = StopRequest(), False

@@ -127,9 +127,9 @@ def test_the_first_stop_request_is_recorded_and_the_second_one_interrupts(number
 @pytest.mark.slow
 def test_too_many_non_finite_steps_stop_the_run(train, tmp_path):
     flags = ("--optim.learning-rate", "1e30", "--train.max-bad-steps", "3")
-    said = finish(train(tmp_path, *flags), status=2)
-    assert "error: step" in said and "lower optim.learning_rate" in said
-    assert "Traceback" not in said
+    output = finish(train(tmp_path, *flags), status=2)
+    assert "error: step" in output and "lower optim.learning_rate" in output
+    assert "Traceback" not in output
 
 
 def test_a_failed_write_ends_the_run_with_one_line(train, tmp_path):
@@ -138,15 +138,15 @@ def test_a_failed_write_ends_the_run_with_one_line(train, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     soon = ("--train.checkpoint-every-steps", "5")
-    said = finish(train(tmp_path, *soon, preexec_fn=limit_file_size), status=2)
+    output = finish(train(tmp_path, *soon, preexec_fn=limit_file_size), status=2)
     # Orbax's writer threads print more, even on the same line.
     folder = re.escape(str(tmp_path / "checkpoints"))
-    assert re.search(f"error: cannot save checkpoints in {folder}: .*File too large", said)
+    assert re.search(f"error: cannot save checkpoints in {folder}: .*File too large", output)
 
 
 def test_a_failed_write_is_explained_by_the_system_error():
-    said = f'Error writing {"x" * 400}: Failed writing: "/a/b": {os.strerror(errno.ENOSPC)} [more]'
-    assert _cause(OSError(said)) == os.strerror(errno.ENOSPC)
+    text = f'Error writing {"x" * 400}: Failed writing: "/a/b": {os.strerror(errno.ENOSPC)} [more]'
+    assert _cause(OSError(text)) == os.strerror(errno.ENOSPC)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatch, tmp_path):

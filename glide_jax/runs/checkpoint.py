@@ -7,7 +7,7 @@
 
 Checkpoint integrity: a checkpoint is written under a temporary name and renamed when complete (in a
 bucket, marked when complete), so an interrupted write never harms the previous one. If an array
-differs from what was saved, the checkpoint is set aside and the previous one is restored.
+differs from the saved one, the checkpoint is set aside and the previous one is restored.
 """
 
 import contextlib
@@ -209,7 +209,7 @@ class Checkpoints:
             if "sha256" not in record:
                 raise ValueError("it has no fingerprints: an earlier version wrote it")
             if record.pop("sha256") != _digest(record):
-                raise ValueError("its list of contents differs from what was saved")
+                raise ValueError("its list of contents differs from the saved one")
             for name, tree in items.items():
                 if name not in record["arrays"]:
                     raise UserError(
@@ -227,7 +227,7 @@ class Checkpoints:
         for name in items if not why else ():
             for path, fingerprint in fingerprints(found[name]).items():
                 if fingerprint != record["arrays"][name][path]["fingerprint"]:
-                    why = why or f"{name} {path} differs from what was saved"
+                    why = why or f"{name} {path} differs from the saved array"
         return found, record.get("state", {}), why
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
