@@ -2,4 +2,4 @@
 
 import runpy
 
-runpy.run_module("glide_jax.sample", run_name="__main__")
+runpy.run_module("glide_jax.sample", run_name="__main__", alter_sys=True)

@@ -72,7 +72,7 @@ class Models(ShardingFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(Models, SamplingFlags):
+class Command(SamplingFlags, Models):
     """A command that samples images."""
 
     out: Path = field(default=Path("out.png"), metadata=UNRECORDED)

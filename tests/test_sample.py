@@ -1,6 +1,9 @@
 """glide_jax.sample as a user runs it."""
 
 import dataclasses
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,15 @@ def run(*arguments):
 
 
 FAST = ("--steps", 4, "--batch-size", 2)
+
+
+def test_help_of_sample_py_describes_the_flags(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(Path(__file__).parent.parent / "sample.py"))
+    shown = capsys.readouterr().out
+    assert "Run folder, a folder of run folders" in shown
+    assert "Classifier-free guidance scale" in shown and "(default: the run's own)" in shown
 
 
 def test_grid_and_single_images_with_metadata(trained_run, tmp_path):
@@ -62,7 +74,7 @@ def test_one_image_is_one_file_and_depends_only_on_its_seed(trained_run, tmp_pat
         ((), "no prompts: give --prompt"),
         (("--prompts-file", "/no/such"), "--prompts-file /no/such"),
         (("--prompt", "x", "--out", "x.jpg"), "--out x.jpg: must end in .png, or be a folder"),
-        (("--prompt", "x", "--out", "gs://a/x.png"), "gs://a/x.png: give a file or folder of this"),
+        (("--prompt", "x", "--out", "gs://a/x.png"), "gs://a/x.png: use a local file or folder"),
         (("--prompt", "x", "--out", "gs://a/x"), "gs://a/x: use a local file or folder"),
         (("--prompt", "x", "--sampler", "dream"), "sampler 'dream' is unknown"),
         (("--prompt", "x", "--steps", "0"), "steps '0'"),
