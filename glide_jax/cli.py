@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import jax
 
 from glide_jax.config import AnySource, Config
-from glide_jax.config.spelling import parse_source, spell_source
+from glide_jax.config.source_words import parse_source, spell_source
 from glide_jax.errors import UserError
 
 Flags = TypeVar("Flags")

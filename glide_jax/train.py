@@ -28,12 +28,12 @@ from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fine_tune import starting_params
 from glide_jax.runs.folder import Run
-from glide_jax.runs.layout import last_step
+from glide_jax.runs.paths import last_step
 from glide_jax.runs.state import TrainState
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.storage import AnyPath, path_of
 from glide_jax.training.build import make_objective, tokenizer_of
-from glide_jax.training.clip_batches import require_distinct_images
+from glide_jax.training.contrastive_batches import require_distinct_images
 from glide_jax.training.flops import utilization_flops
 from glide_jax.training.logging import RunLog
 from glide_jax.training.preview import Preview

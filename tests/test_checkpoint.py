@@ -20,7 +20,7 @@ from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fingerprint import fingerprints
 from glide_jax.runs.folder import Run
-from glide_jax.runs.layout import saved_steps
+from glide_jax.runs.paths import saved_steps
 
 
 @pytest.fixture(scope="module")

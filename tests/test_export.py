@@ -24,7 +24,7 @@ from glide_jax.export.__main__ import main
 from glide_jax.export.publish import export
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
-from glide_jax.runs.layout import DEMO, TOKENIZER, WEIGHTS, resolve_run
+from glide_jax.runs.paths import DEMO, TOKENIZER, WEIGHTS, resolve_run
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.model_set import ROLES
 from glide_jax.sampling.stage import Stage, changed_settings
@@ -231,7 +231,7 @@ def folders(glide):
 def demo(runs, tmp_path, monkeypatch):
     """An installation with a base model and an upsampler, each with its model card."""
     folder = tmp_path / "installed" / "demo"
-    monkeypatch.setattr("glide_jax.runs.layout.DEMO", folder)
+    monkeypatch.setattr("glide_jax.runs.paths.DEMO", folder)
     for role in ("base", "upsample"):
         export(runs / role, folder / role)
         (folder / role / "MODEL_CARD.md").write_text("# Origin\n")
@@ -263,7 +263,7 @@ def test_a_local_folder_takes_precedence_over_a_shipped_model(demo, runs, tmp_pa
 
 
 def test_an_installation_without_models_is_named_in_the_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("glide_jax.runs.layout.DEMO", tmp_path / "demo")
+    monkeypatch.setattr("glide_jax.runs.paths.DEMO", tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     for name in ("demo", "demo/base"):
         with pytest.raises(UserError, match=f"{name}: no models are shipped with this installa"):

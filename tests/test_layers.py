@@ -12,12 +12,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from glide_jax.models import tpu_attention
 from glide_jax.models.attention import attend_on_tpu
-from glide_jax.models.equal_blocks import run_equal_blocks
 from glide_jax.models.layers import GroupNorm, LayerNorm, add_bias, dropout
 from glide_jax.models.network import Network
 from glide_jax.models.platform import ANY_PLATFORM, Platform
 from glide_jax.models.remat import recomputed
 from glide_jax.models.resampling import mean_pool, nearest_x2, repeat_x2, repeat_x2_by_padding
+from glide_jax.models.scan_blocks import apply_blocks
 from glide_jax.models.text import TransformerBlock
 from glide_jax.models.unet import AttentionBlock, ResBlock, TextKV
 from glide_jax.parallel.sharding import batch_sharding, local_mesh
@@ -194,10 +194,10 @@ def test_matmuls_keeps_input_and_output_of_gelu_and_one_barrier_is_enough():
 
 
 @pytest.mark.parametrize(("remat", "loops"), [("matmuls", 0), ("blocks", 1), ("none", 1)])
-def test_equal_blocks_are_a_loop_unless_their_matmuls_are_kept(remat, loops):
+def test_blocks_are_a_loop_unless_their_matmuls_are_kept(remat, loops):
     def run(x):
         rngs, float32 = nnx.Rngs(0), jnp.dtype("float32")
         blocks = [TransformerBlock(32, 2, float32, ANY_PLATFORM, rngs) for _ in range(2)]
-        return run_equal_blocks(blocks, x, remat, ANY_PLATFORM)
+        return apply_blocks(blocks, x, remat, ANY_PLATFORM)
 
     assert count(run, "scan", jnp.ones((1, 4, 32))) == loops

@@ -9,7 +9,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from glide_jax.runs.folder import Run
-from glide_jax.runs.layout import METRICS
+from glide_jax.runs.paths import METRICS
 from glide_jax.storage import AnyPath
 from glide_jax.training.logging import RunLog
 

@@ -14,7 +14,7 @@ from test_loader import config as loader_config
 from glide_jax import config
 from glide_jax.cli import parse_config
 from glide_jax.config import Config, DataConfig, Folder, MixturePart
-from glide_jax.config.spelling import parse_source, spell_source
+from glide_jax.config.source_words import parse_source, spell_source
 from glide_jax.data.folder import FolderSource, open_folder
 from glide_jax.data.loader import Loader, validation_batches
 from glide_jax.data.mixture import WEIGHT_RESOLUTION, MixtureSource, training_captions

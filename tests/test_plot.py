@@ -29,7 +29,7 @@ def denoiser_lines(last_step, scale=1.0):
         loss = scale * (0.05 + np.exp(-step / 50))
         yield {
             "step": step, "loss": loss, "mse": loss, "vb": 0.0, "grad_norm": 1 / step,
-            "images_per_s": 100.0, "loader_wait_share": 0.0, "skipped": 0.0,
+            "images_per_s": 100.0, "loader_wait_fraction": 0.0, "skipped": 0.0,
         }  # fmt: skip
         if step % 50 == 0:
             losses = {"validation_loss": loss, "validation_loss_raw": 1.1 * loss}

@@ -66,6 +66,6 @@ def test_memory_is_reported_by_kind(monkeypatch):
 def test_the_health_line_has_the_known_values():
     values = {"loss": 0.5, "grad_norm": 2.0, "skipped": 1.0}
     assert health_line(values) == "loss 0.5000, |grad| 2, 1 skipped"
-    values |= {"step_s": 0.25, "images_per_s": 8192.0, "mfu": 0.456, "loader_wait_share": 0.01}
+    values |= {"step_s": 0.25, "images_per_s": 8192.0, "mfu": 0.456, "loader_wait_fraction": 0.01}
     expected = "loss 0.5000, 0.25 s/step, 8,192 images/s, MFU 45.6%, loader 1%, |grad| 2, 1 skipped"
     assert health_line(values) == expected

@@ -29,7 +29,7 @@ from glide_jax.evaluation.scenes import guidance, inpainting, train_reader
 from glide_jax.export.publish import export
 from glide_jax.plot import __main__ as plot
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.layout import COMMITTED, saved_steps
+from glide_jax.runs.paths import COMMITTED, saved_steps
 from glide_jax.storage import path_of
 from glide_jax.train import main as train_command
 from glide_jax.training.step import Trainer

@@ -9,11 +9,10 @@ from helpers import tiny
 from helpers.one_device import assert_same_gradient, one_device_mesh
 from jax.sharding import PartitionSpec
 
-from glide_jax.config import DiffusionConfig, OptimConfig
+from glide_jax.config import DiffusionConfig
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
 from glide_jax.training.denoising import Denoising
-from glide_jax.training.optim import ema_decay, learning_rate
 from glide_jax.training.step import Trainer
 
 
@@ -143,20 +142,3 @@ def test_optimizer_state_is_sharded_as_its_parameter(monkeypatch):
 def test_a_mesh_that_cannot_work_is_refused(changes, line):
     with pytest.raises(UserError, match=line):
         sharding.make_mesh(with_train(**changes))
-
-
-def test_learning_rate_warms_up_and_decays():
-    rate = learning_rate(OptimConfig(learning_rate=1.0, warmup_steps=10, decay_steps=110))
-    np.testing.assert_allclose(
-        [rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 0.5, 1, 0.5, 0]
-    )
-    constant = learning_rate(OptimConfig(learning_rate=1.0, warmup_steps=10))
-    np.testing.assert_allclose([constant(5), constant(10), constant(10**6)], [0.5, 1, 1])
-    at_once = learning_rate(OptimConfig(learning_rate=1.0, warmup_steps=0))
-    np.testing.assert_allclose([at_once(0), at_once(10**6)], [1, 1])
-
-
-def test_ema_decay_rises_to_its_limit():
-    config = OptimConfig(ema_decay=0.99)
-    decays = [float(ema_decay(config, jnp.int32(step))) for step in (0, 90, 10_000)]
-    np.testing.assert_allclose(decays, [0.1, 0.91, 0.99], rtol=1e-6)

@@ -28,7 +28,7 @@ from glide_jax.training.stop import StopRequest
 def metrics(run_dir: Path) -> list[dict]:
     """metrics.jsonl without the values that depend on the clock."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    clock = ("images_per_s", "step_s", "loader_wait_share")
+    clock = ("images_per_s", "step_s", "loader_wait_fraction")
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
 

@@ -20,7 +20,7 @@ from test_train_stages import changed, on_colors
 from glide_jax.config import Config
 from glide_jax.data.shards import Shard, encode, shard_name, write_index, write_records
 from glide_jax.parallel.process_group import GONE
-from glide_jax.runs.layout import last_step
+from glide_jax.runs.paths import last_step
 
 STEPS = 9
 SMALL = "--model.unet.channels 96 --model.unet.channel-mult 1 --model.unet.attention-px 8"

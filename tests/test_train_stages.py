@@ -17,7 +17,6 @@ from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.folder import Run
 from glide_jax.train import train
 from glide_jax.training.build import tokenizer_of
-from glide_jax.training.clip_batches import with_validation_batch
 from glide_jax.training.profiling import Profile
 
 
@@ -76,7 +75,7 @@ def upsampler():
 def metrics(run_dir):
     """metrics.jsonl without values that depend on the clock or count from the process's start."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    other = ("images_per_s", "step_s", "loader_wait_share", "truncated_captions")
+    other = ("images_per_s", "step_s", "loader_wait_fraction", "truncated_captions")
     return [{k: v for k, v in line.items() if k not in other} for line in lines]
 
 
@@ -161,16 +160,6 @@ def test_no_image_occurs_twice_in_a_batch_of_a_clip(color_folder, tmp_path):
     config = on_colors(model_set.clip_config(), color_folder, batch_examples=16)
     with pytest.raises(UserError, match=r"train.batch_examples \(16\) must be at most"):
         train(config, tmp_path / "run", ProcessGroup(), Profile())
-    few = changed(config, "train", validation_examples=7, batch_examples=8)
-    with pytest.raises(UserError, match="needs at least 8 held-out images"):
-        with_validation_batch(few, 100)
-    with pytest.raises(UserError, match="held-out images"):
-        with_validation_batch(changed(few, "train", validation_examples=100), 7)
-    assert with_validation_batch(changed(few, "train", validation_examples=100), 50) == changed(
-        few, "train", validation_examples=100
-    )
-    large = changed(few, "train", validation_examples=100, batch_examples=64)
-    assert with_validation_batch(large, 50).train.batch_examples == 48
 
 
 def test_a_tokenizer_is_trained_on_captions_that_a_pattern_excludes(color_folder):

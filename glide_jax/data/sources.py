@@ -16,7 +16,7 @@ import numpy as np
 
 from glide_jax import config
 from glide_jax.config import DataConfig
-from glide_jax.config.spelling import spell_source
+from glide_jax.config.source_words import spell_source
 from glide_jax.data.folder import open_folder
 from glide_jax.data.mixture import MixtureSource
 from glide_jax.data.records import (

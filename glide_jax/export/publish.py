@@ -16,7 +16,7 @@ from glide_jax.config import Config, Folder, Mixture, Shards
 from glide_jax.errors import UserError
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
-from glide_jax.runs.layout import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS
+from glide_jax.runs.paths import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS
 from glide_jax.storage import GCS_PREFIX, AnyPath, storage_errors, write_atomically
 
 Dtype = Literal["bfloat16", "float16", "float32"]

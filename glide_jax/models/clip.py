@@ -15,10 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Remat
-from glide_jax.models.equal_blocks import run_equal_blocks
 from glide_jax.models.layers import LayerNorm, Linear, mlp, normal
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
+from glide_jax.models.scan_blocks import apply_blocks
 from glide_jax.shapes import Image, Timesteps, TokenMask, Tokens
 
 CHANNEL_MEAN = (122.77093945, 116.74601272, 104.09373519)
@@ -118,7 +118,7 @@ class _Tower(nnx.Module):
 
     def _run(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         x = x.astype(self.dtype)
-        return run_equal_blocks(self.blocks, x, self.remat, self.platform)
+        return apply_blocks(self.blocks, x, self.remat, self.platform)
 
     def _embed(self, feature: Float[Array, "b d"]) -> Float[Array, "b d2"]:
         z = self.projection(self.final_norm(feature))  # b d2

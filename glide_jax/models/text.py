@@ -5,9 +5,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from glide_jax.config import Remat, TextConfig
-from glide_jax.models.equal_blocks import run_equal_blocks
 from glide_jax.models.layers import LayerNorm, linear, mlp, normal, project_to_heads
 from glide_jax.models.platform import Platform
+from glide_jax.models.scan_blocks import apply_blocks
 from glide_jax.shapes import TokenMask, Tokens
 
 
@@ -100,5 +100,5 @@ class TextTransformer(nnx.Module):
         """
         embedded = self.token_embedding[...][tokens] + self.position_embedding[...]  # b l d
         x = jnp.where(mask[..., None], embedded, self.padding_embedding[...])  # b l d
-        x = run_equal_blocks(self.blocks, x.astype(self.dtype), self.remat, self.platform)
+        x = apply_blocks(self.blocks, x.astype(self.dtype), self.remat, self.platform)
         return self.final_norm(x)

@@ -84,8 +84,8 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     """Compiler options of `jax.jit` for a train step on this mesh.
 
     With parameters sharded over all chips, the TPU compiler splits matmuls and passes parts of the
-    parameters around instead of gathering them, which is far slower (docs/scaling.md). The option
-    is the size, in MiB, from which it does so.
+    parameters around instead of gathering them, which is far slower
+    (docs/notes/2026-11-26-tpu-plans.md). The option is the size, in MiB, from which it does so.
     """
     tpus = mesh.devices.flat[0].platform == "tpu"
     if not tpus or mesh.shape["data"] > 1 or mesh.size == 1:

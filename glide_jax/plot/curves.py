@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from glide_jax.errors import UserError
-from glide_jax.runs.layout import METRICS, name_of
+from glide_jax.runs.paths import METRICS, name_of
 from glide_jax.storage import AnyPath, storage_errors
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")

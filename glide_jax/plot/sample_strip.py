@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from glide_jax.errors import UserError
 from glide_jax.images import draw_grid
 from glide_jax.runs.folder import Run
-from glide_jax.runs.layout import SAMPLES, name_of
+from glide_jax.runs.paths import SAMPLES, name_of
 from glide_jax.storage import AnyPath
 
 MAX_STEPS = 8

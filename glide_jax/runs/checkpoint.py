@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from glide_jax.errors import UserError
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.fingerprint import fingerprints
-from glide_jax.runs.layout import CHECKPOINTS, COMMITTED, saved_steps
+from glide_jax.runs.paths import CHECKPOINTS, COMMITTED, saved_steps
 from glide_jax.runs.state import TrainState, require_same_shapes
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath, move_folder

@@ -1,4 +1,4 @@
-"""A run folder, opened to read a model or created to train one; see layout.py for its files."""
+"""A run folder, opened to read a model or created to train one; see paths.py for its files."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from glide_jax.models.build import build_network
 from glide_jax.models.network import Network
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.pretrained.weight_files import read_tensors
-from glide_jax.runs.layout import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, resolve_run, saved_steps
+from glide_jax.runs.paths import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, resolve_run, saved_steps
 from glide_jax.runs.state import require_same_shapes
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath, storage_errors

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from glide_jax.images import save_png
 from glide_jax.runs.folder import Run
-from glide_jax.runs.layout import METRICS, PROFILE, SAMPLES, TENSORBOARD
+from glide_jax.runs.paths import METRICS, PROFILE, SAMPLES, TENSORBOARD
 from glide_jax.storage import MirroredFolder
 from glide_jax.training.profiling import Profile
 
@@ -109,7 +109,7 @@ class RunLog:
             speed = {
                 "images_per_s": self._batch_examples / step_s,
                 "step_s": step_s,
-                "loader_wait_share": self._timed_wait_s / elapsed_s,
+                "loader_wait_fraction": self._timed_wait_s / elapsed_s,
             }
             if self._peak_flops:
                 speed["mfu"] = self._flops / step_s / self._peak_flops
@@ -206,7 +206,7 @@ def health_line(values: Mapping[str, float]) -> str:
         ("step_s", "{:.3g} s/step"),
         ("images_per_s", "{:,.0f} images/s"),
         ("mfu", "MFU {:.1%}"),
-        ("loader_wait_share", "loader {:.0%}"),
+        ("loader_wait_fraction", "loader {:.0%}"),
         ("grad_norm", "|grad| {:.3g}"),
         ("skipped", "{:.0f} skipped"),
     )

@@ -1,14 +1,11 @@
-"""AdamW with warm-up and gradient clipping, and the EMA of the parameters."""
+"""AdamW with warm-up and gradient clipping."""
 
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
 
 from glide_jax.config import OptimConfig
-from glide_jax.shapes import Params
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
@@ -48,18 +45,3 @@ def optimizer(config: OptimConfig, trained: Mapping[str, bool]) -> optax.Gradien
     return optax.chain(
         optax.masked(adamw, dict(trained)), optax.masked(optax.set_to_zero(), frozen)
     )
-
-
-def ema_decay(config: OptimConfig, step: Int[Array, ""]) -> Float[Array, ""]:
-    """min(ema_decay, (1 + step) / (10 + step)): early on, the EMA soon forgets the initial values.
-
-    Args:
-        config: the final decay.
-        step: number of steps before this one.
-    """
-    return jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))
-
-
-def ema_update(ema: Params, params: Params, decay: Float[Array, ""]) -> Params:
-    """decay * ema + (1 - decay) * params."""
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)

@@ -17,8 +17,9 @@ from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
 from glide_jax.runs.state import TrainState
 from glide_jax.shapes import Batch, Params
+from glide_jax.training.ema import ema_decay, ema_update
 from glide_jax.training.objective import BatchGradient, Objective, Validation
-from glide_jax.training.optim import ema_decay, ema_update, optimizer
+from glide_jax.training.optim import optimizer
 
 
 class Trainer:

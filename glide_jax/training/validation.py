@@ -14,7 +14,7 @@ from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
 from glide_jax.runs.state import TrainState
 from glide_jax.shapes import Batch
-from glide_jax.training.clip_batches import with_validation_batch
+from glide_jax.training.contrastive_batches import with_validation_batch
 from glide_jax.training.objective import Validation
 from glide_jax.training.step import Trainer
 

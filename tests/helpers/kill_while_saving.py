@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.layout import CHECKPOINTS
+from glide_jax.runs.paths import CHECKPOINTS
 from glide_jax.runs.state import TrainState
 
 SIZE = 300_000

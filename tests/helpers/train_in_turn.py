@@ -11,7 +11,7 @@ import tyro
 from glide_jax.config import Config
 from glide_jax.errors import exit_on_user_error
 from glide_jax.parallel.launch import Launch, LaunchFlags, joined
-from glide_jax.runs.layout import last_step
+from glide_jax.runs.paths import last_step
 from glide_jax.train import train
 from glide_jax.training.profiling import Profile
 

@@ -1,4 +1,4 @@
-"""Blocks of the same shape as one loop over their stacked parameters."""
+"""Transformer blocks of the same shape, as one lax.scan over their stacked parameters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from glide_jax.models.platform import Platform
 from glide_jax.models.remat import block_input, offloading, recomputed
 
 
-def run_equal_blocks(
+def apply_blocks(
     blocks: Sequence[nnx.Module], x: Float[Array, "b l d"], remat: Remat, platform: Platform
 ) -> Float[Array, "b l d"]:
     """`x` through blocks of the same shape, one after the other.
