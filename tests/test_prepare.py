@@ -197,6 +197,36 @@ def test_changed_settings_are_refused_by_name(
         prepare(tmp_path, "--from", inputs[2], *FLAGS, *flags)
 
 
+OLD_SELECTION = {
+    **{"px": 30, "least_px": None, "most_aspect": 0.0},
+    **{"least_caption": 1, "most_caption": 0, "quality": 92},
+}
+"""Settings of version 0.1.0 before its release."""
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_folder_of_an_earlier_version_is_refused(
+    inputs: Sequence[Path], tmp_path: Path, finished: bool
+) -> None:
+    old = {"from": [str(inputs[2])], "validation": 20, "shard_mb": 500, **OLD_SELECTION}
+    report = {"settings": old, "read": 40, "cpu_ms_a_picture": 1.0, "pictures_per_s": None}
+    file = tmp_path / ("report.json" if finished else ".unfinished/settings.json")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(report if finished else old))
+    with pytest.raises(UserError, match="was prepared by an earlier version: delete that folder"):
+        prepare(tmp_path, "--from", inputs[2], *FLAGS)
+    assert file.exists()
+
+
+def test_a_report_of_an_earlier_version_is_refused(inputs: Sequence[Path], tmp_path: Path) -> None:
+    prepare(tmp_path, "--from", inputs[2], *FLAGS)
+    report = json.loads((tmp_path / "report.json").read_text())
+    report["cpu_ms_a_picture"] = report.pop("cpu_ms_per_image")
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match="was prepared by an earlier version"):
+        prepare(tmp_path, "--from", inputs[2], *FLAGS)
+
+
 def test_changed_inputs_are_refused(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", [image(0), image(1)])
     prepare(tmp_path / "to", "--from", tar, "--px", 30)

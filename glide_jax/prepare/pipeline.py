@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -154,8 +154,10 @@ def prepare(arguments: PrepareConfig, beam_flags: Sequence[str] = ()) -> Report:
     filesystem, root = _filesystem(folder)
     try:
         if filesystem.exists(f"{root}/{REPORT_FILE}"):
-            report = Report(**_read(f"{folder}/{REPORT_FILE}"))
-            _require_same_settings(settings, report.settings, folder)
+            stored = _read(f"{folder}/{REPORT_FILE}")
+            _require_same_settings(settings, stored["settings"], folder)
+            _require_same_names(stored, {one.name for one in dataclasses.fields(Report)}, folder)
+            report = Report(**stored)
         else:
             resuming = filesystem.exists(f"{root}/{WORK_FOLDER}") and not arguments.beam
             if not resuming and filesystem.exists(root) and filesystem.ls(root):
@@ -254,9 +256,17 @@ def _finish(
     return report
 
 
+def _require_same_names(stored: Iterable[str], names: Iterable[str], folder: str) -> None:
+    if set(stored) != set(names):
+        raise UserError(
+            f"{folder} was prepared by an earlier version: delete that folder, or use another --to"
+        )
+
+
 def _require_same_settings(new: dict[str, Any], stored: dict[str, Any], folder: str) -> None:
+    _require_same_names(stored, new, folder)
     for name, value in new.items():
-        if stored.get(name) == value:
+        if stored[name] == value:
             continue
         if name == "contents":
             raise UserError(
@@ -264,7 +274,7 @@ def _require_same_settings(new: dict[str, Any], stored: dict[str, Any], folder: 
                 "delete that folder, or use another --to"
             )
         raise UserError(
-            f"{folder} was started with --{name.replace('_', '-')} {_flag(stored.get(name))}, not "
+            f"{folder} was started with --{name.replace('_', '-')} {_flag(stored[name])}, not "
             f"{_flag(value)}: use the same value, delete that folder, or use another --to"
         )
 
