@@ -1,5 +1,8 @@
 """Sample: `python sample.py --checkpoint demo --prompt "a red star"`. See glide_jax/sample.py."""
 
-import runpy
+from glide_jax.errors import exit_on_user_error
+from glide_jax.sample import main
 
-runpy.run_module("glide_jax.sample", run_name="__main__", alter_sys=True)
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,5 +1,8 @@
 """Train a model: `python train.py --config configs/scenes_tiny.py`. See glide_jax/train.py."""
 
-import runpy
+from glide_jax.errors import exit_on_user_error
+from glide_jax.train import main
 
-runpy.run_module("glide_jax.train", run_name="__main__")
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,6 +1,8 @@
 import configparser
 import dataclasses
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,14 @@ def test_a_wheel_has_all_configurations():
     settings.read(ROOT / "setup.cfg")
     pattern = settings["options.data_files"]["share/glide_jax/configs"].strip()
     assert sorted(ROOT.glob(pattern)) == sorted(CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_importing_a_script_runs_nothing(script, monkeypatch, capsys):
+    """Spawned processes import the main script again."""
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    runpy.run_path(str(ROOT / script))
+    assert capsys.readouterr().out == ""
 
 
 def test_flags_override_the_file():
