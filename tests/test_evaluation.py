@@ -13,6 +13,7 @@ from glide_jax.data.scenes.graph import make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.evaluation import held_out, metrics, retrieval, upsampling
+from glide_jax.evaluation.scenes import __main__ as scenes
 from glide_jax.evaluation.scenes import attribute_binding, guidance, inpainting
 from glide_jax.evaluation.scenes.captions import Description, parse_caption
 from glide_jax.evaluation.scenes.reader import read_scenes
@@ -149,6 +150,18 @@ def test_guidance_scales_are_swept(models, tmp_path, capsys):
         run(guidance, models, "--clip-sampler", "euler")
     with pytest.raises(UserError, match="--guidance-scale: give --scales instead"):
         run(guidance, models, "--guidance-scale", 2)
+
+
+@pytest.mark.parametrize(
+    "module", [scenes, guidance, inpainting, upsampling], ids=lambda module: module.__name__
+)
+def test_the_batch_size_decides_how_many_cores_are_used(module, monkeypatch):
+    def stop(batch_examples):
+        raise UserError(f"a batch of {batch_examples}")
+
+    monkeypatch.setattr(module, "use_all_cores", stop)
+    with pytest.raises(UserError, match=r"^a batch of 5$"):
+        run(module, "nowhere", "--batch-size", 5)
 
 
 def test_wrong_captions_bind_the_same_words_differently():

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.real == (arguments.checkpoint is not None):
         raise UserError("give --checkpoint RUN to score a model, or --real: one of the two")
     keep_compiled_programs()
-    use_all_cores(min(arguments.n, MAX_BATCH))
+    use_all_cores(arguments.batch_size or min(arguments.n, MAX_BATCH))
     closeup = bool(arguments.closeups)
     if arguments.checkpoint is None:
         captions = arguments.captions(closeup)

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             flags = (f"--{flag.replace('_', '-')}" for flag in (name, instead))
             raise UserError("{}: give {} instead".format(*flags))
     keep_compiled_programs()
-    use_all_cores(MAX_BATCH)
+    use_all_cores(arguments.batch_size or MAX_BATCH)
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     captions = arguments.captions(closeup=has_closeups(glide.config("base").data))
     common = {"seed": arguments.seed, "batch_size": arguments.batch_size, **settings}

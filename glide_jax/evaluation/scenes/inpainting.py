@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_local(arguments.out)
     arguments.check()
     keep_compiled_programs()
-    use_all_cores(min(arguments.n, MAX_BATCH))
+    use_all_cores(arguments.batch_size or min(arguments.n, MAX_BATCH))
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     role = "base-inpaint" if glide.has("base-inpaint") else "base"
     px = glide.config(role).denoiser.resolution_px
