@@ -27,17 +27,27 @@ def to_pil(images: UInt8[np.ndarray, "b h w 3"]) -> list[Image.Image]:
     return [Image.fromarray(image) for image in images]
 
 
+def resized(
+    images: UInt8[np.ndarray, "b h w 3"], px: int, method: Image.Resampling
+) -> UInt8[np.ndarray, "b {px} {px} 3"]:
+    """Resizes images to `px` square with one of Pillow's filters."""
+    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), method)) for p in images])
+
+
 def save_png(
-    path: AnyPath, image: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
+    path: AnyPath,
+    image: UInt8[np.ndarray, "h w 3"],
+    metadata: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Writes a PNG with `metadata` (prompt, seed, settings) in its text chunks.
+    """Writes a PNG with `metadata` (prompt, seed, settings) in its text chunks; None is omitted.
 
     Raises:
         UserError: the file cannot be written.
     """
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
-        info.add_itxt(key, value)
+        if value is not None:
+            info.add_itxt(key, value)
     png = io.BytesIO()
     Image.fromarray(image).save(png, format="PNG", pnginfo=info)
     with storage_errors("write", path):
@@ -50,7 +60,7 @@ def save_grid(
     images: UInt8[np.ndarray, "b h w 3"],
     captions: Sequence[str],
     columns: int,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str | None] | None = None,
 ) -> None:
     """Writes a grid of captioned images as a PNG, see `draw_grid`.
 

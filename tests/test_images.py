@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import UserError
-from glide_jax.images import draw_grid, save_png, to_pil, to_uint8
+from glide_jax.images import draw_grid, resized, save_png, to_pil, to_uint8
 
 
 def test_levels_round_to_the_nearest_and_clip():
@@ -17,7 +17,7 @@ def test_levels_round_to_the_nearest_and_clip():
 
 def test_a_png_keeps_its_metadata(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
-    save_png(tmp_path / "new" / "x.png", image, {"prompt": "ein Löwe 🦁"})
+    save_png(tmp_path / "new" / "x.png", image, {"prompt": "ein Löwe 🦁", "mask": None})
     with Image.open(tmp_path / "new" / "x.png") as file:
         assert file.text == {"prompt": "ein Löwe 🦁"}
         np.testing.assert_array_equal(np.asarray(file), image)
@@ -33,6 +33,14 @@ def test_a_grid_has_every_image_with_its_caption():
     row_1, row_2 = grid[: len(grid) // 2], grid[len(grid) // 2 :]
     assert (row_1[..., 0] < 40).any()  # black letters
     assert (row_2[..., 0] < 40).any()  # the caption is repeated in a new row
+
+
+def test_images_are_resized_with_the_given_filter():
+    images = np.stack([np.full((4, 4, 3), level, np.uint8) for level in (10, 20)])
+    images[:, :2, :2] += 40
+    small = resized(images, 2, Image.Resampling.BOX)
+    assert small[:, :, :, 0].tolist() == [[[50, 10], [10, 10]], [[60, 20], [20, 20]]]
+    np.testing.assert_array_equal(resized(small, 4, Image.Resampling.NEAREST), images)
 
 
 def test_pil_images_have_the_same_levels():

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from jaxtyping import UInt8
 from PIL import Image
 
 from glide_jax.cli import keep_compiled_programs
@@ -19,13 +18,11 @@ from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.held_out import held_out_records
 from glide_jax.evaluation.metrics import psnr
-from glide_jax.images import save_grid
+from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.storage import require_local
-
-Images = UInt8[np.ndarray, "n h w 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         labels = [c for caption in captions for c in (caption, "bicubic", "upsampled", "original")]
         save_grid(arguments.out, rows.reshape(-1, *original.shape[1:]), labels, columns=8)
         print(arguments.out)
-
-
-def resized(
-    images: Images, px: int, resampling: Image.Resampling
-) -> UInt8[np.ndarray, "n {px} {px} 3"]:
-    """Images resized to `px` square with one of Pillow's filters."""
-    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), resampling)) for p in images])
 
 
 if __name__ == "__main__":

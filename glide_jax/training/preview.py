@@ -12,7 +12,7 @@ from glide_jax.config import ClipConfig, Config
 from glide_jax.data.loader import Example, validation_examples
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.images import draw_grid
+from glide_jax.images import draw_grid, resized
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.stage import Conditions, Known, Stage, Weights, require_usable
 
@@ -71,8 +71,8 @@ class Preview:
         originals = np.stack([example.pixels for example in self._examples])
         given, low_res, known = originals, None, None
         if model.low_res_px:
-            low_res = _resized(originals, model.low_res_px, Image.Resampling.BOX)
-            given = _resized(low_res, model.resolution_px, Image.Resampling.NEAREST)
+            low_res = resized(originals, model.low_res_px, Image.Resampling.BOX)
+            given = resized(low_res, model.resolution_px, Image.Resampling.NEAREST)
         if model.inpaint:
             mask = np.stack([e.mask for e in self._examples if e.mask is not None])
             known = Known(originals, mask)
@@ -88,9 +88,3 @@ class Preview:
         samples = self._stage.sample(self._prompts, seeds, self._settings, conditions)
         self._stage.use({})  # frees its memory for training
         return samples
-
-
-def _resized(
-    images: UInt8[np.ndarray, "b h w 3"], px: int, method: Image.Resampling
-) -> UInt8[np.ndarray, "b {px} {px} 3"]:
-    return np.stack([np.asarray(Image.fromarray(p).resize((px, px), method)) for p in images])
