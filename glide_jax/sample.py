@@ -237,13 +237,18 @@ COMMANDS: dict[str, type[Models]] = {
 }
 
 
-def png_metadata(glide: Glide, command: Command) -> dict[str, str]:
-    """The metadata that all images of a command share: its flags, and the resolved settings."""
+def png_metadata(glide: Glide, command: Command) -> dict[str, str | None]:
+    """The metadata that all images of a command share: its name, flags and resolved settings.
+
+    Unset flags are None.
+    """
+    name = {"command": type(command).__name__.lower()}
     settings = dataclasses.asdict(glide.settings(command.role(glide), **command.settings))
     flags = recorded_flags(command)
     flags["first_seed"] = flags.pop("seed")  # `seed` is each image's own
     flags["checkpoint"] = ", ".join(map(str, command.checkpoint))
-    return {name: str(value) for name, value in (settings | flags).items() if value is not None}
+    values = name | settings | flags
+    return {name: None if value is None else str(value) for name, value in values.items()}
 
 
 def sample_and_save(glide: Glide, command: Command, jobs: list[Job]) -> list[np.ndarray]:
@@ -297,8 +302,8 @@ def rank(command: Rank) -> None:
     glide = command.load()
     images = [read_image(path) for path in command.image]
     for prompt in prompts:
+        scores = glide.rank(images, prompt)  # loads the CLIP: --fsdp is checked here
         print(prompt)
-        scores = glide.rank(images, prompt)
         for i in np.argsort(-scores):
             print(f"  {scores[i]:.3f}  {command.image[i]}")
 

@@ -25,7 +25,7 @@ FAST = ("--steps", 4, "--batch-size", 2)
 def test_help_of_sample_py_describes_the_flags(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sample.py", "--help"])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(Path(__file__).parent.parent / "sample.py"))
+        runpy.run_path(str(Path(__file__).parent.parent / "sample.py"), run_name="__main__")
     shown = capsys.readouterr().out
     assert "Run folder, a folder of run folders" in shown
     assert "Classifier-free guidance scale" in shown and "(default: the run's own)" in shown
@@ -149,7 +149,7 @@ def test_a_folder_sampled_by_another_command_is_refused(capsys, sampled_folder, 
     before, _ = sampled_folder
     with pytest.raises(SystemExit):
         run("edit", *before, "--image", photo / "photo.png")
-    assert "was sampled with image None, not" in capsys.readouterr().err
+    assert "was sampled with command 'generate', not 'edit'" in capsys.readouterr().err
 
 
 def test_flags_that_change_no_image_do_not_matter_for_resuming(
@@ -178,7 +178,7 @@ def test_metadata_record_every_flag_that_affects_the_image_once(sampled_folder):
     settings = {one.name for one in dataclasses.fields(SampleConfig)}
     flags = {one.name for one in dataclasses.fields(sample.Generate)} - settings
     unaffecting = {"fsdp", "batch_size", "one_at_a_time", "out", "prompts_file"}
-    assert set(recorded) == settings | (flags - unaffecting - {"keep"}) | {"first_seed"}
+    assert set(recorded) == settings | (flags - unaffecting - {"keep"}) | {"first_seed", "command"}
 
 
 @pytest.fixture
@@ -204,6 +204,14 @@ def test_inpaint_by_alpha_and_by_mask_are_the_same(models, photo):
     a, b = (Image.open(photo / f"{name}.png") for name in "ab")
     assert a.size == (16, 16) and a.text["image"].endswith("hole.png") and a.text["steps"] == "2"
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_rank_checks_its_flags_before_it_prints(capsys, models, photo):
+    image = ("--image", photo / "photo.png", "--prompt", "all red")
+    with pytest.raises(SystemExit):
+        run("rank", "--checkpoint", models, *image, "--fsdp", 3)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "--fsdp 3" in printed.err
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import PngImagePlugin
 
 from glide_jax.errors import UserError
 from glide_jax.storage import require_local
@@ -25,26 +25,33 @@ class Job:
         low_res = {} if self.low_res is None else {"low_res": str(self.low_res)}
         return {"prompt": self.prompt} | low_res
 
-    def is_done(self, common: Mapping[str, str]) -> bool:
+    def is_done(self, common: Mapping[str, str | None]) -> bool:
         """Whether all images of this job exist.
 
+        Other metadata of a file, as image editors add it, is ignored.
+
         Args:
-            common: the metadata that the images of all jobs share.
+            common: the metadata that the images of all jobs share, None where unset.
 
         Raises:
-            UserError: a file cannot be read, or was sampled with other flags or settings.
+            UserError: a file cannot be read, or was sampled with other flags or settings, or by an
+                earlier version.
         """
         expected = {**common, **self.metadata}
         for file in self.files:
             if not file.exists():
                 return False
             found = read_metadata(file)
-            found.pop("seed", None)  # follows from first_seed, n and keep
-            for name in {**expected, **found}:
-                if found.get(name) != expected.get(name):
+            if "first_seed" not in found:
+                raise UserError(
+                    f"{file} was sampled by an earlier version, or written by another program: "
+                    "give another --out, or remove it"
+                )
+            for name, value in expected.items():
+                if found.get(name) != value:
                     raise UserError(
-                        f"{file} was sampled with {name} {found.get(name)!r}, not "
-                        f"{expected.get(name)!r}: give another --out, or remove it"
+                        f"{file} was sampled with {name} {found.get(name)!r}, not {value!r}: "
+                        "give another --out, or remove it"
                     )
         return True
 
@@ -52,9 +59,10 @@ class Job:
 def read_metadata(file: Path) -> dict[str, str]:
     """The text chunks of a PNG file. Raises UserError if it cannot be read."""
     try:
-        with Image.open(file) as image:
-            return {str(name): str(value) for name, value in image.info.items()}
-    except OSError as error:
+        with PngImagePlugin.PngImageFile(file) as image:
+            image.load()  # chunks may follow the pixels
+            return {name: str(value) for name, value in image.text.items()}
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a damaged file
         raise UserError(f"cannot read {file}: {error}; remove it, or give another --out") from None
 
 
