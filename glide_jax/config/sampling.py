@@ -32,7 +32,8 @@ class SampleConfig(Settings):
     0: clip to [-1, 1]."""
     low_res_noise: int = 0
     """Upsamplers: noise-conditioning augmentation, as the timestep of the noise added to the
-    low-resolution image. Hides artifacts of the base model. Requires model.low_res_noise."""
+    low-resolution image. Hides artifacts of the base model. Requires model.low_res_noise. As a
+    flag, for commands that sample an upsampler alone, such as sample.py upsample."""
 
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "clip_guidance_scale", "temperature"):

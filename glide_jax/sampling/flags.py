@@ -13,8 +13,12 @@ from glide_jax.config import SampleConfig
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a class, in one line."""
-    (body,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body
+    """The docstring under each field of a class, in one line; none if there is no source file."""
+    try:
+        source = inspect.getsource(cls)
+    except OSError:  # compiled packages; flags work without their help
+        return {}
+    (body,) = ast.parse(inspect.cleandoc("\n" + source)).body
     assert isinstance(body, ast.ClassDef)
     docs = {}
     for declared, below in zip(body.body, body.body[1:], strict=False):

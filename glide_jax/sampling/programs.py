@@ -2,9 +2,10 @@
 
 `begin` computes once what does not depend on x_t: encoded text, conditions and the first noise.
 `advance` runs a chunk of the denoiser's calls; about ten chunks make a batch, so that the host can
-show progress in between. Prompts, seeds and guidance scales are arguments of both and never
-recompile them; a `Recipe` does. The mesh may be of devices that this machine does not have, as in
-glide_jax.plan.
+show progress in between. Prompts and seeds are arguments of `begin`, and guidance scales of
+`advance`: their values never recompile. Another `Recipe` does, and so does turning guidance on or
+off (guidance_scale 1, clip_guidance_scale 0). The mesh may be of devices that this machine does not
+have, as in glide_jax.plan.
 """
 
 import dataclasses

@@ -17,7 +17,8 @@ from glide_jax.images import save_grid, to_pil
 class Samples:
     """Images, each with its prompt and seed.
 
-    NumPy reads it as the array of its images; its length, items, slices and shape are theirs.
+    `np.asarray(samples)` is the array of the images. Length, indices, iteration, shape, ndim and
+    dtype are the array's; arithmetic and methods need `samples.images`.
     """
 
     images: UInt8[np.ndarray, "b h w 3"] = field(repr=False)
@@ -33,6 +34,16 @@ class Samples:
     def shape(self) -> tuple[int, ...]:
         """(b, h, w, 3)."""
         return self.images.shape
+
+    @property
+    def ndim(self) -> int:
+        """4."""
+        return self.images.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8."""
+        return self.images.dtype
 
     def __len__(self) -> int:
         return len(self.images)
