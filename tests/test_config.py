@@ -95,9 +95,9 @@ def test_configs_of_released_models_sample_like_them(name, role):
     assert (config.diffusion, config.sample) == RELEASED[role]
 
 
-@pytest.mark.parametrize("name", ["upsample256_inpaint", "noised_clip"])
-def test_configs_of_every_kind_of_model_survive_json(name):
-    config = load_config(CONFIGS / f"{name}.py")
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_config_survives_json(name):
+    config = load_config(name)
     assert Config.from_json(config.to_json()) == config
 
 
@@ -115,12 +115,28 @@ def test_json_preserves_changed_sizes():
         ('{"optim": {"learning_rate": "fast"}}', "optim.learning_rate must be float"),
         ('{"train": {"steps": 1.5}}', "train.steps must be int"),
         ('{"train": {"steps": true}}', "train.steps must be int"),
-        ('{"model": {"dtype": "float8"}}', "model.dtype must be"),
-        ('{"model": {"unet": {"channel_mult": [1, "2"]}}}', "model.unet.channel_mult must be int"),
+        ('{"model": {"kind": "clip", "dtype": "float8"}}', "model.dtype must be"),
+        (
+            '{"model": {"kind": "denoiser", "unet": {"channel_mult": [1, "2"]}}}',
+            "model.unet.channel_mult must be int",
+        ),
+        ('{"model": {"image": {}}}', "model.kind is missing: denoiser or clip"),
+        ('{"model": {"kind": ["clip"]}}', "model.kind must be one of denoiser, clip, not .'clip'"),
+        (
+            '{"sample": {"guidance_interval": [1]}}',
+            r"sample.guidance_interval must have 2 values, not \[1\]",
+        ),
+        (
+            '{"sample": {"guidance_interval": [1, 2, 3]}}',
+            r"sample.guidance_interval must have 2 values, not \[1, 2, 3\]",
+        ),
+        ('{"sample": {"guidance_interval": [1, "2"]}}', "guidance_interval must be int, not '2'"),
         ('{"model": 3}', "model must be an object"),
         ('{"data": {"source": {"kind": "web"}}}', "data.source.kind must be one of scenes, tfds,"),
         ('{"data": {"source": {"kind": "folder"}}}', "data.source.path is missing"),
-        ('{"data": {"source": {"path": "x"}}}', "unknown setting data.source.path"),
+        ('{"data": {"source": {"kind": "scenes", "path": "x"}}}', "unknown setting data.source.p"),
+        ('{"data": {"source": {"path": "x"}}}', "data.source.kind is missing: scenes or tfds or"),
+        ('{"data": {"source": "scenes"}}', 'data.source "scenes" is {"kind": "scenes"} now'),
     ],
 )
 def test_bad_json_is_refused_by_name(text, line):

@@ -123,7 +123,7 @@ def _value(expected: Any, value: Any, where: str, name: str) -> Any:
     if origin is Literal:
         ok, wanted = value in options, f"one of {', '.join(map(str, options))}"
     elif origin is tuple and isinstance(value, list):
-        return tuple(_value(options[0], item, where, name) for item in value)
+        return _items(options, value, where, name)
     elif expected is float and type(value) is int:
         return float(value)
     else:
@@ -134,13 +134,27 @@ def _value(expected: Any, value: Any, where: str, name: str) -> Any:
     return value
 
 
+def _items(types_of_items: Any, values: list[Any], where: str, name: str) -> tuple[Any, ...]:
+    """The items of `tuple[X, ...]`, or of a tuple of fixed length such as `tuple[X, Y]`."""
+    if types_of_items[-1] is Ellipsis:
+        types_of_items = types_of_items[:1] * len(values)
+    if len(values) != len(types_of_items):
+        raise UserError(f"{where}: {name} must have {len(types_of_items)} values, not {values}")
+    pairs = zip(types_of_items, values, strict=True)
+    return tuple(_value(expected, item, where, name) for expected, item in pairs)
+
+
 def _one_of(options: Any, value: Any, where: str, name: str) -> Any:
-    """The group that the object's "kind" names; without one, the first option."""
+    """The group that the object's "kind" names."""
+    kinds = {option.kind: option for option in options}
+    if isinstance(value, str) and value in kinds:  # as in files of earlier versions
+        raise UserError(f'{where}: {name} "{value}" is {{"kind": "{value}"}} now')
     if not isinstance(value, dict):
         raise UserError(f"{where}: {name} must be an object")
-    kinds = {option.kind: option for option in options}
-    kind = value.get("kind", options[0].kind)
-    if kind not in kinds:
+    if "kind" not in value:
+        raise UserError(f"{where}: {name}.kind is missing: {' or '.join(kinds)}")
+    kind = value["kind"]
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{where}: {name}.kind must be one of {', '.join(kinds)}, not {kind!r}")
     values = {key: item for key, item in value.items() if key != "kind"}
     return from_plain(kinds[kind], values, where, name + ".")
