@@ -35,6 +35,19 @@ def test_a_mixture_is_given_in_quoted_parts():
     assert parse_source(spell_source(mixture)) == mixture
 
 
+@pytest.mark.parametrize("path", ["path=x", "cache_dir=/x", "train_split=x", "a b='c'", "path="])
+def test_paths_that_look_like_settings_survive(path):
+    for source in (Folder(path), Shards(path, "path=y")):
+        assert parse_source(spell_source(source)) == source
+        mixture = Mixture((MixturePart(1.0, source, validation_split="all"),))
+        assert parse_source(spell_source(mixture)) == mixture
+
+
+def test_a_split_given_twice_is_refused():
+    with pytest.raises(UserError, match="^--data.source mixture .*train_split is given twice"):
+        parse_source(["mixture", "1 folder x train_split=a train_split=b"])
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -17,6 +17,8 @@ from glide_jax.config.sources import AnySource, Mixture, MixturePart, OneSource
 from glide_jax.errors import UserError
 
 FLAG = "--data.source"
+SPLITS = ("train_split", "validation_split")
+"""Settings of a mixture's part that its words may contain."""
 KINDS: dict[str, Any] = {source.kind: source for source in typing.get_args(OneSource)}
 
 
@@ -35,7 +37,7 @@ def spell_source(source: AnySource) -> tuple[str, ...]:
         return _words(source)
     parts = []
     for part in source.parts:
-        splits = _changes(part, ("train_split", "validation_split"))
+        splits = _changes(part, SPLITS)
         parts.append(shlex.join([str(part.weight), *_words(part.source), *splits]))
     return (Mixture.kind, *parts)
 
@@ -58,7 +60,9 @@ def _part(text: str) -> MixturePart:
     splits: dict[str, str] = {}
     for word in tuple(words):
         name, equals, value = word.partition("=")
-        if equals and name in ("train_split", "validation_split"):
+        if equals and name in SPLITS:
+            if name in splits:
+                raise UserError(f"{where}: {name} is given twice")
             splits[name] = value
             words.remove(word)
     source = _one(words, where)
@@ -86,7 +90,10 @@ def _values(words: Sequence[str], names: Sequence[str], where: str) -> dict[str,
 
 def _words(source: OneSource) -> tuple[str, ...]:
     first, *others = _names(type(source))
-    return (source.kind, getattr(source, first), *_changes(source, others))
+    value = getattr(source, first)
+    if "=" in value and value.partition("=")[0] in (first, *others, *SPLITS):
+        value = f"{first}={value}"  # it would be read as NAME=VALUE itself
+    return (source.kind, value, *_changes(source, others))
 
 
 def _changes(group: Settings, names: Sequence[str]) -> list[str]:
