@@ -32,8 +32,7 @@ from glide_jax.runs.paths import last_step
 from glide_jax.runs.state import TrainState
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.storage import AnyPath, path_of
-from glide_jax.training.build import make_objective, tokenizer_of
-from glide_jax.training.contrastive_batches import require_distinct_images
+from glide_jax.training.build import make_objective, require_startable, tokenizer_of
 from glide_jax.training.flops import utilization_flops
 from glide_jax.training.logging import RunLog
 from glide_jax.training.preview import Preview
@@ -42,14 +41,14 @@ from glide_jax.training.step import Trainer
 from glide_jax.training.stop import StopRequest
 from glide_jax.training.validation import Validator
 
-# The order of start-up. All that a run needs is read before its folder is written, so that a run
-# which cannot start leaves nothing behind.
+# The order of start-up. All settings are checked, and all inputs opened, before the run folder is
+# written: a run which cannot start leaves nothing behind. Only unreadable images show later.
 #   1. Data: both splits. All processes must see the same.
 #   2. Start: the newest checkpoint if there is one, else train.init_from, else random parameters.
 #      The tokenizer comes from the same place; a new one is trained on the captions.
-#   3. Run folder: the lead creates or updates it; the other processes wait, then read it.
-#   4. State: shapes, then shardings, then values: every array is restored or initialized once, with
-#      its final sharding.
+#   3. Model: objective, mesh, then the shapes and shardings of the train state.
+#   4. Run folder: the lead creates or updates it; the other processes wait, then read it.
+#      State: every array is restored or initialized once, with its final sharding.
 #   5. Loop: loader and log resume where the checkpoint was saved.
 
 
@@ -69,21 +68,20 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     held_out = open_source(config.data, config.data.validation_split)
     images = sum(map(len, parts_of(source)))
     require_same(group, config, images)
-    require_distinct_images(config, images)
+    require_startable(config, images, len(held_out))
 
-    # Start and run folder
+    # Start and model
     resumes = group.gather(last_step(run_dir) is not None)[0]
-    start = Run.open(settings.init_from) if settings.init_from and not resumes else None
-    initial = starting_params(start, config) if start else None
+    starts_from = "" if resumes else settings.init_from
+    initial = starting_params(Run.open(starts_from), config) if starts_from else None
     clip = ClipScorer.load(Run.open(settings.clip_run)) if settings.clip_loss_weight else None
-    before = Run.open(run_dir) if resumes else start
-    tokenizer = partial(tokenizer_of, config, source, before)
-    run = Run.create_shared(run_dir, config, tokenizer, group)
-
-    # Model and state
     objective = make_objective(config, clip)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
+
+    # Run folder and state
+    tokenizer = partial(tokenizer_of, config, source, run_dir if resumes else starts_from)
+    run = Run.create_shared(run_dir, config, tokenizer, group)
     checkpoints = Checkpoints(run_dir, settings.max_checkpoints, group)
     if resumes:
         state, resumed = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
@@ -105,8 +103,9 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
         log.say(
             f"{run_dir}: {objective.network.parameter_count / 1e6:.1f}M parameters, "
             f"{images:,} images, {jax.device_count()} {jax.devices()[0].platform} device(s)"
-            + (f", initialized from {start.path}" if start else "")
+            + (f", initialized from {starts_from}" if starts_from else "")
             + (f", resumed at step {int(state.step):,}" if resumes else "")
+            + (", train.init_from ignored" if resumes and settings.init_from else "")
         )
         log.say(memory_report(trainer))
         parts = Parts(run, mesh, trainer, checkpoints, loader, validator, preview, log)

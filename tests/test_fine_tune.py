@@ -101,6 +101,15 @@ def test_incompatible_models_are_refused(models, trained_run, tmp_path):
             starting_params(Run.open(run), config)
 
 
+def test_errors_name_the_run_as_it_was_given():
+    config = model_set.clip_config()
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, init_from="demo/base")
+    )
+    with pytest.raises(UserError, match=r"^train.init_from demo/base: one of the two models"):
+        starting_params(Run.open("demo/base"), config)
+
+
 def test_a_clip_can_be_fine_tuned_from_a_clip(models):
     params = starting_params(Run.open(models / "clip"), model_set.clip_config())
     assert params.keys() == build_network(model_set.clip_config().model).shapes.keys()

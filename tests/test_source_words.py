@@ -44,7 +44,7 @@ def test_paths_that_look_like_settings_survive(path):
 
 
 def test_a_split_given_twice_is_refused():
-    with pytest.raises(UserError, match="^--data.source mixture .*train_split is given twice"):
+    with pytest.raises(UserError, match=r"^--data.source mixture .*train_split is given twice"):
         parse_source(["mixture", "1 folder x train_split=a train_split=b"])
 
 

@@ -140,6 +140,49 @@ def test_a_data_set_of_empty_captions_is_refused(color_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "line"),
+    [
+        ("train", {"fsdp": 3}, r"train.fsdp \(3\) must divide"),
+        ("sample", {"sampler": "magic"}, "magic"),
+        ("sample", {"steps": "2000"}, "2000"),
+    ],
+)
+def test_settings_that_cannot_work_leave_no_run_folder(color_folder, tmp_path, part, changes, line):
+    config = on_colors(model_set.inpaint_config(), color_folder)
+    with pytest.raises(UserError, match=line):
+        train(changed(config, part, **changes), tmp_path / "run", ProcessGroup(), Profile())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_clip_with_too_few_held_out_images_leaves_no_run_folder(color_folder, tmp_path):
+    config = on_colors(model_set.clip_config(), color_folder, validation_examples=7)
+    with pytest.raises(UserError, match="needs at least 8 held-out images"):
+        train(config, tmp_path / "run", ProcessGroup(), Profile())
+    assert not (tmp_path / "run").exists()
+
+
+class OtherProcess(ProcessGroup):
+    """A process beside a lead whose run resumes."""
+
+    def __init__(self):
+        super().__init__()
+        self.index = 1
+
+    def gather(self, value):
+        return [True if value is False else value]  # the lead has a checkpoint, we have none
+
+
+def test_a_process_that_does_not_see_the_run_to_resume_is_refused(
+    color_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("glide_jax.runs.folder.FILE_VISIBLE_S", 0)
+    config = on_colors(model_set.inpaint_config(), color_folder)
+    with pytest.raises(UserError, match=r"give a --train.run-dir on storage that all .* share"):
+        train(config, tmp_path / "run", OtherProcess(), Profile())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_an_auxiliary_clip_is_loaded_from_its_run(color_folder, models, tmp_path):
     config = on_colors(

@@ -32,7 +32,7 @@ def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
         UserError: the two models are incompatible.
     """
     before = run.config
-    where = f"train.init_from {run.path}"
+    where = f"train.init_from {config.train.init_from or run.path}"
     if isinstance(before.model, ClipConfig) != isinstance(config.model, ClipConfig):
         raise UserError(f"{where}: one of the two models is a CLIP, the other is not")
     is_clip = isinstance(config.model, ClipConfig)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from glide_jax.config import Config
+from glide_jax.config.checks import Settings
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.build import tokenizer_class
 from glide_jax.errors import UserError
@@ -22,7 +23,7 @@ from glide_jax.pretrained.weight_files import read_tensors
 from glide_jax.runs.paths import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, resolve_run, saved_steps
 from glide_jax.runs.state import require_same_shapes
 from glide_jax.shapes import Params
-from glide_jax.storage import AnyPath, storage_errors
+from glide_jax.storage import AnyPath, storage_errors, write_atomically
 
 FILE_VISIBLE_S = 60
 """Time within which a network file system shows a new file to other machines."""
@@ -92,7 +93,7 @@ class Run:
         _require_resumable(folder, config)
         with storage_errors("write the run folder", folder):
             (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG).write_text(config.to_json() + "\n")
+            write_atomically(folder / CONFIG, (config.to_json() + "\n").encode())
         tokenizer.save(folder / TOKENIZER)
         return cls(folder, config)
 
@@ -198,9 +199,12 @@ def require_shared(folder: AnyPath, config: Config) -> None:
 def _first_difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | None:
     if name in CHANGEABLE:
         return None
-    if not dataclasses.is_dataclass(old):
+    if not isinstance(old, Settings):
         return None if old == new else (name, old, new)
-    for field in dataclasses.fields(old):
+    if old.kind != new.kind:
+        return f"{name}.kind", old.kind, new.kind
+    fields: Any = dataclasses.fields(old)  # type: ignore[arg-type]
+    for field in fields:
         found = _first_difference(
             getattr(old, field.name), getattr(new, field.name), f"{name}.{field.name}"
         )

@@ -53,6 +53,7 @@ class ClipScorer:
             UserError: the run is not a CLIP's, its weights do not match its config, or fsdp does
                 not divide the devices.
         """
+        _ = run.config.clip  # before the weights, which may be large
         params = run.weights(infer(run.network.shapes, local_mesh(fsdp)))
         return cls(run.config, params, run.tokenizer, fsdp)
 

@@ -94,6 +94,7 @@ class Stage:
             UserError: the run is a CLIP's, its weights do not match its config, or fsdp does not
                 divide the devices.
         """
+        _ = run.config.denoiser  # before the weights, which may be large
         params = run.weights(infer(run.network.shapes, local_mesh(fsdp)))
         return cls(run.config, params, run.tokenizer, fsdp)
 

@@ -1,4 +1,4 @@
-"""Objective and tokenizer of a configuration."""
+"""Objective and tokenizer of a configuration, and the checks before a run starts."""
 
 from dataclasses import replace
 
@@ -9,9 +9,33 @@ from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
+from glide_jax.sampling.stage import require_usable
+from glide_jax.storage import AnyPath
 from glide_jax.training.contrastive import Contrastive
+from glide_jax.training.contrastive_batches import require_distinct_images, with_validation_batch
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.objective import Objective
+
+
+def require_startable(config: Config, images: int, held_out: int) -> None:
+    """Checks what previews and validation would only refuse once the run folder exists.
+
+    Args:
+        config: of the run.
+        images: in the training split.
+        held_out: images in the validation split.
+
+    Raises:
+        UserError: config.sample has settings that the model cannot use, or a CLIP has too few
+            images.
+    """
+    if not isinstance(config.model, ClipConfig):
+        if config.train.sample_every_steps:
+            require_usable(config, config.sample)
+        return
+    require_distinct_images(config, images)
+    if config.train.validate_every_steps:
+        with_validation_batch(config, held_out)
 
 
 def make_objective(config: Config, clip: ClipScorer | None = None) -> Objective:
@@ -28,7 +52,7 @@ def make_objective(config: Config, clip: ClipScorer | None = None) -> Objective:
     return Denoising(config, clip.network, clip.params)
 
 
-def tokenizer_of(config: Config, source: Source, before: Run | None = None) -> Tokenizer:
+def tokenizer_of(config: Config, source: Source, before: str | AnyPath = "") -> Tokenizer:
     """The tokenizer of a run: the one of the run before, or a new one.
 
     A new one is trained on all captions, also those that data.caption_pattern excludes: a later
@@ -37,10 +61,13 @@ def tokenizer_of(config: Config, source: Source, before: Run | None = None) -> T
     Args:
         config: of the run.
         source: its training split.
-        before: the run to resume or to start from.
+        before: folder of the run to resume or to start from; empty: neither.
+
+    Raises:
+        UserError: the other run's tokenizer cannot be read.
     """
-    if before is not None:
-        return before.tokenizer
+    if before:
+        return Run.open(before).tokenizer
     if config.data.caption_pattern:
         source = open_source(replace(config.data, caption_pattern=""), config.data.train_split)
     kind = tokenizer_class(config.model)

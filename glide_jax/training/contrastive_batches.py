@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import jax
 
-from glide_jax.config import ClipConfig, Config
+from glide_jax.config import Config
 from glide_jax.errors import UserError
 
 
 def require_distinct_images(config: Config, images: int) -> None:
-    """Raises UserError if a CLIP's batch is larger than the data set of `images` images."""
+    """Raises UserError if a CLIP's batch is larger than its data set of `images` images."""
     batch = config.train.batch_examples
-    if isinstance(config.model, ClipConfig) and batch > images:
+    if batch > images:
         raise UserError(
             f"train.batch_examples ({batch}) must be at most the number of images ({images}): an "
             "image must not occur twice in a CLIP's batch"
