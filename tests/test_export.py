@@ -55,7 +55,10 @@ def shapes(run):
 
 
 def rounded(params, dtype):
-    return {name: jnp.asarray(x, dtype).astype(jnp.float32) for name, x in params.items()}
+    return {
+        name: np.asarray(x).astype(jnp.dtype(dtype)).astype(np.float32)
+        for name, x in params.items()
+    }
 
 
 def samples(stage):

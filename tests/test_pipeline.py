@@ -14,7 +14,7 @@ from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.model_set import ROLES
-from glide_jax.sampling.programs import Recipe
+from glide_jax.sampling.programs import Inputs, Recipe
 from glide_jax.sampling.stage import Conditions, Stage, changed_settings
 from glide_jax.sampling.user_images import square_image, square_known
 
@@ -81,8 +81,8 @@ def test_text_is_encoded_outside_the_loop_over_steps(glide):
     """The loop's program must hold nothing of the text transformer: its widths do not occur."""
     stage = glide.stage("base")
     length, width = stage.model.text.length, stage.model.text.width
-    inputs = stage._inputs(["all red"], [0], Conditions(), None)
-    negative = jax.tree.map(jnp.asarray, stage.tokenizer.encode([""], length))
+    inputs = Inputs(**stage._inputs(["all red"], [0], Conditions(), None))
+    negative = stage.tokenizer.encode([""], length)
     recipe = Recipe.of(changed_settings(stage.config.sample, steps=4), rows=4)
     assert recipe.guided
     begun = jax.make_jaxpr(

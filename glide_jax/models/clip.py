@@ -7,6 +7,7 @@ image tower is conditioned on t by a learned class token for each timestep.
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -230,8 +231,9 @@ class Clip(nnx.Module):
         return self.image(x_t, t)
 
 
+@cache
 def clip_network(config: ClipConfig) -> Network[Clip]:
-    """The network of a CLIP configuration."""
+    """The network of a CLIP configuration: one for all that have the same."""
     return Network(lambda rngs, platform: Clip(config, platform, rngs))
 
 

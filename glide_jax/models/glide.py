@@ -4,7 +4,7 @@ All other conditioning, such as a low-resolution image or an inpainting mask, en
 input channels of the same U-Net; there is one class for all models.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -153,6 +153,7 @@ class GlideModel(nnx.Module):
         return partial(self, text=text, condition=condition)
 
 
+@cache
 def glide_network(config: ModelConfig) -> Network[GlideModel]:
-    """The network of a denoiser configuration."""
+    """The network of a denoiser configuration: one for all that have the same."""
     return Network(lambda rngs, platform: GlideModel(config, platform, rngs))

@@ -86,7 +86,7 @@ def forecast_sampling(
     devices = topology_devices(topology)
     chip = known_chip(devices[0])
     images = require_even(images, len(devices))
-    programs = Programs(config, sharding.local_mesh(fsdp, devices))
+    programs = Programs(config.denoiser, config.diffusion, sharding.local_mesh(fsdp, devices))
     settings = config.sample
     recipe = Recipe.of(settings, Schedule.of(config.diffusion, settings.steps).steps)
     calls = programs.denoiser_calls(recipe)
@@ -176,7 +176,7 @@ def abstract_inputs(model: ModelConfig, images: int) -> Inputs:
         return Inputs(
             tokens=jnp.zeros((images, length), jnp.int32),
             token_mask=jnp.zeros((images, length), jnp.bool_),
-            keys=jax.vmap(jax.random.key)(jnp.zeros(images, jnp.uint32)),
+            seeds=jnp.zeros(images, jnp.uint32),
             low_res=jnp.zeros((images, low_res_px, low_res_px, 3)) if low_res_px else None,
             known=jnp.zeros((images, px, px, 3)) if model.inpaint else None,
             mask=jnp.zeros((images, px, px, 1)) if model.inpaint else None,

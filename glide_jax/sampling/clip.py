@@ -1,6 +1,7 @@
 """A trained CLIP: scores images against captions, and guides sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import jax
 import numpy as np
@@ -9,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 from glide_jax.config import Config
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import to_float
-from glide_jax.models.clip import clip_network
+from glide_jax.models.clip import Clip, clip_network
+from glide_jax.models.network import Network
 from glide_jax.parallel.sharding import infer, local_mesh
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.user_images import square_image
@@ -37,9 +39,7 @@ class ClipScorer:
         self.network = clip_network(self.config)
         self.params = jax.device_put(params, infer(params, local_mesh(fsdp)))
         self.tokenizer = tokenizer
-        bind = self.network.bind
-        self._encode_text = jax.jit(lambda params, *text: bind(params).encode_text(*text))
-        self._encode_image = jax.jit(lambda params, *image: bind(params).encode_image(*image))
+        self._encode_text, self._encode_image = _encoders(self.network)
 
     @classmethod
     def load(cls, run: Run, fsdp: int = 1) -> "ClipScorer":
@@ -96,7 +96,16 @@ class ClipScorer:
             captions: one per image.
         """
         unique, which = np.unique(captions, return_inverse=True)
-        text = self.encode_text(unique.tolist())[which]
+        text = np.asarray(self.encode_text(unique.tolist()))[which]
         px = self.config.resolution_px
         squares = to_float(np.stack([square_image(image, px, "crop") for image in images]))
-        return np.sum(np.asarray(text) * self.encode_images(squares, 0), -1)
+        return np.sum(text * self.encode_images(squares, 0), -1)
+
+
+@cache
+def _encoders(clip: Network[Clip]) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """`encode_text` and `encode_image` of `(params, *inputs)`, compiled once for each CLIP."""
+    return (
+        jax.jit(lambda params, *text: clip.bind(params).encode_text(*text)),
+        jax.jit(lambda params, *image: clip.bind(params).encode_image(*image)),
+    )

@@ -10,14 +10,15 @@ have, as in glide_jax.plan.
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from glide_jax.config import Config, SampleConfig
+from glide_jax.config import DiffusionConfig, ModelConfig, SampleConfig
 from glide_jax.diffusion.guidance import classifier_free
 from glide_jax.diffusion.loop import (
     Hooks,
@@ -50,7 +51,7 @@ class Inputs(NamedTuple):
 
     tokens: Tokens
     token_mask: TokenMask
-    keys: Key[Array, "b"]
+    seeds: UInt32[Array, "b"]
     low_res: Image | None
     known: Image | None
     mask: Float[Array, "b h w 1"] | None
@@ -87,13 +88,13 @@ class Programs:
     """The programs of a model, compiled when they are first called.
 
     Args:
-        config: of the run.
+        model, diffusion: of the run.
         mesh: from `sharding.local_mesh`.
     """
 
-    def __init__(self, config: Config, mesh: Mesh) -> None:
-        self.config = config
-        self.model = config.denoiser
+    def __init__(self, model: ModelConfig, diffusion: DiffusionConfig, mesh: Mesh) -> None:
+        self.model = model
+        self.diffusion = diffusion
         self.mesh = mesh
         self.network = glide_network(self.model)
         self._sharded = Platform.of(mesh, batch_sharding(mesh), training=False)
@@ -111,6 +112,12 @@ class Programs:
         classifier-free and the CLIP guidance scale; `clip` is the guiding CLIP's network or None.
         """
 
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def of(model: ModelConfig, diffusion: DiffusionConfig, mesh: Mesh) -> "Programs":
+        """The programs of a model, shared by all stages that sample it: compiled once."""
+        return Programs(model, diffusion, mesh)
+
     def denoiser_calls(self, recipe: Recipe) -> int:
         """Number of denoiser calls of a batch."""
         return self._plan(recipe).calls
@@ -126,7 +133,7 @@ class Programs:
 
     def _plan(self, recipe: Recipe) -> SamplerPlan:
         settings = recipe.settings
-        schedule = Schedule.of(self.config.diffusion, settings.steps).first(recipe.rows)
+        schedule = Schedule.of(self.diffusion, settings.steps).first(recipe.rows)
         return sampler_plan(settings.sampler, schedule, settings.eta)
 
     def _begin(
@@ -157,7 +164,7 @@ class Programs:
 
         plan = self._plan(recipe)
         px = self.model.resolution_px
-        x_T = recipe.settings.temperature * initial_noise(inputs.keys, (px, px, 3))
+        x_T = recipe.settings.temperature * initial_noise(_keys(inputs), (px, px, 3))
         if inputs.start is not None:
             last = jnp.full(x_T.shape[0], recipe.rows - 1)
             x_T = q_sample(plan.schedule, inputs.start, last, x_T)
@@ -174,8 +181,8 @@ class Programs:
             return low_res, None
         t = jnp.full(len(low_res), recipe.settings.low_res_noise)
         _, h, w, c = low_res.shape
-        noise = per_image_noise(inputs.keys, (h, w, c))(jnp.int32(LOW_RES_NOISE))
-        return q_sample(Schedule.of(self.config.diffusion), low_res, t, noise), t
+        noise = per_image_noise(_keys(inputs), (h, w, c))(jnp.int32(LOW_RES_NOISE))
+        return q_sample(Schedule.of(self.diffusion), low_res, t, noise), t
 
     def _advance(
         self,
@@ -213,7 +220,7 @@ class Programs:
             denoise,
             self._plan(recipe),
             state,
-            per_image_noise(inputs.keys, (px, px, 3)),
+            per_image_noise(_keys(inputs), (px, px, 3)),
             Hooks(threshold, None if known is None else put_back, gradient),
             first=first,
             calls=calls,
@@ -227,7 +234,7 @@ class Programs:
         recipe: Recipe,
     ) -> Denoiser:
         """The model's denoiser of eps, with classifier-free guidance if the recipe has it."""
-        diffusion = self.config.diffusion
+        diffusion = self.diffusion
         guess = model.upsampled_low_res(conditioned.condition) if diffusion.low_res_std else None
         denoise = Parameterization.of(diffusion, guess).denoiser(model.denoiser(*conditioned))
         if not recipe.guided:
@@ -244,3 +251,8 @@ def chunk_size(total: int) -> int:
     """Denoiser calls per run of `Programs.advance`: at most a tenth, in chunks of equal size."""
     parts = next(parts for parts in range(min(total, 10), total + 1) if total % parts == 0)
     return total // parts
+
+
+def _keys(inputs: Inputs) -> Key[Array, "b"]:
+    """A random key for each image, from its seed alone."""
+    return jax.vmap(jax.random.key)(inputs.seeds)

@@ -80,7 +80,7 @@ class Stage:
         self.tokenizer = tokenizer
         self._mesh = local_mesh(fsdp)
         self.use(params)
-        self.programs = Programs(config, self._mesh)
+        self.programs = Programs.of(self.model, config.diffusion, self._mesh)
 
     @classmethod
     def load(cls, run: Run, fsdp: int = 1) -> "Stage":
@@ -145,7 +145,7 @@ class Stage:
         recipe = Recipe.of(settings, rows)
         inputs = self._inputs(prompts, seeds, conditions, guide)
         tokens, mask = self.tokenizer.encode([negative_prompt], self.model.text.length)
-        negative = jnp.asarray(tokens), jnp.asarray(mask)
+        negative = tokens, mask
         scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.clip_guidance_scale)
         calls = self.programs.denoiser_calls(recipe)
         starts = range(0, len(prompts), size)
@@ -154,8 +154,8 @@ class Stage:
             for start in starts:
                 # The last batch repeats the last image, to fit the compiled programs.
                 which = np.minimum(np.arange(start, start + size), len(prompts) - 1)
-                batch = jax.tree.map(lambda x, which=which: x[which], inputs)
-                batch = jax.device_put(batch, self.programs.placement(size))
+                chosen = {k: None if x is None else x[which] for k, x in inputs.items()}
+                batch = Inputs(**jax.device_put(chosen, self.programs.placement(size)))
                 x_0 = self._sample_batch(batch, negative, scales, recipe, guide, bar)
                 images.append(x_0[: len(prompts) - start])
         sampled = np.concatenate(images)
@@ -164,7 +164,7 @@ class Stage:
     def _sample_batch(
         self,
         batch: Inputs,
-        negative: tuple[jax.Array, jax.Array],
+        negative: tuple[np.ndarray, np.ndarray],
         scales: tuple[jax.Array, jax.Array],
         recipe: Recipe,
         guide: ClipScorer | None,
@@ -242,17 +242,17 @@ class Stage:
         seeds: Sequence[int],
         conditions: Conditions,
         clip: ClipScorer | None,
-    ) -> Inputs:
-        """The arrays that differ between images, on the default device. Raises UserError."""
+    ) -> dict[str, np.ndarray | None]:
+        """The fields of `Inputs` for all images, on the host. Raises UserError."""
 
-        def image(pixels: np.ndarray | None, px: int) -> jax.Array | None:
+        def image(pixels: np.ndarray | None, px: int) -> np.ndarray | None:
             if pixels is None:
                 return None
             if pixels.shape != (len(prompts), px, px, 3):
                 raise UserError(
                     f"images have shape {pixels.shape}, but must have {(len(prompts), px, px, 3)}"
                 )
-            return jnp.asarray(to_float(pixels))
+            return to_float(pixels)
 
         px = self.model.resolution_px
         before, length = self.tokenizer.truncated, self.model.text.length
@@ -260,16 +260,17 @@ class Stage:
         if self.tokenizer.truncated > before:
             too_long = self.tokenizer.truncated - before
             logger.warning("%d prompts are longer than %d tokens: truncated", too_long, length)
-        return Inputs(
-            jnp.asarray(tokens),
-            jnp.asarray(token_mask),
-            jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)),
-            image(conditions.low_res, self.model.low_res_px or px),
-            image(None if conditions.known is None else conditions.known.pixels, px),
-            None if conditions.known is None else jnp.float32(conditions.known.mask),
-            image(conditions.start, px),
-            None if clip is None else clip.encode_text(prompts),
-        )
+        low_res, known, start = conditions
+        return {
+            "tokens": tokens,
+            "token_mask": token_mask,
+            "seeds": np.asarray(seeds, np.uint32),
+            "low_res": image(low_res, self.model.low_res_px or px),
+            "known": image(None if known is None else known.pixels, px),
+            "mask": None if known is None else known.mask.astype(np.float32),
+            "start": image(start, px),
+            "clip_text": None if clip is None else np.asarray(clip.encode_text(prompts)),
+        }
 
 
 def require_usable(config: Config, settings: SampleConfig) -> None:
