@@ -28,10 +28,11 @@ def _compiled_folder() -> Path:
 
 
 # Test processes, and the scripts that they start, share what they have compiled.
-COMPILED = os.environ.setdefault("GLIDE_JAX_COMPILED", str(_compiled_folder()))
+OURS = _compiled_folder()
+COMPILED = os.environ.setdefault("GLIDE_JAX_COMPILED", str(OURS))
+MAX_COMPILED_BYTES = 2**30
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))  # the oldest go first
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if JAX_VERSION.startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"  # later versions have no other emitters
@@ -117,8 +118,10 @@ def train_flags(color_folder):
 def train(python, train_flags):
     """Starts `train.py` with the tiny configuration on the eight colors."""
 
-    def start(run_dir, *flags, **options):
-        return python("train.py", *train_flags(run_dir, *flags), **options)
+    def start(run_dir, *flags, environment=None, **options):
+        # One device: more take longer for so small a model.
+        environment = {"JAX_NUM_CPU_DEVICES": "1"} | (environment or {})
+        return python("train.py", *train_flags(run_dir, *flags), environment=environment, **options)
 
     return start
 
@@ -129,8 +132,7 @@ def trained_run(train, shared_folder):
     run_dir = shared_folder / "trained_run"
     with made_once(run_dir) as to_make:
         if to_make:
-            # One device: two devices take twice as long for so small a model.
-            process = train(run_dir, environment={"JAX_NUM_CPU_DEVICES": "1"})
+            process = train(run_dir)
             _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors
     return run_dir
@@ -147,9 +149,24 @@ def models(trained_run, shared_folder):
     return folder
 
 
+def pytest_unconfigure(config):
+    """Removes the oldest compiled programs beyond MAX_COMPILED_BYTES, from our own folder only.
+
+    JAX's limit would take a lock for every program, and warn where several processes share one.
+    """
+    if hasattr(config, "workerinput") or Path(COMPILED) != OURS or not OURS.is_dir():
+        return
+    files = sorted(((f.stat(), f) for f in OURS.iterdir()), key=lambda file: -file[0].st_mtime)
+    total = 0
+    for stat, file in files:
+        total += stat.st_size
+        if total > MAX_COMPILED_BYTES:
+            file.unlink(missing_ok=True)
+
+
 @contextmanager
 def made_once(folder):
-    """For the first of pytest-xdist's processes to come to make; the others wait."""
+    """Yields whether to make a folder: only for the first of pytest-xdist's processes."""
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield not folder.exists()

@@ -113,7 +113,8 @@ def test_an_inpainting_model_sees_known_pixels_only():
     gradient = jax.jit(objective.gradient)
 
     def loss(batch, weight_of_known):
-        kernel = params["unet.conv_in.kernel"].at[:, :, 3:6].multiply(weight_of_known)
+        kernel = params["unet.conv_in.kernel"].copy()
+        kernel[:, :, 3:6] *= weight_of_known
         changed = params | {"unet.conv_in.kernel": kernel}
         return gradient(changed, {}, batch, key, None).metrics["loss"]
 

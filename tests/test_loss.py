@@ -67,8 +67,12 @@ def loss_of(schedule, out, x_0, t, eps):
 
 
 def loss_in(parameterization, out, x_0, t, eps, weights=None):
-    x_t = q_sample(parameterization.schedule, x_0, t, eps)
-    return hybrid_loss(parameterization, x_0, t, eps, x_t, out, weights)
+    @jax.jit  # one program instead of one for every operation
+    def loss(x_0, t, eps, out):
+        x_t = q_sample(parameterization.schedule, x_0, t, eps)
+        return hybrid_loss(parameterization, x_0, t, eps, x_t, out, weights)
+
+    return loss(x_0, t, eps, out)
 
 
 def batch():

@@ -22,6 +22,7 @@ from glide_jax.plan.__main__ import main
 from glide_jax.plan.sampling import SamplingForecast, abstract_inputs, require_even
 from glide_jax.plan.slices import compile_for, topology_devices
 from glide_jax.plan.training import TrainForecast, saved_activations, table
+from glide_jax.sampling.programs import Inputs
 from glide_jax.sampling.stage import Conditions, Known, Stage
 
 ROOT = Path(__file__).parent.parent
@@ -238,7 +239,7 @@ def test_a_planned_batch_has_the_inputs_of_a_stage(inpaint):
     low_res, large = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 16, 16, 3), np.uint8)
     known = Known(large, np.zeros((2, 16, 16, 1), bool)) if inpaint else None
     real = stage._inputs(["a star", "x"], [0, 1], Conditions(low_res, known), None)
-    assert jax.eval_shape(lambda: real) == abstract_inputs(config.denoiser, 2)
+    assert jax.eval_shape(lambda: Inputs(**real)) == abstract_inputs(config.denoiser, 2)
 
 
 def test_a_batch_that_does_not_divide_is_named():
