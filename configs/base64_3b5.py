@@ -15,13 +15,14 @@ Hardware: a TPU pod, with parameters sharded by --train.fsdp. Not trained by thi
 """
 
 import dataclasses
+from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import Config, TextConfig
 
 
 def get_config() -> Config:
-    base = load_config("base64")
+    base = load_config(Path(__file__).with_name("base64.py"))
     model = base.denoiser
     return dataclasses.replace(
         base,

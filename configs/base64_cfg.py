@@ -10,6 +10,7 @@ Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
 import dataclasses
+from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import Config
@@ -17,7 +18,7 @@ from glide_jax.pretrained.defaults import RELEASED
 
 
 def get_config() -> Config:
-    base = load_config("base64")
+    base = load_config(Path(__file__).with_name("base64.py"))
     return dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, caption_dropout=0.2),  # paper

@@ -12,6 +12,7 @@ Hardware: a TPU pod or several GPUs. Not trained by this project.
 """
 
 import dataclasses
+from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import Config
@@ -19,7 +20,7 @@ from glide_jax.pretrained.defaults import RELEASED
 
 
 def get_config() -> Config:
-    base = load_config("base64")
+    base = load_config(Path(__file__).with_name("base64.py"))
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.denoiser, inpaint=True),

@@ -10,13 +10,14 @@ Hardware: a TPU pod. Not trained by this project.
 """
 
 import dataclasses
+from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import ClipConfig, ClipImageConfig, ClipTextConfig, Config
 
 
 def get_config() -> Config:
-    smaller = load_config("noised_clip")
+    smaller = load_config(Path(__file__).with_name("noised_clip.py"))
     return dataclasses.replace(
         smaller,
         model=ClipConfig(

@@ -9,6 +9,7 @@ which would count as an error.
 """
 
 import dataclasses
+from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import (
@@ -22,7 +23,7 @@ from glide_jax.config import (
 
 
 def get_config() -> Config:
-    base = load_config("scenes_base32")
+    base = load_config(Path(__file__).with_name("scenes_base32.py"))
     return dataclasses.replace(
         base,
         model=ClipConfig(

@@ -16,6 +16,7 @@ steps only add grain.
 """
 
 import dataclasses
+from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import (
@@ -31,7 +32,7 @@ from glide_jax.config import (
 
 
 def get_config() -> Config:
-    base = load_config("scenes_base32")
+    base = load_config(Path(__file__).with_name("scenes_base32.py"))
     return dataclasses.replace(
         base,
         model=ModelConfig(

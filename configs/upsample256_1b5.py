@@ -13,13 +13,14 @@ Hardware: a TPU pod, with parameters sharded by --train.fsdp. Not trained by thi
 """
 
 import dataclasses
+from pathlib import Path
 
 from glide_jax.cli import load_config
 from glide_jax.config import Config, LowResConfig, TextConfig
 
 
 def get_config() -> Config:
-    upsample = load_config("upsample256")
+    upsample = load_config(Path(__file__).with_name("upsample256.py"))
     model = upsample.denoiser
     return dataclasses.replace(
         upsample,

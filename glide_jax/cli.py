@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -41,16 +40,9 @@ class NoFlags:
 
 
 def named_configs() -> dict[str, Path]:
-    """The shipped configurations by name, from configs/ of the clone or of the wheel."""
-    clone = Path(__file__).parents[1]
-    if (clone / "pyproject.toml").is_file():
-        files = list((clone / "configs").glob("*.py"))
-    else:
-        installed = importlib.metadata.distributions(name="glide_jax")
-        shipped = (file for distribution in installed for file in distribution.files or ())
-        pattern = "share/glide_jax/configs/*.py"
-        files = [Path(os.path.normpath(file.locate())) for file in shipped if file.match(pattern)]
-    return {file.stem: file for file in sorted(files)}
+    """The shipped configurations by name."""
+    folder = (Path(__file__).parent / "configs").resolve()  # in a clone, a link to configs/
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def find_config(config: str | Path) -> Path:
