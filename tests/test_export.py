@@ -21,7 +21,7 @@ from glide_jax.config import Config, Folder, Mixture, MixturePart, Scenes, Shard
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.export.__main__ import main
-from glide_jax.export.publish import export
+from glide_jax.export.publish import _portable, export
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import DEMO, TOKENIZER, WEIGHTS, resolve_run
@@ -160,6 +160,12 @@ def test_private_paths_are_not_published(runs, tmp_path):
     assert (found.model, found.diffusion, found.sample) == (
         config.model, config.diffusion, config.sample
     )  # fmt: skip
+
+
+def test_a_path_without_a_name_is_published():
+    config = tiny.get_config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=Folder("/")))
+    assert _portable(config).data.source == Folder("/")
 
 
 def test_unusable_runs_and_targets_are_refused(runs, exported, tmp_path):

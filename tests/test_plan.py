@@ -242,6 +242,14 @@ def test_a_planned_batch_has_the_inputs_of_a_stage(inpaint):
     assert jax.eval_shape(lambda: Inputs(**real)) == abstract_inputs(config.denoiser, 2)
 
 
+def test_a_sampling_plan_of_no_images_is_refused(monkeypatch):
+    command = "glide_jax.plan.__main__"
+    monkeypatch.setattr(f"{command}.topology_devices", lambda topology: [None] * 4)
+    monkeypatch.setattr(f"{command}.forecast_sampling", lambda *given: require_even(given[-1], 4))
+    with pytest.raises(UserError, match="--images 0: give 1 or a multiple of the"):
+        main(["--config", "scenes_tiny", "--sampler", "--images", "0"])
+
+
 def test_a_batch_that_does_not_divide_is_named():
     assert [require_even(images, 4) for images in (None, 1, 8)] == [4, 1, 8]
     for images in (0, 6):
@@ -254,6 +262,7 @@ def test_a_batch_that_does_not_divide_is_named():
     [
         (("--search", "--sampler"), "--search is for training: give --sampler a --mesh"),
         (("--images", "4"), "--images is for --sampler"),
+        (("--images", "0"), "--images is for --sampler"),
     ],
 )
 def test_contradicting_plan_flags_are_named(flags, line):

@@ -6,6 +6,7 @@ import time
 import pytest
 from helpers.processes import connected, free_port
 
+from glide_jax.errors import UserError
 from glide_jax.parallel.process_group import GONE, ProcessGroup
 
 
@@ -20,6 +21,25 @@ def test_heartbeats_keep_an_idle_process_alive():
     with connected(2, heartbeat_timeout_s=0.5) as call:
         time.sleep(1.5)
         assert call(lambda group: group.gather(group.index)) == [[0, 1]] * 2
+
+
+@pytest.mark.parametrize(("text", "line"), [("", ""), ("no disk\nat all", "no disk")])
+def test_the_others_end_with_the_first_line_of_an_error(text, line, monkeypatch):
+    def end(self, *given):
+        raise SystemExit(given)
+
+    monkeypatch.setattr(ProcessGroup, "_end", end)
+    with pytest.raises(SystemExit) as ended:
+        ProcessGroup(1, 3).fail(UserError(text))
+    assert ended.value.args[0] == (f"process 1 of 3: {line}", 2, f"error: {text}\n")
+
+
+def test_a_failed_look_up_of_the_last_step_hides_no_death():
+    def last_step():
+        raise OSError("stale file handle")
+
+    group = ProcessGroup(last_step=last_step)
+    assert group._resumption() == "the run resumes from its last checkpoint"
 
 
 MEMBER = """

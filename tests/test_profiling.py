@@ -31,7 +31,7 @@ def test_a_run_that_ends_early_ends_its_profile(tmp_path):
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
-@pytest.mark.parametrize("text", ["10", "5:5", "9:3", "a:b", "-1:3"])
+@pytest.mark.parametrize("text", ["10", "5:5", "9:3", "a:b", "-1:3", ""])
 def test_invalid_step_ranges_are_refused(text):
     with pytest.raises(UserError, match="10:15"):
         Profile.of(ProfileFlags(profile=text))

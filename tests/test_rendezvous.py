@@ -5,7 +5,7 @@ import pytest
 from helpers.processes import meet
 
 from glide_jax import UserError
-from glide_jax.parallel.rendezvous import listen, rendezvous
+from glide_jax.parallel.rendezvous import Link, listen, rendezvous
 
 
 def test_processes_meet_in_any_order():
@@ -48,3 +48,20 @@ def test_the_lead_ignores_connections_of_other_programs(hello):
         lead = threads.submit(rendezvous, listener, address, 0, 2, 20)
         member = threads.submit(rendezvous, None, address, 1, 2, 20)
         assert (list(lead.result()), list(member.result())) == ([1], [0])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_lead_that_ends_while_it_waits_accepts_nobody(error, monkeypatch):
+    def interrupted(listener, flags, links, *times):
+        links[1] = Link(listener.accept()[0])
+        raise error
+
+    monkeypatch.setattr("glide_jax.parallel.rendezvous._accept_all", interrupted)
+    listener = listen("127.0.0.1:0")
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with ThreadPoolExecutor(1) as threads:
+        member = threads.submit(rendezvous, None, address, 1, 3, 20)
+        with pytest.raises(error):
+            rendezvous(listener, address, 0, 3, 20)
+        with pytest.raises(UserError, match=r"did not answer .*that process 0 is still running"):
+            member.result()

@@ -176,6 +176,13 @@ def test_settings_that_cannot_work_are_refused_by_name(train_flags, trained_run,
         main(train_flags(trained_run, *flags))
 
 
+def test_a_bad_setting_ends_the_command_with_one_line(train, tmp_path):
+    process = train(tmp_path / "run", "--train.batch-examples", "0")
+    out, errors = process.communicate(timeout=600)
+    line = "error: config: train.batch_examples must be at least 1, not 0\n"
+    assert (process.returncode, out, errors) == (2, "", line)
+
+
 def test_unknown_flags_are_refused_by_name(train_flags, tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
         main(train_flags(tmp_path, "--optim.speed", "3"))

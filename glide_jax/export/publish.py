@@ -124,4 +124,4 @@ def _portable_source(source: Any) -> Any:
 
 def _name(path: str) -> str:
     private = Path(path).is_absolute() or path.startswith(GCS_PREFIX)
-    return Path(path).name if private else path
+    return (Path(path).name if private else "") or path  # "/" has no name, and reveals nothing

@@ -119,7 +119,8 @@ class ProcessGroup:
             text = traceback.format_exc()
             if isinstance(error, Exception):
                 time.sleep(GRACE_S)  # collectives fail when a process dies: a listener reports that
-        self._end(f"{self._name(self.index)}: {why.splitlines()[0]}", status, text)
+        line = why.partition("\n")[0]
+        self._end(f"{self._name(self.index)}: {line}", status, text)
 
     def _send(self, message: dict[str, Any]) -> None:
         for link in self._links.values():
@@ -162,6 +163,6 @@ class ProcessGroup:
         lookup = ThreadPoolExecutor(1).submit(self._last_step)
         try:  # an unreachable bucket is retried for minutes
             step = lookup.result(LOOKUP_S)
-        except (TimeoutError, UserError):
+        except Exception:  # the line that names the dead process must come out in any case
             return "the run resumes from its last checkpoint"
         return f"the run resumes from step {step}" if step else "the run restarts from step 0"

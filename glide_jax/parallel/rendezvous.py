@@ -97,17 +97,21 @@ def rendezvous(
     flags = {"--processes": count, "--heartbeat-timeout-s": heartbeat_timeout_s}
     if listener is None:
         return {0: _join(address, {"process": index, **flags}, deadline)}
-    refusal, links = "", dict[int, Link]()
+    links: dict[int, Link] = {}
     try:
         with listener:
             _accept_all(listener, flags, links, timeout_s, deadline)
-        return links
     except UserError as error:
-        refusal = str(error)
-        raise
-    finally:
         for link in links.values():
-            link.send({"refusal": refusal})
+            link.send({"refusal": str(error)})
+        raise
+    except BaseException:  # Ctrl-C too: without an answer, the others end
+        for link in links.values():
+            link.close()
+        raise
+    for link in links.values():
+        link.send({"refusal": ""})
+    return links
 
 
 def _accept_all(
@@ -165,7 +169,10 @@ def _join(address: str, hello: dict[str, int], deadline: float) -> Link:
     # The lead may have started later, and waits as long for the others.
     answer = link.receive(max(0.0, deadline - time.monotonic()) + HELLO_TIMEOUT_S) or {}
     if "refusal" not in answer:
-        raise UserError(f"{address} did not answer as process 0 of a run does: check --coordinator")
+        raise UserError(
+            f"{address} did not answer as process 0 of a run does: check --coordinator, and that "
+            "process 0 is still running"
+        )
     if answer["refusal"]:
         raise UserError(answer["refusal"])
     return link

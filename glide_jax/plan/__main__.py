@@ -38,8 +38,8 @@ class Flags:
     """Search for plans that fit and rank them."""
     sampler: bool = False
     """Plan sampling instead of training."""
-    images: int = 0
-    """Images sampled at a time, with --sampler; 0: one per chip."""
+    images: int | None = None
+    """Images sampled at a time, with --sampler. Default: one per chip."""
     max_plans: int = 6
     """Most plans that --search compiles."""
     json: str = ""
@@ -48,7 +48,7 @@ class Flags:
     def __post_init__(self) -> None:
         if self.search and self.sampler:
             raise UserError("--search is for training: give --sampler a --mesh")
-        if self.images and not self.sampler:
+        if self.images is not None and not self.sampler:
             raise UserError("--images is for --sampler; for training, --train.batch-examples")
 
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fsdp = fsdp_of(flags.mesh, chips) if flags.mesh else config.train.fsdp
     on_slice = (config, name, flags.topology, fsdp, flags.effort)
     if flags.sampler:
-        report(forecast_sampling(*on_slice, flags.images or None))
+        report(forecast_sampling(*on_slice, flags.images))
     else:
         report(forecast_training(*on_slice))
 

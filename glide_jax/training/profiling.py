@@ -15,7 +15,7 @@ from glide_jax.training.step import Trainer
 class ProfileFlags:
     """Flag of a profile."""
 
-    profile: str = ""
+    profile: str | None = None
     """Steps to profile for XProf, as FIRST:LAST, counted from this start: 10:15."""
 
 
@@ -39,7 +39,7 @@ class Profile:
         Raises:
             UserError: these are not two steps in order.
         """
-        if not flags.profile:
+        if flags.profile is None:
             return cls()
         first, colon, last = flags.profile.partition(":")
         if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
