@@ -19,15 +19,15 @@ demo: $(INSTALLED)
 	@echo
 	@echo "The shipped models' samples: out/demo.png, out/demo_upsampled.png, out/demo_inpainted.png"
 	@echo "Your own prompt:   $(BIN)/python sample.py --checkpoint demo --prompt 'a red star' --n 4"
-	@echo "Next: fine-tuning of the base model, a few minutes. Ctrl-C stops it; the same command resumes."
+	@echo "Next: the training loop, on the already trained base model, a few minutes. Ctrl-C stops it; the same command resumes."
 	@echo
-	$(BIN)/python train.py --config configs/scenes_base32.py --train.run-dir out/scenes_base32 \
+	$(BIN)/python train.py --config scenes_base32 --train.run-dir out/scenes_base32 \
 		--train.init-from demo/base --train.steps 100 --optim.learning-rate 1e-4 \
-		--train.checkpoint-every-steps 50 --train.validate-every-steps 50 --train.sample-every-steps 100
+		--train.checkpoint-every-steps 50 --train.log-every-steps 10 --train.validate-every-steps 50 --train.sample-every-steps 100
 	@echo
 	@echo "Its samples for held-out captions: out/scenes_base32/samples/0000100.png"
 	@echo "Its accuracy:      $(BIN)/python -m glide_jax.evaluation.scenes --checkpoint out/scenes_base32 --n 64"
-	@echo "Your own images:   $(BIN)/python train.py --config configs/scenes_base64.py --data.source folder FOLDER"
+	@echo "Your own images:   $(BIN)/python train.py --config scenes_base32 --data.source folder FOLDER"
 	@echo "Read next:         README.md, CONTRIBUTING.md"
 
 test: $(INSTALLED)

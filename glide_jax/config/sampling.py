@@ -11,7 +11,7 @@ class SampleConfig(Settings):
     """Sampling defaults of a model (defaults here: GLIDE's base model)."""
 
     sampler: str = "ddpm"
-    """Sampler: a key of glide_jax.diffusion.samplers.SAMPLERS."""
+    """Sampler: ddpm, ddim, heun, plms or dpmpp_2m."""
     steps: str = "100"
     """Respacing: a number of steps, steps per section (10,10,3,2,2), ddim50, karras20 or fast27."""
     guidance_scale: float = 3.0

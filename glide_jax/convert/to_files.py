@@ -48,16 +48,18 @@ def unstored_settings(config: Config, params: Tensors) -> list[str]:
     model = config.model
     if isinstance(model, ClipConfig):
         return [
-            f"not in the files: logit_scale {math.exp(params['logit_scale']):g}, "
-            f"{model.text.heads} text heads, {model.image.heads} image heads"
+            "the files do not contain these settings, set them in PyTorch: "
+            f"logit_scale {math.exp(params['logit_scale']):g}, {model.text.heads} text heads, "
+            f"{model.image.heads} image heads"
         ]
     lines = [
-        f"not in the file: {model.text.heads} text heads, heads of {model.unet.head_width} "
-        f"channels, {model.unet.resolution_px} px, {config.diffusion.schedule} schedule"
+        "the file does not contain these settings, set them in PyTorch: "
+        f"{model.text.heads} text heads, heads of {model.unet.head_width} channels, "
+        f"{model.unet.resolution_px} px, {config.diffusion.schedule} schedule"
     ]
     if config.diffusion.prediction != "eps":
         lines.append(
-            "this model predicts v, which the original code does not support: it would take the "
-            "output for eps"
+            "this model predicts v, which the original code does not support: it would read "
+            "the output as eps, and sample noise"
         )
     return lines

@@ -61,10 +61,10 @@ class Samples:
         """The images as Pillow's."""
         return to_pil(self.images)
 
-    def save_grid(self, path: Path, columns: int = 4) -> None:
+    def save_grid(self, path: str | Path, columns: int = 4) -> None:
         """Writes a PNG of the images in rows, with their prompts as captions.
 
         Raises:
             UserError: the file cannot be written.
         """
-        save_grid(path, self.images, self.prompts, columns)
+        save_grid(Path(path), self.images, self.prompts, columns)
