@@ -149,6 +149,11 @@ def models(trained_run, shared_folder):
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first: short ones then fill the time of whichever process is done earlier."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_unconfigure(config):
     """Removes the oldest compiled programs beyond MAX_COMPILED_BYTES, from our own folder only.
 
