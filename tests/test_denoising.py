@@ -175,7 +175,7 @@ def test_clip_loss_compares_the_predicted_image_with_kept_captions():
     clip_config = model_set.clip_config().model
     image = ClipImageConfig(resolution_px=4, patch_px=2, width=32, layers=1, heads=2)
     clip = clip_network(dataclasses.replace(clip_config, image=image))
-    objective = Denoising(config, clip, moved(clip))
+    objective = Denoising(config, clip, jax.device_put(moved(clip)))
     batch = a_batch(config)
     rng = np.random.default_rng(2)
     batch["token_mask"] = batch["token_mask"].at[0].set(False)  # a dropped caption
