@@ -16,6 +16,7 @@ PNG file record its prompt, its seed and every flag that affects it.
 
 import dataclasses
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ class Models(ShardingFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SamplingFlags, Models):
+class Command(SamplingFlags, Models, ABC):
     """A command that samples images."""
 
     out: Path = field(default=Path("out.png"), metadata=UNRECORDED)
@@ -96,6 +97,7 @@ class Command(SamplingFlags, Models):
         """A job for each prompt. Raises UserError."""
         return make_jobs(self.prompts(), None, self.images_per_prompt, self.out)
 
+    @abstractmethod
     def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
         """Samples the images of these jobs.
 
@@ -104,7 +106,6 @@ class Command(SamplingFlags, Models):
             jobs: some of `jobs()`.
             options: of `Glide`'s methods: seed, batch size and settings.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ def train(python, train_flags):
 
 @pytest.fixture(scope="session")
 def trained_run(train, shared_folder):
-    """A run folder whose model knows the eight colors by heart."""
+    """A run folder whose model has memorized the eight colors."""
     run_dir = shared_folder / "trained_run"
     with made_once(run_dir) as to_make:
         if to_make:
