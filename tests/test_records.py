@@ -13,7 +13,6 @@ from glide_jax.data.records import (
     Record,
     RecordReader,
     clean_captions,
-    first_captions,
     random_captions,
 )
 from glide_jax.errors import UserError
@@ -107,9 +106,3 @@ def test_random_captions_are_spread_out_and_deterministic(tmp_path: Path) -> Non
     assert len(set(few)) == 10
     assert few == list(random_captions(source, 10))
     assert few != [f"number {i}" for i in range(10)]
-
-
-def test_first_captions_are_limited_by_the_source(tmp_path: Path) -> None:
-    source = source_without(tmp_path, 3, [])
-    assert first_captions(source, 2) == ["number 0", "number 1"]
-    assert first_captions(source, 8) == ["number 0", "number 1", "number 2"]

@@ -84,12 +84,6 @@ def clean_captions(texts: Iterable[str | bytes], name: str) -> tuple[str, ...]:
     return captions
 
 
-def first_captions(source: Source, limit: int) -> list[str]:
-    """The first caption of each record, up to `limit` records. Broken records are skipped."""
-    indices = range(len(source))
-    return [captions[0] for captions in itertools.islice(_captions(source, indices), limit)]
-
-
 def random_captions(source: Source, limit: int) -> Iterator[str]:
     """A fixed random selection of at most `limit` captions.
 
