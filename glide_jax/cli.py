@@ -34,11 +34,6 @@ class ShardingFlags:
     """Devices over which each model's parameters are sharded, for models larger than one device."""
 
 
-@dataclass(frozen=True)
-class NoFlags:
-    """No flags besides those of the configuration."""
-
-
 def named_configs() -> dict[str, Path]:
     """The shipped configurations by name."""
     folder = (Path(__file__).parent / "configs").resolve()  # in a clone, a link to configs/
@@ -101,12 +96,6 @@ def keep_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "glide_jax"))
-
-
-def parse_config(argv: Sequence[str], prog: str, description: str) -> tuple[str, Config]:
-    """`parse_command` of a command without flags of its own."""
-    name, config, _ = parse_command(argv, prog, description, NoFlags)
-    return name, config
 
 
 def parse_command(

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers.parsing import parse_config
 
 from glide_jax import cli
-from glide_jax.cli import find_config, load_config, named_configs, parse_command, parse_config
+from glide_jax.cli import find_config, load_config, named_configs, parse_command
 from glide_jax.config import Config
 from glide_jax.errors import UserError
 from glide_jax.train import Flags

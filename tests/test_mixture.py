@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from helpers.numbered_images import write_images
+from helpers.parsing import parse_config
 from test_loader import TOKENIZER, captions
 from test_loader import config as loader_config
 
 from glide_jax import config
-from glide_jax.cli import parse_config
 from glide_jax.config import Config, DataConfig, Folder, MixturePart
 from glide_jax.config.source_words import parse_source, spell_source
 from glide_jax.data.folder import FolderSource, open_folder

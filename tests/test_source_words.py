@@ -1,6 +1,6 @@
 import pytest
+from helpers.parsing import parse_config
 
-from glide_jax.cli import parse_config
 from glide_jax.config import Folder, Mixture, MixturePart, Scenes, Shards, Tfds
 from glide_jax.config.source_words import parse_source, spell_source
 from glide_jax.errors import UserError

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from helpers.bucket import bucket, files, folder
+from helpers.parsing import parse_config
 
 from glide_jax import UserError
-from glide_jax.cli import parse_config
 from glide_jax.config import Config
 from glide_jax.storage import MirroredFolder, path_of, require_local, write_atomically
 
