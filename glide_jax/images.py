@@ -1,20 +1,114 @@
-"""Output of images: 8-bit conversion, PNG files with metadata, captioned grids, figures."""
+"""Image files: opening within limits; 8-bit conversion, PNG with metadata, grids, figures."""
 
+import contextlib
+import functools
 import io
+import struct
 import textwrap
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, storage_errors, write_atomically
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Pillow's names of the formats that are opened, whatever a file is called. Others of Pillow's
+start programs (EPS) or are not images of pixels."""
+NOT_AN_IMAGE = f"not an image in one of the formats {', '.join(FORMATS)}"
+MAX_DECODED_BYTES = 2**29
+"""Memory of a decoded image: 134 megapixels, as Pillow stores 4 bytes per pixel of color."""
+MAX_FILE_BYTES = 2**29
+"""Size of an encoded image."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _MARGIN_PX = 12
 _FONT_PX = 15
+
+# MAX_DECODED_BYTES is the limit. Pillow warns at two thirds of it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """Opens an image of `FORMATS` within limits, without decoding its pixels.
+
+    Raises:
+        PIL.UnidentifiedImageError: not an image, or one of another format.
+        PIL.Image.DecompressionBombError: it has too many pixels.
+        Exception: nearly any type, depending on Pillow's decoder, for a damaged file.
+    """
+    if encoded.startswith(_PNG_SIGNATURE):
+        encoded = _without_long_texts(encoded)
+    too_large = f"too many pixels: the limit is {MAX_DECODED_BYTES / 4e6:.0f} megapixels"
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=_available_formats())
+    except Image.DecompressionBombError:
+        raise Image.DecompressionBombError(too_large) from None
+    if 4 * image.width * image.height > MAX_DECODED_BYTES:
+        raise Image.DecompressionBombError(too_large)
+    return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decodes an image and applies its EXIF orientation, in place.
+
+    An orientation that cannot be read is ignored.
+
+    Raises:
+        Exception: nearly any type, depending on Pillow's decoder.
+    """
+    image.load()
+    # The parser raises many exception types on malformed EXIF, beside which the pixels are good.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+@functools.cache
+def _available_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this installation of Pillow knows: AVIF came with Pillow 11.3."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _without_long_texts(png: bytes) -> bytes:
+    """A PNG without the texts and color profiles that are longer than Pillow's limits.
+
+    Pillow would refuse the pixels with them.
+    """
+    kept, start, place, total = [], 0, len(_PNG_SIGNATURE), 0
+    while place + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, place)
+        end = place + 12 + length
+        if kind in _PNG_TEXTS:
+            size = 0
+            if total <= PngImagePlugin.MAX_TEXT_MEMORY:  # else no more are inflated
+                size = _inflated_size(kind, png[place + 8 : end - 4])
+                total += size
+            if size > PngImagePlugin.MAX_TEXT_CHUNK or total > PngImagePlugin.MAX_TEXT_MEMORY:
+                kept.append(png[start:place])
+                start = end
+        place = end
+    return b"".join([*kept, png[start:]]) if kept else png
+
+
+def _inflated_size(kind: bytes, content: bytes) -> int:
+    """Bytes of a PNG's text or color profile, counted up to Pillow's limit and one more."""
+    rest = content.partition(b"\0")[2]
+    if kind == b"tEXt" or (kind == b"iTXt" and rest[:1] != b"\1"):
+        return len(content)
+    packed = rest[2:].split(b"\0", 2)[-1] if kind == b"iTXt" else rest[1:]
+    try:
+        return len(zlib.decompressobj().decompress(packed, PngImagePlugin.MAX_TEXT_CHUNK + 1))
+    except zlib.error:  # Pillow ignores such a text
+        return 0
 
 
 def to_uint8(images: Float[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:

@@ -4,13 +4,16 @@ Local paths are pathlib's, bucket paths etils.epath's, as in orbax. A bucket dif
 a file appears only when complete, files cannot be appended to, and folders cannot be renamed.
 """
 
+import errno
 import importlib.util
 import logging
 import os
+import posixpath
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TypeAlias
 
 import fsspec
@@ -22,6 +25,8 @@ AnyPath: TypeAlias = Path | epath.Path
 """A file or folder, local (Path) or in a bucket."""
 
 GCS_PREFIX = "gs://"
+MAX_NAME_BYTES = 255
+"""Longest name of a file or folder on the usual file systems."""
 
 # gcsfs logs a traceback for every error that it also raises.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -69,6 +74,64 @@ def storage_errors(action: str, path: AnyPath | str) -> Iterator[None]:
         if str(path).startswith(GCS_PREFIX) and isinstance(error, FileNotFoundError):
             reason = "no such bucket or object"
         raise UserError(f"cannot {action} {path}: {reason}") from error
+
+
+def relative_path(name: object) -> str:
+    """Checks a file's name that was read from an index or archive: a path inside its folder.
+
+    Returns:
+        The name, with '/', without '.' and '..'.
+
+    Raises:
+        ValueError: not a string, empty, absolute, outside the folder, or not a valid file name.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{_shown(name)} is not a file name")
+    path = posixpath.normpath(name.replace(os.sep, "/"))
+    if path.startswith("/") or PureWindowsPath(name).drive or path.split("/")[0] in ("..", "."):
+        raise ValueError(f"{_shown(name)} is not a path inside the folder")
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError(f"{_shown(name)} is not a file name") from None
+    if b"\0" in encoded:
+        raise ValueError(f"{_shown(name)} is not a file name")
+    if max(map(len, encoded.split(b"/"))) > MAX_NAME_BYTES:
+        raise ValueError(f"{_shown(name)} is longer than {MAX_NAME_BYTES} bytes")
+    return path
+
+
+def plain_name(name: object) -> str:
+    """Checks a file's name that was read from an index: one without folders.
+
+    Raises:
+        ValueError: as `relative_path`; or the name contains a slash or a control character.
+    """
+    path = relative_path(name)
+    if path != name or "/" in path or "\\" in path or not path.isprintable():
+        raise ValueError(f"{_shown(name)} is not a plain file name")
+    return path
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file, or of a link to one.
+
+    Raises:
+        OSError: it cannot be read, is larger than `max_bytes`, or is not a regular file: reading
+            a pipe may block, and reading a device may never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes / 1e6:,.0f} MB", str(path))
+    return content
+
+
+def _shown(name: object) -> str:
+    text = repr(name)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:

@@ -1,11 +1,104 @@
-"""Output of images."""
+"""Opening and output of images."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+import glide_jax
+from glide_jax import images
 from glide_jax.errors import UserError
-from glide_jax.images import draw_grid, resized, save_png, to_pil, to_uint8
+from glide_jax.images import (
+    draw_grid,
+    open_image,
+    resized,
+    save_png,
+    to_pil,
+    to_uint8,
+    upright,
+)
+
+RAMP = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+
+
+def encode(kind="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(RAMP).save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind, content):
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_raster_formats_are_opened(kind):
+    assert open_image(encode(kind)).size == (6, 4)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "ICO", "PPM"])
+def test_other_formats_of_pillow_are_not_opened(kind):
+    """Pillow starts Ghostscript for an EPS, whatever the file is called."""
+    encoded = encode(kind)
+    assert Image.open(io.BytesIO(encoded)).format == kind
+    with pytest.raises(Image.UnidentifiedImageError):
+        open_image(encoded)
+
+
+def test_every_image_is_opened_in_one_place():
+    for file in Path(glide_jax.__file__).parent.rglob("*.py"):
+        assert file.name == "images.py" or "Image.open(" not in file.read_text(), file
+
+
+def test_the_limit_on_pixels_is_checked_before_decoding(monkeypatch):
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    bomb = encode()[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", b"x")
+    with pytest.raises(Image.DecompressionBombError, match="the limit is 134 megapixels"):
+        open_image(bomb)
+    monkeypatch.setattr(images, "MAX_DECODED_BYTES", 4 * 4 * 6 - 1)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        with pytest.raises(Image.DecompressionBombError):
+            open_image(encode(kind))
+
+
+def test_long_texts_and_color_profiles_do_not_lose_the_pixels():
+    long = zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1))
+    texts = (
+        chunk(b"zTXt", b"a\0\0" + long),
+        chunk(b"iTXt", b"b\0\1\0en\0b\0" + long),
+        chunk(b"iCCP", b"c\0\0" + long),
+    )
+    good = encode(exif=_rotated())
+    header, rest = good[:33], good[33:]
+    for text in texts:
+        with pytest.raises(ValueError, match="too large"):
+            Image.open(io.BytesIO(header + text + rest)).load()
+    # Also after the pixels.
+    for encoded in (header + b"".join(texts) + rest, good[:-12] + texts[0] + good[-12:]):
+        image = upright(open_image(encoded))
+        np.testing.assert_array_equal(np.asarray(image), RAMP[::-1, ::-1])
+        assert image.text == {}
+    short = header + chunk(b"zTXt", b"a\0\0" + zlib.compress(b"kept")) + rest
+    assert open_image(short).text == {"a": "kept"}
+    cut = header + texts[0][:20]
+    with pytest.raises(Exception, match=r"(?i)truncated|cannot identify|broken"):
+        open_image(cut).load()
+
+
+def _rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif
+
+
+def test_unreadable_exif_does_not_lose_the_pixels():
+    image = upright(open_image(encode(exif=b"Exif\0\0no TIFF header")))
+    np.testing.assert_array_equal(np.asarray(image), RAMP)
 
 
 def test_levels_round_to_the_nearest_and_clip():

@@ -1,5 +1,6 @@
 """Local paths and buckets behind one interface."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,15 @@ from helpers.parsing import parse_config
 
 from glide_jax import UserError
 from glide_jax.config import Config
-from glide_jax.storage import MirroredFolder, path_of, require_local, write_atomically
+from glide_jax.storage import (
+    MirroredFolder,
+    path_of,
+    plain_name,
+    read_regular,
+    relative_path,
+    require_local,
+    write_atomically,
+)
 
 __all__ = ["bucket", "folder"]  # fixtures
 
@@ -75,3 +84,36 @@ def test_a_mirrored_folder_is_removed_even_if_its_last_upload_fails(bucket):
     with pytest.raises(UserError, match="cannot write gs://nowhere/run/log: no such bucket"):
         mirrored.close()
     assert not mirrored.path.exists()
+
+
+OUTSIDE = ["/etc/passwd", "../x", "a/../../x", "..", ".", "", "C:/x", "//host/x"]
+INVALID = [None, 7, ["x"], "a\0b", "\ud800", "x" * 256, f"a/{'ü' * 128}/b"]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, *INVALID])
+def test_names_from_files_stay_inside_their_folder(name):
+    for check in (relative_path, plain_name):
+        with pytest.raises(ValueError, match=r"is not a|is longer than") as error:
+            check(name)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 150
+
+
+def test_relative_paths_are_normalized():
+    assert relative_path("./a//b/../c d.png") == "a/c d.png"
+    assert relative_path("..x") == plain_name("..x") == "..x"
+    for name in ("a/b", "./a", "a/", "a\\b", "a\nb"):
+        with pytest.raises(ValueError, match="is not a plain file name"):
+            plain_name(name)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 0 MB"):
+        read_regular(tmp_path / "file", 4)
+    os.mkfifo(tmp_path / "pipe")  # opening it would block
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero", "."):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_regular(tmp_path / name, 5)

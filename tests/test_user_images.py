@@ -1,11 +1,14 @@
 """Images and masks of all kinds become squares of the requested size."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from glide_jax import images
 from glide_jax.errors import UserError
 from glide_jax.sampling.user_images import (
     read_alpha,
@@ -55,7 +58,10 @@ def test_unreadable_files_are_named(tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes((tmp_path / "x.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"cannot read .*cut\.png"):
         read_image(tmp_path / "cut.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"cannot read .*pipe\.png: not a regular file"):
+        read_image(tmp_path / "pipe.png")
+    monkeypatch.setattr(images, "MAX_DECODED_BYTES", 400)
     with pytest.raises(UserError, match="too many pixels"):
         read_image(tmp_path / "x.png")
 

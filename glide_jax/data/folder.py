@@ -29,6 +29,8 @@ from glide_jax.data.records import (
     list_problems,
 )
 from glide_jax.errors import UserError
+from glide_jax.images import MAX_FILE_BYTES
+from glide_jax.storage import read_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CAPTIONS_FILE = "captions.jsonl"
@@ -36,6 +38,10 @@ INDEX_FILE = ".glide_jax_index.json"
 INDEX_VERSION = 1
 SPLITS = ("train", "validation", "all")
 VALIDATION_FRACTION = 0.02
+MAX_CAPTIONS_BYTES = 2**20
+"""Size of the caption file of an image."""
+MAX_CAPTIONS_FILE_BYTES = 2**32
+"""Size of captions.jsonl."""
 
 Entry = tuple[str, tuple[str, ...]]
 """An image's path, relative to the folder and with '/', and its captions."""
@@ -60,7 +66,7 @@ class FolderSource:
         path, captions = self._entries[index]
         name = str(self._root / path)
         try:
-            image = (self._root / path).read_bytes()
+            image = read_regular(self._root / path, MAX_FILE_BYTES)
         except OSError as error:
             raise BadRecordError(f"{name}: {error.strerror}") from None
         return Record(image, captions, name)
@@ -188,7 +194,8 @@ def _index_text(root: Path, files: Collection[str]) -> Index:
             if stem + ".txt" not in files:
                 raise BadRecordError(f"{root / path}: no caption file {os.path.basename(stem)}.txt")
             name = f"{root / stem}.txt"
-            entries.append((path, clean_captions(Path(name).read_bytes().splitlines(), name)))
+            texts = read_regular(Path(name), MAX_CAPTIONS_BYTES).splitlines()
+            entries.append((path, clean_captions(texts, name)))
         except BadRecordError as error:
             problems.append(str(error))
         except OSError as error:
@@ -201,7 +208,7 @@ def _index_jsonl(root: Path, files: Collection[str]) -> Index:
     found: dict[str, tuple[str, ...]] = {}
     problems = []
     try:
-        lines = (root / CAPTIONS_FILE).read_bytes().splitlines()
+        lines = read_regular(root / CAPTIONS_FILE, MAX_CAPTIONS_FILE_BYTES).splitlines()
     except OSError as error:
         raise UserError(f"cannot read {root / CAPTIONS_FILE}: {error.strerror}") from None
     for number, line in enumerate(lines, start=1):

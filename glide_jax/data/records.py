@@ -32,7 +32,7 @@ class Record:
     """One image with its captions.
 
     Args:
-        image: the encoded file, in any format that Pillow reads.
+        image: the encoded file, in one of `glide_jax.images.FORMATS`.
         captions: one or more non-empty captions.
         name: identifies the record in messages: its path, or data set and index.
     """

@@ -4,14 +4,17 @@ Images stay 8-bit until they are batched: a quarter of the memory traffic, and o
 batch instead of one per image.
 """
 
-import io
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from glide_jax.data.records import BadRecordError
+from glide_jax.images import NOT_AN_IMAGE, open_image, upright
+
+STRIP_PX = 256
+"""Rows that are put over white at a time."""
 
 
 def load_pixels(
@@ -29,7 +32,7 @@ def load_pixels(
     center or a random position, is resized with Pillow's antialiasing bicubic filter.
 
     Args:
-        encoded: a file in any format and color mode that Pillow reads.
+        encoded: a file in one of `glide_jax.images.FORMATS`, of any color mode.
         resolution_px: side of the result.
         rng: required for a random crop and for the flip.
         crop: position of the square.
@@ -49,7 +52,7 @@ def load_pixels(
     try:
         image = decode(encoded, 2 * resolution_px)
     except Image.UnidentifiedImageError:
-        reason = "not an image that Pillow can read" if encoded else "the file is empty"
+        reason = NOT_AN_IMAGE if encoded else "the file is empty"
         raise BadRecordError(f"{name}: {reason}") from None
     except Exception as error:
         raise BadRecordError(f"{name}: cannot decode the image ({error})") from error
@@ -82,25 +85,35 @@ def decode(encoded: bytes, min_px: int | None = None) -> Image.Image:
     """Decodes an RGB image. Applies the EXIF orientation and makes transparency white.
 
     Args:
-        encoded: a file in any format and color mode that Pillow reads. Only the first frame of an
-            animation is used.
+        encoded: a file in one of `glide_jax.images.FORMATS`, of any color mode. Only
+            the first frame of an animation is used.
         min_px: allows decoding at a reduced size, with sides of at least this length. By default
             the full size.
 
     Raises:
         Exception: nearly any type, depending on Pillow's decoder.
     """
-    image: Image.Image = Image.open(io.BytesIO(encoded))
+    image = open_image(encoded)
     if min_px is not None:
         # JPEG decodes to a half, quarter or eighth at a fraction of the cost, by averaging blocks.
         # The bicubic filter still halves the result, so aliasing is not visible.
         image.draft(None, (min_px, min_px))
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip rather than scale
         levels = np.asarray(image).astype(np.int64)
         image = Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """An RGB image over white, in strips: copies of a large image would take several times its
+    memory."""
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP_PX):
+        strip = image.crop((0, top, image.width, min(top + STRIP_PX, image.height)))
+        strip = strip.convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        whole.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return whole

@@ -1,6 +1,5 @@
 """Sample strips: samples for the same prompts and seeds at several training steps."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from glide_jax.errors import UserError
-from glide_jax.images import draw_grid
+from glide_jax.images import draw_grid, open_image
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import SAMPLES, name_of
 from glide_jax.storage import AnyPath
@@ -97,11 +96,11 @@ def _grids(run_dir: AnyPath) -> list[tuple[int, Image.Image]]:
     if not files:
         raise UserError(f"{run_dir} has no {SAMPLES}/STEP.png: it has no samples yet")
     try:
-        grids = [(step, Image.open(io.BytesIO(files[step].read_bytes()))) for step in sorted(files)]
+        grids = [(step, open_image(files[step].read_bytes())) for step in sorted(files)]
         grids = [(step, grid) for step, grid in grids if grid.size == grids[-1][1].size]
         chosen = np.unique(np.linspace(0, len(grids) - 1, MAX_STEPS).round().astype(int))
         return [(grids[i][0], grids[i][1].convert("RGB")) for i in chosen]
-    except OSError as error:
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise UserError(f"cannot read the grids in {run_dir / SAMPLES}: {error}") from error
 
 

@@ -18,6 +18,8 @@ import fsspec
 from glide_jax.data.folder import IMAGE_SUFFIXES, read_index
 from glide_jax.data.records import BadRecordError, Record, clean_captions
 from glide_jax.errors import UserError
+from glide_jax.images import MAX_FILE_BYTES
+from glide_jax.storage import read_regular
 
 UNIT_RECORDS = 5000
 """Maximum images of a folder, and minimum rows of a parquet file, in a unit. A tar is one unit."""
@@ -181,7 +183,7 @@ def _read_folder(unit: Unit) -> Iterator[Record | BadRecordError]:
     for path, captions in unit.entries:
         name = os.path.join(unit.path, path)
         try:
-            yield Record(Path(name).read_bytes(), captions, name)
+            yield Record(read_regular(Path(name), MAX_FILE_BYTES), captions, name)
         except OSError as error:
             yield BadRecordError(f"{name}: {error.strerror}")
 

@@ -19,6 +19,7 @@ from PIL import Image
 from glide_jax.data.records import BadRecordError, Record
 from glide_jax.data.transforms import decode
 from glide_jax.errors import UserError
+from glide_jax.images import NOT_AN_IMAGE, open_image
 
 DIGEST_BYTES = 16
 KEPT_FORMATS = ("JPEG", "PNG", "WEBP")
@@ -144,10 +145,12 @@ def _kept(record: Record, settings: Selection) -> Kept:
         raise _DroppedError("captions")
     # Pillow's decoders raise many exception types on malformed files.
     try:
-        with Image.open(io.BytesIO(record.image)) as header:
+        with open_image(record.image) as header:
             size, kind = header.size, header.format
+    except Image.DecompressionBombError as error:
+        raise BadRecordError(f"{record.name}: cannot decode the image ({error})") from None
     except Exception:
-        reason = "not an image that Pillow can read" if record.image else "the file is empty"
+        reason = NOT_AN_IMAGE if record.image else "the file is empty"
         raise BadRecordError(f"{record.name}: {reason}") from None
     if min(size) < (settings.px if settings.min_px is None else settings.min_px):
         raise _DroppedError("too_small")

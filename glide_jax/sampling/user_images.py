@@ -1,16 +1,17 @@
 """Images to edit or inpaint: reading them and their masks, and making both square."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from glide_jax.data.transforms import decode
 from glide_jax.errors import UserError
+from glide_jax.images import MAX_FILE_BYTES, NOT_AN_IMAGE, open_image, upright
+from glide_jax.storage import read_regular
 
 T = TypeVar("T")
 Fit = Literal["crop", "pad", "stretch"]
@@ -24,7 +25,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image of any format and color mode: upright, with transparency over white.
 
     Raises:
-        UserError: it is missing, not an image, broken, or too large (beyond Pillow's limit).
+        UserError: it is missing, not an image, broken, or larger than `glide_jax.images` allows.
     """
     return np.asarray(_named(path, decode))
 
@@ -37,8 +38,8 @@ def read_alpha(path: Path) -> Bool[np.ndarray, "h w"]:
     """
 
     def alpha(encoded: bytes) -> np.ndarray:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
-        return np.asarray(image.convert("RGBA"))[..., 3] >= 128
+        image = upright(open_image(encoded))
+        return np.asarray(image.convert("RGBA").getchannel("A")) >= 128
 
     return _named(path, alpha)
 
@@ -117,11 +118,11 @@ def _contributions(
 def _named(path: Path, read: Callable[[bytes], T]) -> T:
     """Decodes a file's bytes with `read`. Raises UserError that names the file."""
     try:
-        return read(path.read_bytes())
+        return read(read_regular(path, MAX_FILE_BYTES))
     except OSError as error:
-        why = error.strerror or "not an image that Pillow can read"
+        why = error.strerror or NOT_AN_IMAGE
         raise UserError(f"cannot read {path}: {why}") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"cannot read {path}: it has too many pixels; make it smaller") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"cannot read {path}: it has {error}; make it smaller") from None
     except Exception as error:
         raise UserError(f"cannot read {path}: {error}") from None
