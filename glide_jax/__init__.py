@@ -1,5 +1,11 @@
 """GLIDE in JAX and Flax: text-guided diffusion, trained and sampled with one code."""
 
+import os
+
+# XLA reads it when JAX is imported. Its alarm about a compilation of two minutes is logged as an
+# error, with advice to file a bug. Real errors are raised as well; fatal ones are still printed.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 from glide_jax.errors import UserError
 from glide_jax.sampling.pipeline import Glide
 

@@ -34,7 +34,8 @@ from glide_jax.sampling.clip import ClipScorer
 from glide_jax.storage import AnyPath, path_of
 from glide_jax.training.build import make_objective, require_startable, tokenizer_of
 from glide_jax.training.flops import utilization_flops
-from glide_jax.training.logging import RunLog
+from glide_jax.training.logging import RunLog, validation_line
+from glide_jax.training.optim import learning_rate
 from glide_jax.training.preview import Preview
 from glide_jax.training.profiling import Profile, ProfileFlags, memory_report, peak_memory
 from glide_jax.training.step import Trainer
@@ -131,21 +132,35 @@ class Parts:
 
 def loop(parts: Parts, state: TrainState) -> int:
     """Trains until the last step or a request to stop. Returns the step of the last checkpoint."""
+    with StopRequest(parts.log.say) as stop:
+        step = take_steps(parts, state, stop)
+        parts.checkpoints.close()
+    parts.loader.close()
+    return step
+
+
+def take_steps(parts: Parts, state: TrainState, stop: StopRequest) -> int:
+    """The steps of `loop`, and the last checkpoint. Returns its step."""
     settings, log = parts.run.config.train, parts.log
     first = step = int(state.step)
-    stop, stopping = StopRequest(), False
+    stopping = False
     while step < settings.steps and not stopping:
+        stop.step = step + 1
         log.before_step()
         started = perf_counter()
         batch = sharding.to_devices(next(parts.loader), parts.mesh)
         wait_s = perf_counter() - started
+        if step == first:
+            log.say(f"step {step + 1:,}: compiling, which takes minutes for a large model")
+            started = perf_counter()
         state, metrics = parts.trainer.step(state, batch)
         step += 1
         # Waits for the step: two at a time, with collectives between CPU devices, can deadlock.
         values = {name: float(value) for name, value in metrics.items()}
         log.step(values, wait_s)
         if step == first + 1:
-            log.restart_clock()  # the first step includes compilation
+            log.say(f"step {step:,}: compiled and computed in {perf_counter() - started:.0f} s")
+            log.restart_clock()
         stopping = any_process(stop.requested)
 
         if values["skipped_in_a_row"] >= settings.max_bad_steps:
@@ -154,17 +169,12 @@ def loop(parts: Parts, state: TrainState) -> int:
                 "in a row; lower optim.learning_rate and start again: "
                 f"{parts.run.path} keeps its last checkpoint (step {parts.checkpoints.latest_step})"
             )
-        if due(step, settings.log_every_steps):
-            log.write_window(
-                step,
-                truncated_captions=parts.run.tokenizer.truncated,
-                bad_records=parts.loader.bad_records,
-                **peak_memory(),
-            )
+        if due(step, settings.log_every_steps) or step == settings.steps:
+            log_window(parts, step, int(values["skipped"]))
         if due(step, settings.checkpoint_every_steps):
             save(parts, state)
         if parts.validator is not None and due(step, settings.validate_every_steps):
-            log.write(step, parts.validator(state))
+            log_validation(parts, parts.validator, state)
             log.copy()
             log.restart_clock()
         if due(step, settings.sample_every_steps):
@@ -174,8 +184,6 @@ def loop(parts: Parts, state: TrainState) -> int:
 
     if parts.checkpoints.latest_step != step:
         save(parts, state)
-    parts.checkpoints.close()
-    parts.loader.close()
     return step
 
 
@@ -188,6 +196,27 @@ def save(parts: Parts, state: TrainState) -> None:
     """Starts to write a checkpoint of the state, the loader's position and the log."""
     parts.log.copy()  # first: the log must reach as far as any checkpoint
     parts.checkpoints.save(state, {"loader": parts.loader.state(), "log": parts.log.state()})
+
+
+def log_window(parts: Parts, step: int, skipped: int) -> None:
+    """Logs the steps since the last call; the optimizer has not counted the skipped ones."""
+    optim = parts.run.config.optim
+    parts.log.write_window(
+        step,
+        learning_rate=float(learning_rate(optim)(max(step - 1 - skipped, 0))),
+        truncated_captions=parts.run.tokenizer.truncated,
+        bad_records=parts.loader.bad_records,
+        **peak_memory(),
+    )
+
+
+def log_validation(parts: Parts, validator: Validator, state: TrainState) -> None:
+    """Logs the losses of the held-out images."""
+    step, started = int(state.step), perf_counter()
+    parts.log.say(f"step {step:,}: validating on {validator.examples:,} images")
+    values = validator(state)
+    parts.log.write(step, values)
+    parts.log.say(f"step {step:,}: {validation_line(values, perf_counter() - started)}")
 
 
 def log_samples(parts: Parts, state: TrainState) -> None:

@@ -1,9 +1,13 @@
 """Who may import whom, as docs/architecture.md says, and how long `import glide_jax` takes."""
 
 import ast
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import glide_jax
 
 PACKAGE = Path(__file__).parent.parent / "glide_jax"
 FLOORS = (
@@ -112,3 +116,12 @@ def test_import_is_quick():
 
     theirs, ours = (min(of_one) for of_one in zip(*(import_s() for _ in range(2)), strict=True))
     assert ours < theirs / 2
+
+
+def test_alarms_of_xla_do_not_reach_users(monkeypatch):
+    for given, expected in ((None, "3"), ("1", "1")):
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+        if given is not None:
+            monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given)
+        importlib.reload(glide_jax)
+        assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == expected

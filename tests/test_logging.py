@@ -8,10 +8,11 @@ from helpers.tiny import get_config
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from glide_jax.plot.curves import read_curves
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import METRICS
 from glide_jax.storage import AnyPath
-from glide_jax.training.logging import RunLog
+from glide_jax.training.logging import RunLog, validation_line
 
 
 def events(run_dir: AnyPath) -> list[Event]:
@@ -88,3 +89,40 @@ def test_processes_other_than_the_lead_write_nothing(tmp_path):
     log.samples(1, np.zeros((4, 6, 3), np.uint8))
     log.close()
     assert not list(tmp_path.iterdir())
+
+
+def strict_lines(run_dir):
+    """The lines of metrics.jsonl; raises where Python's parser alone would accept them."""
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    text = (run_dir / METRICS).read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_a_window_has_the_last_counts_and_the_means_of_finite_values(tmp_path):
+    log = run_log(tmp_path)
+    for skipped, loss in ((0, 1.0), (1, float("nan")), (2, float("inf")), (2, 4.0)):
+        log.step({"loss": loss, "grad_norm": np.nan, "skipped": float(skipped)}, 0.0)
+    log.write_window(4, learning_rate=1e-3)
+    log.write(4, {"validation_loss": float("nan"), "validation_mse": 0.5})
+    log.close()
+    window, validation = strict_lines(tmp_path)
+    assert (window["loss"], window["skipped"], window["grad_norm"]) == (2.5, 2, None)
+    assert window["learning_rate"] == 1e-3
+    assert validation == {"step": 4, "validation_loss": None, "validation_mse": 0.5}
+    assert shown_numbers(tmp_path)[4, "skipped"] == 2  # TensorBoard
+    curves = read_curves(tmp_path)
+    assert curves["loss"].values.tolist() == [2.5]
+    assert not {"grad_norm", "validation_loss"} & curves.keys()
+
+
+def test_a_line_on_the_terminal_says_what_is_not_finite(tmp_path, capsys):
+    log = run_log(tmp_path)
+    log.step({"loss": float("nan"), "skipped": 3.0}, 0.0)
+    log.write_window(1, learning_rate=2.5e-4)
+    log.close()
+    assert "loss not finite, learning rate 0.00025," in capsys.readouterr().out
+    values = {"validation_loss": 0.25, "validation_loss_raw": 0.5, "validation_mse_t000-199": 1.0}
+    assert validation_line(values, 3.2) == "validation: loss 0.2500 (raw 0.5000), 3 s"

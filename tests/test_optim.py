@@ -1,6 +1,12 @@
-import numpy as np
+import dataclasses
 
+import numpy as np
+import pytest
+from helpers import tiny
+
+from glide_jax import UserError
 from glide_jax.config import OptimConfig
+from glide_jax.training.build import require_startable
 from glide_jax.training.optim import learning_rate
 
 
@@ -13,3 +19,35 @@ def test_learning_rate_warms_up_and_decays():
     np.testing.assert_allclose([constant(5), constant(10), constant(10**6)], [0.5, 1, 1])
     at_once = learning_rate(OptimConfig(learning_rate=1.0, warmup_steps=0))
     np.testing.assert_allclose([at_once(0), at_once(10**6)], [1, 1])
+
+
+def test_the_learning_rate_ends_at_its_minimum_and_stays_there():
+    config = OptimConfig(learning_rate=1.0, warmup_steps=10, decay_steps=110, min_learning_rate=0.2)
+    rate = learning_rate(config)
+    np.testing.assert_allclose([rate(10), rate(60), rate(110), rate(10**6)], [1, 0.6, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"decay_steps": 2000, "min_learning_rate": 1.0}, r"min_learning_rate must be in \[0, .*3"),
+        ({"min_learning_rate": 1e-5}, "optim.min_learning_rate needs optim.decay_steps"),
+    ],
+)
+def test_a_minimum_that_cannot_work_is_refused(changes, line):
+    with pytest.raises(UserError, match=line):
+        OptimConfig(**changes)
+
+
+def test_steps_with_a_learning_rate_of_zero_are_refused():
+    def with_decay(decay_steps, **more):
+        config = tiny.get_config()  # of 240 steps
+        optim = dataclasses.replace(config.optim, decay_steps=decay_steps, **more)
+        return dataclasses.replace(config, optim=optim)
+
+    require_startable(with_decay(240), 8, 8)
+    require_startable(with_decay(200, min_learning_rate=1e-5), 8, 8)
+    with pytest.raises(
+        UserError, match=r"train.steps \(240\) is beyond .* --optim.decay-steps 240"
+    ):
+        require_startable(with_decay(200), 8, 8)

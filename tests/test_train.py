@@ -1,11 +1,14 @@
 """train.py as a user runs it: it learns, and resumes after any interruption."""
 
 import errno
+import hashlib
 import json
 import os
+import queue
 import re
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,15 +116,30 @@ def test_an_interrupted_run_resumes_bit_for_bit(train, short_run, tmp_path):
 def test_the_first_stop_request_is_recorded_and_the_second_one_interrupts(number):
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        stop = StopRequest()
-        assert not stop.requested
-        signal.raise_signal(number)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
+        said = queue.Queue()
+        with StopRequest(said.put) as stop:
+            stop.step = 36
+            assert not stop.requested
             signal.raise_signal(number)
+            assert stop.requested
+            assert said.get(timeout=5) == "finishing step 36 and saving; again to stop at once"
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        assert said.empty()
+        assert handlers == {n: signal.getsignal(n) for n in handlers}
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def test_a_stop_request_is_answered_while_the_main_thread_computes():
+    """Python's own handlers run only after a computation in C, such as XLA's."""
+    answered = []
+    with StopRequest(lambda line: answered.append(stop.requested)) as stop:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        while not stop.requested:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 300_000)
+    assert answered == [False]
 
 
 @pytest.mark.slow

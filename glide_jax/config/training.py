@@ -23,7 +23,9 @@ class OptimConfig(Settings):
     warmup_steps: int = 1000
     """Steps of linear warmup. Not published; a common choice."""
     decay_steps: int = 0
-    """Step at which a cosine decay to zero ends; 0: constant learning rate (ADM)."""
+    """Step at which a cosine decay to min_learning_rate ends; 0: constant learning rate (ADM)."""
+    min_learning_rate: float = 0.0
+    """Learning rate at decay_steps and beyond."""
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down. Not published."""
     ema_decay: float = 0.9999
@@ -39,6 +41,15 @@ class OptimConfig(Settings):
             self.decay_steps == 0 or self.decay_steps > self.warmup_steps,
             "decay_steps",
             f"({self.decay_steps}) must be 0 or above warmup_steps ({self.warmup_steps})",
+        )
+        least = self.min_learning_rate
+        self.require(
+            0 <= least <= self.learning_rate,
+            "min_learning_rate",
+            f"must be in [0, optim.learning_rate ({self.learning_rate:g})], not {least:g}",
+        )
+        self.require(
+            self.decay_steps > 0 or not least, "min_learning_rate", "needs optim.decay_steps"
         )
         ema = self.ema_decay
         self.require(0 <= ema < 1, "ema_decay", f"must be in [0, 1), not {ema}")

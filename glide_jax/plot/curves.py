@@ -88,6 +88,7 @@ PANELS = (
     ),
     Panel("Temperature", "1 / logit scale", (Line("temperature", smooth=True),), log=True),
     Panel("Gradient", "norm before clipping", (Line("grad_norm", smooth=True),), log=True),
+    Panel("Learning rate", "learning rate", (Line("learning_rate"),)),
     Panel("Speed", "images / s", (Line("images_per_s", smooth=True),)),
 )
 
@@ -111,7 +112,7 @@ def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
         try:
             values = json.loads(line)
             step = float(values.pop("step"))
-            found = {name: float(value) for name, value in values.items()}
+            found = {name: float(v) for name, v in values.items() if v is not None}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):  # a killed process may leave half a line
                 break

@@ -7,6 +7,7 @@ from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
+from glide_jax.errors import UserError
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.stage import require_usable
@@ -26,9 +27,15 @@ def require_startable(config: Config, images: int, held_out: int) -> None:
         held_out: images in the validation split.
 
     Raises:
-        UserError: config.sample has settings that the model cannot use, or a CLIP has too few
-            images.
+        UserError: the learning rate would be 0 at the end, config.sample has settings that the
+            model cannot use, or a CLIP has too few images.
     """
+    steps, decay_steps = config.train.steps, config.optim.decay_steps
+    if 0 < decay_steps < steps and not config.optim.min_learning_rate:
+        raise UserError(
+            f"train.steps ({steps}) is beyond optim.decay_steps ({decay_steps}), where the "
+            f"learning rate is 0: give --optim.decay-steps {steps}, or --optim.min-learning-rate"
+        )
     if not isinstance(config.model, ClipConfig):
         if config.train.sample_every_steps:
             require_usable(config, config.sample)

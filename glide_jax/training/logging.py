@@ -1,8 +1,9 @@
 """The log of a run: progress bar, metrics.jsonl, TensorBoard, sample grids and profile."""
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, time
 from types import TracebackType
@@ -21,6 +22,9 @@ from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import METRICS, PROFILE, SAMPLES, TENSORBOARD
 from glide_jax.storage import MirroredFolder
 from glide_jax.training.profiling import Profile
+
+COUNTERS = frozenset({"skipped", "skipped_in_a_row"})
+"""Metrics of a step that count since the start of training."""
 
 
 class RunLog:
@@ -100,9 +104,9 @@ class RunLog:
         self._bar.update()
 
     def write_window(self, step: int, **more: float | int) -> None:
-        """Logs the means over the steps since the last call, the speed, and the values `more`."""
+        """Logs a summary of the steps since the last call, the speed, and the values `more`."""
         elapsed_s = perf_counter() - self._clock_start
-        means = {name: float(np.mean(values)) for name, values in self._window.items()}
+        means = {name: summarized(name, values) for name, values in self._window.items()}
         speed = {}
         if self._timed_steps:
             step_s = elapsed_s / self._timed_steps
@@ -114,7 +118,7 @@ class RunLog:
             if self._peak_flops:
                 speed["mfu"] = self._flops / step_s / self._peak_flops
         self.write(step, means | more | speed)
-        health = health_line(means | speed)
+        health = health_line(means | more | speed)
         self._bar.set_postfix_str(health)
         if self._bar.disable:
             self.say(f"step {step:,}: {health}")
@@ -126,10 +130,21 @@ class RunLog:
         self._clock_start = perf_counter()
         self._timed_wait_s, self._timed_steps = 0.0, 0
 
-    def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Appends a line to metrics.jsonl, and the values to TensorBoard."""
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Appends a line to metrics.jsonl, and the values to TensorBoard.
+
+        A value that is None or not finite is null in the line: JSON has no NaN.
+        """
+        finite = {
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in values.items()
+        }
+        self._metrics.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        scalars = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in finite.items()
+            if value is not None
+        ]
         self._add_event(step, summary=Summary(value=scalars))
 
     def samples(self, step: int, grid: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -199,10 +214,22 @@ def _remove_lines_after(metrics: Path, step: int) -> None:
     metrics.write_text("".join(lines))
 
 
-def health_line(values: Mapping[str, float]) -> str:
+def summarized(name: str, values: Sequence[float]) -> float | None:
+    """One value for a metric of several steps.
+
+    A counter's last value; of others the mean over the finite values, None if there are none.
+    """
+    if name in COUNTERS:
+        return values[-1]
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
+
+
+def health_line(values: Mapping[str, float | int | None]) -> str:
     """A one-line summary of metrics: those of the following that are present, in this order."""
     parts = (
         ("loss", "loss {:.4f}"),
+        ("learning_rate", "learning rate {:.3g}"),
         ("step_s", "{:.3g} s/step"),
         ("images_per_s", "{:,.0f} images/s"),
         ("mfu", "MFU {:.1%}"),
@@ -210,4 +237,18 @@ def health_line(values: Mapping[str, float]) -> str:
         ("grad_norm", "|grad| {:.3g}"),
         ("skipped", "{:.0f} skipped"),
     )
-    return ", ".join(text.format(values[name]) for name, text in parts if name in values)
+    return ", ".join(
+        f"{name} not finite" if values[name] is None else text.format(values[name])
+        for name, text in parts
+        if name in values
+    )
+
+
+def validation_line(values: Mapping[str, float], seconds: float) -> str:
+    """A one-line summary of validation losses: of the EMA and of the raw parameters."""
+    parts = [
+        f"{name} {values[f'validation_{name}']:.4f} (raw {values[f'validation_{name}_raw']:.4f})"
+        for name in ("loss", "mse", "accuracy")
+        if f"validation_{name}" in values
+    ]
+    return f"validation: {', '.join(parts)}, {seconds:.0f} s"

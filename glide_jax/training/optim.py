@@ -9,10 +9,14 @@ from glide_jax.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
-    """Linear warm-up, then a constant rate or cosine decay to zero."""
+    """Linear warm-up, then a constant rate or cosine decay to the minimum, which then stays."""
     if config.decay_steps:
         return optax.warmup_cosine_decay_schedule(
-            0.0, config.learning_rate, config.warmup_steps, config.decay_steps
+            0.0,
+            config.learning_rate,
+            config.warmup_steps,
+            config.decay_steps,
+            end_value=config.min_learning_rate,
         )
     if config.warmup_steps == 0:  # optax's linear_schedule would stay at 0
         return optax.constant_schedule(config.learning_rate)

@@ -34,6 +34,8 @@ class Validator:
     def __init__(self, trainer: Trainer, mesh: Mesh, batches: Iterable[Batch]) -> None:
         self._trainer, self._mesh = trainer, mesh
         self._batches = list(batches)
+        self.examples = len(self._batches) * trainer.config.train.batch_examples
+        """Held-out images, over all processes."""
 
     @classmethod
     def open(
