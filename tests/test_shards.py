@@ -1,19 +1,22 @@
 """Folders of shards: local, remote and damaged."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import fsspec
 import pytest
 import tensorflow_datasets as tfds
+from fsspec.implementations.local import LocalFileSystem
 from helpers.packed_images import image, open_shards
 
-from glide_jax.data import shards
+from glide_jax.data import shard_folder, shards
 from glide_jax.data.records import BadRecordError, RecordReader, Source
+from glide_jax.data.shard_folder import Shard, ShardFolder
 from glide_jax.data.shards import (
-    Shard,
     ShardsSource,
     encode,
     shard_name,
@@ -186,6 +189,8 @@ def test_damaged_records_are_bad_records(folder: Path) -> None:
         ("nothing://x", "cannot read shards.json: Protocol not known"),
         ("broken", "cannot read shards.json: Expecting value"),
         ("other", "cannot read shards.json"),
+        ("number", "cannot read shards.json: 'int' object"),
+        ("deep", "cannot read shards.json: maximum recursion"),
         ("data", "has no split 'test': choose train, validation"),
     ],
 )
@@ -193,8 +198,69 @@ def test_invalid_folders_are_refused(
     folder: Path, path: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    for name, text in (("broken", "x"), ("other", "[]")):
+    texts = {"broken": "x", "other": "[]", "number": "7", "deep": "[" * 100_000}
+    for name, text in texts.items():
         Path(name).mkdir()
         (Path(name) / "shards.json").write_text(text)
     with pytest.raises(UserError, match=rf"^data.source.path {path}.*{why}"):
         ShardsSource(path, "test", folder)
+
+
+GOOD = {"file": "x", "records": 1, "bytes": 10}
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+@pytest.mark.parametrize(
+    ("shards", "why"),
+    [
+        ([GOOD | {"file": "../../x"}], "'../../x' is not a path inside the folder"),
+        ([GOOD | {"file": "/tmp/x"}], "'/tmp/x' is not a path inside the folder"),
+        ([GOOD | {"file": "a/x"}], "'a/x' is not a plain file name"),
+        ([GOOD | {"file": 7}], "7 is not a file name"),
+        ([GOOD | {"records": -1}], "x cannot hold -1 records in 10 bytes"),
+        ([GOOD | {"records": 10**18}], "x cannot hold 1,000,000,000,000,000,000 records"),
+        ([GOOD | {"records": 0, "bytes": 0}], "x cannot hold 0 records in 0 bytes"),
+        ([GOOD | {"bytes": "10"}], "records and bytes of x must be integers"),
+        ([GOOD | {"more": 1}], "a shard needs file, records and bytes"),
+        ([GOOD, GOOD], "a file is listed twice"),
+        ([], "split 'train' has no shards"),
+        ([7], "a shard needs"),
+        (7, "'int' object is not iterable"),
+    ],
+)
+def test_an_index_is_validated(prefix: str, shards: object, why: str, tmp_path: Path) -> None:
+    """A name outside the folder would be written there."""
+    index = {"fingerprint": "\ud800", "splits": {"train": shards}}
+    (tmp_path / "shards.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"cannot read shards.json: .*{why}"):
+        ShardsSource(f"{prefix}{tmp_path}", "train", tmp_path / "cache")
+
+
+def test_an_index_is_a_regular_file_of_limited_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "shards.json"
+    index.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"cannot read shards.json: .*not a regular file"):
+        ShardFolder(str(tmp_path), tmp_path)
+    index.unlink()
+    index.write_text(" " * 20)
+    monkeypatch.setattr(shard_folder, "MAX_INDEX_BYTES", 19)
+    for prefix in ("", "file://"):
+        with pytest.raises(UserError, match=r"cannot read shards.json: .*larger than"):
+            ShardFolder(f"{prefix}{tmp_path}", tmp_path)
+
+
+def test_a_download_ends_at_the_announced_size(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a web server, which may send without end."""
+
+    def endless(self: object, source: str, target: str, callback: fsspec.Callback) -> None:
+        for _ in range(1000):
+            callback.relative_update(1000)
+
+    source = open_shards(f"file://{folder}", tmp_path / "cache")
+    monkeypatch.setattr(LocalFileSystem, "get_file", endless)
+    with pytest.raises(UserError, match=r"cannot copy .*: received more than 131,072 bytes"):
+        source[0]

@@ -4,46 +4,32 @@
     shards.json                                   every shard with its records and bytes
     features.json, dataset_info.json              the same metadata for TFDS
 
-The folder may be any URL that fsspec can read. Its shards are downloaded on first use. All shards
-are checked against shards.json before training starts, so a missing or truncated one is an error
-at once.
+The folder may be any URL that fsspec can read, see `ShardFolder`.
 """
 
 import bisect
-import hashlib
 import itertools
 import json
 import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import filelock
 import fsspec
 
 from glide_jax.data.records import BadRecordError, Record, clean_captions
-from glide_jax.errors import UserError
+from glide_jax.data.shard_folder import INDEX_FILE, Shard, ShardFolder
 
-INDEX_FILE = "shards.json"
 DATASET = "images"
 """The data set's name in file names and in TFDS."""
 WRITER_OPTIONS = "group_size:1,uncompressed"
 """Records are read one by one, and images are already compressed."""
 MAX_OPEN_SHARDS = 500
 """Shards open at the same time. Each holds a file descriptor, a limited resource."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard file."""
-
-    file: str
-    records: int
-    bytes: int
 
 
 def shard_name(split: str, number: int, count: int) -> str:
@@ -196,105 +182,3 @@ class ShardsSource:
         shard = self._shards[number]
         path = self._folder.local_path(shard)
         return ArrayRecordDataSource(f"{path}[0:{shard.records}]")
-
-
-class ShardFolder:
-    """The files of a folder of shards, local or downloaded on demand.
-
-    Args:
-        folder: a path or a URL.
-        cache_dir: local folder for downloaded shards.
-
-    Raises:
-        UserError: the folder cannot be read.
-    """
-
-    def __init__(self, folder: str, cache_dir: Path) -> None:
-        self.url = folder.rstrip("/")
-        self._is_remote = "://" in folder
-        # fsspec raises ImportError, with the name, if a protocol's library is missing.
-        try:
-            self._filesystem, self._root = fsspec.url_to_fs(self.url)
-            text = self._filesystem.cat_file(f"{self._root}/{INDEX_FILE}")
-            index = json.loads(text)
-            self._splits = {
-                split: [Shard(**shard) for shard in shards]
-                for split, shards in index["splits"].items()
-            }
-        except FileNotFoundError:
-            raise UserError(
-                f"data.source.path {folder}: has no {INDEX_FILE}: "
-                "create the folder with python -m glide_jax.prepare"
-            ) from None
-        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-            raise UserError(
-                f"data.source.path {folder}: cannot read {INDEX_FILE}: {error}"
-            ) from None
-        # Data prepared again under the same URL must not reuse the old downloads.
-        key = hashlib.sha256(f"{self.url} {index.get('fingerprint')}".encode()).hexdigest()
-        self._cache = cache_dir / key[:16]
-
-    def shards(self, split: str) -> list[Shard]:
-        """The shards of a split, checked to exist with their recorded sizes.
-
-        Raises:
-            UserError: no such split, or a file is missing or has the wrong size.
-        """
-        if split not in self._splits:
-            raise UserError(
-                f"data.source.path {self.url} has no split {split!r}: choose "
-                f"{', '.join(self._splits)}"
-            )
-        shards = self._splits[split]
-        sizes = self._sizes()
-        for shard in shards:
-            size = sizes.get(shard.file) or self._size(shard.file)
-            if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size:,} bytes"
-                raise UserError(
-                    f"{self.url}/{shard.file} {found}, but {INDEX_FILE} says {shard.bytes:,} "
-                    "bytes: copy it again, or prepare the folder again"
-                )
-        return shards
-
-    def local_path(self, shard: Shard) -> Path:
-        """The local path of a shard. A remote shard is downloaded on first use.
-
-        Raises:
-            UserError: the download failed.
-        """
-        if not self._is_remote:
-            return Path(self._root) / shard.file
-        copy = self._cache / shard.file
-        unfinished = copy.with_name(f"{copy.name}.unfinished")
-        try:
-            if copy.exists():
-                return copy
-            self._cache.mkdir(parents=True, exist_ok=True)
-            # Other processes and threads on this machine may need the same shard.
-            with filelock.FileLock(f"{copy}.lock"):
-                if not copy.exists():
-                    self._filesystem.get_file(f"{self._root}/{shard.file}", str(unfinished))
-                    size = unfinished.stat().st_size
-                    if size != shard.bytes:
-                        raise OSError(f"received {size:,} of {shard.bytes:,} bytes")
-                    unfinished.replace(copy)
-        except OSError as error:
-            raise UserError(
-                f"cannot copy {self.url}/{shard.file} to {self._cache}: {error}"
-            ) from None
-        return copy
-
-    def _sizes(self) -> dict[str, int | None]:
-        """File sizes by name, empty if the folder cannot be listed."""
-        try:
-            entries = self._filesystem.ls(self._root, detail=True)
-        except OSError:  # not every web server lists folders
-            return {}
-        return {os.path.basename(entry["name"]): entry["size"] for entry in entries}
-
-    def _size(self, file: str) -> int | None:
-        try:
-            return int(self._filesystem.size(f"{self._root}/{file}"))
-        except (OSError, TypeError):
-            return None
