@@ -69,7 +69,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     held_out = open_source(config.data, config.data.validation_split)
     images = sum(map(len, parts_of(source)))
     require_same(group, config, images)
-    require_startable(config, images, len(held_out))
+    require_startable(config, source, len(held_out))
 
     # Start and model
     resumes = group.gather(last_step(run_dir) is not None)[0]

@@ -23,10 +23,10 @@ from glide_jax.data.loader import (
     INDEX_SHUFFLE_RECORDS,
     Loader,
     _shuffled,
-    validation_batches,
-    validation_examples,
 )
+from glide_jax.data.records import Record, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.validation import validation_batches, validation_examples
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch
 
@@ -104,16 +104,16 @@ def test_captions_belong_to_their_images(source: FolderSource) -> None:
     batch_examples=st.sampled_from([4, 12, 20, 28]),
     processes=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 2**32 - 1),
-    start=st.integers(0, 9),
+    start=st.integers(0, 100),
 )
 @settings(max_examples=15, deadline=None)
-def test_batches_depend_only_on_seed_and_number(
+def test_examples_depend_only_on_seed_and_number(
     source: FolderSource, batch_examples: int, processes: int, seed: int, start: int
 ) -> None:
-    """The batch size, number of processes and resumption do not change the examples."""
+    """The batch size, number of processes and resumption do not change them."""
     small_batches = config(batch_examples=4, seed=seed)
     batches = config(batch_examples=batch_examples, seed=seed)
-    expected = seen(Loader(source, TOKENIZER, small_batches), (start + 2) * batch_examples // 4)
+    expected = seen(Loader(source, TOKENIZER, small_batches), (start + 2 * batch_examples) // 4 + 1)
     parts = [
         seen(
             Loader(
@@ -122,7 +122,7 @@ def test_batches_depend_only_on_seed_and_number(
                 batches,
                 process_index=index,
                 process_count=processes,
-                state=json.loads(json.dumps({"batch": start})),
+                state=json.loads(json.dumps({"examples": start})),
             ),
             2,
         )
@@ -130,7 +130,7 @@ def test_batches_depend_only_on_seed_and_number(
     ]
     size = batch_examples // processes
     ours = [pair for k in range(2) for part in parts for pair in part[k * size : (k + 1) * size]]
-    assert ours == expected[start * batch_examples :]
+    assert ours == expected[start : start + 2 * batch_examples]
 
 
 def test_each_epoch_has_every_record_once_in_a_new_order(source: FolderSource) -> None:
@@ -162,10 +162,24 @@ def test_a_loader_resumes_from_its_state(source: FolderSource) -> None:
         for _ in range(3):
             next(first)
         state = first.state()
-    assert state == {"batch": 3}
+    assert state == {"examples": 24}
     resumed = Loader(source, TOKENIZER, config(crop="random", horizontal_flip=True), state=state)
     assert seen(resumed, 4) == uninterrupted[3 * 8 :]
-    assert resumed.state() == {"batch": 7}
+    assert resumed.state() == {"examples": 56}
+
+
+def test_a_loader_that_resumes_with_another_batch_size_skips_and_repeats_nothing(
+    source: FolderSource,
+) -> None:
+    uninterrupted = seen(Loader(source, TOKENIZER, config(crop="random")), 8)
+    first = Loader(source, TOKENIZER, config(crop="random"))
+    before = seen(first, 3)
+    second = Loader(source, TOKENIZER, config(batch_examples=5, crop="random"), state=first.state())
+    between = seen(second, 2)
+    after = Loader(source, TOKENIZER, config(batch_examples=6, crop="random"), state=second.state())
+    assert before + between + seen(after, 5) == uninterrupted
+    with pytest.raises(UserError, match="counted batches instead of examples"):
+        Loader(source, TOKENIZER, config(), state={"batch": 3})
 
 
 def test_the_number_of_threads_changes_nothing(source: FolderSource) -> None:
@@ -195,7 +209,7 @@ def test_bad_records_are_replaced_the_same_way_every_time(tmp_path: Path) -> Non
     pairs = seen(loader, 4)
     assert sorted(number for number, _ in pairs[:10]) == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]
     assert loader.bad_records == 2
-    assert seen(Loader(source, TOKENIZER, settings, state={"batch": 2}), 2) == pairs[10:]
+    assert seen(Loader(source, TOKENIZER, settings, state={"examples": 10}), 2) == pairs[10:]
 
 
 def test_too_many_bad_records_reach_the_caller(tmp_path: Path) -> None:
@@ -209,27 +223,55 @@ def test_too_many_bad_records_reach_the_caller(tmp_path: Path) -> None:
     ):
         next(loader)
         next(loader)
-    with pytest.raises(UserError, match=r"^3 of 10 records"):
-        list(validation_batches(source, TOKENIZER, config(max_bad_fraction=0.2)))
+    with pytest.raises(UserError, match=r"^[34] of 10 records"):
+        validation_examples(source, config(max_bad_fraction=0.2), 8)
 
 
-def test_validation_batches_are_complete_ordered_and_without_dropout(source: FolderSource) -> None:
-    def validate(examples: int, **process: int) -> list[tuple[int, str]]:
+def test_validation_batches_are_full_ordered_and_without_dropout(source: FolderSource) -> None:
+    def validate(count: int, **process: int) -> list[tuple[int, str]]:
         settings = config(batch_examples=4, caption_dropout=1.0, crop="random")
-        train = dataclasses.replace(settings.train, validation_examples=examples)
-        settings = dataclasses.replace(settings, train=train)
+        examples = validation_examples(source, settings, count)
         return [
             pair
-            for batch in validation_batches(source, TOKENIZER, settings, **process)
+            for batch in validation_batches(examples, TOKENIZER, settings, **process)
             for pair in zip(numbers(batch["image"]), captions(batch), strict=True)
         ]
 
     in_order = [(number, f"number {number}") for number in range(IMAGES)]
     assert validate(8) == in_order[:8]
-    assert validate(6) == in_order[:6] + in_order[:2]
+    assert validate(6) == in_order[:4]
     assert validate(3) == in_order[:3] + in_order[:1]
     assert validate(1000) == in_order
     assert validate(8, process_index=1, process_count=2) == in_order[2:4] + in_order[6:8]
+
+
+def test_validation_leaves_out_broken_records_and_repeats_none(tmp_path: Path) -> None:
+    source = open_folder(write_images(tmp_path, 8), "all", 0.0)
+    for number in (0, 3):
+        (tmp_path / f"{number:02}.png").write_bytes(b"no image")
+    settings = config(max_bad_fraction=0.3)
+    for count, expected in ((5, [1, 2, 4, 5, 6]), (8, [1, 2, 4, 5, 6, 7])):
+        examples = validation_examples(source, settings, count)
+        assert [int(example.caption.split()[1]) for example in examples] == expected
+    (tmp_path / "01.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^no record can be used: .*00\.png.*01\.png"):
+        validation_examples(_First(source, 2), config(max_bad_fraction=1.0), 2)
+
+
+class _First:
+    """The first records of a source."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self._source, self._count = source, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[index]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._source.captions(index)
 
 
 def test_a_program_exits_without_closing_the_loader(tmp_path: Path) -> None:
@@ -249,7 +291,7 @@ print(loader.state())
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
     )
-    assert result.stdout == "{'batch': 1}\n"
+    assert result.stdout == "{'examples': 8}\n"
     assert result.stderr == ""
 
 
@@ -265,8 +307,8 @@ def test_inpainting_batches_have_masks_and_their_location_in_captions(source: Fo
     assert first["mask"].shape == (8, 8, 8, 1) and first["mask"].dtype == np.float32
     assert set(np.unique(first["mask"])) == {0, 1}
     assert (first["mask"] != second["mask"]).any()
-    again = [next(validation_batches(source, TOKENIZER, settings))["mask"] for _ in range(2)]
-    np.testing.assert_array_equal(*again)
+    again = [validation_examples(source, settings, 2) for _ in range(2)]
+    np.testing.assert_array_equal(*([example.mask for example in found] for found in again))
 
     long_text = dataclasses.replace(settings.denoiser.text, length=32)
     with Loader(source, TOKENIZER, with_model(settings, text=long_text)) as loader:
@@ -284,15 +326,19 @@ def test_an_upsampler_trains_on_crops_and_previews_full_images(
     )
     with Loader(source, TOKENIZER, settings) as loader:
         assert next(loader)["image"].shape == (8, 4, 4, 3)
-    assert next(validation_batches(source, TOKENIZER, settings))["image"].shape == (8, 4, 4, 3)
-    assert [e.pixels.shape for e in validation_examples(source, settings, 2)] == [(8, 8, 3)] * 2
+    for full_size, px in ((False, 4), (True, 8)):
+        examples = validation_examples(source, settings, 2, full_size=full_size)
+        assert [example.pixels.shape for example in examples] == [(px, px, 3)] * 2
 
 
-def test_captions_are_never_dropped_for_clip(source: FolderSource) -> None:
-    settings = dataclasses.replace(
-        config(caption_dropout=1.0),
+def clip_settings(batch_examples: int, **data: Any) -> Config:
+    return dataclasses.replace(
+        config(batch_examples, **data),
         model=model_set.clip_config().model,
         diffusion=DiffusionConfig(),
     )
-    with Loader(source, TOKENIZER, settings) as loader:
+
+
+def test_captions_are_never_dropped_for_clip(source: FolderSource) -> None:
+    with Loader(source, TOKENIZER, clip_settings(8, caption_dropout=1.0)) as loader:
         assert all(captions(next(loader)))

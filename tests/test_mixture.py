@@ -16,9 +16,10 @@ from glide_jax import config
 from glide_jax.config import Config, DataConfig, Folder, MixturePart
 from glide_jax.config.source_words import parse_source, spell_source
 from glide_jax.data.folder import FolderSource, open_folder
-from glide_jax.data.loader import Loader, validation_batches
+from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import WEIGHT_RESOLUTION, MixtureSource, training_captions
 from glide_jax.data.sources import open_source
+from glide_jax.data.validation import validation_examples
 from glide_jax.errors import UserError
 from glide_jax.prepare.__main__ import main
 
@@ -77,7 +78,7 @@ def test_no_record_comes_twice_in_an_epoch_of_its_part(mixture: MixtureSource) -
 
 def test_a_batch_depends_on_seed_and_number_alone(mixture: MixtureSource) -> None:
     numbers = numbers_of(mixture, 6)
-    assert numbers_of(mixture, 3, state={"batch": 3}) == numbers[24:]
+    assert numbers_of(mixture, 3, state={"examples": 24}) == numbers[24:]
     assert numbers_of(mixture, 6, seed=1) != numbers
     halves = [numbers_of(mixture, 6, process_index=i, process_count=2) for i in range(2)]
     assert [n for k in range(6) for half in halves for n in half[4 * k : 4 * k + 4]] == numbers
@@ -95,9 +96,8 @@ def test_as_a_source_it_has_no_record_twice(mixture: MixtureSource) -> None:
     assert Counter(number // 100 for number in numbers) == {0: 3, 1: 1, 2: 5}
     assert len(set(numbers)) == len(numbers) == 9
     assert [mixture[i].captions for i in range(9)] == [mixture.captions(i) for i in range(9)]
-    settings = loader_config(batch_examples=4)  # of 8 held-out images
-    batches = validation_batches(mixture, TOKENIZER, settings)
-    assert [int(c.split()[1]) for b in batches for c in captions(b)] == numbers[:8]
+    held_out = validation_examples(mixture, loader_config(), 8)
+    assert [int(example.caption.split()[1]) for example in held_out] == numbers[:8]
 
 
 def test_a_tokenizer_learns_from_all_parts(

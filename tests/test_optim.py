@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.unread_source import UnreadSource
 
 from glide_jax import UserError
 from glide_jax.config import OptimConfig
@@ -45,9 +46,10 @@ def test_steps_with_a_learning_rate_of_zero_are_refused():
         optim = dataclasses.replace(config.optim, decay_steps=decay_steps, **more)
         return dataclasses.replace(config, optim=optim)
 
-    require_startable(with_decay(240), 8, 8)
-    require_startable(with_decay(200, min_learning_rate=1e-5), 8, 8)
+    source = UnreadSource(8)
+    require_startable(with_decay(240), source, 8)
+    require_startable(with_decay(200, min_learning_rate=1e-5), source, 8)
     with pytest.raises(
         UserError, match=r"train.steps \(240\) is beyond .* --optim.decay-steps 240"
     ):
-        require_startable(with_decay(200), 8, 8)
+        require_startable(with_decay(200), source, 8)

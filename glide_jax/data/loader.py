@@ -1,9 +1,9 @@
-"""Batches for training and validation: shuffled, prefetched, and resumable from one number.
+"""Batches for training: shuffled, prefetched, and resumable from one number.
 
-Batch k depends on the seed and k alone. Grain shuffles each epoch and gives every example, counted
-from the start of training, its own random generator. Batch k has the examples k b .. (k+1) b - 1,
-and each process makes its own part of them. The number of past batches is therefore the complete
-state, and batches do not depend on the number of processes.
+Example n, counted from the start of training, depends on the seed and n alone: Grain shuffles each
+epoch and gives every example its own random generator. A batch has the next b examples, and each
+process makes its own part of them. The number of past examples is therefore the complete state,
+whatever the batch sizes were, and batches do not depend on the number of processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,8 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from glide_jax.config import Config, ModelConfig
+from glide_jax.config import ClipConfig, Config, ModelConfig
+from glide_jax.data.distinct import Choice, Place, distinct_in_batches
 from glide_jax.data.masks import random_mask, with_place
 from glide_jax.data.mixture import MixtureSource, in_proportion, parts_of
 from glide_jax.data.records import Record, RecordReader, Source
@@ -47,10 +48,12 @@ class Loader(Iterator[Batch]):
 
     An example has one of its record's captions, or the empty caption with probability
     data.caption_dropout. An epoch has each record once, except for replacements of broken records.
+    For a CLIP, no batch has a record twice: see `distinct_in_batches`.
     Call `close` or use the loader as a context manager to stop its threads.
 
     Args:
-        source: at least one record. Batches larger than the source repeat records.
+        source: at least one record. Batches larger than the source repeat records; a CLIP's must
+            not be larger.
         tokenizer: encodes the captions.
         config: the run's config.
         process_index: index of this process.
@@ -78,21 +81,29 @@ class Loader(Iterator[Batch]):
         self._readers = [
             RecordReader(part, config.data.max_bad_fraction) for part in parts_of(source)
         ]
-        self._batch = 0 if state is None else state["batch"]
-        examples = self._examples(source, config.train.seed)
-        batches = _batched(
-            examples, tokenizer, config, process_index, process_count, clip_tokenizer
+        if state is not None and "examples" not in state:
+            raise UserError(
+                "the checkpoint is of an earlier version, which counted batches instead of "
+                "examples: give another --train.run-dir, and --train.init-from to start from it"
+            )
+        self._past = 0 if state is None else state["examples"]
+        own_examples = part_of_batch(config, process_count)
+        collate = partial(
+            collated, tokenizer=tokenizer, config=config, clip_tokenizer=clip_tokenizer
         )
-        self._iterator = _prefetched(batches[self._batch :], config)
+        batches = self._examples(source, config.train.seed)[self._past :].batch(
+            own_examples, drop_remainder=True, batch_fn=collate
+        )[process_index::process_count]
+        self._iterator = _prefetched(batches, config)
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
-        self._batch += 1
+        self._past += self._config.train.batch_examples
         return batch
 
     def state(self) -> dict[str, int]:
-        """The number of batches since the start of training, as JSON values."""
-        return {"batch": self._batch}
+        """The number of examples since the start of training, as JSON values."""
+        return {"examples": self._past}
 
     @property
     def bad_records(self) -> int:
@@ -116,14 +127,32 @@ class Loader(Iterator[Batch]):
 
     def _examples(self, source: Source, seed: int) -> Any:
         """Endless examples as a grain.MapDataset."""
-        if not isinstance(source, MixtureSource):
-            return _shuffled(len(source), seed).random_map(partial(self._read, 0))
-        orders = [_shuffled(len(part), seed + number) for number, part in enumerate(source.parts)]
-        places = in_proportion(orders, source.weights).seed(seed)
-        return places.random_map(lambda place, rng: self._read(place[0], place[1], rng))
+        if isinstance(source, MixtureSource):
+            orders = [_shuffled(len(part), seed + i) for i, part in enumerate(source.parts)]
+            places = in_proportion(orders, source.weights).seed(seed)
+        else:
+            places = _shuffled(len(source), seed).map(lambda index: (0, index))
+        if not isinstance(self._config.model, ClipConfig):
+            return places.random_map(self._read)
+        images = sum(map(len, parts_of(source)))
+        batch_examples = self._config.train.batch_examples
+        choices = distinct_in_batches(places, self._past, batch_examples, images)
+        return choices.random_map(self._read_distinct)
 
-    def _read(self, part: int, index: int, rng: np.random.Generator) -> Example:
+    def _read(self, place: Place, rng: np.random.Generator) -> Example:
+        part, index = place
         return self._readers[part].read(index, partial(self._prepare, rng))
+
+    def _read_distinct(self, choice: Choice, rng: np.random.Generator) -> Example:
+        """The example at the first of the places whose record is not broken."""
+        for part, index in choice.places():
+            example = self._readers[part].attempt(index, partial(self._prepare, rng))
+            if example is not None:
+                return example
+        raise UserError(
+            "a record cannot be used, and no image remains to replace it in a CLIP's batch: repair "
+            "or remove it, or reduce train.batch_examples"
+        )
 
     def _prepare(self, rng: np.random.Generator, record: Record) -> Example:
         data, model = self._config.data, self._config.model
@@ -138,64 +167,10 @@ class Loader(Iterator[Batch]):
             horizontal_flip=data.horizontal_flip,
             name=record.name,
         )
-        return _masked(_random_crop(pixels, self._config, rng), caption, self._config, rng)
+        return masked(random_crop(pixels, self._config, rng), caption, self._config, rng)
 
 
-def validation_batches(
-    source: Source,
-    tokenizer: Tokenizer,
-    config: Config,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-    clip_tokenizer: ClipCaptions | None = None,
-) -> Iterator[Batch]:
-    """Deterministic batches of the first train.validation_examples records, in order.
-
-    Center crop, first caption without dropout, one fixed mask per record. The last batch is filled
-    from the beginning of the source, since a partial batch would need another compiled step.
-
-    Args:
-        source, tokenizer, config, process_index, process_count, clip_tokenizer: see `Loader`.
-
-    Raises:
-        UserError: see `Loader`.
-    """
-    reader = RecordReader(source, config.data.max_bad_fraction)
-    count = min(config.train.validation_examples, len(source))
-    examples = (
-        grain.MapDataset.range(count)
-        .repeat()
-        .map(lambda index: reader.read(index, partial(_prepare_for_validation, config, index)))
-    )
-    batches = _batched(examples, tokenizer, config, process_index, process_count, clip_tokenizer)
-    iterator = _prefetched(batches[: -(-count // config.train.batch_examples)], config)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
-
-
-def validation_examples(source: Source, config: Config, count: int) -> list[Example]:
-    """The first examples of `validation_batches`, without data.low_res.crop_px."""
-    reader = RecordReader(source, config.data.max_bad_fraction)
-    return [
-        reader.read(index, partial(_prepare_for_validation, config, index, full_size=True))
-        for index in range(min(count, len(source)))
-    ]
-
-
-def _prepare_for_validation(
-    config: Config, index: int, record: Record, *, full_size: bool = False
-) -> Example:
-    pixels = load_pixels(record.image, config.model.resolution_px, name=record.name)
-    rng = np.random.default_rng(index)
-    if not full_size:
-        pixels = _random_crop(pixels, config, rng)
-    return _masked(pixels, record.captions[0], config, rng)
-
-
-def _random_crop(
+def random_crop(
     pixels: UInt8[np.ndarray, "h w 3"], config: Config, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """A random crop of data.low_res.crop_px, or the full image if that is 0."""
@@ -206,7 +181,7 @@ def _random_crop(
     return pixels[y : y + px, x : x + px]
 
 
-def _masked(
+def masked(
     pixels: UInt8[np.ndarray, "h w 3"], caption: str, config: Config, rng: np.random.Generator
 ) -> Example:
     """An example, with a random mask for an inpainting model."""
@@ -233,38 +208,36 @@ def _shuffled(records: int, seed: int) -> Any:
     )
 
 
-def _batched(
-    examples: Any,
-    tokenizer: Tokenizer,
-    config: Config,
-    process_index: int,
-    process_count: int,
-    clip_tokenizer: ClipCaptions | None,
-) -> Any:
-    """One process's part of every batch, as a grain.MapDataset."""
+def part_of_batch(config: Config, process_count: int) -> int:
+    """Examples of each process in a batch. Raises UserError if the batch does not divide."""
     batch_examples = config.train.batch_examples
     if batch_examples % process_count:
         raise UserError(
             f"train.batch_examples ({batch_examples}) must be divisible by the number of "
             f"processes ({process_count})"
         )
+    return batch_examples // process_count
 
-    def collate(part: Sequence[Example]) -> Batch:
-        captions = [example.caption for example in part]
-        tokens, token_mask = tokenizer.encode(captions, config.model.text.length)
-        image = to_float(np.stack([example.pixels for example in part]))
-        batch = {"image": image, "tokens": tokens, "token_mask": token_mask}
-        masks = [example.mask for example in part if example.mask is not None]
-        if masks:
-            batch["mask"] = np.stack(masks).astype(np.float32)
-        if clip_tokenizer is not None:
-            tokens, token_mask = clip_tokenizer(captions)
-            batch |= {"clip_tokens": tokens, "clip_token_mask": token_mask}
-        # NumPy arrays here; sharding.to_devices converts them to the jax.Arrays of Batch.
-        return cast(Batch, batch)
 
-    parts = examples.batch(batch_examples // process_count, drop_remainder=True, batch_fn=collate)
-    return parts[process_index::process_count]
+def collated(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    config: Config,
+    clip_tokenizer: ClipCaptions | None,
+) -> Batch:
+    """A process's part of a batch."""
+    captions = [example.caption for example in examples]
+    tokens, token_mask = tokenizer.encode(captions, config.model.text.length)
+    image = to_float(np.stack([example.pixels for example in examples]))
+    batch = {"image": image, "tokens": tokens, "token_mask": token_mask}
+    masks = [example.mask for example in examples if example.mask is not None]
+    if masks:
+        batch["mask"] = np.stack(masks).astype(np.float32)
+    if clip_tokenizer is not None:
+        tokens, token_mask = clip_tokenizer(captions)
+        batch |= {"clip_tokens": tokens, "clip_token_mask": token_mask}
+    # NumPy arrays here; sharding.to_devices converts them to the jax.Arrays of Batch.
+    return cast(Batch, batch)
 
 
 def _prefetched(batches: Any, config: Config) -> Any:

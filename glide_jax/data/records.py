@@ -155,14 +155,33 @@ class RecordReader:
             UserError: too many records are broken, or all of them.
         """
         total = len(self._source)
+        for place in range(index, index + total):
+            found = self.attempt(place % total, prepare)
+            if found is not None:
+                return found
+        raise self.nothing_usable()
+
+    def attempt(self, index: int, prepare: Callable[[Record], T]) -> T | None:
+        """Applies `prepare` to the record at `index`; None if it is broken, which is counted.
+
+        Args:
+            index, prepare: see `read`.
+
+        Raises:
+            UserError: too many records are broken.
+        """
         with self._lock:
             self._reads += 1
-        for place in range(index, index + total):
-            try:
-                return prepare(self._source[place % total])
-            except BadRecordError as error:
-                self._count(place % total, str(error))
-        raise UserError(f"no record can be used: {list_problems(list(self._problems.values()))}")
+        try:
+            return prepare(self._source[index])
+        except BadRecordError as error:
+            self._count(index, str(error))
+            return None
+
+    def nothing_usable(self) -> UserError:
+        """The error of a source of broken records."""
+        problems = [self._problems[index] for index in sorted(self._problems)]
+        return UserError(f"no record can be used: {list_problems(problems)}")
 
     def _count(self, index: int, problem: str) -> None:
         total = len(self._source)

@@ -12,18 +12,18 @@ from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.stage import require_usable
 from glide_jax.storage import AnyPath
+from glide_jax.training.batch_sizes import require_distinct_images, with_validation_batch
 from glide_jax.training.contrastive import Contrastive
-from glide_jax.training.contrastive_batches import require_distinct_images, with_validation_batch
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.objective import Objective
 
 
-def require_startable(config: Config, images: int, held_out: int) -> None:
+def require_startable(config: Config, source: Source, held_out: int) -> None:
     """Checks what previews and validation would only refuse once the run folder exists.
 
     Args:
         config: of the run.
-        images: in the training split.
+        source: the training split.
         held_out: images in the validation split.
 
     Raises:
@@ -40,7 +40,7 @@ def require_startable(config: Config, images: int, held_out: int) -> None:
         if config.train.sample_every_steps:
             require_usable(config, config.sample)
         return
-    require_distinct_images(config, images)
+    require_distinct_images(config, source)
     if config.train.validate_every_steps:
         with_validation_batch(config, held_out)
 

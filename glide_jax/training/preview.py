@@ -9,9 +9,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from glide_jax.config import ClipConfig, Config
-from glide_jax.data.loader import Example, validation_examples
+from glide_jax.data.loader import Example
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.validation import validation_examples
 from glide_jax.images import draw_grid, resized
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.stage import Conditions, Known, Stage, Weights, require_usable
@@ -47,7 +48,7 @@ class Preview:
         self._examples: list[Example] = []
         self._prompts = list(config.train.sample_prompts)
         if config.denoiser.condition_channels or not self._prompts:
-            self._examples = validation_examples(held_out, config, IMAGES)
+            self._examples = validation_examples(held_out, config, IMAGES, full_size=True)
             self._prompts = [example.caption for example in self._examples]
 
     @classmethod

@@ -1,20 +1,19 @@
 """Validation losses on held-out images, over all timesteps and by timestep bucket."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from glide_jax.config import ClipConfig
-from glide_jax.data.loader import validation_batches
 from glide_jax.data.records import Source
+from glide_jax.data.validation import validation_batches, validation_examples
 from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
 from glide_jax.runs.state import TrainState
 from glide_jax.shapes import Batch
-from glide_jax.training.contrastive_batches import with_validation_batch
+from glide_jax.training.batch_sizes import with_validation_batch
 from glide_jax.training.objective import Validation
 from glide_jax.training.step import Trainer
 
@@ -29,13 +28,15 @@ class Validator:
         trainer: of the run.
         mesh: of the trainer.
         batches: this process's part of each batch, on the host.
+        examples: held-out images in the batches, over all processes; what follows repeats them.
     """
 
-    def __init__(self, trainer: Trainer, mesh: Mesh, batches: Iterable[Batch]) -> None:
-        self._trainer, self._mesh = trainer, mesh
-        self._batches = list(batches)
-        self.examples = len(self._batches) * trainer.config.train.batch_examples
-        """Held-out images, over all processes."""
+    def __init__(
+        self, trainer: Trainer, mesh: Mesh, batches: Sequence[Batch], examples: int
+    ) -> None:
+        self._trainer, self._mesh, self._batches = trainer, mesh, batches
+        self.examples = examples
+        """Held-out images that are compared, over all processes."""
 
     @classmethod
     def open(
@@ -52,12 +53,14 @@ class Validator:
         Raises:
             UserError: the images are too few, or too many of them cannot be read.
         """
-        config = run.config
-        if not config.train.validate_every_steps:
+        settings = run.config.train
+        if not settings.validate_every_steps:
             return None
-        if isinstance(config.model, ClipConfig):
-            config = with_validation_batch(config, len(held_out))
-        return cls(trainer, mesh, validation_batches(held_out, run.tokenizer, config, **share))
+        examples = validation_examples(held_out, run.config, settings.validation_examples)
+        config = with_validation_batch(run.config, len(examples))
+        batches = list(validation_batches(examples, run.tokenizer, config, **share))
+        compared = min(len(batches) * config.train.batch_examples, len(examples))
+        return cls(trainer, mesh, batches, compared)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """See `summary`: validation_NAME of the EMA, validation_NAME_raw of the parameters."""
@@ -69,7 +72,7 @@ class Validator:
                 )
                 for k, batch in enumerate(self._batches)
             ]
-            found = summary(results, self._trainer.timestep_count)
+            found = summary(results, self._trainer.timestep_count, self.examples)
             values |= {f"validation_{name}{suffix}": value for name, value in found.items()}
         return values
 
@@ -79,19 +82,20 @@ def buckets(timestep_count: int) -> list[tuple[int, int]]:
     return list(pairwise(i * timestep_count // BUCKETS for i in range(BUCKETS + 1)))
 
 
-def summary(results: Sequence[Validation], timestep_count: int) -> dict[str, float]:
-    """Means over all examples, and `mse` or `accuracy` by timestep bucket.
+def summary(results: Sequence[Validation], timestep_count: int, examples: int) -> dict[str, float]:
+    """Means over the examples, and `mse` or `accuracy` by timestep bucket.
 
     Args:
         results: of every batch, on the host.
         timestep_count: T; if below BUCKETS, there are no buckets.
+        examples: number of them; further rows are left out.
 
     Returns:
         `loss`, `mse`, ..., and `mse_t000-199` and so on: of the examples with t in that bucket.
     """
-    t = np.concatenate([result.t for result in results])
+    t = np.concatenate([result.t for result in results])[:examples]
     values = {
-        name: np.concatenate([result.values[name] for result in results])
+        name: np.concatenate([result.values[name] for result in results])[:examples]
         for name in results[0].values
     }
     means = {name: float(value.mean()) for name, value in values.items()}
