@@ -1,11 +1,14 @@
 """Files of named tensors, .pt, .safetensors and .npz, read without executing their contents."""
 
+import collections
+import math
 import os
 import pickle
 import re
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,19 +21,27 @@ from glide_jax.storage import AnyPath
 
 Tensors = dict[str, np.ndarray]
 
+MAX_EXPANSION = 8
+"""Memory of the tensors as float32, per byte of their file. Half precision and compressed, mostly
+zero weights stay below it; a hostile file of a few kilobytes can declare any size."""
+SMALL_BYTES = 2**26
+"""Memory of tensors that needs no large file."""
+
 NO_TORCH = "needs PyTorch: pip install -e '.[convert]', or give .safetensors or .npz"
 
 
 def read_tensors(path: AnyPath) -> Tensors:
     """All tensors of a file by name, as float32.
 
+    Sizes that a file declares are checked before memory is allocated.
+
     Raises:
-        UserError: the file is missing, corrupt, of another format, or contains anything but
-            floating-point tensors.
+        UserError: the file is missing, corrupt, of another format, declares more than it holds, or
+            contains anything but floating-point tensors.
     """
     read, _ = _format(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
         tensors = read(path)
     except UserError:
@@ -80,10 +91,14 @@ def _read_pt(path: Path) -> Tensors:
         import torch
     except ImportError:
         raise UserError(f"{path} {NO_TORCH}") from None
+    archive = zipfile.is_zipfile(path)  # not so before PyTorch 1.6
+    if archive:
+        _require_uncompressed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, not read: no more memory than the file, whatever sizes it declares.
+            found: Any = torch.load(str(path), map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
@@ -99,10 +114,20 @@ def _read_pt(path: Path) -> Tensors:
             raise UserError(
                 f"{path} must contain only tensors, but {name!r} is of type {type(value).__name__}"
             )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"{path}: {name} has more numbers than the file holds")
+    _require_plausible(path, sum(value.numel() for value in found.values()))
     return {
         str(name): (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy()
         for name, x in found.items()
     }
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Raises ValueError if an archive is not as PyTorch writes it: its tensors are mapped."""
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed")
 
 
 def _write_pt(path: Path, tensors: Tensors) -> None:
@@ -114,11 +139,45 @@ def _write_pt(path: Path, tensors: Tensors) -> None:
 
 
 def _read_npz(path: Path) -> Tensors:
-    found = np.load(path, allow_pickle=False)
-    if not isinstance(found, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} contains one array, not arrays by name")
-    with found:
-        return dict(found)
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+                raise UserError(f"{path} contains one array, not arrays by name")
+        raise ValueError("it is not a zip archive")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        for member in members:
+            if not member.filename.endswith(".npy"):
+                raise UserError(f"{path} must contain only arrays, but it has {member.filename!r}")
+        (_, times), *_ = collections.Counter(archive.namelist()).most_common(1) or [("", 0)]
+        if times > 1:
+            raise ValueError("it has two arrays of one name")
+        _require_plausible(path, sum(_npy_numbers(archive, member) for member in members))
+        tensors = {}
+        for member in members:
+            with archive.open(member) as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            tensors[member.filename.removesuffix(".npy")] = array
+        return tensors
+
+
+def _npy_numbers(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """How many numbers an array has. Raises ValueError unless the archive holds them."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{member.filename} is of an unknown version")
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        size = member.file_size - file.tell()
+    count = math.prod(shape)
+    if not dtype.hasobject and count * dtype.itemsize != size:
+        raise ValueError(f"{member.filename} declares {count:,} numbers in {size:,} bytes")
+    return count
 
 
 def _write_npz(path: Path, tensors: Tensors) -> None:
@@ -138,6 +197,16 @@ def _read_safetensors(path: AnyPath) -> Tensors:
 def _write_safetensors(path: Path, tensors: Tensors) -> None:
     # Not save_file: it would make the file readable by its owner only.
     path.write_bytes(safetensors.numpy.save(tensors))
+
+
+def _require_plausible(path: Path, numbers: int) -> None:
+    """Raises UserError if this many float32 numbers cannot be the contents of the file."""
+    size = path.stat().st_size
+    if 4 * numbers > max(MAX_EXPANSION * size, SMALL_BYTES):
+        raise UserError(
+            f"{path} is refused: it declares {numbers:,} numbers, more than its {size:,} bytes "
+            "can hold"
+        )
 
 
 def _reason(error: Exception) -> str:
