@@ -1,13 +1,15 @@
 """Command lines: `--config base64 --optim.learning-rate 3e-5`, one parser per command."""
 
 import argparse
+import ast
 import dataclasses
 import importlib.util
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import jax
 
@@ -24,6 +26,21 @@ CONFIG_HELP = (
     "Configuration: a name (base64), a file (configs/base64.py) or a run's config.json. Its values "
     "are the defaults of the flags below."
 )
+
+OTHER_NAMES = {
+    "batch_size": "batch_examples",
+    "gradient_accumulation_steps": "micro_batches",
+    "lr": "learning_rate",
+    "max_steps": "steps",
+    "max_train_steps": "steps",
+    "mixed_precision": "dtype",
+    "output_dir": "run_dir",
+    "resolution": "resolution_px",
+    "resume_from": "init_from",
+    "save_every": "checkpoint_every_steps",
+    "train_steps": "steps",
+}
+"""What other projects call some settings: for suggestions only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +116,11 @@ def keep_compiled_programs() -> None:
 
 
 def parse_command(
-    argv: Sequence[str], prog: str, description: str, flags: type[Flags]
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    flags: type[Flags],
+    fill: Callable[[str, Config], Config] = lambda name, config: config,
 ) -> tuple[str, Config, Flags]:
     """Parses --config, a command's own flags, and a flag for every setting of the configuration.
 
@@ -108,6 +129,8 @@ def parse_command(
         prog: the command, for --help.
         description: of the command, for --help.
         flags: a dataclass of the command's own flags, which all have defaults.
+        fill: changes the values of settings without a flag, given the configuration's name and the
+            configuration with the flags --train.run-dir and --train.init-from applied.
 
     Returns:
         The configuration's name, its settings with the flags applied, and the command's flags.
@@ -118,10 +141,19 @@ def parse_command(
     """
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--config")
+    first.add_argument("--train.run-dir", "--train.run_dir", dest="run_dir")
+    first.add_argument("--train.init-from", "--train.init_from", dest="init_from")
     given, rest = first.parse_known_args(argv)
-    if given.config is None and not {"-h", "--help"} & set(rest):
+    wants_help = bool({"-h", "--help"} & set(rest))
+    if given.config is None and not wants_help:
         raise UserError("--config is needed: a name or a file, for example --config scenes_tiny")
     settings = Config() if given.config is None else load_config(given.config)
+    _require_known(argv, settings, flags)
+    if not wants_help:
+        folders = {"run_dir": given.run_dir, "init_from": given.init_from}
+        folders = {name: value for name, value in folders.items() if value is not None}
+        train = dataclasses.replace(settings.train, **folders)
+        settings = fill(Path(given.config).stem, dataclasses.replace(settings, train=train))
     parsed = _parse(argv, prog, description, given.config or "", flags, settings)
     return Path(parsed.config).stem, parsed.settings, parsed.command
 
@@ -131,7 +163,7 @@ def _parse(
 ) -> Any:
     """All flags of a command, by one parser; the arguments after `description` are defaults."""
     from tyro import cli, conf  # here: `import glide_jax` would take a quarter of a second longer
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+    from tyro.constructors import PrimitiveConstructorSpec
 
     words_of_source = PrimitiveConstructorSpec(
         nargs="*",
@@ -140,7 +172,7 @@ def _parse(
         is_instance=lambda value: isinstance(value, AnySource),
         str_from_instance=lambda source: list(spell_source(source)),
     )
-    registry = ConstructorRegistry()
+    registry = flag_rules()
     sources = (AnySource, *get_args(AnySource))
     registry.primitive_rule(lambda info: words_of_source if info.type in sources else None)
     config_flag = conf.arg(metavar="NAME|FILE", help=CONFIG_HELP, help_behavior_hint="(required)")
@@ -161,3 +193,78 @@ def _parse(
         description=description,
         registry=registry,
     )
+
+
+def _require_known(argv: Sequence[str], settings: Config, flags: type) -> None:
+    """Raises UserError for a flag that does not exist if a setting has a similar name."""
+    names = list(settings.flat())
+    known = {*names, "config", *(one.name for one in dataclasses.fields(flags))}
+    last = [name.rpartition(".")[2] for name in names]
+    for word in argv:
+        flag = word.partition("=")[0]
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name in known:
+            continue
+        own = name.rpartition(".")[2]
+        meant = OTHER_NAMES.get(own, own)
+        if last.count(meant) == 1:
+            setting = names[last.index(meant)].replace("_", "-")
+            raise UserError(f"{flag}: there is no such flag; did you mean --{setting}?")
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a class, in one line; none if there is no source file."""
+    try:
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):  # compiled or generated classes; flags work without their help
+        return {}
+    (body,) = ast.parse(inspect.cleandoc("\n" + source)).body
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for declared, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(declared, ast.AnnAssign) and isinstance(declared.target, ast.Name):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                docs[declared.target.id] = " ".join(text.value.split())
+    return docs
+
+
+def flag_rules() -> Any:
+    """A registry for `tyro.cli`: the help of a flag is its field's docstring in one line.
+
+    Tyro itself keeps the line breaks of docstrings, beside those that the terminal's width needs.
+    """
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
+
+    registry = ConstructorRegistry()
+
+    def dataclass_rule(info: Any) -> Any:
+        if not dataclasses.is_dataclass(info.type):
+            return None
+        group: Any = info.type
+        docs = {k: v for cls in reversed(group.__mro__) for k, v in field_docs(cls).items()}
+        hints = get_type_hints(group, include_extras=True)
+        fields = tuple(
+            StructFieldSpec(
+                name=one.name,
+                type=hints[one.name],
+                default=_default(one, info.default),
+                helptext=docs.get(one.name),
+            )
+            for one in dataclasses.fields(group)
+        )
+        return StructConstructorSpec(instantiate=group, fields=fields)
+
+    registry.struct_rule(dataclass_rule)
+    return registry
+
+
+def _default(one: dataclasses.Field[Any], instance: Any) -> Any:
+    """The default of a flag: the field's value in an instance if there is one, else the field's."""
+    from tyro import MISSING
+
+    if dataclasses.is_dataclass(instance):
+        return getattr(instance, one.name)
+    if one.default_factory is not dataclasses.MISSING:
+        return one.default_factory()
+    return MISSING if one.default is dataclasses.MISSING else one.default

@@ -28,7 +28,7 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from glide_jax import Glide, UserError
-from glide_jax.cli import UNRECORDED, ShardingFlags, keep_compiled_programs
+from glide_jax.cli import UNRECORDED, ShardingFlags, flag_rules, keep_compiled_programs
 from glide_jax.errors import exit_on_user_error
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores
@@ -313,7 +313,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command. Raises UserError."""
     args = list(sys.argv[1:] if argv is None else argv)
     name = args.pop(0) if args and args[0] in COMMANDS else "generate"
-    command = tyro.cli(COMMANDS[name], prog=f"sample.py {name}", args=args, description=__doc__)
+    command = tyro.cli(
+        COMMANDS[name],
+        prog=f"sample.py {name}",
+        args=args,
+        description=__doc__,
+        registry=flag_rules(),
+    )
     keep_compiled_programs()
     if isinstance(command, Rank):
         rank(command)

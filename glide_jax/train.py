@@ -26,7 +26,7 @@ from glide_jax.parallel import sharding
 from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined, require_same
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.fine_tune import starting_params
+from glide_jax.runs.fine_tune import starting_params, with_sizes_of
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import last_step
 from glide_jax.runs.state import TrainState
@@ -234,12 +234,31 @@ class Flags(LaunchFlags, ProfileFlags):
     """This start of the run: its processes, and a profile of some steps."""
 
 
+def run_dir_of(name: str, config: Config) -> AnyPath:
+    """The run folder of a configuration of this name."""
+    return path_of(config.train.run_dir or f"runs/{name}")
+
+
+def with_starting_sizes(name: str, config: Config) -> Config:
+    """The configuration with the model sizes of train.init_from, or of the run that resumes.
+
+    Raises:
+        UserError: there is no such run, or its sizes do not fit the other settings.
+    """
+    if not config.train.init_from:
+        return config
+    run_dir = run_dir_of(name, config)
+    resumes = last_step(run_dir) is not None
+    return with_sizes_of(Run.open(run_dir if resumes else config.train.init_from).config, config)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
     argv = sys.argv[1:] if argv is None else argv
-    name, config, flags = parse_command(argv, "train.py", "Train a model.", Flags)
+    command = "train.py", "Train a model.", Flags
+    name, config, flags = parse_command(argv, *command, with_starting_sizes)
     launch, profile = Launch.of(flags, os.environ), Profile.of(flags)
-    run_dir = path_of(config.train.run_dir or f"runs/{name}")
+    run_dir = run_dir_of(name, config)
     keep_compiled_programs()
     examples = config.train.batch_examples // config.train.micro_batches
     sharding.use_all_cores(examples, launch.processes, launch.sharing_cores)

@@ -7,8 +7,16 @@ import pytest
 from helpers.parsing import parse_config
 
 from glide_jax import cli
-from glide_jax.cli import find_config, load_config, named_configs, parse_command
-from glide_jax.config import Config
+from glide_jax.cli import field_docs, find_config, load_config, named_configs, parse_command
+from glide_jax.config import (
+    Config,
+    DataConfig,
+    LowResConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    UNetConfig,
+)
 from glide_jax.errors import UserError
 from glide_jax.train import Flags
 
@@ -101,3 +109,44 @@ def test_help_lists_every_flag(capsys):
     settings = (f"--{name}".replace("_", "-") for name in Config().flat() if "kind" not in name)
     for flag in (*own, *(flag for flag in settings if "source" not in flag), "--data.source"):
         assert flag in text or f"{flag.rpartition('.')[0]}.no-" in text, flag
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--train.batch-size", "--train.batch-examples"),
+        ("--batch_size=8", "--train.batch-examples"),
+        ("--lr", "--optim.learning-rate"),
+        ("--steps", None),  # of training or of sampling
+        ("--optim.speed", None),
+    ],
+)
+def test_a_flag_that_does_not_exist_suggests_the_one_that_does(flag, meant, capsys):
+    argv = ["--config", "scenes_tiny", flag, "8"]
+    with pytest.raises(UserError if meant else SystemExit) as refused:
+        parse_command(argv, "train.py", "", Flags)
+    if meant:
+        name = flag.partition("=")[0]
+        assert str(refused.value) == f"{name}: there is no such flag; did you mean {meant}?"
+    else:
+        assert flag in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("config", ["scenes_tiny", "scenes_clip32"])
+def test_suggestions_are_settings(config):
+    names = [name.rpartition(".")[2] for name in load_config(config).flat()]
+    assert set(cli.OTHER_NAMES.values()) <= set(names)
+    assert not set(cli.OTHER_NAMES) & set(names)
+
+
+def test_help_has_no_line_breaks_of_docstrings(capsys, monkeypatch):
+    """In a wide terminal, each flag's help is one line."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    with pytest.raises(SystemExit):
+        parse_command(["--config", "scenes_upsample128", "--help"], "train.py", "", Flags)
+    shown = capsys.readouterr().out
+    for group in (ModelConfig, UNetConfig, DataConfig, LowResConfig, TrainConfig, OptimConfig):
+        docs = field_docs(group)
+        assert len(docs) > 1
+        for doc in docs.values():
+            assert doc in shown

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from helpers import model_set, tiny
 
+from glide_jax.cli import load_config, parse_command
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
-from glide_jax.runs.fine_tune import starting_params
+from glide_jax.runs.fine_tune import starting_params, with_sizes_of
 from glide_jax.runs.folder import Run
+from glide_jax.train import Flags, with_starting_sizes
 
 
 def denoised(config, params, **conditions):
@@ -99,6 +101,70 @@ def test_incompatible_models_are_refused(models, trained_run, tmp_path):
     ):
         with pytest.raises(UserError, match=line):
             starting_params(Run.open(run), config)
+
+
+def test_heads_that_no_shape_shows_must_agree(trained_run):
+    base = tiny.get_config()
+    text = dataclasses.replace(base.model.text, heads=4)
+    config = dataclasses.replace(base, model=dataclasses.replace(base.model, text=text))
+    with pytest.raises(UserError, match=r"has model.text.heads 2, this run has 4: its parameters"):
+        starting_params(Run.open(trained_run), config)
+
+
+STAGES = (
+    ("scenes_base32_inpaint", "base", "base-inpaint"),
+    ("scenes_upsample128_inpaint", "upsample", "upsample-inpaint"),
+    ("base64_inpaint", "base", "base-inpaint"),
+    ("upsample256_inpaint", "upsample", "upsample-inpaint"),
+    ("base64_cfg", "base", "base"),
+    ("noised_clip", "clip", "clip"),
+)
+
+
+@pytest.mark.parametrize(("name", "start", "result"), STAGES, ids=[stage[0] for stage in STAGES])
+def test_every_stage_takes_the_sizes_of_the_run_it_starts_from(models, name, start, result):
+    """As train.py --config NAME --train.init-from RUN does, whatever its vocabulary and widths."""
+    ours = ["--config", name, "--train.init-from", str(models / start), "--train.run-dir", "none"]
+    argv = [*ours, "--model.dtype", "float32"]
+    _, config, _ = parse_command(argv, "train.py", "", Flags, with_starting_sizes)
+    shapes = build_network(config.model).shapes
+    added = {name for name in shapes if name.startswith("low_res_emb")}  # noise conditioning
+    expected = build_network(Run.open(models / result).config.model).shapes
+    assert {name: shapes[name] for name in shapes.keys() - added} == dict(expected)
+    file = load_config(name)
+    assert config.optim == file.optim and config.data == file.data
+    if start != "clip":
+        assert config.model.resolution_px == file.model.resolution_px
+        levels = [config.model.resolution_px // px for px in config.model.unet.attention_px]
+        unet = Run.open(models / start).config.model.unet
+        assert levels == [unet.resolution_px // px for px in unet.attention_px]
+
+
+def test_flags_precede_the_sizes_of_the_other_run(models):
+    ours = ["--config", "scenes_base32_inpaint", f"--train.init-from={models / 'base'}"]
+    given = [*ours, "--model.text.width", "64", "--train.run-dir", "none"]
+    _, config, _ = parse_command(given, "train.py", "", Flags, with_starting_sizes)
+    assert (config.model.text.width, config.model.text.vocab_size) == (64, 300)
+    _, plain, _ = parse_command([*ours, "--train.init-from", ""], "train.py", "", Flags)
+    assert plain == dataclasses.replace(
+        load_config("scenes_base32_inpaint"), train=dataclasses.replace(plain.train, init_from="")
+    )
+
+
+def test_a_run_that_resumes_needs_no_other_run(models, tmp_path):
+    (tmp_path / "run").symlink_to(models / "base")
+    start = ["--train.init-from", "gone", "--train.run-dir", str(tmp_path / "run")]
+    argv = ["--config", "scenes_base32", *start]
+    _, config, _ = parse_command(argv, "train.py", "", Flags, with_starting_sizes)
+    assert config.model.text.vocab_size == 300
+    argv[-1] = str(tmp_path / "new")
+    with pytest.raises(UserError, match="gone is not a folder"):
+        parse_command(argv, "train.py", "", Flags, with_starting_sizes)
+
+
+def test_models_of_different_kinds_have_no_sizes_in_common():
+    base, clip = tiny.get_config(), model_set.clip_config()
+    assert with_sizes_of(base, clip) == clip and with_sizes_of(clip, base) == base
 
 
 def test_errors_name_the_run_as_it_was_given():

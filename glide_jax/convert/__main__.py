@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tyro
 
+from glide_jax.cli import flag_rules
 from glide_jax.convert.to_files import run_to_files
 from glide_jax.convert.to_runs import files_to_runs
 from glide_jax.errors import UserError, exit_on_user_error
@@ -38,7 +39,9 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises UserError."""
-    arguments = tyro.cli(Arguments, prog="python -m glide_jax.convert", args=argv)
+    arguments = tyro.cli(
+        Arguments, prog="python -m glide_jax.convert", args=argv, registry=flag_rules()
+    )
     require_local(arguments.to)
     if not arguments.files:
         raise UserError("nothing to convert: give files of weights, or a run folder")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from glide_jax.cli import ShardingFlags, keep_compiled_programs
+from glide_jax.cli import ShardingFlags, flag_rules, keep_compiled_programs
 from glide_jax.data.records import Record
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
@@ -47,7 +47,9 @@ class Arguments(ShardingFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m glide_jax.evaluation.retrieval")
+    arguments = tyro.cli(
+        Arguments, args=argv, prog="python -m glide_jax.evaluation.retrieval", registry=flag_rules()
+    )
     require_local(arguments.out)
     if not 2 <= arguments.among <= arguments.n:
         raise UserError(f"--among {arguments.among}: must be from 2 to --n ({arguments.n})")

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from glide_jax.cli import keep_compiled_programs
+from glide_jax.cli import flag_rules, keep_compiled_programs
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.held_out import held_out_records
@@ -43,7 +43,12 @@ class Arguments(SamplingFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m glide_jax.evaluation.upsampling")
+    arguments = tyro.cli(
+        Arguments,
+        args=argv,
+        prog="python -m glide_jax.evaluation.upsampling",
+        registry=flag_rules(),
+    )
     require_local(arguments.out)
     if arguments.n < 1:
         raise UserError(f"--n {arguments.n}: must be at least 1")

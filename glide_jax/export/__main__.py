@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tyro
 
+from glide_jax.cli import flag_rules
 from glide_jax.errors import exit_on_user_error
 from glide_jax.export.publish import Dtype, export
 from glide_jax.storage import path_of
@@ -33,7 +34,9 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
-    arguments = tyro.cli(Arguments, prog="python -m glide_jax.export", args=argv)
+    arguments = tyro.cli(
+        Arguments, prog="python -m glide_jax.export", args=argv, registry=flag_rules()
+    )
     export(path_of(arguments.run), path_of(arguments.to), arguments.dtype)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tyro
 
+from glide_jax.cli import flag_rules
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.images import save_png
 from glide_jax.plot.curves import PIXELS_PER_INCH, plot_curves, read_curves, run_names
@@ -34,7 +35,9 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
-    arguments = tyro.cli(Arguments, prog="python -m glide_jax.plot", args=argv)
+    arguments = tyro.cli(
+        Arguments, prog="python -m glide_jax.plot", args=argv, registry=flag_rules()
+    )
     runs = [path_of(run) for run in arguments.runs]
     require_local(arguments.out, arguments.samples)
     if not runs:

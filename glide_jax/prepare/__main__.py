@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from glide_jax.cli import flag_rules
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.prepare.pipeline import PrepareConfig, prepare
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         args=argv,
         return_unknown_args=True,
+        registry=flag_rules(),
     )
     if others and not arguments.beam:
         raise UserError(f"unknown flag {others[0]}: see --help (only --beam passes flags to Beam)")

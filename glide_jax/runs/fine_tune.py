@@ -1,4 +1,6 @@
-"""Initial parameters of a fine-tuned model: the EMA parameters of another run."""
+"""Sizes and initial parameters of a fine-tuned model: those of another run, and its EMA."""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +14,38 @@ INPUT_KERNEL = "unet.conv_in.kernel"
 NEW_PARAMETERS = "low_res_emb"
 """Prefix of parameters that the other run may lack: the embedding of low_res noise, whose output
 is zero at initialization."""
+
+HEADS = ("model.text.heads", "model.unet.head_width", "model.image.heads")
+"""Sizes on which no shape depends."""
+
+
+def with_sizes_of(before: Config, config: Config) -> Config:
+    """A configuration with the model sizes of another run: those that parameters depend on.
+
+    Of a U-Net, the resolution is none, and levels with attention stay the same levels. Models of
+    different kinds have no sizes in common.
+
+    Args:
+        before: of the other run.
+        config: of the new run; its other settings stay.
+
+    Raises:
+        UserError: these sizes do not fit the other settings.
+    """
+    old, new = before.model, config.model
+    if isinstance(old, ModelConfig) and isinstance(new, ModelConfig):
+        px = new.unet.resolution_px
+        unet = replace(
+            old.unet,
+            resolution_px=px,
+            attention_px=tuple(px * a // old.unet.resolution_px for a in old.unet.attention_px),
+            dropout=new.unet.dropout,
+        )
+        return replace(config, model=replace(new, text=old.text, unet=unet))
+    if isinstance(old, ClipConfig) and isinstance(new, ClipConfig):
+        sizes = replace(new, text=old.text, image=old.image, embedding_width=old.embedding_width)
+        return replace(config, model=sizes)
+    return config
 
 
 def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
@@ -56,7 +90,19 @@ def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
         initial = network.init(config.train.seed)
         params |= {name: initial[name] for name in new}
     require_same_shapes(network.shapes, params, where)
+    _require_same_heads(before, config, where)
     return params
+
+
+def _require_same_heads(before: Config, config: Config, where: str) -> None:
+    """Raises UserError if attention heads differ, which the parameters' shapes do not show."""
+    theirs, ours = before.flat(), config.flat()
+    for name in HEADS:
+        if theirs.get(name) != ours.get(name):
+            raise UserError(
+                f"{where} has {name} {theirs.get(name)}, this run has {ours.get(name)}: its "
+                "parameters are only valid with the same setting"
+            )
 
 
 def _inputs(model: ModelConfig) -> dict[str, int]:

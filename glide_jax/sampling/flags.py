@@ -1,32 +1,13 @@
 """Flags of the commands that sample, generated from `SampleConfig`."""
 
-import ast
 import dataclasses
-import inspect
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from glide_jax.cli import UNRECORDED, ShardingFlags
+from glide_jax.cli import UNRECORDED, ShardingFlags, field_docs
 from glide_jax.config import SampleConfig
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a class, in one line; none if there is no source file."""
-    try:
-        source = inspect.getsource(cls)
-    except OSError:  # compiled packages; flags work without their help
-        return {}
-    (body,) = ast.parse(inspect.cleandoc("\n" + source)).body
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for declared, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(declared, ast.AnnAssign) and isinstance(declared.target, ast.Name):
-            text = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                docs[declared.target.id] = " ".join(text.value.split())
-    return docs
 
 
 def _optional_flags(cls: type) -> Any:

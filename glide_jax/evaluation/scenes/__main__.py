@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from jaxtyping import UInt8
 
-from glide_jax.cli import keep_compiled_programs
+from glide_jax.cli import flag_rules, keep_compiled_programs
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
@@ -54,7 +54,9 @@ class Arguments(SamplingFlags, CaptionFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes")
+    arguments = tyro.cli(
+        Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes", registry=flag_rules()
+    )
     require_local(arguments.out)
     arguments.check()
     if arguments.real == (arguments.checkpoint is not None):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from glide_jax.cli import keep_compiled_programs
+from glide_jax.cli import flag_rules, keep_compiled_programs
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.metrics import diversity
@@ -63,7 +63,10 @@ class Point:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments = tyro.cli(
-        Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes.guidance"
+        Arguments,
+        args=argv,
+        prog="python -m glide_jax.evaluation.scenes.guidance",
+        registry=flag_rules(),
     )
     require_local(arguments.out)
     arguments.check()

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, UInt8
 
-from glide_jax.cli import keep_compiled_programs
+from glide_jax.cli import flag_rules, keep_compiled_programs
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.errors import exit_on_user_error
@@ -93,7 +93,10 @@ class Arguments(SamplingFlags, SplitFlags):
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments = tyro.cli(
-        Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes.inpainting"
+        Arguments,
+        args=argv,
+        prog="python -m glide_jax.evaluation.scenes.inpainting",
+        registry=flag_rules(),
     )
     require_local(arguments.out)
     arguments.check()

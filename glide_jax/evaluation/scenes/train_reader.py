@@ -25,6 +25,7 @@ import tyro
 from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageFilter
 
+from glide_jax.cli import flag_rules
 from glide_jax.data.scenes.graph import (
     BACKGROUNDS,
     COLORS,
@@ -82,7 +83,10 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments = tyro.cli(
-        Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes.train_reader"
+        Arguments,
+        args=argv,
+        prog="python -m glide_jax.evaluation.scenes.train_reader",
+        registry=flag_rules(),
     )
     require_local(arguments.out)
     schedule = optax.warmup_cosine_decay_schedule(
