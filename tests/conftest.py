@@ -150,8 +150,16 @@ def models(trained_run, shared_folder):
 
 
 def pytest_collection_modifyitems(items):
-    """Slow tests first: short ones then fill the time of whichever process is done earlier."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Slow tests first, then those that need the trained run.
+
+    Short tests then fill the time of whichever process is done earlier, and the other process is
+    not among the tests that wait while one of them trains.
+    """
+
+    def order(item):
+        return item.get_closest_marker("slow") is None, "trained_run" not in item.fixturenames
+
+    items.sort(key=order)
 
 
 def pytest_unconfigure(config):

@@ -138,30 +138,39 @@ def test_the_initial_prediction_is_zero_and_parameters_are_float32(golden):
     np.testing.assert_array_equal(jax.jit(lambda params: run(config, params, g))(params), 0)
 
 
-def dropout_gradient(golden):
-    """`(params, remat, key) -> (loss, gradient)` of a model with dropout, jitted."""
+@pytest.fixture(scope="module")
+def with_dropout(golden):
+    """Loss, differentiated, of a model with dropout and one level, and parameters for it."""
     config, _, g = golden
-    config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, dropout=0.5))
+    px = config.unet.resolution_px
+    changes = {"channel_mult": (1,), "attention_px": (px,), "res_blocks": 1, "dropout": 0.5}
+    config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, **changes))
+    rng = np.random.default_rng(0)
+    params = {
+        name: value + 0.05 * rng.standard_normal(value.shape).astype(np.float32)
+        for name, value in glide_network(config).init(seed=0).items()
+    }
 
     def loss(params, remat, key):
         return jnp.mean(run(dataclasses.replace(config, remat=remat), params, g, key) ** 2)
 
-    return jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    return jax.jit(jax.value_and_grad(loss), static_argnums=1), params
 
 
 @pytest.fixture(scope="module")
-def plain_gradients(golden):
+def plain_gradients(with_dropout):
     """Loss and gradient without rematerialization, for two dropout keys."""
-    gradient = dropout_gradient(golden)
-    return [gradient(golden[1], "none", jax.random.key(seed)) for seed in (3, 4)]
+    gradient, params = with_dropout
+    return [gradient(params, "none", jax.random.key(seed)) for seed in (3, 4)]
 
 
 @pytest.mark.parametrize("policy", ["matmuls", "blocks", "everything", "offload"])
 def test_rematerialization_changes_nothing_and_dropout_depends_on_its_key(
-    golden, plain_gradients, policy
+    with_dropout, plain_gradients, policy
 ):
     plain, other_key = plain_gradients
-    remat = dropout_gradient(golden)(golden[1], policy, jax.random.key(3))
+    gradient, params = with_dropout
+    remat = gradient(params, policy, jax.random.key(3))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-3))
     assert other_key[0] != plain[0]

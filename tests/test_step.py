@@ -17,7 +17,7 @@ from glide_jax.training.step import Trainer
 
 
 def with_train(**changes):
-    config = tiny.get_config()
+    config = tiny.one_level(tiny.get_config())
     train = dataclasses.replace(config.train, **changes)
     return dataclasses.replace(config, train=train, diffusion=DiffusionConfig(prediction="eps"))
 
@@ -38,7 +38,7 @@ def params():
     rng = np.random.default_rng(1)
     return {
         name: value + 0.02 * rng.standard_normal(value.shape).astype(np.float32)
-        for name, value in Denoising(tiny.get_config()).network.init(seed=0).items()
+        for name, value in Denoising(with_train()).network.init(seed=0).items()
     }
 
 

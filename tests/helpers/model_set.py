@@ -68,7 +68,10 @@ def write_random_run(folder: Path, config: Config, tokenizer: Tokenizer | ClipTo
 def write_set(folder: Path) -> None:
     """The models upsample, base-inpaint, upsample-inpaint and clip; no base model."""
     tokenizer = Tokenizer.train(CAPTIONS, 300)
-    write_random_run(folder / "upsample", upsampler_config(inpaint=False), tokenizer)
-    write_random_run(folder / "base-inpaint", inpaint_config(), tokenizer)
-    write_random_run(folder / "upsample-inpaint", upsampler_config(inpaint=True), tokenizer)
+    for name, config in (
+        ("upsample", upsampler_config(inpaint=False)),
+        ("base-inpaint", inpaint_config()),
+        ("upsample-inpaint", upsampler_config(inpaint=True)),
+    ):
+        write_random_run(folder / name, tiny.one_level(config), tokenizer)
     write_random_run(folder / "clip", clip_config(), ClipTokenizer.train(CAPTIONS, 600))
