@@ -23,8 +23,8 @@ from glide_jax.training.step import Trainer
 
 KINDS = {
     "base": tiny.get_config,
-    "inpainting": model_set.inpaint_config,
-    "upsampler": lambda: model_set.upsampler_config(inpaint=False),
+    "inpainting": lambda: tiny.one_level(model_set.inpaint_config()),
+    "upsampler": lambda: tiny.one_level(model_set.upsampler_config(inpaint=False)),
     "clip": model_set.clip_config,
 }
 
