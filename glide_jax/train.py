@@ -33,6 +33,7 @@ from glide_jax.runs.state import TrainState
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.storage import AnyPath, path_of
 from glide_jax.training.build import make_objective, require_startable, tokenizer_of
+from glide_jax.training.data_report import data_report
 from glide_jax.training.flops import utilization_flops
 from glide_jax.training.logging import RunLog, validation_line
 from glide_jax.training.optim import learning_rate
@@ -109,6 +110,8 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
             + (", train.init_from ignored" if resumes and settings.init_from else "")
         )
         log.say(memory_report(trainer))
+        for line in data_report(config, source, run.tokenizer) if group.lead else ():
+            log.say(line)
         parts = Parts(run, mesh, trainer, checkpoints, loader, validator, preview, log)
         step = loop(parts, state)
     stopped = f"stopped at step {step:,} of {settings.steps:,}; the same command resumes"

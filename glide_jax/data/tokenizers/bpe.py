@@ -42,6 +42,9 @@ class Tokenizer:
         UserError: the vocabulary has no such token.
     """
 
+    reserved = 0
+    """Tokens of a caption's context besides its own: start and end."""
+
     def __init__(self, backend: tokenizers.Tokenizer, end_token: str = END_TOKEN) -> None:
         end_id = backend.token_to_id(end_token)
         if end_id is None:
@@ -60,6 +63,13 @@ class Tokenizer:
         self.truncated: int = 0
         """Number of captions truncated so far."""
 
+    def count(self, caption: str) -> int:
+        """Tokens of a caption, without start and end tokens and before truncation."""
+        return len(self._ids(caption))
+
+    def _ids(self, caption: str) -> list[int]:
+        return self._backend.encode(caption.lower(), add_special_tokens=False).ids
+
     def encode(
         self, captions: Sequence[str], length: int
     ) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
@@ -72,7 +82,7 @@ class Tokenizer:
         mask = np.zeros((len(captions), length), np.bool_)
         truncated = 0
         for row, caption in enumerate(captions):
-            ids = self._backend.encode(caption.lower(), add_special_tokens=False).ids
+            ids = self._ids(caption)
             truncated += len(ids) > length
             kept = min(len(ids), length)
             tokens[row, :kept] = ids[:kept]

@@ -54,6 +54,8 @@ class ClipTokenizer(Tokenizer):
         UserError: not a CLIP vocabulary.
     """
 
+    reserved = 2
+
     def __init__(self, vocab: dict[str, int], merges: Merges) -> None:
         for token in (START_TOKEN, END_TOKEN, "a" + END_OF_WORD):
             if token not in vocab:
