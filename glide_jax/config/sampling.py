@@ -23,8 +23,8 @@ class SampleConfig(Settings):
     guidance_interval: tuple[int, int] = (0, 1_000_000)
     """Lowest and highest timestep t with guidance (arXiv 2404.07724)."""
     guidance_rescale: float = 0.0
-    """Rescale a guided prediction toward the standard deviation of the conditional one, in [0, 1]
-    (arXiv 2305.08891)."""
+    """Rescale a guided prediction (eps or v) toward the standard deviation of the conditional one,
+    in [0, 1] (arXiv 2305.08891)."""
     clip_guidance_scale: float = 0.0
     """Scale of guidance by a noised CLIP; 0: none. Use sampler ddpm, see docs/samplers.md."""
     dynamic_threshold: float = 0.0

@@ -23,9 +23,11 @@ def classifier_free(
     interval: tuple[Index, Index] | None = None,
     rescale: Number | None = None,
 ) -> Denoiser:
-    """eps = eps(x|empty) + scale (eps(x|caption) - eps(x|empty)). Sec. 2.3, arXiv 2112.10741.
+    """out = out(x|empty) + scale (out(x|caption) - out(x|empty)). Sec. 2.3, arXiv 2112.10741.
 
-    The network sees both halves in one pass. The variance fraction is the conditional one.
+    The network sees both halves in one pass. The prediction, eps or v, is guided; the variance
+    fraction is the conditional one. A prediction of v is guided before it is converted to eps: the
+    result is the same without `rescale`, which is defined for the network's own prediction.
 
     Args:
         denoise: closed over the conditions of 2b examples: b captions, then b empty or negative
@@ -43,41 +45,41 @@ def classifier_free(
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
         out = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))  # (2b, h, w, 2c)
-        eps, variance_fraction = split_output(out)
-        eps_caption, eps_empty = jnp.split(eps, 2)  # (b, h, w, c) each
+        predicted, variance_fraction = split_output(out)
+        caption, empty = jnp.split(predicted, 2)  # (b, h, w, c) each
         variance_fraction, _ = jnp.split(variance_fraction, 2)
         scale_now = scale
         if interval is not None:
             inside = (interval[0] <= t) & (t <= interval[1])
             scale_now = jnp.where(inside, scale, 1)[:, None, None, None]
-        eps = eps_empty + scale_now * (eps_caption - eps_empty)
+        predicted = empty + scale_now * (caption - empty)
         if rescale is not None:
-            eps = rescaled(eps, eps_caption, rescale)
-        return jnp.concatenate([eps, variance_fraction], axis=-1)
+            predicted = rescaled(predicted, caption, rescale)
+        return jnp.concatenate([predicted, variance_fraction], axis=-1)
 
     return guided
 
 
 def rescaled(
-    eps: Float[Array, "b h w c"], eps_caption: Float[Array, "b h w c"], phi: Number
+    guided: Float[Array, "b h w c"], caption: Float[Array, "b h w c"], phi: Number
 ) -> Float[Array, "b h w c"]:
-    """Guidance rescale: phi std(eps_caption) / std(eps) eps + (1 - phi) eps.
+    """Guidance rescale: phi std(caption) / std(guided) guided + (1 - phi) guided.
 
     Eqs. 15 and 16, arXiv 2305.08891. Standard deviations are over all values of an image. As in the
-    paper, the rescaled quantity is the network's output, eps, not x_0.
+    paper, the rescaled quantity is the network's output, eps or v, not x_0.
 
     Args:
-        eps: the guided prediction.
-        eps_caption: the conditional prediction.
+        guided: the guided prediction.
+        caption: the conditional prediction.
         phi: in [0, 1]; 0 changes nothing, 1 restores the conditional standard deviation; 0.7 is
             usual.
 
     Returns:
-        Rescaled eps.
+        The rescaled prediction.
     """
-    std_caption, std = (jnp.std(x, axis=(1, 2, 3), keepdims=True) for x in (eps_caption, eps))
+    std_caption, std = (jnp.std(x, axis=(1, 2, 3), keepdims=True) for x in (caption, guided))
     factor = std_caption / jnp.maximum(std, 1e-12)
-    return phi * factor * eps + (1 - phi) * eps
+    return phi * factor * guided + (1 - phi) * guided
 
 
 def classifier(log_prob: LogProb, scale: Number = 1.0) -> GuidanceGradient:

@@ -44,6 +44,9 @@ from glide_jax.shapes import Denoiser, Image, Params, TokenMask, Tokens
 
 LOW_RES_NOISE = 2**31 - 2
 """Step index of the random key for the noise on low-resolution images; no sampler reaches it."""
+UPSAMPLER = 2**31
+"""An upsampler folds this plus its resolution into the key of a seed, so that its noise is not the
+base model's. Above all step indices."""
 
 
 class Inputs(NamedTuple):
@@ -164,7 +167,7 @@ class Programs:
 
         plan = self._plan(recipe)
         px = self.model.resolution_px
-        x_T = recipe.settings.temperature * initial_noise(_keys(inputs), (px, px, 3))
+        x_T = recipe.settings.temperature * initial_noise(self._keys(inputs), (px, px, 3))
         if inputs.start is not None:
             last = jnp.full(x_T.shape[0], recipe.rows - 1)
             x_T = q_sample(plan.schedule, inputs.start, last, x_T)
@@ -181,7 +184,7 @@ class Programs:
             return low_res, None
         t = jnp.full(len(low_res), recipe.settings.low_res_noise)
         _, h, w, c = low_res.shape
-        noise = per_image_noise(_keys(inputs), (h, w, c))(jnp.int32(LOW_RES_NOISE))
+        noise = per_image_noise(self._keys(inputs), (h, w, c))(jnp.int32(LOW_RES_NOISE))
         return q_sample(Schedule.of(self.diffusion), low_res, t, noise), t
 
     def _advance(
@@ -220,7 +223,7 @@ class Programs:
             denoise,
             self._plan(recipe),
             state,
-            per_image_noise(_keys(inputs), (px, px, 3)),
+            per_image_noise(self._keys(inputs), (px, px, 3)),
             Hooks(threshold, None if known is None else put_back, gradient),
             first=first,
             calls=calls,
@@ -234,25 +237,30 @@ class Programs:
         recipe: Recipe,
     ) -> Denoiser:
         """The model's denoiser of eps, with classifier-free guidance if the recipe has it."""
+        network, condition = model.denoiser(*conditioned), conditioned.condition
+        if recipe.guided:
+            # Guidance acts on the network's own prediction, v or eps, as arXiv 2305.08891 does.
+            network = classifier_free(
+                network,
+                guidance_scale,
+                interval=recipe.settings.guidance_interval,
+                rescale=recipe.settings.guidance_rescale or None,
+            )
+            condition = None if condition is None else condition[: len(condition) // 2]
         diffusion = self.diffusion
-        guess = model.upsampled_low_res(conditioned.condition) if diffusion.low_res_std else None
-        denoise = Parameterization.of(diffusion, guess).denoiser(model.denoiser(*conditioned))
-        if not recipe.guided:
-            return denoise
-        return classifier_free(
-            denoise,
-            guidance_scale,
-            interval=recipe.settings.guidance_interval,
-            rescale=recipe.settings.guidance_rescale or None,
-        )
+        guess = model.upsampled_low_res(condition) if diffusion.low_res_std else None
+        return Parameterization.of(diffusion, guess).denoiser(network)
+
+    def _keys(self, inputs: Inputs) -> Key[Array, "b"]:
+        """A random key for each image, from its seed and, of an upsampler, from its resolution."""
+        keys = jax.vmap(jax.random.key)(inputs.seeds)
+        if not self.model.low_res_px:
+            return keys
+        salt = UPSAMPLER + self.model.resolution_px
+        return jax.vmap(lambda key: jax.random.fold_in(key, salt))(keys)
 
 
 def chunk_size(total: int) -> int:
     """Denoiser calls per run of `Programs.advance`: at most a tenth, in chunks of equal size."""
     parts = next(parts for parts in range(min(total, 10), total + 1) if total % parts == 0)
     return total // parts
-
-
-def _keys(inputs: Inputs) -> Key[Array, "b"]:
-    """A random key for each image, from its seed alone."""
-    return jax.vmap(jax.random.key)(inputs.seeds)
