@@ -75,6 +75,23 @@ def test_micro_batches_change_nothing(params, batch, single):
     )
 
 
+def test_a_bfloat16_step_has_the_float32_gradient_up_to_its_rounding(params, batch, single):
+    config = with_train()
+    half = dataclasses.replace(config.model, dtype="bfloat16")
+    config = dataclasses.replace(config, model=half)
+    grads, metrics = gradient(config, one_device_mesh(), params, batch)
+    expected, expected_metrics = single
+    for name in ("loss", "mse", "vb"):
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=0.02)
+        assert metrics[name] != expected_metrics[name]
+    assert {x.dtype for x in (*grads.values(), *metrics.values())} == {np.dtype("float32")}
+    ours, theirs = (np.concatenate([g[n].ravel() for n in sorted(g)]) for g in (grads, expected))
+    assert 1e-4 < np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 0.05
+    trained = Trainer(config, Denoising(config), one_device_mesh()).abstract_state
+    for tree in (trained.params, trained.ema, optax.tree_utils.tree_get(trained.opt_state, "nu")):
+        assert {x.dtype for x in tree.values()} == {np.dtype("float32")}
+
+
 def test_a_step_that_is_not_finite_changes_only_its_counters(trainer, batch):
     state = trainer.init()
     before = jax.device_get(state)
