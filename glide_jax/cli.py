@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax
 from glide_jax.config import AnySource, Config
 from glide_jax.config.source_words import parse_source, spell_source
 from glide_jax.errors import UserError
+from glide_jax.storage import expand_home
 
 Flags = TypeVar("Flags")
 
@@ -66,7 +68,7 @@ def find_config(config: str | Path) -> Path:
     Raises:
         UserError: there is no such file or name.
     """
-    path = Path(config)
+    path = Path(expand_home(config))
     if path.suffix in (".py", ".json") and path.is_file():
         return path
     named = named_configs()
@@ -110,9 +112,50 @@ def keep_compiled_programs() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder; '' disables the cache.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "glide_jax"))
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given is None:
+        cache = expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        given = str(Path(cache) / "glide_jax")
+    jax.config.update("jax_compilation_cache_dir", expand_home(given))
+
+
+def parse_flags(
+    flags: type[Flags],
+    prog: str,
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    **options: Any,
+) -> Any:
+    """Parses a command's flags: an instance of `flags`, unless `options` say otherwise.
+
+    Args:
+        flags: a dataclass.
+        prog: the command, for --help.
+        argv: its arguments; None for those of this process.
+        description: of the command, for --help; the class's docstring by default.
+        options: of `tyro.cli`.
+
+    Raises:
+        UserError: an argument is not UTF-8.
+        SystemExit: --help (status 0); an unknown or ill-typed flag (status 2).
+    """
+    from tyro import cli  # here: `import glide_jax` would take a quarter of a second longer
+
+    args = require_utf8(sys.argv[1:] if argv is None else argv)
+    return cli(
+        flags, prog=prog, args=args, description=description, registry=flag_rules(), **options
+    )
+
+
+def require_utf8(argv: Sequence[str]) -> list[str]:
+    """The arguments. Raises UserError if one is not UTF-8, which no caption and no PNG can be."""
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = repr(word.encode(errors="surrogateescape"))[1:]
+            raise UserError(f"the argument {shown} is not UTF-8: retype it") from None
+    return list(argv)
 
 
 def parse_command(
@@ -139,6 +182,7 @@ def parse_command(
         UserError: no such configuration, or an invalid setting.
         SystemExit: --help (status 0); an unknown or ill-typed flag (status 2).
     """
+    argv = require_utf8(argv)
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--train.run-dir", "--train.run_dir", dest="run_dir")
@@ -230,13 +274,14 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def flag_rules() -> Any:
-    """A registry for `tyro.cli`: the help of a flag is its field's docstring in one line.
+    """A registry for `tyro.cli`: `~` in paths, and help from docstrings.
 
     Tyro itself keeps the line breaks of docstrings, beside those that the terminal's width needs.
     """
     from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
 
     registry = ConstructorRegistry()
+    registry.primitive_rule(_path_rule)
 
     def dataclass_rule(info: Any) -> Any:
         if not dataclasses.is_dataclass(info.type):
@@ -257,6 +302,21 @@ def flag_rules() -> Any:
 
     registry.struct_rule(dataclass_rule)
     return registry
+
+
+def _path_rule(info: Any) -> Any:
+    """A rule of `flag_rules` for paths. Flags that may be URLs are expanded by `path_of`."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    if info.type != Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(expand_home(words[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def _default(one: dataclasses.Field[Any], instance: Any) -> Any:

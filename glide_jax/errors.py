@@ -1,8 +1,11 @@
-"""User errors: one line on stderr and exit status 2, no traceback."""
+"""User errors and Ctrl-C: one line on stderr and exit status 2 or 130, no traceback."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 class UserError(Exception):
@@ -11,9 +14,12 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` into one line on stderr and exit status 2."""
+    """Turns a `UserError` into one line on stderr and exit status 2, and Ctrl-C into status 130."""
     try:
         yield
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")  # one write: other threads cannot split the line
         raise SystemExit(2) from None
+    except KeyboardInterrupt as error:
+        sys.stderr.write(": ".join(["interrupted", *map(str, error.args)]) + "\n")
+        raise SystemExit(INTERRUPTED) from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import io
 import struct
 import textwrap
@@ -16,7 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from glide_jax.errors import UserError
-from glide_jax.storage import AnyPath, storage_errors, write_atomically
+from glide_jax.storage import AnyPath, require_file, storage_errors, write_atomically
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's names of the formats that are opened, whatever a file is called. Others of Pillow's
@@ -26,6 +27,7 @@ MAX_DECODED_BYTES = 2**29
 """Memory of a decoded image: 134 megapixels, as Pillow stores 4 bytes per pixel of color."""
 MAX_FILE_BYTES = 2**29
 """Size of an encoded image."""
+NO_MATPLOTLIB = "plots need matplotlib: pip install -e '.[plot]'"
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -164,6 +166,17 @@ def save_grid(
     save_png(path, draw_grid(images, captions, columns), metadata)
 
 
+def require_figure(flag: str, path: Path | None) -> None:
+    """Checks, before a long computation, that a plot can be written. None: no plot is wanted.
+
+    Raises:
+        UserError: another format than PNG, SVG or PDF, no permission, or no matplotlib.
+    """
+    require_file(flag, path, (".png", ".svg", ".pdf"))
+    if path is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(NO_MATPLOTLIB)
+
+
 def new_figure(width_in: float, height_in: float) -> Any:
     """A matplotlib figure with constrained layout. Sizes are in inches.
 
@@ -173,7 +186,7 @@ def new_figure(width_in: float, height_in: float) -> Any:
     try:
         from matplotlib.figure import Figure  # an optional dependency of commands that plot
     except ImportError:
-        raise UserError("plots need matplotlib: pip install -e '.[plot]'") from None
+        raise UserError(NO_MATPLOTLIB) from None
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 

@@ -24,11 +24,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from tyro.conf import UseAppendAction
 
 from glide_jax import Glide, UserError
-from glide_jax.cli import UNRECORDED, ShardingFlags, flag_rules, keep_compiled_programs
+from glide_jax.cli import UNRECORDED, ShardingFlags, keep_compiled_programs, parse_flags
 from glide_jax.errors import exit_on_user_error
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores
@@ -38,6 +37,7 @@ from glide_jax.sampling.request import broadcast_prompts
 from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.stage import MAX_BATCH
 from glide_jax.sampling.user_images import Fit, read_alpha, read_image, read_mask, square_image
+from glide_jax.storage import text_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Models(ShardingFlags):
         prompts = list(self.prompt)
         if self.prompts_file is not None:
             try:
-                lines = self.prompts_file.read_text(encoding="utf-8").splitlines()
+                lines = text_lines(self.prompts_file.read_bytes())
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"--prompts-file {self.prompts_file}: {error}") from None
             prompts += [line.strip() for line in lines if line.strip()]
@@ -313,13 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command. Raises UserError."""
     args = list(sys.argv[1:] if argv is None else argv)
     name = args.pop(0) if args and args[0] in COMMANDS else "generate"
-    command = tyro.cli(
-        COMMANDS[name],
-        prog=f"sample.py {name}",
-        args=args,
-        description=__doc__,
-        registry=flag_rules(),
-    )
+    command = parse_flags(COMMANDS[name], f"sample.py {name}", args, __doc__)
     keep_compiled_programs()
     if isinstance(command, Rank):
         rank(command)

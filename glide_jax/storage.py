@@ -4,6 +4,7 @@ Local paths are pathlib's, bucket paths etils.epath's, as in orbax. A bucket dif
 a file appears only when complete, files cannot be appended to, and folders cannot be renamed.
 """
 
+import codecs
 import errno
 import importlib.util
 import logging
@@ -11,7 +12,7 @@ import os
 import posixpath
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import TypeAlias
@@ -33,12 +34,12 @@ logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def path_of(place: str | os.PathLike[str]) -> AnyPath:
-    """Parses a local path or a gs://BUCKET/FOLDER URL.
+    """Parses a local path, whose `~` is expanded, or a gs://BUCKET/FOLDER URL.
 
     Raises:
-        UserError: the URL has another scheme, or gcsfs is not installed.
+        UserError: the URL has another scheme, gcsfs is not installed, or `~` is unknown.
     """
-    text = os.fspath(place)
+    text = expand_home(place)
     if "://" not in text:
         return Path(text)
     if not text.startswith(GCS_PREFIX):
@@ -50,16 +51,83 @@ def path_of(place: str | os.PathLike[str]) -> AnyPath:
     return epath.Path(text)
 
 
-def require_local(*paths: Path | None) -> None:
-    """Checks that output paths are local. `Path` would turn a URL into a local folder `gs:`.
+def expand_home(place: str | os.PathLike[str]) -> str:
+    """A path with its `~` or `~user` expanded as shells do; a URL as it is.
+
+    Shells leave the `~` of --out=~/x.png, and nothing expands those in configurations.
 
     Raises:
-        UserError: a path is a URL.
+        UserError: the home directory is unknown.
     """
-    for path in paths:
-        if path is not None and path.parts and path.parts[0].endswith(":"):
-            url = path.as_posix().replace(":/", "://", 1)
-            raise UserError(f"{url}: use a local file or folder")
+    expanded = os.path.expanduser(place)
+    if expanded == "~" or expanded.startswith("~/"):
+        raise UserError(f"{expanded}: the home directory is unknown: set HOME, or give a full path")
+    return expanded
+
+
+def text_lines(content: bytes) -> list[str]:
+    """The lines of a UTF-8 text, without a byte order mark.
+
+    Lines end at LF, CRLF or CR. `str.splitlines` also splits at characters of a caption, such as
+    U+2028.
+
+    Raises:
+        UnicodeDecodeError: not UTF-8.
+    """
+    return [line.decode() for line in content.removeprefix(codecs.BOM_UTF8).splitlines()]
+
+
+def require_file(flag: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Checks, before a long computation, that an output file can be written.
+
+    Args:
+        flag: that names the file.
+        path: the file; None for none.
+        suffixes: one of these must end its name, in upper or lower case; none allows all.
+
+    Raises:
+        UserError: a URL, a folder, another suffix, or no permission to write it.
+    """
+    if path is None:
+        return
+    _require_creatable(flag, path, path.absolute().parents)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{flag} {path}: the name must end in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder: give the name of a file")
+
+
+def require_folder(flag: str, path: AnyPath) -> None:
+    """Checks, before a long computation, that an output folder can be created or written.
+
+    Args:
+        flag: that names the folder.
+        path: the folder; one in a bucket is not checked.
+
+    Raises:
+        UserError: a URL as a local path, a file, or no permission to write it.
+    """
+    if isinstance(path, Path):
+        _require_creatable(flag, path, [path, *path.absolute().parents])
+
+
+def _require_creatable(flag: str, path: Path, folders: Iterable[Path]) -> None:
+    """Checks that a file can be created in the first of these folders, once all of them exist."""
+    if path.parts and path.parts[0].endswith(":"):  # Path turns a URL into a local folder `gs:`
+        url = path.as_posix().replace(":/", "://", 1)
+        raise UserError(f"{flag} {url}: use a local file or folder")
+    for folder in folders:
+        try:
+            mode = folder.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f"{flag} {path}: {error.strerror}") from None
+        if not stat.S_ISDIR(mode):
+            raise UserError(f"{flag} {path}: {folder} is a file, not a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{flag} {path}: no permission to write in {folder}")
+        return
 
 
 @contextmanager
@@ -141,8 +209,12 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
         path.write_bytes(content)
         return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except BaseException:  # a full disk, Ctrl-C
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def move_folder(folder: AnyPath, to: AnyPath, marker: str) -> None:

@@ -90,6 +90,46 @@ def test_flags_override_the_file():
     assert config.data == before.data
 
 
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    out: Path = Path("x.png")
+    samples: Path | None = None
+    prompt: str = ""
+
+
+def test_the_home_directory_is_expanded_in_flags_and_caches(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--out=~/x.png", "--samples", "~/y.png", "--prompt", "~/z"]
+    found = cli.parse_flags(Paths, "x", given)
+    assert found == Paths(Path("/home/me/x.png"), Path("/home/me/y.png"), "~/z")
+    assert cli.parse_flags(Paths, "x", []) == Paths()
+    kept = []
+    monkeypatch.setattr(cli.jax.config, "update", lambda name, value: kept.append(value))
+    for variables in ({"JAX_COMPILATION_CACHE_DIR": "~/jax"}, {"XDG_CACHE_HOME": "~/xdg"}, {}):
+        for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        cli.keep_compiled_programs()
+    home = "/home/me"
+    assert kept == [f"{home}/jax", f"{home}/xdg/glide_jax", f"{home}/.cache/glide_jax"]
+
+
+def test_arguments_that_are_not_utf8_are_refused():
+    with pytest.raises(UserError, match=r"^the argument 'caf\\xe9' is not UTF-8"):
+        cli.parse_flags(Paths, "x", ["--prompt", "caf\udce9"])
+    with pytest.raises(UserError, match="is not UTF-8"):
+        parse_config(["--config", "scenes_tiny", "--train.run-dir", "\udce9"], "train.py", "")
+
+
+def test_configurations_may_have_a_byte_order_mark_and_crlf(tmp_path):
+    text = (CONFIGS / "scenes_tiny.py").read_text().replace("\n", "\r\n")
+    (tmp_path / "tiny.py").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    loaded = load_config(tmp_path / "tiny.py")
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + loaded.to_json().encode())
+    assert load_config(tmp_path / "config.json") == loaded == load_config("scenes_tiny")
+
+
 def test_config_files_that_fail_are_named(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def get_config():\n    return 1 / 0\n")

@@ -185,8 +185,8 @@ def test_the_command_writes_curves_and_refuses_unusable_input(runs, capsys, monk
         "at least one run folder": [],
         "nothing is not the folder of a training run": [runs / "nothing"],
         r"empty is not the folder of a training run: it has no metrics\.jsonl": [runs / "empty"],
-        "cannot write .*curves.what": [runs / "long", "--out", runs / "curves.what"],
-        "cannot write .*long/metrics": [runs / "long", "--out", runs / "long/metrics.jsonl/x.png"],
+        "--out .*curves.what: the name must": [runs / "long", "--out", runs / "curves.what"],
+        "long/metrics.jsonl is a file": [runs / "long", "--out", runs / "long/metrics.jsonl/x.png"],
         "9 runs: give at most 8": [write_metrics(runs / str(i), denoiser_lines(20))
                                         for i in range(9)],
     }.items():  # fmt: skip

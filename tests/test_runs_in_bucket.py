@@ -20,14 +20,9 @@ from test_logging import logged_numbers, shown_numbers
 from test_train import assert_same_result, finish, metrics, wait_for
 
 from glide_jax import Glide, UserError
-from glide_jax.convert import __main__ as convert
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.errors import exit_on_user_error
-from glide_jax.evaluation import retrieval, upsampling
-from glide_jax.evaluation.scenes import __main__ as scenes
-from glide_jax.evaluation.scenes import guidance, inpainting, train_reader
 from glide_jax.export.publish import export
-from glide_jax.plot import __main__ as plot
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.paths import COMMITTED, saved_steps
 from glide_jax.storage import path_of
@@ -42,23 +37,6 @@ def save(run_dir, *steps):
     for step in steps:
         checkpoints.save(state_of(step), {"loader": {"batch": step}, "log": {"window": {}}})
     checkpoints.close()
-
-
-def test_commands_with_local_outputs_refuse_urls():
-    url = "gs://some/place/x.png"
-    trained = ("--checkpoint", "runs/a")
-    commands = {guidance: trained, inpainting: trained, retrieval: trained, scenes: trained}
-    commands |= {upsampling: trained, train_reader: ()}
-    for module, flags in commands.items():
-        with pytest.raises(UserError, match=f"^{url}: use a local file or folder$"):
-            module.main([*flags, "--out", url])
-    for main, flags in (
-        (plot.main, ("runs/a", "--out", url)),
-        (plot.main, ("runs/a", "--samples", url)),
-        (convert.main, ("runs/a", "--to", url)),
-    ):
-        with pytest.raises(UserError, match=f"^{url}: use a local file or folder$"):
-            main(flags)
 
 
 @pytest.mark.slow

@@ -74,8 +74,11 @@ def test_one_image_is_one_file_and_depends_only_on_its_seed(trained_run, tmp_pat
         ((), "no prompts: give --prompt"),
         (("--prompts-file", "/no/such"), "--prompts-file /no/such"),
         (("--prompt", "x", "--out", "x.jpg"), "--out x.jpg: must end in .png, or be a folder"),
-        (("--prompt", "x", "--out", "gs://a/x.png"), "gs://a/x.png: use a local file or folder"),
-        (("--prompt", "x", "--out", "gs://a/x"), "gs://a/x: use a local file or folder"),
+        (
+            ("--prompt", "x", "--out", "gs://a/x.png"),
+            "--out gs://a/x.png: use a local file or folder",
+        ),
+        (("--prompt", "x", "--out", "gs://a/x"), "--out gs://a/x: use a local file or folder"),
         (("--prompt", "x", "--sampler", "dream"), "sampler 'dream' is unknown"),
         (("--prompt", "x", "--steps", "0"), "steps '0'"),
         (("--prompt", "x", "--steps", "5000"), "steps '5000'"),

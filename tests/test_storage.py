@@ -1,5 +1,6 @@
 """Local paths and buckets behind one interface."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ from glide_jax import UserError
 from glide_jax.config import Config
 from glide_jax.storage import (
     MirroredFolder,
+    expand_home,
     path_of,
     plain_name,
     read_regular,
     relative_path,
-    require_local,
+    require_file,
+    require_folder,
+    text_lines,
     write_atomically,
 )
 
@@ -33,10 +37,54 @@ def test_a_path_is_local_or_in_a_bucket(tmp_path):
             path_of(other)
 
 
-def test_urls_are_not_local_paths(tmp_path):
-    require_local(None, Path("x.png"), tmp_path / "a:" / "x.png", Path("."))
-    with pytest.raises(UserError, match=r"^gs://some/x.png: use a local file or folder$"):
-        require_local(Path("a"), Path("gs://some/x.png"))
+def test_the_home_directory_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert path_of("~/runs/a") == Path("/home/me/runs/a")
+    assert expand_home("gs://some/~") == "gs://some/~" and expand_home("a~") == "a~"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as if it were unknown
+    with pytest.raises(UserError, match=r"^~/a: the home directory is unknown: set HOME"):
+        path_of("~/a")
+
+
+def test_only_line_ends_end_lines():
+    text = "\ufeffone\r\ntwo\u2028and\x85more\x0cof it\rthree\n".encode()
+    assert text_lines(text) == ["one", "two\u2028and\x85more\x0cof it", "three"]
+    with pytest.raises(UnicodeDecodeError):
+        text_lines(b"caf\xe9")
+
+
+def test_output_files_and_folders_are_checked(tmp_path):
+    require_file("--out", None)
+    require_file("--out", Path("x.PNG"), (".png",))
+    require_file("--out", tmp_path / "a:" / "x")
+    require_folder("--out", tmp_path / "new" / "folder")
+    require_folder("--out", path_of("gs://some/folder"))
+    (tmp_path / "file").touch()
+    for check, path, why in (
+        (require_file, Path("gs://some/x.png"), r"--out gs://some/x\.png: use a local"),
+        (require_file, tmp_path, "is a folder: give the name of a file"),
+        (require_file, tmp_path / "file" / "x", "file is a file, not a folder"),
+        (require_file, tmp_path / ("x" * 300) / "x", "File name too long"),
+        (require_folder, tmp_path / "file", "file is a file, not a folder"),
+        (require_folder, Path("gs://some"), "--out gs://some: use a local"),
+    ):
+        with pytest.raises(UserError, match=why):
+            check("--out", path)
+    with pytest.raises(UserError, match=r"--out x\.jpg: the name must end in \.png, \.svg"):
+        require_file("--out", Path("x.jpg"), (".png", ".svg"))
+
+
+def test_a_failed_write_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "x").write_bytes(b"before")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "x", b"after")
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"before"
 
 
 def test_a_bucket_without_gcsfs_names_the_package_to_install(monkeypatch):

@@ -142,5 +142,5 @@ class Config(Settings):
     def load(cls, path: AnyPath) -> "Config":
         """Reads a config.json. Raises UserError if it cannot be read."""
         with storage_errors("read", path):
-            text = path.read_text()
+            text = path.read_bytes().decode("utf-8-sig")
         return cls.from_json(text, str(path))

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import tyro
 
-from glide_jax.cli import flag_rules
+from glide_jax.cli import parse_flags
 from glide_jax.convert.to_files import run_to_files
 from glide_jax.convert.to_runs import files_to_runs
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.pretrained.sizes import UnstoredSettings
-from glide_jax.storage import require_local
+from glide_jax.storage import require_file, require_folder
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,16 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments, prog="python -m glide_jax.convert", args=argv, registry=flag_rules()
-    )
-    require_local(arguments.to)
+    arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.convert", argv)
     if not arguments.files:
         raise UserError("nothing to convert: give files of weights, or a run folder")
     if any(path.is_dir() for path in arguments.files):
         if len(arguments.files) > 1:
             raise UserError("run folders are converted one by one: give one, and a file as --to")
+        require_file("--to", arguments.to)
         run_to_files(arguments.files[0], arguments.to)
     else:
+        require_folder("--to", arguments.to)
         files_to_runs(
             arguments.files,
             arguments.to,

@@ -29,6 +29,7 @@ from glide_jax.data.records import (
 from glide_jax.data.shards import ShardsSource
 from glide_jax.data.tfds import TfdsSource, open_tfds
 from glide_jax.errors import UserError
+from glide_jax.storage import expand_home
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +83,12 @@ def _open_tfds(source: config.Tfds, split: str, max_bad_fraction: float) -> Sour
 
 
 def _open_folder(source: config.Folder, split: str, max_bad_fraction: float) -> Source:
-    return open_folder(Path(source.path).expanduser(), split, max_bad_fraction)
+    return open_folder(Path(expand_home(source.path)), split, max_bad_fraction)
 
 
 def _open_shards(source: config.Shards, split: str, max_bad_fraction: float) -> Source:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "glide_jax", "shards")
-    return ShardsSource(source.path, split, Path(source.cache_dir or cache).expanduser())
+    return ShardsSource(source.path, split, Path(expand_home(source.cache_dir or cache)))
 
 
 SOURCES: dict[type, Callable[[Any, str, float], Source]] = {

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from glide_jax.cli import ShardingFlags, flag_rules, keep_compiled_programs
+from glide_jax.cli import ShardingFlags, keep_compiled_programs, parse_flags
 from glide_jax.data.records import Record
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.held_out import held_out_records
 from glide_jax.evaluation.metrics import retrieval_accuracy
-from glide_jax.images import new_figure, save_figure
+from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
-from glide_jax.storage import require_local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +45,8 @@ class Arguments(ShardingFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments, args=argv, prog="python -m glide_jax.evaluation.retrieval", registry=flag_rules()
-    )
-    require_local(arguments.out)
+    arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.evaluation.retrieval", argv)
+    require_figure("--out", arguments.out)
     if not 2 <= arguments.among <= arguments.n:
         raise UserError(f"--among {arguments.among}: must be from 2 to --n ({arguments.n})")
     keep_compiled_programs()

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from PIL import Image
 
-from glide_jax.cli import flag_rules, keep_compiled_programs
+from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.held_out import held_out_records
@@ -22,7 +21,7 @@ from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.pipeline import Glide
-from glide_jax.storage import require_local
+from glide_jax.storage import require_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +42,8 @@ class Arguments(SamplingFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments,
-        args=argv,
-        prog="python -m glide_jax.evaluation.upsampling",
-        registry=flag_rules(),
-    )
-    require_local(arguments.out)
+    arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.evaluation.upsampling", argv)
+    require_file("--out", arguments.out, (".png",))
     if arguments.n < 1:
         raise UserError(f"--n {arguments.n}: must be at least 1")
     keep_compiled_programs()

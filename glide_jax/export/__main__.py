@@ -14,10 +14,10 @@ from pathlib import Path
 
 import tyro
 
-from glide_jax.cli import flag_rules
+from glide_jax.cli import parse_flags
 from glide_jax.errors import exit_on_user_error
 from glide_jax.export.publish import Dtype, export
-from glide_jax.storage import path_of
+from glide_jax.storage import path_of, require_folder
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments, prog="python -m glide_jax.export", args=argv, registry=flag_rules()
-    )
-    export(path_of(arguments.run), path_of(arguments.to), arguments.dtype)
+    arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.export", argv)
+    to = path_of(arguments.to)
+    require_folder("--to", to)
+    export(path_of(arguments.run), to, arguments.dtype)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -22,6 +23,7 @@ from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.plan.sampling import forecast_sampling
 from glide_jax.plan.slices import SliceForecast, fsdp_of, topology_devices
 from glide_jax.plan.training import forecast_training, search, table
+from glide_jax.storage import require_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Flags:
     """Images sampled at a time, with --sampler. Default: one per chip."""
     max_plans: int = 6
     """Most plans that --search compiles."""
-    json: str = ""
+    json: Path | None = None
     """File to which each plan is appended, as one line of JSON."""
 
     def __post_init__(self) -> None:
@@ -56,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
     name, config, flags = parse_command(arguments, "python -m glide_jax.plan", str(__doc__), Flags)
+    require_file("--json", flags.json)
     jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator
     chips = len(topology_devices(flags.topology))
 
     def report(plan: SliceForecast) -> None:
         print(plan.report(), flush=True)
         if flags.json:
-            with open(flags.json, "a") as out:
+            with flags.json.open("a") as out:
                 out.write(json.dumps(dataclasses.asdict(plan)) + "\n")
 
     if flags.search:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import tyro
 
-from glide_jax.cli import flag_rules
+from glide_jax.cli import parse_flags
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.images import save_png
+from glide_jax.images import require_figure, save_png
 from glide_jax.plot.curves import PIXELS_PER_INCH, plot_curves, read_curves, run_names
 from glide_jax.plot.sample_strip import sample_strip
-from glide_jax.storage import path_of, require_local
+from glide_jax.storage import path_of, require_file
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,10 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments, prog="python -m glide_jax.plot", args=argv, registry=flag_rules()
-    )
+    arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.plot", argv)
     runs = [path_of(run) for run in arguments.runs]
-    require_local(arguments.out, arguments.samples)
+    require_figure("--out", arguments.out)
+    require_file("--samples", arguments.samples, (".png",))
     if not runs:
         raise UserError("nothing to plot: give at least one run folder")
     figure = plot_curves(

@@ -8,29 +8,22 @@ An interrupted command resumes when it is run again. See docs/big-data.md.
 
 from collections.abc import Sequence
 
-import tyro
-
-from glide_jax.cli import flag_rules
+from glide_jax.cli import parse_flags
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.prepare.pipeline import PrepareConfig, prepare
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    arguments, others = tyro.cli(
-        PrepareConfig,
-        prog="python -m glide_jax.prepare",
-        description=__doc__,
-        args=argv,
-        return_unknown_args=True,
-        registry=flag_rules(),
+    arguments, others = parse_flags(
+        PrepareConfig, "python -m glide_jax.prepare", argv, __doc__, return_unknown_args=True
     )
     if others and not arguments.beam:
         raise UserError(f"unknown flag {others[0]}: see --help (only --beam passes flags to Beam)")
     try:
         print(prepare(arguments, others).table())
     except KeyboardInterrupt:
-        raise UserError("interrupted: run the same command again to resume") from None
+        raise KeyboardInterrupt("run the same command again to resume") from None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from glide_jax.data.folder import IMAGE_SUFFIXES, read_index
 from glide_jax.data.records import BadRecordError, Record, clean_captions
 from glide_jax.errors import UserError
 from glide_jax.images import MAX_FILE_BYTES
-from glide_jax.storage import read_regular
+from glide_jax.storage import expand_home, read_regular
 
 UNIT_RECORDS = 5000
 """Maximum images of a folder, and minimum rows of a parquet file, in a unit. A tar is one unit."""
@@ -86,8 +86,8 @@ def read_unit(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
 
 
 def _units_of(path: str, keys: Keys) -> list[Unit]:
-    if Path(path).expanduser().is_dir():
-        folder = Path(path).expanduser()
+    folder = Path(expand_home(path))
+    if folder.is_dir():
         # img2dataset writes a .parquet with metadata next to each tar, so tars take precedence.
         files = sorted(map(str, folder.glob("*.tar")))
         if not files and not any(p.is_dir() and p.name[0] != "." for p in folder.iterdir()):

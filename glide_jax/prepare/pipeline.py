@@ -22,6 +22,7 @@ from glide_jax.errors import UserError
 from glide_jax.prepare.inputs import Keys, Unit, find_units
 from glide_jax.prepare.selection import REASONS, Selection, Tally
 from glide_jax.prepare.staging import plan_shards, stage_units, total_tally, write_shards
+from glide_jax.storage import expand_home, require_folder
 
 WORK_FOLDER = ".unfinished"
 REPORT_FILE = "report.json"
@@ -149,6 +150,8 @@ def prepare(arguments: PrepareConfig, beam_flags: Sequence[str] = ()) -> Report:
     folder = arguments.to.rstrip("/")
     if "://" in folder and not arguments.beam:
         raise UserError(f"--to {folder}: use a local folder and copy it afterwards, or add --beam")
+    if "://" not in folder:
+        require_folder("--to", Path(expand_home(folder)))
     units = find_units(arguments.inputs, arguments.keys)
     settings = arguments.output_settings(units)
     filesystem, root = _filesystem(folder)
@@ -188,7 +191,7 @@ def _run_workers(
     arguments: PrepareConfig, units: Sequence[Unit], settings: dict[str, Any], to: str
 ) -> Report:
     """Runs, or resumes, in worker processes of this machine."""
-    folder = Path(to).expanduser()
+    folder = Path(expand_home(to))
     work, start = folder / WORK_FOLDER, time.perf_counter()
     with filelock.FileLock(work / "lock", timeout=0):
         if (work / SETTINGS_FILE).exists():

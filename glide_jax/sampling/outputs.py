@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import PngImagePlugin
 
 from glide_jax.errors import UserError
-from glide_jax.storage import require_local
+from glide_jax.storage import require_file, require_folder
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 def is_folder(out: Path) -> bool:
     """Whether `--out` names a folder instead of a PNG file. Raises UserError if neither."""
-    require_local(out)
     if out.suffix.lower() == ".png":
+        require_file("--out", out)
         return False
+    require_folder("--out", out)
     if out.suffix and not out.is_dir():
         raise UserError(f"--out {out}: must end in .png, or be a folder")
     return True

@@ -11,6 +11,7 @@ from PIL import Image
 
 from glide_jax.config import SampleConfig
 from glide_jax.images import save_grid, to_pil
+from glide_jax.storage import expand_home
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,4 +68,4 @@ class Samples:
         Raises:
             UserError: the file cannot be written.
         """
-        save_grid(Path(path), self.images, self.prompts, columns)
+        save_grid(Path(expand_home(path)), self.images, self.prompts, columns)

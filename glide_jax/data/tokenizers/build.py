@@ -7,6 +7,7 @@ from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import TRAINING_CAPTIONS, Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
+from glide_jax.storage import expand_home
 
 
 def tokenizer_class(model: ModelConfig | ClipConfig) -> type[Tokenizer]:
@@ -38,7 +39,7 @@ def make_tokenizer(
 
 def load_tokenizer(name: str, vocab_size: int, kind: type[Tokenizer] = Tokenizer) -> Tokenizer:
     """Loads a tokenizer from a local folder or the hub. Args and Raises as in `make_tokenizer`."""
-    folder = Path(name).expanduser()
+    folder = Path(expand_home(name))
     if folder.exists():
         tokenizer = kind.load(folder)
     elif name.startswith((".", "/", "~")):

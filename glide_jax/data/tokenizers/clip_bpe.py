@@ -19,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glide_jax.data.tokenizers.bpe import GPT2_FILES, Tokenizer, hub_backend, write_backend
 from glide_jax.errors import UserError
-from glide_jax.storage import AnyPath
+from glide_jax.storage import AnyPath, text_lines
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -167,10 +167,10 @@ class ClipTokenizer(Tokenizer):
             if single.is_file():
                 return cls(*_parts(single.read_text(encoding="utf-8")))
             if vocab.is_file() and merges.is_file():
-                lines = merges.read_text(encoding="utf-8").splitlines()
+                lines = text_lines(merges.read_bytes())
                 return cls(json.loads(vocab.read_text(encoding="utf-8")), _pairs(lines))
             if clip_file.is_file():
-                lines = gzip.decompress(clip_file.read_bytes()).decode("utf-8").splitlines()
+                lines = text_lines(gzip.decompress(clip_file.read_bytes()))
                 return cls.from_merges(_pairs(lines[: 1 + CLIP_MERGES]))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None

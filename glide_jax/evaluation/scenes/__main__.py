@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from jaxtyping import UInt8
 
-from glide_jax.cli import flag_rules, keep_compiled_programs
+from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
@@ -26,7 +25,7 @@ from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
-from glide_jax.storage import require_local
+from glide_jax.storage import require_file
 
 MAX_LISTED = 20
 """Captions of wrong images that the command prints."""
@@ -54,10 +53,8 @@ class Arguments(SamplingFlags, CaptionFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments, args=argv, prog="python -m glide_jax.evaluation.scenes", registry=flag_rules()
-    )
-    require_local(arguments.out)
+    arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.evaluation.scenes", argv)
+    require_file("--out", arguments.out, (".png",))
     arguments.check()
     if arguments.real == (arguments.checkpoint is not None):
         raise UserError("give --checkpoint RUN to score a model, or --real: one of the two")

@@ -14,10 +14,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jaxtyping import Float, Int
 
-from glide_jax.cli import flag_rules, keep_compiled_programs
+from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.scenes.graph import RELATED, Scene, make, phrase
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels, to_float
@@ -85,7 +84,7 @@ class Arguments(SplitFlags):
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     prog = "python -m glide_jax.evaluation.scenes.attribute_binding"
-    arguments = tyro.cli(Arguments, args=argv, prog=prog, registry=flag_rules())
+    arguments: Arguments = parse_flags(Arguments, prog, argv)
     arguments.check()
     keep_compiled_programs()
     t, losses, T = measure(arguments.checkpoint, arguments.split, arguments.n, arguments.seed)

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
-from glide_jax.cli import flag_rules, keep_compiled_programs
+from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.metrics import diversity
 from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups
 from glide_jax.evaluation.scenes.score import score_images
-from glide_jax.images import new_figure, save_figure
+from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
-from glide_jax.storage import require_local
 
 SEEDS = 2
 """Images per caption, for the diversity."""
@@ -62,13 +60,10 @@ class Point:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments,
-        args=argv,
-        prog="python -m glide_jax.evaluation.scenes.guidance",
-        registry=flag_rules(),
+    arguments: Arguments = parse_flags(
+        Arguments, "python -m glide_jax.evaluation.scenes.guidance", argv
     )
-    require_local(arguments.out)
+    require_figure("--out", arguments.out)
     arguments.check()
     if arguments.clip_sampler not in SAMPLERS:
         raise UserError(

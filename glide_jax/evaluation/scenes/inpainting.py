@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from jaxtyping import Bool, UInt8
 
-from glide_jax.cli import flag_rules, keep_compiled_programs
+from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.errors import exit_on_user_error
@@ -27,7 +26,7 @@ from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH, Conditions, Known
-from glide_jax.storage import require_local
+from glide_jax.storage import require_file
 
 REACH = 1.35
 """Half the side of a hole, in radii of the object that it hides; includes the shadow."""
@@ -92,13 +91,10 @@ class Arguments(SamplingFlags, SplitFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments,
-        args=argv,
-        prog="python -m glide_jax.evaluation.scenes.inpainting",
-        registry=flag_rules(),
+    arguments: Arguments = parse_flags(
+        Arguments, "python -m glide_jax.evaluation.scenes.inpainting", argv
     )
-    require_local(arguments.out)
+    require_file("--out", arguments.out, (".png",))
     arguments.check()
     keep_compiled_programs()
     use_all_cores(arguments.batch_size or min(arguments.n, MAX_BATCH))

@@ -21,11 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageFilter
 
-from glide_jax.cli import flag_rules
+from glide_jax.cli import parse_flags
 from glide_jax.data.scenes.graph import (
     BACKGROUNDS,
     COLORS,
@@ -50,7 +49,7 @@ from glide_jax.evaluation.scenes.reader import (
 )
 from glide_jax.pretrained.weight_files import write_tensors
 from glide_jax.shapes import Params
-from glide_jax.storage import require_local
+from glide_jax.storage import require_file
 
 FIRST_INDEX = 1_000_000
 """First scene whose layout is used: far beyond any training set's."""
@@ -82,13 +81,10 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
-    arguments = tyro.cli(
-        Arguments,
-        args=argv,
-        prog="python -m glide_jax.evaluation.scenes.train_reader",
-        registry=flag_rules(),
+    arguments: Arguments = parse_flags(
+        Arguments, "python -m glide_jax.evaluation.scenes.train_reader", argv
     )
-    require_local(arguments.out)
+    require_file("--out", arguments.out, (".safetensors",))
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, arguments.learning_rate, min(100, arguments.steps // 2), arguments.steps
     )

@@ -1,0 +1,20 @@
+"""How commands end: one line and the exit status."""
+
+import pytest
+
+from glide_jax.errors import UserError, exit_on_user_error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("--n 0: must be at least 1"), 2, "error: --n 0: must be at least 1\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("run it again to resume"), 130, "interrupted: run it again to resume\n"),
+    ],
+)
+def test_errors_and_ctrl_c_are_one_line(capsys, error, status, line):
+    with pytest.raises(SystemExit) as ended, exit_on_user_error():
+        raise error
+    assert ended.value.code == status
+    assert capsys.readouterr().err == line
