@@ -226,10 +226,13 @@ def log_samples(parts: Parts, state: TrainState) -> None:
     """Logs a grid of samples; a CLIP has none."""
     if isinstance(parts.run.config.model, ClipConfig):
         return
+    step, started = int(state.step), perf_counter()
+    parts.log.say(f"step {step:,}: sampling")
     # All processes take part, as each may hold a part of the parameters.
     ema = state.ema if jax.process_count() == 1 else sharding.to_host(state.ema)
     if parts.preview is not None:
-        parts.log.samples(int(state.step), parts.preview.sample(ema))
+        file = parts.log.samples(step, parts.preview.sample(ema))
+        parts.log.say(f"step {step:,}: samples in {file}, {perf_counter() - started:.0f} s")
 
 
 @dataclass(frozen=True, kw_only=True)

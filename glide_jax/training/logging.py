@@ -20,7 +20,7 @@ from tqdm import tqdm
 from glide_jax.images import save_png
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import METRICS, PROFILE, SAMPLES, TENSORBOARD
-from glide_jax.storage import MirroredFolder
+from glide_jax.storage import AnyPath, MirroredFolder
 from glide_jax.training.profiling import Profile
 
 COUNTERS = frozenset({"skipped", "skipped_in_a_row"})
@@ -147,11 +147,17 @@ class RunLog:
         ]
         self._add_event(step, summary=Summary(value=scalars))
 
-    def samples(self, step: int, grid: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Saves a grid of samples as samples/STEP.png, and shows it in TensorBoard."""
+    def samples(self, step: int, grid: UInt8[np.ndarray, "h w 3"]) -> AnyPath:
+        """Saves a grid of samples as samples/STEP.png, and shows it in TensorBoard.
+
+        Returns:
+            The file.
+        """
+        file = self._run_dir / SAMPLES / f"{step:07d}.png"
         if self._lead:
-            save_png(self._run_dir / SAMPLES / f"{step:07d}.png", grid)
+            save_png(file, grid)
         self._add_event(step, summary=summary.image(SAMPLES, grid, dataformats="HWC"))
+        return file
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
