@@ -203,3 +203,12 @@ def test_a_saved_tokenizer_is_loaded_as_from_the_hub(tmp_path: Path) -> None:
         tokenizer.encode(CAPTIONS, 16), TRAINED.encode(CAPTIONS, 16), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_code_from_the_hub_is_never_run(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path)
+    (tmp_path / "code.py").write_text("raise SystemExit('it runs')\n")
+    settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", "code.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"is refused: it needs code from its repository"):
+        Tokenizer.from_hub(str(tmp_path))

@@ -237,6 +237,18 @@ def test_changed_inputs_are_refused(tmp_path: Path) -> None:
         prepare(tmp_path / "to", "--from", tar, "--px", 30)
 
 
+def test_the_table_says_how_many_images_are_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar = write_tar(tmp_path / "x.tar", [image(i) for i in range(5)])
+    for validation, limited in ((1000, True), (2, False)):
+        flags = ("--px", 30, "--validation", validation)
+        prepare(tmp_path / str(validation), "--from", tar, *flags)
+        table = capsys.readouterr().out
+        assert "kept                2  validation\n" in table
+        assert ("2  of them held out: at most half of all" in table) == limited
+
+
 def test_errors_name_the_flag(inputs: Sequence[Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
@@ -245,7 +257,7 @@ def test_errors_name_the_flag(inputs: Sequence[Path], tmp_path: Path) -> None:
     for to, arguments, why in (
         ("file/to", source, "--to .*file/to: Not a directory"),
         ("full", source, "--to .*full: the folder is not empty"),
-        ("to", (*source, "--px", 31), "none of 40 images passes the filters .40 too_small."),
+        ("to", (*source, "--px", 31), r"none of 40 images is kept: 40 .* \(--min-px 31\)"),
         ("a", (*source, "--speed", 3), "unknown flag --speed"),
         ("b", ("--from",), "--from needs at least one input"),
         ("c", (*source, "--shard-mb", 0), "--shard-mb must be at least 1"),

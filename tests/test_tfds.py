@@ -1,4 +1,7 @@
 import io
+import json
+import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +175,57 @@ def test_unknown_data_sets_are_refused(data_dir: str, name: str, why: str) -> No
     with pytest.raises(UserError, match=rf"^TFDS .*'{name}'.*{why}") as error:
         open_tfds(data_dir, name=name)
     assert "\n" not in str(error.value)
+
+
+def test_features_are_checked_before_downloading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(builder: object) -> None:
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr(NumberedCaptions, "download_and_prepare", download)
+    with pytest.raises(UserError, match=r"^data.source.caption_key = 'nothing' is not"):
+        open_tfds(str(tmp_path), caption_key="nothing")
+
+
+def test_a_download_without_a_connection_fails_at_once(
+    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TFDS itself repeats its attempts for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    urls = {f"http://127.0.0.1:{port}/images.zip": None}
+    monkeypatch.setattr(NumberedCaptions, "url_infos", urls)
+    monkeypatch.setattr("glide_jax.data.tfds.getproxies", dict)
+    with pytest.raises(
+        UserError, match=r"^TFDS cannot download .* \(Connection refused\)"
+    ) as error:
+        open_tfds(str(tmp_path / "new"))
+    assert "\n" not in str(error.value)
+    open_tfds(data_dir)  # prepared before
+    with socket.create_server(("127.0.0.1", port)):
+        open_tfds(str(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_metadata_do_not_choose_the_code_to_import(data_dir: str, tmp_path: Path, key: str) -> None:
+    shutil.copytree(data_dir, tmp_path / "data")
+    (file,) = (tmp_path / "data").glob("*/*/features.json")
+    (tmp_path / "import_me.py").write_text("raise SystemExit('imported')")
+    file.write_text(json.dumps({"featuresDict": {"features": {"x": {key: "import_me.Feature"}}}}))
+    with pytest.raises(UserError, match=r"features.json: a feature is of the class import_me.Feat"):
+        open_tfds(str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("key", ["name", "filepathTemplate"])
+def test_metadata_name_files_of_their_folder(data_dir: str, tmp_path: Path, key: str) -> None:
+    shutil.copytree(data_dir, tmp_path / "data")
+    (file,) = (tmp_path / "data").glob("*/*/dataset_info.json")
+    info = json.loads(file.read_text())
+    info["splits"][0][key] = "../../x"
+    file.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"dataset_info.json: '../../x' is not a path inside"):
+        open_tfds(str(tmp_path / "data"))
 
 
 def test_a_missing_file_makes_bad_records(tmp_path: Path) -> None:

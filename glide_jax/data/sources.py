@@ -78,8 +78,7 @@ def _open_scenes(source: config.Scenes, split: str, max_bad_fraction: float) -> 
 
 
 def _open_tfds(source: config.Tfds, split: str, max_bad_fraction: float) -> Source:
-    records = open_tfds(source.name, source.data_dir, split)
-    return TfdsSource(records, source.image_key, source.caption_key)
+    return open_tfds(source, split)
 
 
 def _open_folder(source: config.Folder, split: str, max_bad_fraction: float) -> Source:

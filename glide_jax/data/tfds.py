@@ -2,13 +2,25 @@
 
 import difflib
 import importlib.util
+import json
+import socket
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
+from etils import epath
 
+from glide_jax.config import Tfds
 from glide_jax.data.records import BadRecordError, Record, clean_captions
 from glide_jax.errors import UserError
+from glide_jax.storage import plain_name, storage_errors
+
+PORTS = {"http": 80, "https": 443, "ftp": 21}
+CONNECT_S = 5.0
+"""Time to connect to a server of a download."""
 
 
 class TfdsSource:
@@ -27,17 +39,7 @@ class TfdsSource:
         from tensorflow_datasets.proto import tf_example_pb2
 
         info = records.dataset_info
-        kinds = {path: feature_kind(feature) for path, feature in features_of(info.features)}
-        for setting, key, kind in (
-            ("image_key", image_key, "image"),
-            ("caption_key", caption_key, "text"),
-        ):
-            if kinds.get(key) != kind:
-                known = ", ".join(f"{path} ({kind})" for path, kind in kinds.items())
-                raise UserError(
-                    f"data.source.{setting} = {key!r} is not a feature of {info.full_name} of type "
-                    f"{kind}; its features are {known}"
-                )
+        require_features(info, image_key, caption_key)
         self._name = f"{info.full_name} {records.split}"
         self._image_key, self._caption_key = image_key, caption_key
         # TFDS decodes every feature of a record in Python, which takes ten times as long as reading
@@ -67,23 +69,21 @@ class TfdsSource:
         return images.bytes_list.value, captions.bytes_list.value, name
 
 
-def open_tfds(name: str, data_dir: str, split: str) -> Any:
+def open_tfds(source: Tfds, split: str) -> TfdsSource:
     """One split of a data set, downloaded and prepared as array_record first if necessary.
 
     Args:
-        name: in TFDS: coco_captions, coco_captions/2014, my_dataset:1.0.0.
-        data_dir: folder of prepared data sets; empty: TFDS's default.
+        source: its name, as coco_captions, coco_captions/2014, my_dataset:1.0.0; its features and
+            folder.
         split: as TFDS spells it: train, train[:98%].
 
-    Returns:
-        The records, as `TfdsSource` takes them.
-
     Raises:
-        UserError: no such data set or split, or the data set cannot be prepared.
+        UserError: no such data set, feature or split, or the data set cannot be prepared.
     """
-    builder = _prepared(name, data_dir)
+    builder = _prepared(source)
     try:
-        return builder.as_data_source(split)
+        records = builder.as_data_source(split)
+        return TfdsSource(records, source.image_key, source.caption_key)
     except ValueError as error:
         raise UserError(
             f"{builder.info.full_name} has no split {split!r} ({_first_line(error)}); its splits "
@@ -96,16 +96,22 @@ def open_tfds(name: str, data_dir: str, split: str) -> Any:
         ) from None
 
 
-def _prepared(name: str, data_dir: str) -> Any:
+def _prepared(source: Tfds) -> Any:
     import tensorflow_datasets as tfds
 
+    name, data_dir = source.name, source.data_dir
+    _check_metadata(name, data_dir)
     provide_tensorflow_types()
     # With a version, even a wildcard, TFDS reads a prepared data set before its program runs.
     wanted = name if ":" in name else f"{name}:*.*.*"
     # Data sets are third-party programs, which raise errors of any type.
     try:
         builder = tfds.builder(wanted, data_dir=data_dir or None, file_format="array_record")
+        require_features(builder.info, source.image_key, source.caption_key)
+        _require_connection(builder, name)
         builder.download_and_prepare()
+    except UserError:
+        raise
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=5, cutoff=0.5)
@@ -123,6 +129,93 @@ def _prepared(name: str, data_dir: str) -> Any:
     except Exception as error:
         raise UserError(f"TFDS cannot prepare {name!r}: {_first_line(error)}") from error
     return builder
+
+
+def require_features(info: Any, image_key: str, caption_key: str) -> None:
+    """Checks that a data set has an image and a text under these names. Raises UserError."""
+    kinds = {path: feature_kind(feature) for path, feature in features_of(info.features)}
+    for setting, key, kind in (
+        ("image_key", image_key, "image"),
+        ("caption_key", caption_key, "text"),
+    ):
+        if kinds.get(key) != kind:
+            known = ", ".join(f"{path} ({kind})" for path, kind in kinds.items())
+            raise UserError(
+                f"data.source.{setting} = {key!r} is not a feature of {info.full_name} of type "
+                f"{kind}; its features are {known}"
+            )
+
+
+def _require_connection(builder: Any, name: str) -> None:
+    """Raises UserError if a data set must be downloaded and no server of it can be reached.
+
+    TFDS would repeat its attempts for minutes.
+    """
+    urls = [urlsplit(url) for url in builder.url_infos or ()]
+    servers = dict.fromkeys(
+        (url.hostname, url.port or PORTS[url.scheme]) for url in urls if url.scheme in PORTS
+    )
+    downloads = epath.Path(builder.data_dir_root) / "downloads"
+    is_downloaded = downloads.exists() and any(downloads.glob("*.INFO"))
+    if builder.is_prepared() or not servers or is_downloaded or getproxies():
+        return
+    for server in [*servers][:3]:
+        try:
+            socket.create_connection(server, CONNECT_S).close()
+            return
+        except OSError as error:
+            problem = f"no connection to {server[0]} ({error.strerror or error})"
+    raise UserError(
+        f"TFDS cannot download {name!r}: {problem}: connect this machine, or prepare the data set "
+        f"on another (tfds build {name} --file_format=array_record) and set data.source.data_dir "
+        "to the result"
+    )
+
+
+def _check_metadata(name: str, data_dir: str) -> None:
+    """Checks the metadata of prepared versions of a data set before TFDS reads them.
+
+    TFDS imports the modules that features.json names, and reads the files of dataset_info.json.
+
+    Raises:
+        UserError: a name is not of TFDS, or a file would be outside the folder.
+    """
+    from tensorflow_datasets.core.utils import file_utils
+
+    for folder in file_utils.list_data_dirs(data_dir or None):
+        prepared = epath.Path(folder) / name.split(":")[0].split("/")[0]
+        for version in ("*", "*/*"):
+            for file in prepared.glob(f"{version}/features.json"):
+                with storage_errors("read", file):
+                    for module in _feature_classes(json.loads(file.read_text())):
+                        _require_known_class(module)
+            for file in prepared.glob(f"{version}/dataset_info.json"):
+                with storage_errors("read", file):
+                    info = json.loads(file.read_text())
+                    plain_name(info["name"])
+                    for split in info.get("splits", ()):
+                        plain_name(split["name"])
+                        plain_name(split.get("filepathTemplate", "default"))
+
+
+def _feature_classes(feature: Any) -> Iterator[Any]:
+    """The names of the Python classes in a features.json."""
+    if isinstance(feature, dict):
+        for key, value in feature.items():
+            name = key.replace("_", "").lower()  # protobuf accepts both spellings of a field
+            if name in ("pythonclassname", "type") and isinstance(value, str):
+                yield value
+            else:
+                yield from _feature_classes(value)
+    elif isinstance(feature, list):
+        for value in feature:
+            yield from _feature_classes(value)
+
+
+def _require_known_class(name: str) -> None:
+    module = name.rpartition(".")[0]
+    if module not in sys.modules and module.partition(".")[0] != "tensorflow_datasets":
+        raise ValueError(f"a feature is of the class {name}, which is not of TFDS")
 
 
 def provide_tensorflow_types() -> None:

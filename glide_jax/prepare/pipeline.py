@@ -101,6 +101,10 @@ class Report:
         rows = [("read", self.read, f"{self.bytes_read / MEGABYTE:,.1f} MB of images")]
         rows += [("dropped", self.dropped[reason], REASONS[reason]) for reason in REASONS]
         rows += [("kept", count, split) for split, count in self.kept.items()]
+        asked, held_out = self.settings["validation"], self.kept.get("validation", 0)
+        if held_out < asked:
+            note = f"of them held out: at most half of all, fewer than --validation {asked:,}"
+            rows.append(("", held_out, note))
         rows += [("shards", self.shards, f"{self.bytes_written / MEGABYTE:,.1f} MB")]
         lines = [f"{label:8} {count:12,}  {note}".rstrip() for label, count, note in rows]
         speed = f"{self.cpu_ms_per_image:.1f} ms CPU time per image"
@@ -245,18 +249,35 @@ def _finish(
 ) -> Report:
     """Writes the index, broken.txt and the report. The report is last: it marks completion."""
     if not splits:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
-        broken = f"; broken: {list_problems(tally.problems)}" if tally.problems else ""
-        raise UserError(
-            f"none of {tally.read:,} images passes the filters ({reasons}): "
-            f"change the flags or the inputs{broken}"
-        )
+        raise UserError(_why_none(tally, settings))
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     write_index(folder, splits, fingerprint)
     report = make_report(settings, tally, duplicates, splits, images_per_s)
     upload_text("".join(f"{line}\n" for line in tally.problems), folder, BROKEN_FILE)
     upload_text(json.dumps(dataclasses.asdict(report), indent=1), folder, REPORT_FILE)
     return report
+
+
+def _why_none(tally: Tally, settings: Mapping[str, Any]) -> str:
+    """Why no image is kept, with the flags to change."""
+    if not tally.read:
+        return "--from: the inputs have no images"
+    min_px = settings["px"] if settings["min_px"] is None else settings["min_px"]
+    values = {
+        "captions": f"--min-caption-chars {settings['min_caption_chars']}, "
+        f"--max-caption-chars {settings['max_caption_chars']}",
+        "too_small": f"--min-px {min_px}",
+        "too_long": f"--max-aspect {settings['max_aspect']:g}",
+    }
+    reasons = "; ".join(
+        f"{count:,} {REASONS[reason]}" + (f" ({values[reason]})" if reason in values else "")
+        for reason, count in tally.dropped.items()
+    )
+    broken = f"; unreadable: {list_problems(tally.problems)}" if tally.problems else ""
+    return (
+        f"none of {tally.read:,} images is kept: {reasons}{broken}: change these flags or the "
+        "inputs, and delete the folder or use another --to"
+    )
 
 
 def _require_same_names(stored: Iterable[str], names: Iterable[str], folder: str) -> None:

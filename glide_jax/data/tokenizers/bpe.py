@@ -176,8 +176,14 @@ def hub_backend(name: str) -> tuple[tokenizers.Tokenizer, str]:
 
     # The network, the hub and the parser raise many exception types.
     try:
-        found: Any = AutoTokenizer.from_pretrained(name)
+        # False, not the default: that asks at the terminal whether to run a repository's code.
+        found: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
+        if "custom code" in str(error):
+            raise UserError(
+                f"data.tokenizer {name!r} is refused: it needs code from its repository, which is "
+                "never run: name another tokenizer, or a folder with its tokenizer.json"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
             f"data.tokenizer {name!r} is not a folder and cannot be loaded from the hub: {reason}"
