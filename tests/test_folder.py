@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from helpers.numbered_images import write_images
 
-from glide_jax.data.folder import INDEX_FILE, FolderSource, open_folder
+from glide_jax.data.folder import FolderSource, open_folder
+from glide_jax.data.folder_index import INDEX_FILE
 from glide_jax.data.records import BadRecordError
 from glide_jax.errors import UserError
 

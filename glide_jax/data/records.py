@@ -6,13 +6,14 @@ records.
 """
 
 import itertools
+import json
 import logging
 import math
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from glide_jax.errors import UserError
 
@@ -58,7 +59,28 @@ class Source(Protocol):
 
 
 class BadRecordError(Exception):
-    """An unusable record. The message names it and gives the reason."""
+    """An unusable record. The message names it and gives the reason, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(name: str) -> str:
+    """A name in one line of valid UTF-8: other characters as in Python's string literals.
+
+    File names may hold line breaks, terminal codes, and bytes that are not UTF-8.
+    """
+    if name.isprintable():
+        return name
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """Parses JSON. Raises BadRecordError, also for JSON nested too deeply."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # ValueError: JSON or UTF-8
+        raise BadRecordError(f"{where}: not JSON ({error})") from None
 
 
 def clean_captions(texts: Iterable[str | bytes], name: str) -> tuple[str, ...]:
