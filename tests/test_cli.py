@@ -70,6 +70,14 @@ def test_a_wheel_has_all_configurations():
     assert set(CONFIGS.glob("*.py")) <= packaged
 
 
+def test_the_license_is_the_one_that_the_metadata_state():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    (file,) = settings["metadata"]["license_files"].split()
+    name = settings["metadata"]["license"]
+    assert (ROOT / file).read_text().startswith(f"{name} License")
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.stem)
 def test_a_configuration_varies_the_file_beside_it(file, monkeypatch):
     """Not an installed copy: an edited clone or a copy of configs/ is used as a set."""

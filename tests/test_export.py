@@ -21,10 +21,11 @@ from glide_jax.config import Config, Folder, Mixture, MixturePart, Scenes, Shard
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.export.__main__ import main
+from glide_jax.export.card import model_card
 from glide_jax.export.publish import _portable, export
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
-from glide_jax.runs.paths import DEMO, TOKENIZER, WEIGHTS, resolve_run
+from glide_jax.runs.paths import DEMO, MODEL_CARD, TOKENIZER, WEIGHTS, resolve_run
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.model_set import ROLES
 from glide_jax.sampling.stage import Stage, changed_settings
@@ -69,7 +70,7 @@ def samples(stage):
 def test_the_folder_holds_only_configuration_tokenizer_and_weights(runs, exported, capsys):
     files = {path.relative_to(exported).as_posix() for path in exported.rglob("*")}
     tokenizer = {f"tokenizer/{path.name}" for path in (runs / "base" / TOKENIZER).iterdir()}
-    assert files == {"config.json", WEIGHTS, TOKENIZER} | tokenizer
+    assert files == {"config.json", WEIGHTS, TOKENIZER, MODEL_CARD} | tokenizer
     assert not list(exported.parent.glob(".*"))
     assert (exported / WEIGHTS).stat().st_mode == (exported / "config.json").stat().st_mode
     with safetensors.safe_open(exported / WEIGHTS, "numpy") as file:
@@ -78,6 +79,20 @@ def test_the_folder_holds_only_configuration_tokenizer_and_weights(runs, exporte
     main([str(runs / "clip"), "--to", str(exported.parent / "new" / "clip")])
     assert "parameters of step 0" in capsys.readouterr().out
     assert (exported.parent / "new" / "clip" / WEIGHTS).is_file()
+
+
+def test_a_model_card_states_data_and_license(runs, tmp_path):
+    main([str(runs / "clip"), "--to", str(tmp_path / "my clip"), "--license", "CC-BY-4.0"])
+    card = (tmp_path / "my clip" / MODEL_CARD).read_text()
+    assert card.startswith("# my clip\n")
+    assert "| License | CC-BY-4.0 |\n" in card and "Training |" not in card
+    config = tiny.get_config()
+    train = dataclasses.replace(config.train, init_from="a|b\nc")
+    config = dataclasses.replace(config, train=train)
+    card = model_card("x", config, 1200, 34567, "bfloat16", "")
+    assert "| Model | base, 8 px, 34,567 parameters, stored in bfloat16 |\n" in card
+    assert "| Training | 1,200 steps of 8 images |\n| Data | `scenes" in card
+    assert "| Started from | `a\\|b c` |\n| License | not stated: give `--license`" in card
 
 
 def test_hidden_files_are_not_published(runs, tmp_path):
@@ -295,6 +310,7 @@ def test_the_shipped_models_are_complete_and_small(tmp_path, monkeypatch):
     assert set(glide.runs) == set(ROLES)
     for run in glide.runs.values():
         assert run.weights().keys() == run.network.shapes.keys()
-        assert (run.path / "MODEL_CARD.md").read_text().startswith("# ")
+        card = (run.path / "MODEL_CARD.md").read_text()
+        assert card.startswith("# ") and "| License | MIT |" in card
     sizes = [path.stat().st_size for path in DEMO.rglob("*") if path.is_file()]
     assert sum(sizes) < 40e6

@@ -3,9 +3,9 @@
     python -m glide_jax.export runs/base64 --to base64
     python sample.py --checkpoint base64 --prompt "a red star"
 
-The folder holds only config.json, tokenizer/ and weights.safetensors: in bfloat16, an eighth of a
-checkpoint's size. Every command that samples, scores or fine-tunes reads it like a run folder;
-training cannot resume in it.
+The folder holds only config.json, tokenizer/, weights.safetensors (in bfloat16, an eighth of a
+checkpoint's size) and MODEL_CARD.md. Every command that samples, scores or fine-tunes reads it like
+a run folder; training cannot resume in it.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,8 @@ class Arguments:
     """Output folder, local or gs://BUCKET/FOLDER."""
     dtype: Dtype = "bfloat16"
     """Data type of the weights. float32 is exact; bfloat16 has 8 significant bits, float16 11."""
+    license: str = ""
+    """License of the weights for MODEL_CARD.md, such as MIT or CC-BY-4.0. Default: not stated."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.export", argv)
     to = path_of(arguments.to)
     require_folder("--to", to)
-    export(path_of(arguments.run), to, arguments.dtype)
+    export(path_of(arguments.run), to, arguments.dtype, arguments.license)
 
 
 if __name__ == "__main__":

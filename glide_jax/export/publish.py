@@ -14,21 +14,25 @@ import safetensors.numpy
 
 from glide_jax.config import Config, Folder, Mixture, Shards
 from glide_jax.errors import UserError
+from glide_jax.export.card import model_card
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
-from glide_jax.runs.paths import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS
+from glide_jax.runs.paths import CHECKPOINTS, CONFIG, MODEL_CARD, TOKENIZER, WEIGHTS, name_of
 from glide_jax.storage import GCS_PREFIX, AnyPath, storage_errors, write_atomically
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
-def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
+def export(
+    run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16", license_name: str = ""
+) -> None:
     """Writes the EMA parameters of the newest checkpoint as a run folder, atomically.
 
     Args:
         run_dir: a run folder with checkpoints.
         to: the new folder.
         dtype: of the stored parameters.
+        license_name: of the weights, for the model card; empty: not stated.
 
     Raises:
         UserError: `run_dir` has no checkpoint or cannot be read, `to` already exists or cannot be
@@ -46,6 +50,7 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
     with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
         params = checkpoints.restore_ema(run.network.shapes)
         step = checkpoints.restored_step
+        assert step is not None
     weights = _cast(params, dtype)
 
     with storage_errors("read", run_dir / TOKENIZER):
@@ -56,11 +61,14 @@ def export(run_dir: AnyPath, to: AnyPath, dtype: Dtype = "bfloat16") -> None:
         }
     # Not save_file, which makes a file that only its owner can read.
     files[WEIGHTS] = safetensors.numpy.save(weights, {"step": str(step), "dtype": dtype})
+    count = sum(value.size for value in weights.values())
+    portable = _portable(config)
+    card = model_card(name_of(to), portable, step, count, dtype, license_name)
+    files[MODEL_CARD] = card.encode()
     # Last: an interrupted upload to a bucket has no config.json, and is not a run folder.
-    files[CONFIG] = (_portable(config).to_json() + "\n").encode()
+    files[CONFIG] = (portable.to_json() + "\n").encode()
     with storage_errors("write", to):
         _write_folder(to, files)
-    count = sum(value.size for value in weights.values())
     size = sum(value.nbytes for value in weights.values())
     print(f"{to}: {count:,} parameters of step {step:,}, {size / 1e6:,.1f} MB in {dtype}")
 

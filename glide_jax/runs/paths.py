@@ -13,6 +13,7 @@ them and as the models shipped with the package have them.
     demo/base/
       config.json  tokenizer/
       weights.safetensors
+      MODEL_CARD.md        what the model is, its data and license
 """
 
 from pathlib import Path
@@ -24,6 +25,7 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
+MODEL_CARD = "MODEL_CARD.md"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 SAMPLES = "samples"
