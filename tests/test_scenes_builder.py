@@ -100,3 +100,11 @@ def test_errors_name_the_split_config_or_folder(data_dir, tmp_path):
     (tmp_path / "scenes").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write scenes to .*scenes"):
         load("train", tmp_path, TINY)
+
+
+def test_metadata_of_others_are_checked(tmp_path):
+    folder = tmp_path / "scenes" / "mini" / "2.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"name": "scenes", "splits": [{"name": "../x"}]}')
+    with pytest.raises(UserError, match=r"'\.\./x' is not a path inside the folder"):
+        load("train", tmp_path, "mini")

@@ -100,7 +100,7 @@ def _prepared(source: Tfds) -> Any:
     import tensorflow_datasets as tfds
 
     name, data_dir = source.name, source.data_dir
-    _check_metadata(name, data_dir)
+    check_metadata(name, data_dir)
     provide_tensorflow_types()
     # With a version, even a wildcard, TFDS reads a prepared data set before its program runs.
     wanted = name if ":" in name else f"{name}:*.*.*"
@@ -172,10 +172,14 @@ def _require_connection(builder: Any, name: str) -> None:
     )
 
 
-def _check_metadata(name: str, data_dir: str) -> None:
+def check_metadata(name: str, data_dir: str) -> None:
     """Checks the metadata of prepared versions of a data set before TFDS reads them.
 
     TFDS imports the modules that features.json names, and reads the files of dataset_info.json.
+
+    Args:
+        name: of the data set, with or without a configuration and version.
+        data_dir: folder of prepared data sets; empty: TFDS's default.
 
     Raises:
         UserError: a name is not of TFDS, or a file would be outside the folder.

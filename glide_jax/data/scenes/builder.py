@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from glide_jax.data.scenes.graph import SPLITS, Scene, Thing, make
 from glide_jax.data.scenes.workers import SIZE_PX, encoded_scenes
+from glide_jax.data.tfds import check_metadata
 from glide_jax.errors import UserError
 
 __all__ = ["SPLITS", "Scene", "Scenes", "ScenesConfig", "Thing", "load", "make"]
@@ -116,6 +117,7 @@ def load(
     names = [known.name for known in Scenes.BUILDER_CONFIGS]
     if isinstance(config, str) and config not in names:
         raise UserError(f"scenes has no config {config!r}: choose {', '.join(names)}")
+    check_metadata("scenes", str(data_dir))
     arguments = {"data_dir": data_dir or None, "config": config, "file_format": "array_record"}
     _prepare(Scenes(**arguments))
     # A second builder for reading: the first may have lost a race, see `_prepare`.

@@ -30,6 +30,8 @@ SPACE = "Ġ"
 CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
 """OpenAI's vocabulary: a list of merges. CLIP uses the first CLIP_MERGES of them."""
 CLIP_MERGES = 48_894
+MAX_MERGES_BYTES = 2**25
+"""Size of CLIP's file of merges when unpacked. OpenAI's takes 3 MB."""
 
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -170,7 +172,7 @@ class ClipTokenizer(Tokenizer):
                 lines = text_lines(merges.read_bytes())
                 return cls(json.loads(vocab.read_text(encoding="utf-8")), _pairs(lines))
             if clip_file.is_file():
-                lines = text_lines(gzip.decompress(clip_file.read_bytes()))
+                lines = text_lines(_unpacked(clip_file))
                 return cls.from_merges(_pairs(lines[: 1 + CLIP_MERGES]))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
@@ -231,6 +233,15 @@ def _byte_characters() -> list[str]:
     printable += range(ord("®"), ord("ÿ") + 1)
     others = 256 - len(printable)
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(others)]
+
+
+def _unpacked(path: AnyPath) -> bytes:
+    """The contents of a small gzip file. Raises ValueError if they are large."""
+    with path.open("rb") as file, gzip.GzipFile(fileobj=file) as packed:
+        content = packed.read(MAX_MERGES_BYTES + 1)
+    if len(content) > MAX_MERGES_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_MERGES_BYTES:,} bytes")
+    return content
 
 
 def _pairs(lines: list[str]) -> Merges:
