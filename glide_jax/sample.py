@@ -9,267 +9,73 @@
 The default command is `generate`. `sample.py COMMAND --help` lists a command's flags.
 
 With --out FILE.png, one image becomes that file; several become a captioned grid, and the folder
-FILE/ holds them one by one. With --out FOLDER, every image becomes a file in the folder, and images
-that already exist are skipped: repeat an interrupted command to resume it. The text chunks of each
-PNG file record its prompt, its seed and every flag that affects it.
+FILE/ holds them, and no others, one by one. With --out FOLDER, every image becomes a file in the
+folder, and images that already exist are skipped: repeat an interrupted command to resume it. The
+text chunks of each PNG file record its prompt, its seed, every flag that affects it, and a
+fingerprint of the weights.
 """
 
 import dataclasses
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from tyro.conf import UseAppendAction
 
 from glide_jax import Glide, UserError
-from glide_jax.cli import UNRECORDED, ShardingFlags, keep_compiled_programs, parse_flags
+from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.errors import exit_on_user_error
 from glide_jax.images import save_grid, save_png
-from glide_jax.parallel.sharding import use_all_cores
-from glide_jax.sampling.flags import SamplingFlags, recorded_flags
-from glide_jax.sampling.outputs import Job, is_folder, make_jobs
-from glide_jax.sampling.request import broadcast_prompts
-from glide_jax.sampling.samples import Samples
+from glide_jax.parallel.sharding import use_all_cores, use_cores_to_sample
+from glide_jax.sampling.commands import COMMANDS, Command, Generate, Rank, join_texts
+from glide_jax.sampling.flags import recorded_flags
+from glide_jax.sampling.outputs import Job, earlier_images, is_folder, remove_images
 from glide_jax.sampling.stage import MAX_BATCH
-from glide_jax.sampling.user_images import Fit, read_alpha, read_image, read_mask, square_image
-from glide_jax.storage import text_lines
+from glide_jax.sampling.user_images import read_image
 
-
-@dataclass(frozen=True, kw_only=True)
-class Models(ShardingFlags):
-    """Flags of every command: models and prompts."""
-
-    checkpoint: UseAppendAction[tuple[str | Path, ...]] = ()
-    """Run folder, a folder of run folders, or a shipped model such as demo or demo/base. Repeat the
-    flag for several: a base model, an upsampler, a CLIP."""
-    prompt: UseAppendAction[tuple[str, ...]] = field(default=(), metadata=UNRECORDED)
-    """Prompt; repeat the flag for several. An empty prompt is unconditional."""
-    prompts_file: Path | None = field(default=None, metadata=UNRECORDED)
-    """Text file with one prompt per line; blank lines are skipped."""
-    one_at_a_time: bool = field(default=False, metadata=UNRECORDED)
-    """Free each model before loading the next, to save memory."""
-
-    def load(self) -> Glide:
-        """The models. Raises UserError."""
-        return Glide.load(*self.checkpoint, one_at_a_time=self.one_at_a_time, fsdp=self.fsdp)
-
-    def prompts(self) -> list[str]:
-        """All prompts. Raises UserError if there are none."""
-        prompts = list(self.prompt)
-        if self.prompts_file is not None:
-            try:
-                lines = text_lines(self.prompts_file.read_bytes())
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"--prompts-file {self.prompts_file}: {error}") from None
-            prompts += [line.strip() for line in lines if line.strip()]
-        if not prompts:
-            raise UserError("no prompts: give --prompt, or --prompts-file with one prompt per line")
-        return prompts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command(SamplingFlags, Models, ABC):
-    """A command that samples images."""
-
-    out: Path = field(default=Path("out.png"), metadata=UNRECORDED)
-    """PNG file, or a folder."""
-
-    @property
-    def sampled_per_prompt(self) -> int:
-        """Images sampled for each prompt."""
-        return 1
-
-    @property
-    def images_per_prompt(self) -> int:
-        """Images saved for each prompt."""
-        return self.sampled_per_prompt
-
-    def role(self, glide: Glide) -> str:
-        """Role of the model that these settings apply to."""
-        return "base"
-
-    def jobs(self) -> list[Job]:
-        """A job for each prompt. Raises UserError."""
-        return make_jobs(self.prompts(), None, self.images_per_prompt, self.out)
-
-    @abstractmethod
-    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
-        """Samples the images of these jobs.
-
-        Args:
-            glide: the models.
-            jobs: some of `jobs()`.
-            options: of `Glide`'s methods: seed, batch size and settings.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate(Command):
-    """Generates images for prompts."""
-
-    n: int = 1
-    """Images per prompt, with seeds seed, seed + 1, ..."""
-    keep: int | None = None
-    """Keep this many of each prompt's n images: those with the highest CLIP scores."""
-    negative_prompt: str = ""
-    """What guidance leads away from."""
-    upsample: bool = True
-    """Upsample, if there is an upsampler among the checkpoints."""
-
-    @property
-    def sampled_per_prompt(self) -> int:
-        """Images sampled for each prompt."""
-        return self.n
-
-    @property
-    def images_per_prompt(self) -> int:
-        """Images saved for each prompt."""
-        return self.n if self.keep is None else self.keep
-
-    def jobs(self) -> list[Job]:
-        """A job for each prompt. Raises UserError."""
-        prompts = self.prompts()
-        if self.n < 1:
-            raise UserError(f"--n {self.n}: must be at least 1")
-        if self.images_per_prompt < 1:
-            raise UserError(f"--keep {self.keep}: must be at least 1")
-        return make_jobs(prompts, None, self.images_per_prompt, self.out)
-
-    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
-        """Samples the images of these jobs."""
-        options |= {
-            "n": self.n,
-            "keep": self.keep,
-            "negative_prompt": self.negative_prompt,
-            "upsample": None if self.upsample else False,
-        }
-        return self.sample_prompts(glide, [job.prompt for job in jobs], **options)
-
-    def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
-        """Samples images for these prompts."""
-        return glide.generate(prompts, **options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inpaint(Generate):
-    """Inpaints a part of an image."""
-
-    image: Path
-    """Image of any size."""
-    mask: Path | None = None
-    """Mask: white is kept, black is inpainted. Without it, transparent pixels are inpainted."""
-    fit: Fit = "crop"
-    """crop: the largest centered square; pad: inpaint the margins; stretch."""
-
-    def role(self, glide: Glide) -> str:
-        """Role of the model that these settings apply to."""
-        return "base-inpaint" if glide.has("base-inpaint") else "base"
-
-    def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
-        """Samples images for these prompts."""
-        known = read_alpha(self.image) if self.mask is None else read_mask(self.mask)
-        return glide.inpaint(read_image(self.image), known, prompts, fit=self.fit, **options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edit(Generate):
-    """Edits an image or a sketch (SDEdit)."""
-
-    image: Path
-    """Image of any size."""
-    strength: float = 0.7
-    """Fraction of the steps taken, up to 1: the higher, the less of the image is kept."""
-    fit: Fit = "crop"
-    """crop: the largest centered square; pad: gray margins; stretch."""
-
-    def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
-        """Samples images for these prompts."""
-        image = read_image(self.image)
-        return glide.edit(image, prompts, strength=self.strength, fit=self.fit, **options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Upsample(Command):
-    """Upsamples images, conditioned on captions: one prompt for all, or one each."""
-
-    low_res: UseAppendAction[tuple[Path, ...]] = field(default=(), metadata=UNRECORDED)
-    """Image; repeat the flag for several. Resized to the upsampler's low resolution."""
-    fit: Fit = "crop"
-    """crop: the largest centered square; pad: gray margins; stretch."""
-
-    def role(self, glide: Glide) -> str:
-        """Role of the model that these settings apply to."""
-        return "upsample"
-
-    def jobs(self) -> list[Job]:
-        """A job for each image. Raises UserError."""
-        prompts = self.prompts()
-        if not self.low_res:
-            raise UserError("no images to upsample: give --low-res")
-        return make_jobs(broadcast_prompts(prompts, len(self.low_res)), self.low_res, 1, self.out)
-
-    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
-        """Samples the images of these jobs."""
-        px = glide.config("upsample").denoiser.low_res_px
-        paths = [job.low_res for job in jobs if job.low_res is not None]
-        low_res = np.stack([square_image(read_image(path), px, self.fit) for path in paths])
-        return glide.upsample(low_res, [job.prompt for job in jobs], **options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rank(Models):
-    """Prints CLIP scores of images for each prompt, best first."""
-
-    image: UseAppendAction[tuple[Path, ...]] = ()
-    """Image; repeat the flag for several."""
-
-
-COMMANDS: dict[str, type[Models]] = {
-    "generate": Generate,
-    "inpaint": Inpaint,
-    "edit": Edit,
-    "upsample": Upsample,
-    "rank": Rank,
-}
+MAX_GRID_IMAGES = 1000
 
 
 def png_metadata(glide: Glide, command: Command) -> dict[str, str | None]:
-    """The metadata that all images of a command share: its name, flags and resolved settings.
+    """The metadata that all images of a command share: name, flags, resolved settings, weights.
 
     Unset flags are None.
     """
-    name = {"command": type(command).__name__.lower()}
-    settings = dataclasses.asdict(glide.settings(command.role(glide), **command.settings))
+    role, upsampler = command.role(glide), command.upsampler(glide)
+    settings = dataclasses.asdict(glide.settings(role, **command.settings))
     flags = recorded_flags(command)
     flags["first_seed"] = flags.pop("seed")  # `seed` is each image's own
     flags["checkpoint"] = ", ".join(map(str, command.checkpoint))
-    values = name | settings | flags
+    values = {"command": type(command).__name__.lower()} | settings | flags | command.inputs()
+    ranks = flags.get("keep") is not None or settings["clip_guidance_scale"]
+    own = {}
+    if upsampler is not None:
+        own = dataclasses.asdict(glide.settings(upsampler))
+        ranks = ranks or own["clip_guidance_scale"]
+    roles = (role, upsampler, "clip" if ranks else None)
+    used = [(role, glide.runs[role]) for role in roles if role and glide.has(role)]
+    values["weights"] = ", ".join(f"{role} {run.fingerprint}" for role, run in used)
+    if own:
+        values["upsampler_settings"] = ", ".join(f"{name}={value}" for name, value in own.items())
     return {name: None if value is None else str(value) for name, value in values.items()}
 
 
-def sample_and_save(glide: Glide, command: Command, jobs: list[Job]) -> list[np.ndarray]:
-    """Samples jobs batch by batch, and saves the images of each batch as soon as it is done."""
-    common = png_metadata(glide, command)
-    n = command.sampled_per_prompt
+def sample_and_save(glide: Glide, command: Command, jobs: Sequence[Job]) -> Iterator[np.ndarray]:
+    """Samples jobs batch by batch. Yields each image once all of its batch are saved."""
+    n = command.sampled_per_job
     limit = command.batch_size or MAX_BATCH * jax.local_device_count()
     jobs_per_batch = max(min(limit // n, len(jobs)), 1)
-    options = {"seed": command.seed, "progress": True, **command.settings}
     # One batch size for all, so that the last jobs need no programs of their own.
-    options["batch_size"] = min(limit, jobs_per_batch * n)
-    images: list[np.ndarray] = []
+    options = {"batch_size": min(limit, jobs_per_batch * n), "progress": True, **command.settings}
     for start in range(0, len(jobs), jobs_per_batch):
         some = jobs[start : start + jobs_per_batch]
-        samples = command.sample(glide, some, **options)
+        samples = command.sample(glide, some, seed=[job.seed for job in some], **options)
+        common = png_metadata(glide, command)  # of the weights that are loaded now
         targets = [(job, file) for job in some for file in job.files]
         for (job, file), image, seed in zip(targets, samples, samples.seeds, strict=True):
             save_png(file, image, common | job.metadata | {"seed": str(seed)})
-        images += list(samples)
-    return images
+        yield from samples
 
 
 def run(command: Command) -> None:
@@ -277,21 +83,52 @@ def run(command: Command) -> None:
     jobs = command.jobs()
     if command.batch_size is not None and command.batch_size < 1:
         raise UserError(f"--batch-size {command.batch_size}: must be at least 1")
-    one_image = len(jobs) * command.sampled_per_prompt == 1
-    use_all_cores(command.fsdp if one_image else MAX_BATCH)
+    into_folder = is_folder(command.out)
+    files = [] if into_folder else [file for job in jobs for file in job.files]
+    if len(files) > MAX_GRID_IMAGES:
+        raise UserError(
+            f"--out {command.out}: a grid of {len(files):,} images is too large: give a folder"
+        )
+    earlier = [] if into_folder else earlier_images(command.out, files)
+    images = len(jobs) * command.sampled_per_job
+    use_cores_to_sample(min(command.batch_size or images, images), command.fsdp)
     glide = command.load()
-    if is_folder(command.out):
-        common = png_metadata(glide, command)
-        left = [job for job in jobs if not job.is_done(common)]
-        print(f"{command.out}: {len(left)} of {len(jobs)} prompts left to sample")
-        sample_and_save(glide, command, left)
-        return
-    images = sample_and_save(glide, command, jobs)
+    px = glide.config(command.role(glide)).denoiser.resolution_px
+    if isinstance(command, Generate) and command.upsample and command.upsampler(glide) is None:
+        print(f"no upsampler among the checkpoints: images are {px} x {px} px")
+    if into_folder:
+        fill_folder(glide, command, jobs)
+    else:
+        write_grid(glide, command, jobs, earlier)
+        print(command.out)
+
+
+def fill_folder(glide: Glide, command: Command, jobs: Sequence[Job]) -> None:
+    """Samples the images that the folder lacks, a batch of them in memory at a time."""
+    common = png_metadata(glide, command)
+    left = [job for job in jobs if not job.is_done(common)]
+    count = [sum(len(job.files) for job in some) for some in (left, jobs)]
+    print(f"{command.out}: {count[0]:,} of {count[1]:,} images left to sample", flush=True)
+    try:
+        for _ in sample_and_save(glide, command, left):
+            pass
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command resumes") from None
+
+
+def write_grid(
+    glide: Glide, command: Command, jobs: Sequence[Job], earlier: Sequence[Path]
+) -> None:
+    """Samples all images; several become a grid, beside a folder with these images only."""
+    images: list[np.ndarray] = []
+    for image in sample_and_save(glide, command, jobs):
+        if not images:
+            remove_images(earlier)  # not before there are new ones
+        images.append(image)
     if len(images) > 1:
         prompts = [job.prompt for job in jobs for _ in job.files]
         columns = command.images_per_prompt if command.images_per_prompt > 1 else 4
         save_grid(command.out, np.stack(images), prompts, columns, png_metadata(glide, command))
-    print(command.out)
 
 
 def rank(command: Rank) -> None:
@@ -302,8 +139,9 @@ def rank(command: Rank) -> None:
     use_all_cores(command.fsdp)
     glide = command.load()
     images = [read_image(path) for path in command.image]
-    for prompt in prompts:
-        scores = glide.rank(images, prompt)  # loads the CLIP: --fsdp is checked here
+    scored = [(prompt, glide.rank(images, prompt)) for prompt in prompts]
+    print("CLIP scores (cosine similarity of image and prompt), best first")
+    for prompt, scores in scored:
         print(prompt)
         for i in np.argsort(-scores):
             print(f"  {scores[i]:.3f}  {command.image[i]}")
@@ -313,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command. Raises UserError."""
     args = list(sys.argv[1:] if argv is None else argv)
     name = args.pop(0) if args and args[0] in COMMANDS else "generate"
+    args = join_texts(args, COMMANDS[name])
     command = parse_flags(COMMANDS[name], f"sample.py {name}", args, __doc__)
     keep_compiled_programs()
     if isinstance(command, Rank):

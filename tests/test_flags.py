@@ -11,7 +11,7 @@ from glide_jax.config import SampleConfig
 from glide_jax.evaluation import upsampling
 from glide_jax.evaluation.scenes import __main__ as scenes
 from glide_jax.evaluation.scenes import guidance, inpainting
-from glide_jax.sample import Edit, Generate, Inpaint, Upsample
+from glide_jax.sampling.commands import Edit, Generate, Inpaint, Upsample
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.stage import changed_settings
 

@@ -1,7 +1,11 @@
 """Run folders: created, resumed, opened."""
 
 import dataclasses
+import shutil
+from contextlib import closing
 
+import jax
+import numpy as np
 import pytest
 from helpers import model_set, tiny
 from helpers.model_set import CAPTIONS
@@ -9,6 +13,8 @@ from helpers.model_set import CAPTIONS
 from glide_jax.config import ModelConfig, TextConfig
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.errors import UserError
+from glide_jax.models.clip import clip_network
+from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.stage import Stage
@@ -43,6 +49,40 @@ def test_an_interrupted_write_leaves_the_configuration(tokenizer, tmp_path, monk
         patch.setattr("pathlib.Path.replace", None)
         Run.create(tmp_path, after, tokenizer)
     assert Run.open(tmp_path).config == before
+
+
+def test_the_fingerprint_is_of_the_weights_that_are_loaded(tokenizer, tmp_path):
+    config = model_set.clip_config()
+    params = clip_network(config.model).init(seed=0)
+
+    for name in ("a", "copy"):
+        Run.create(tmp_path / name, config, tokenizer)
+
+    def save(folder, scale):
+        with closing(Checkpoints(tmp_path / folder, max_checkpoints=9)) as checkpoints:
+            step = (checkpoints.latest_step or 0) + 1
+            ema = {name: value + np.float32(scale) for name, value in params.items()}
+            checkpoints._save(step, {"ema": jax.device_put(ema)}, {})
+
+    save("a", 0)
+    save("copy", 0)
+    first = Run.open(tmp_path / "a")
+    assert first.fingerprint == Run.open(tmp_path / "copy").fingerprint
+    save("a", 1)  # training goes on, before the weights are loaded
+    second = Run.open(tmp_path / "a").fingerprint
+    assert second != first.fingerprint
+    first.weights()
+    assert first.fingerprint == second
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "2" / "ema")  # damaged: the first is used
+    loaded = Run.open(tmp_path / "a")
+    loaded.weights()
+    assert loaded.fingerprint == Run.open(tmp_path / "copy").fingerprint
+    text = (tmp_path / "copy" / "config.json").read_text()
+    changed = text.replace('"embedding_width": 16', '"embedding_width": 32')
+    (tmp_path / "copy" / "config.json").write_text(changed)
+    assert changed != text and Run.open(tmp_path / "copy").fingerprint != loaded.fingerprint
+    (tmp_path / "copy" / "weights.safetensors").write_bytes(b"exported")
+    assert Run.open(tmp_path / "copy").fingerprint not in (loaded.fingerprint, second)
 
 
 def test_the_kind_of_model_is_checked_before_its_weights_are_read(tokenizer, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from glide_jax import sample
 from glide_jax.config import SampleConfig
 from glide_jax.errors import exit_on_user_error
+from glide_jax.sampling.commands import Generate
 
 
 def run(*arguments):
@@ -92,6 +93,8 @@ def test_one_image_is_one_file_and_depends_only_on_its_seed(trained_run, tmp_pat
         (("--prompt", "x", "--n", "3", "--keep", "0"), "--keep 0: must be at least 1"),
         (("--prompt", "x", "--clip-guidance-scale", "3"), "this needs a clip model"),
         (("--prompt", "x", "--seed", "-1"), "seeds must be in"),
+        (("--prompt", "x", "--n", "1001"), "--out out.png: a grid of 1,001 images is too large"),
+        (("--prompt", "x", "--n", "1000000000"), "1,000,000,000 images: at most 1,000,000"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, trained_run, flags, line):
@@ -114,7 +117,7 @@ def test_images_that_exist_in_a_folder_are_skipped(capsys, trained_run, tmp_path
     files[2].unlink()
     times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
     run(*flags, "--out", tmp_path / "night")
-    assert "1 of 3 prompts left to sample" in capsys.readouterr().out
+    assert "1 of 6 images left to sample" in capsys.readouterr().out
     assert {file: file.read_bytes() for file in files} == before
     assert all(files[i].stat().st_mtime_ns == times[files[i]] for i in (0, 1, 4, 5))
 
@@ -136,7 +139,7 @@ def sampled_folder(trained_run, tmp_path_factory):
         (("--negative-prompt", "all blue"), "negative_prompt '', not 'all blue'"),
         (("--no-upsample",), "upsample 'True', not 'False'"),
         (("--eta", 0.5), "eta '0.0', not '0.5'"),
-        (("--checkpoint", "demo/upsample"), "checkpoint "),
+        (("--checkpoint", "demo/upsample"), "weights 'base "),
     ],
 )
 def test_a_folder_sampled_with_other_flags_is_refused(capsys, sampled_folder, flags, difference):
@@ -165,7 +168,7 @@ def test_flags_that_change_no_image_do_not_matter_for_resuming(
         "--checkpoint", trained_run, "--prompts-file", prompts, "--steps", 4, "--batch-size", 1,
         "--one-at-a-time", "--out", folder,
     )  # fmt: skip
-    assert "0 of 1 prompts left to sample" in capsys.readouterr().out
+    assert "0 of 1 images left to sample" in capsys.readouterr().out
 
 
 def test_a_file_in_the_folder_that_is_no_image_is_refused(capsys, trained_run, tmp_path):
@@ -179,9 +182,13 @@ def test_metadata_record_every_flag_that_affects_the_image_once(sampled_folder):
     _, folder = sampled_folder
     recorded = Image.open(folder / "00000-0.png").text
     settings = {one.name for one in dataclasses.fields(SampleConfig)}
-    flags = {one.name for one in dataclasses.fields(sample.Generate)} - settings
+    flags = {one.name for one in dataclasses.fields(Generate)} - settings
     unaffecting = {"fsdp", "batch_size", "one_at_a_time", "out", "prompts_file"}
-    assert set(recorded) == settings | (flags - unaffecting - {"keep"}) | {"first_seed", "command"}
+    assert set(recorded) == settings | (flags - unaffecting - {"keep"}) | {
+        "first_seed",
+        "command",
+        "weights",
+    }
 
 
 @pytest.fixture
@@ -243,7 +250,8 @@ def test_edit_upsample_and_rank(capsys, models, photo):
         "rank", "--checkpoint", models, "--image", edited[0], "--image", edited[1],
         "--prompt", "all red",
     )  # fmt: skip
-    prompt, *lines = capsys.readouterr().out.splitlines()
+    heading, prompt, *lines = capsys.readouterr().out.splitlines()
+    assert heading.startswith("CLIP scores")
     scores = [float(line.split()[0]) for line in lines]
     assert prompt == "all red" and len(lines) == 2 and scores == sorted(scores, reverse=True)
 

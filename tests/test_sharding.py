@@ -161,3 +161,16 @@ def test_devices_exchange_parameters_and_no_activations(remat, monkeypatch):
         for shape in re.findall(r"\w+\[([\d,]*)\]", shapes)
     ]
     assert max(exchanged) <= max(math.prod(p.shape) for p in trainer.network.shapes.values())
+
+
+@pytest.mark.parametrize(
+    ("images", "fsdp", "devices"),
+    [(1, 1, 1), (3, 1, 3), (5, 1, 4), (100, 1, 4), (3, 2, 2), (1, 2, 2)],
+)
+def test_no_core_samples_only_padding(monkeypatch, images, fsdp, devices):
+    set_to = Mock()
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.setattr(sharding, "_cores", lambda: 4)
+    monkeypatch.setattr(jax.config, "update", set_to)
+    sharding.use_cores_to_sample(images, fsdp)
+    set_to.assert_called_once_with("jax_num_cpu_devices", devices)

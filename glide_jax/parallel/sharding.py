@@ -47,14 +47,32 @@ def use_all_cores(batch_examples: int, processes: int = 1, sharing: int = 1) -> 
         processes: number of processes of the run.
         sharing: number of processes that share this machine's cores.
     """
-    if "JAX_NUM_CPU_DEVICES" in os.environ:
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = max((cores or 1) // sharing, 1)
+    most = max(_cores() // sharing, 1)
     fitting = (n for n in range(1, most + 1) if batch_examples % (n * processes) == 0)
-    devices = max(fitting, default=1)
-    with contextlib.suppress(RuntimeError):  # too late: JAX is already in use
-        jax.config.update("jax_num_cpu_devices", devices)
+    _set_cpu_devices(max(fitting, default=1))
+
+
+def use_cores_to_sample(images: int, fsdp: int = 1) -> None:
+    """`use_all_cores` for sampling, which pads its batches: any number divides them.
+
+    Args:
+        images: of a batch. More devices than images would sample only padding.
+        fsdp: devices over which parameters are sharded.
+    """
+    fsdp = max(fsdp, 1)  # checked once devices are known
+    _set_cpu_devices(max(min(_cores(), images) // fsdp, 1) * fsdp)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _set_cpu_devices(devices: int) -> None:
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # too late: JAX is already in use
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(config: Config, given: Sequence[jax.Device] | None = None) -> Mesh:

@@ -178,6 +178,14 @@ class Checkpoints:
         }
         return self._newest({"ema": target})[0]["ema"]
 
+    def ema_fingerprint(self) -> str:
+        """A digest of the restored EMA parameters, else of the newest. Raises UserError."""
+        latest = saved_steps(self._folder.parent)
+        for step in latest if self.restored_step is None else [self.restored_step]:
+            with contextlib.suppress(Exception):  # orbax and tensorstore raise many kinds
+                return _digest(self._record(step)["arrays"]["ema"])
+        raise UserError(f"{self._folder} has no complete checkpoint yet")
+
     def _newest(self, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The items, with these shapes and shardings, and the host state."""
         steps = self._group.gather(saved_steps(self._folder.parent))[0]
@@ -204,12 +212,7 @@ class Checkpoints:
         found: Any = {}
         record, why = {}, ""
         try:
-            record = self._reader.restore(folder, ocp.args.Composite(host=ocp.args.JsonRestore()))
-            record = dict(record.host)
-            if "sha256" not in record:
-                raise ValueError("it has no fingerprints: an earlier version wrote it")
-            if record.pop("sha256") != _digest(record):
-                raise ValueError("its list of contents differs from the saved one")
+            record = self._record(step)
             for name, tree in items.items():
                 if name not in record["arrays"]:
                     raise UserError(
@@ -229,6 +232,16 @@ class Checkpoints:
                 if fingerprint != record["arrays"][name][path]["fingerprint"]:
                     why = why or f"{name} {path} differs from the saved array"
         return found, record.get("state", {}), why
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """The checkpoint's `host`, verified by its own digest. Raises many kinds of errors."""
+        host = ocp.args.Composite(host=ocp.args.JsonRestore())
+        record = dict(self._reader.restore(self._folder / str(step), host).host)
+        if "sha256" not in record:
+            raise ValueError("it has no fingerprints: an earlier version wrote it")
+        if record.pop("sha256") != _digest(record):
+            raise ValueError("its list of contents differs from the saved one")
+        return record
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
         """Warns of damaged checkpoints, and renames them."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import operator
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import jax
 
 from glide_jax.config import Config
 from glide_jax.config.checks import Settings
+from glide_jax.config.serialize import to_json
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.build import tokenizer_class
 from glide_jax.errors import UserError
@@ -132,6 +134,31 @@ class Run:
         """The run's tokenizer. Raises UserError if it cannot be read."""
         return tokenizer_class(self.config.model).load(self.path / TOKENIZER)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the model: its EMA parameters, network and noise process, 16 digits.
+
+        It is of the parameters that `weights` has returned, or else would return now; training may
+        save others in between. It is read without the parameters.
+
+        Raises:
+            UserError: as `weights`.
+        """
+        file = self.path / WEIGHTS
+        if file.exists():
+            with storage_errors("read", file), file.open("rb") as opened:
+                weights = hashlib.file_digest(opened, "sha256").hexdigest()
+            return self._fingerprint(weights)
+        from glide_jax.runs.checkpoint import Checkpoints
+
+        with contextlib.closing(Checkpoints(self.path)) as checkpoints:
+            return self._fingerprint(checkpoints.ema_fingerprint())
+
+    def _fingerprint(self, weights: str) -> str:
+        """The fingerprint, given a digest of the parameters."""
+        settings = (to_json(self.config.model), to_json(self.config.diffusion))
+        return hashlib.sha256("\n".join((weights, *settings)).encode()).hexdigest()[:16]
+
     def weights(self, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> Params:
         """The EMA parameters in float32: exported ones if present, else the newest checkpoint's.
 
@@ -148,7 +175,9 @@ class Run:
             from glide_jax.runs.checkpoint import Checkpoints
 
             with contextlib.closing(Checkpoints(self.path)) as checkpoints:
-                return checkpoints.restore_ema(shapes, shardings)
+                params = checkpoints.restore_ema(shapes, shardings)
+                self.__dict__["fingerprint"] = self._fingerprint(checkpoints.ema_fingerprint())
+                return params
         found = read_tensors(file)
         require_same_shapes(shapes, found, f"the weights {file}")
         return jax.device_put(found, jax.local_devices()[0] if shardings is None else shardings)

@@ -1,0 +1,269 @@
+"""The commands of sample.py: their flags, and what each asks of `Glide`."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import UseAppendAction
+
+from glide_jax.cli import UNRECORDED, ShardingFlags
+from glide_jax.errors import UserError
+from glide_jax.sampling.flags import SamplingFlags
+from glide_jax.sampling.outputs import Job, digest, make_jobs
+from glide_jax.sampling.pipeline import Glide
+from glide_jax.sampling.request import broadcast_prompts
+from glide_jax.sampling.samples import Samples
+from glide_jax.sampling.user_images import Fit, read_alpha, read_image, read_mask, square_image
+from glide_jax.storage import text_lines
+
+MAX_IMAGES = 10**6
+"""Of one command."""
+TEXT_FLAGS = ("--prompt", "--negative-prompt", "--negative_prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models(ShardingFlags):
+    """Flags of every command: models and prompts."""
+
+    checkpoint: UseAppendAction[tuple[str | Path, ...]] = ()
+    """Run folder, a folder of run folders, or a shipped model such as demo or demo/base. Repeat the
+    flag for several: a base model, an upsampler, a CLIP."""
+    prompt: UseAppendAction[tuple[str, ...]] = field(default=(), metadata=UNRECORDED)
+    """Prompt; repeat the flag for several. An empty prompt is unconditional."""
+    prompts_file: Path | None = field(default=None, metadata=UNRECORDED)
+    """Text file with one prompt per line; blank lines are skipped."""
+    one_at_a_time: bool = field(default=False, metadata=UNRECORDED)
+    """Free each model before loading the next, to save memory."""
+
+    def load(self) -> Glide:
+        """The models. Raises UserError."""
+        return Glide.load(*self.checkpoint, one_at_a_time=self.one_at_a_time, fsdp=self.fsdp)
+
+    def prompts(self) -> list[str]:
+        """All prompts. Raises UserError if there are none."""
+        prompts = list(self.prompt)
+        if self.prompts_file is not None:
+            try:
+                lines = text_lines(self.prompts_file.read_bytes())
+            except OSError as error:
+                raise UserError(f"--prompts-file {self.prompts_file}: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise UserError(f"--prompts-file {self.prompts_file}: not UTF-8 text") from None
+            prompts += [line.strip() for line in lines if line.strip()]
+        if not prompts:
+            raise UserError("no prompts: give --prompt, or --prompts-file with one prompt per line")
+        return prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(SamplingFlags, Models, ABC):
+    """A command that samples images."""
+
+    out: Path = field(default=Path("out.png"), metadata=UNRECORDED)
+    """PNG file, or a folder."""
+
+    @property
+    def images_per_prompt(self) -> int:
+        """Images saved for each prompt."""
+        return 1
+
+    @property
+    def sampled_per_job(self) -> int:
+        """Images sampled for each job."""
+        return 1
+
+    def role(self, glide: Glide) -> str:
+        """Role of the model that these settings apply to."""
+        return "base"
+
+    def upsampler(self, glide: Glide) -> str | None:
+        """Role of the model that upsamples the images, with its own settings; None for none."""
+        return None
+
+    def inputs(self) -> dict[str, str]:
+        """Metadata of the inputs that all images share. Raises UserError."""
+        return {}
+
+    @abstractmethod
+    def jobs(self) -> list[Job]:
+        """What to sample. Raises UserError."""
+
+    @abstractmethod
+    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
+        """Samples the images of these jobs.
+
+        Args:
+            glide: the models.
+            jobs: some of `jobs()`.
+            options: of `Glide`'s methods: seed, batch size and settings.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Command):
+    """Generates images for prompts."""
+
+    n: int = 1
+    """Images per prompt, with seeds seed, seed + 1, ..."""
+    keep: int | None = None
+    """Keep this many of each prompt's n images: those with the highest CLIP scores."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    upsample: bool = True
+    """Upsample, if there is an upsampler among the checkpoints."""
+
+    @property
+    def images_per_prompt(self) -> int:
+        """Images saved for each prompt."""
+        return self.n if self.keep is None else self.keep
+
+    @property
+    def sampled_per_job(self) -> int:
+        """Images sampled for each job: the images to keep are chosen among all of a prompt."""
+        return 1 if self.keep is None else self.n
+
+    def upsampler(self, glide: Glide) -> str | None:
+        """Role of the model that upsamples the images, with its own settings; None for none."""
+        return "upsample" if self.upsample and glide.has("upsample") else None
+
+    def jobs(self) -> list[Job]:
+        """A job for each image, or for each prompt with --keep. Raises UserError."""
+        prompts = self.prompts()
+        if self.n < 1:
+            raise UserError(f"--n {self.n}: must be at least 1")
+        if len(prompts) * self.n > MAX_IMAGES:
+            raise UserError(f"{len(prompts) * self.n:,} images: at most {MAX_IMAGES:,} a command")
+        if self.images_per_prompt < 1:
+            raise UserError(f"--keep {self.keep}: must be at least 1")
+        seeds = range(self.seed, self.seed + (self.n if self.keep is None else 1))
+        return make_jobs(prompts, None, seeds, self.keep or 1, self.out)
+
+    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
+        """Samples the images of these jobs."""
+        options |= {
+            "n": self.sampled_per_job,
+            "keep": self.keep,
+            "negative_prompt": self.negative_prompt,
+            "upsample": None if self.upsample else False,
+        }
+        return self.sample_prompts(glide, [job.prompt for job in jobs], **options)
+
+    def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
+        """Samples images for these prompts."""
+        return glide.generate(prompts, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpaint(Generate):
+    """Inpaints a part of an image."""
+
+    image: Path
+    """Image of any size."""
+    mask: Path | None = None
+    """Mask: white is kept, black is inpainted. Without it, transparent pixels are inpainted."""
+    fit: Fit = "crop"
+    """crop: the largest centered square; pad: inpaint the margins; stretch."""
+
+    def role(self, glide: Glide) -> str:
+        """Role of the model that these settings apply to."""
+        return "base-inpaint" if glide.has("base-inpaint") else "base"
+
+    def upsampler(self, glide: Glide) -> str | None:
+        """Role of the model that upsamples the images, with its own settings; None for none."""
+        inpaints = self.upsample and glide.has("upsample-inpaint")
+        return "upsample-inpaint" if inpaints else super().upsampler(glide)
+
+    def inputs(self) -> dict[str, str]:
+        """Metadata of the inputs that all images share. Raises UserError."""
+        mask = {} if self.mask is None else {"mask_digest": digest(self.mask)}
+        return {"image_digest": digest(self.image)} | mask
+
+    def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
+        """Samples images for these prompts."""
+        known = read_alpha(self.image) if self.mask is None else read_mask(self.mask)
+        return glide.inpaint(read_image(self.image), known, prompts, fit=self.fit, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Generate):
+    """Edits an image or a sketch (SDEdit)."""
+
+    image: Path
+    """Image of any size."""
+    strength: float = 0.7
+    """Fraction of the steps taken, up to 1: the higher, the less of the image is kept."""
+    fit: Fit = "crop"
+    """crop: the largest centered square; pad: gray margins; stretch."""
+
+    def inputs(self) -> dict[str, str]:
+        """Metadata of the inputs that all images share. Raises UserError."""
+        return {"image_digest": digest(self.image)}
+
+    def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
+        """Samples images for these prompts."""
+        image = read_image(self.image)
+        return glide.edit(image, prompts, strength=self.strength, fit=self.fit, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upsample(Command):
+    """Upsamples images, conditioned on captions: one prompt for all, or one each."""
+
+    low_res: UseAppendAction[tuple[Path, ...]] = field(default=(), metadata=UNRECORDED)
+    """Image; repeat the flag for several. Resized to the upsampler's low resolution."""
+    fit: Fit = "crop"
+    """crop: the largest centered square; pad: gray margins; stretch."""
+
+    def role(self, glide: Glide) -> str:
+        """Role of the model that these settings apply to."""
+        return "upsample"
+
+    def jobs(self) -> list[Job]:
+        """A job for each image. Raises UserError."""
+        prompts = self.prompts()
+        if not self.low_res:
+            raise UserError("no images to upsample: give --low-res")
+        prompts = broadcast_prompts(prompts, len(self.low_res))
+        return make_jobs(prompts, self.low_res, [self.seed], 1, self.out)
+
+    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
+        """Samples the images of these jobs."""
+        px = glide.config("upsample").denoiser.low_res_px
+        paths = [job.low_res for job in jobs if job.low_res is not None]
+        low_res = np.stack([square_image(read_image(path), px, self.fit) for path in paths])
+        return glide.upsample(low_res, [job.prompt for job in jobs], **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Models):
+    """Prints CLIP scores of images for each prompt, best first."""
+
+    image: UseAppendAction[tuple[Path, ...]] = ()
+    """Image; repeat the flag for several."""
+
+
+COMMANDS: dict[str, type[Models]] = {
+    "generate": Generate,
+    "inpaint": Inpaint,
+    "edit": Edit,
+    "upsample": Upsample,
+    "rank": Rank,
+}
+
+
+def join_texts(args: Sequence[str], command: type[Models]) -> list[str]:
+    """`--prompt -a` as `--prompt=-a`: a text may begin with a dash, unless it is a flag."""
+    names = [one.name.replace("_", "-") for one in dataclasses.fields(command)]
+    flags = {"-h", *(f"--{no}{name}" for name in ("help", *names) for no in ("", "no-"))}
+    joined: list[str] = []
+    for word in args:
+        is_flag = word.partition("=")[0].replace("_", "-") in flags
+        if joined and joined[-1] in TEXT_FLAGS and word.startswith("-") and not is_flag:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
