@@ -16,7 +16,7 @@ from etils import epath
 from glide_jax.config import Tfds
 from glide_jax.data.records import BadRecordError, Record, clean_captions
 from glide_jax.errors import UserError
-from glide_jax.storage import plain_name, storage_errors
+from glide_jax.storage import AnyPath, plain_name, storage_errors
 
 PORTS = {"http": 80, "https": 443, "ftp": 21}
 CONNECT_S = 5.0
@@ -188,18 +188,29 @@ def check_metadata(name: str, data_dir: str) -> None:
 
     for folder in file_utils.list_data_dirs(data_dir or None):
         prepared = epath.Path(folder) / name.split(":")[0].split("/")[0]
-        for version in ("*", "*/*"):
-            for file in prepared.glob(f"{version}/features.json"):
-                with storage_errors("read", file):
-                    for module in _feature_classes(json.loads(file.read_text())):
-                        _require_known_class(module)
-            for file in prepared.glob(f"{version}/dataset_info.json"):
-                with storage_errors("read", file):
-                    info = json.loads(file.read_text())
-                    plain_name(info["name"])
-                    for split in info.get("splits", ()):
-                        plain_name(split["name"])
-                        plain_name(split.get("filepathTemplate", "default"))
+        for file in _metadata_files(prepared):
+            with storage_errors("read", file):
+                content = json.loads(file.read_text())
+                if file.name == "features.json":
+                    for class_name in _feature_classes(content):
+                        _require_known_class(class_name)
+                    continue
+                plain_name(content["name"])
+                for split in content.get("splits", ()):
+                    plain_name(split["name"])
+                    plain_name(split.get("filepathTemplate", "default"))
+
+
+def _metadata_files(prepared: AnyPath) -> list[AnyPath]:
+    """The metadata of all configurations and versions of a data set."""
+    files = ("features.json", "dataset_info.json")
+    with storage_errors("read", prepared):
+        return [
+            path
+            for folder in ("*", "*/*")
+            for file in files
+            for path in prepared.glob(f"{folder}/{file}")
+        ]
 
 
 def _feature_classes(feature: Any) -> Iterator[Any]:
