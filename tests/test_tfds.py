@@ -192,6 +192,7 @@ def test_a_download_without_a_connection_fails_at_once(
     data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TFDS itself repeats its attempts for minutes."""
+    open_tfds(data_dir)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     urls = {f"http://127.0.0.1:{port}/images.zip": None}
@@ -209,6 +210,7 @@ def test_a_download_without_a_connection_fails_at_once(
 
 @pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
 def test_metadata_do_not_choose_the_code_to_import(data_dir: str, tmp_path: Path, key: str) -> None:
+    open_tfds(data_dir)
     shutil.copytree(data_dir, tmp_path / "data")
     (file,) = (tmp_path / "data").glob("*/*/features.json")
     (tmp_path / "import_me.py").write_text("raise SystemExit('imported')")
@@ -219,6 +221,7 @@ def test_metadata_do_not_choose_the_code_to_import(data_dir: str, tmp_path: Path
 
 @pytest.mark.parametrize("key", ["name", "filepathTemplate"])
 def test_metadata_name_files_of_their_folder(data_dir: str, tmp_path: Path, key: str) -> None:
+    open_tfds(data_dir)
     shutil.copytree(data_dir, tmp_path / "data")
     (file,) = (tmp_path / "data").glob("*/*/dataset_info.json")
     info = json.loads(file.read_text())
