@@ -9,7 +9,7 @@ from helpers import model_set
 from PIL import Image
 
 from glide_jax import UserError
-from glide_jax.config import DiffusionConfig, Folder
+from glide_jax.config import Config, DataConfig, DiffusionConfig, Folder
 from glide_jax.data.scenes.graph import make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
@@ -60,6 +60,18 @@ def test_upsampling_is_compared_with_bicubic(on_colors, tmp_path, capsys):
     assert Image.open(out).size[0] > 8 * 192
     with pytest.raises(UserError, match="--n 0"):
         run(upsampling, on_colors, "--n", 0)
+
+
+def test_broken_held_out_images_are_left_out(tmp_path):
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (9, 8), "red").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"image {name}")
+    broken = tmp_path / "b.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    data = DataConfig(source=Folder(str(tmp_path)), max_bad_fraction=0.5)
+    images, captions = held_out.held_out_images(Config(data=data), "all", 2, resolution_px=8)
+    assert images.shape == (2, 8, 8, 3)
+    assert captions == [("image a",), ("image c",)]
 
 
 def test_retrieval_prints_the_accuracy_at_each_noise_level(on_colors, tmp_path, capsys):

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from glide_jax.cli import ShardingFlags, keep_compiled_programs, parse_flags
-from glide_jax.data.records import Record
-from glide_jax.data.transforms import load_pixels, to_float
+from glide_jax.data.transforms import to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.held_out import held_out_records
+from glide_jax.evaluation.held_out import held_out_images
 from glide_jax.evaluation.metrics import retrieval_accuracy
 from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.runs.folder import Run
@@ -52,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_compiled_programs()
     run = Run.open(arguments.checkpoint)
     clip = ClipScorer.load(run, fsdp=arguments.fsdp)
-    records = held_out_records(run.config, arguments.split, arguments.n)
-    captions = chosen_captions(records, arguments)
     px = clip.config.resolution_px
-    x_0 = to_float(np.stack([load_pixels(r.image, px, name=r.name) for r in records]))
+    images, all_captions = held_out_images(run.config, arguments.split, arguments.n, px)
+    captions = chosen_captions(all_captions, arguments)
+    x_0 = to_float(images)
     eps = np.random.default_rng(arguments.seed).standard_normal(x_0.shape, np.float32)
     alpha_bar = Schedule.of(run.config.diffusion).alpha_bar
     text = np.asarray(clip.encode_text(captions))
@@ -74,19 +73,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(arguments.out)
 
 
-def chosen_captions(records: Sequence[Record], arguments: Arguments) -> list[str]:
-    """The caption of each record. Raises UserError if there are too few records or captions."""
+def chosen_captions(records: Sequence[Sequence[str]], arguments: Arguments) -> list[str]:
+    """One of each record's captions. Raises UserError if there are too few records or captions."""
     if len(records) < arguments.among:
         raise UserError(
             f"there are {len(records)} records, too few for --among {arguments.among}: give a "
             "smaller --among"
         )
-    fewest = min(len(record.captions) for record in records)
+    fewest = min(map(len, records))
     if not 0 <= arguments.caption_index < fewest:
         raise UserError(
             f"--caption-index {arguments.caption_index}: some records have {fewest} captions"
         )
-    return [record.captions[arguments.caption_index] for record in records]
+    return [captions[arguments.caption_index] for captions in records]
 
 
 def plot(levels: Sequence[int], accuracies: Sequence[float], among: int, out: Path) -> None:

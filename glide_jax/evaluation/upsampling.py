@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from glide_jax.cli import keep_compiled_programs, parse_flags
-from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.held_out import held_out_records
+from glide_jax.evaluation.held_out import held_out_images
 from glide_jax.evaluation.metrics import psnr
 from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
@@ -51,22 +50,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     config = glide.config("upsample")
     model = config.denoiser
-    records = held_out_records(config, arguments.split, arguments.n)
-    captions = [record.captions[0] for record in records]
-    original = np.stack([load_pixels(r.image, model.resolution_px, name=r.name) for r in records])
+    split, n = arguments.split, arguments.n
+    original, all_captions = held_out_images(config, split, n, model.resolution_px)
+    captions = [of_image[0] for of_image in all_captions]
     low_res = resized(original, model.low_res_px, Image.Resampling.BOX)
     bicubic = resized(low_res, model.resolution_px, Image.Resampling.BICUBIC)
     upsampled = glide.upsample(
         low_res,
         captions,
-        seed=[arguments.seed + i for i in range(len(records))],
+        seed=[arguments.seed + i for i in range(len(captions))],
         batch_size=arguments.batch_size,
         progress=True,
         **arguments.settings,
     ).images
     ours, theirs = psnr(upsampled, original).mean(), psnr(bicubic, original).mean()
     print(f"upsampler {ours:.2f} dB, bicubic {theirs:.2f} dB: {ours - theirs:+.2f} dB")
-    print(f"mean PSNR of {len(records)} images, {model.low_res_px} to {model.resolution_px} px")
+    print(f"mean PSNR of {len(captions)} images, {model.low_res_px} to {model.resolution_px} px")
     if arguments.out is not None:
         shown = resized(low_res, model.resolution_px, Image.Resampling.NEAREST)
         rows = np.stack([shown, bicubic, upsampled, original], 1)

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(plan.report(), flush=True)
         if flags.json:
             with flags.json.open("a") as out:
-                out.write(json.dumps(dataclasses.asdict(plan)) + "\n")
+                out.write(json.dumps(dataclasses.asdict(plan), allow_nan=False) + "\n")
 
     if flags.search:
         _search(config, name, flags, report)
