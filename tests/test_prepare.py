@@ -255,7 +255,7 @@ def test_errors_name_the_flag(inputs: Sequence[Path], tmp_path: Path) -> None:
     (tmp_path / "full" / "x").touch()
     source = ("--from", inputs[2])
     for to, arguments, why in (
-        ("file/to", source, "--to .*file/to: Not a directory"),
+        ("file/to", source, "--to .*file/to: .*file is a file, not a folder"),
         ("full", source, "--to .*full: the folder is not empty"),
         ("to", (*source, "--px", 31), r"none of 40 images is kept: 40 .* \(--min-px 31\)"),
         ("a", (*source, "--speed", 3), "unknown flag --speed"),

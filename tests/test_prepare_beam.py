@@ -11,8 +11,9 @@ from helpers.preparation import FLAGS, contents, inputs, prepare
 from glide_jax.data.shards import write_index
 from glide_jax.errors import UserError
 from glide_jax.prepare.__main__ import main
-from glide_jax.prepare.inputs import Keys, find_units
+from glide_jax.prepare.inputs import find_units
 from glide_jax.prepare.selection import Selection
+from glide_jax.prepare.units import Keys
 
 __all__ = ["inputs"]  # the fixture
 

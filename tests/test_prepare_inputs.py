@@ -10,7 +10,8 @@ from helpers.packed_images import image, write_parquet, write_tar
 from glide_jax.data.records import BadRecordError, Record
 from glide_jax.errors import UserError
 from glide_jax.prepare import inputs
-from glide_jax.prepare.inputs import Keys, find_units, read_unit
+from glide_jax.prepare.inputs import find_units, read_unit
+from glide_jax.prepare.units import Keys
 
 IMAGES = [image(number) for number in range(6)]
 

@@ -24,8 +24,9 @@ import fsspec
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from glide_jax.data.shards import Shard, encode, shard_name, upload, upload_text, write_records
-from glide_jax.prepare.inputs import Keys, Unit, read_unit
+from glide_jax.prepare.inputs import read_unit
 from glide_jax.prepare.selection import Selection, Tally, select
+from glide_jax.prepare.units import Keys, Unit
 
 TALLIES = "tallies"
 

@@ -19,9 +19,10 @@ import tyro
 from glide_jax.data.records import list_problems
 from glide_jax.data.shards import Shard, upload_text, write_index
 from glide_jax.errors import UserError
-from glide_jax.prepare.inputs import Keys, Unit, find_units
+from glide_jax.prepare.inputs import find_units
 from glide_jax.prepare.selection import REASONS, Selection, Tally
 from glide_jax.prepare.staging import plan_shards, stage_units, total_tally, write_shards
+from glide_jax.prepare.units import Keys, Unit
 from glide_jax.storage import expand_home, require_folder
 
 WORK_FOLDER = ".unfinished"

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from glide_jax.data.shards import Shard, encode, shard_name, write_records
 from glide_jax.errors import UserError
-from glide_jax.prepare.inputs import Keys, Unit, read_unit
+from glide_jax.prepare.inputs import read_unit
 from glide_jax.prepare.selection import DIGEST_BYTES, Selection, Tally, select
+from glide_jax.prepare.units import Keys, Unit
 
 
 def run_jobs(jobs: Sequence[Callable[[], None]], workers: int, label: str) -> None:
