@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import io
 import struct
-import textwrap
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
+from glide_jax import fonts
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, require_file, storage_errors, write_atomically
 
@@ -32,7 +32,6 @@ NO_MATPLOTLIB = "plots need matplotlib: pip install -e '.[plot]'"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _MARGIN_PX = 12
-_FONT_PX = 15
 
 # MAX_DECODED_BYTES is the limit. Pillow warns at two thirds of it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -220,15 +219,11 @@ def draw_grid(
     columns = min(columns, len(images))
     width_px = images.shape[2] * max(1, -(-192 // images.shape[2]))
     height_px = width_px * images.shape[1] // images.shape[2]
-    font = ImageFont.load_default(_FONT_PX)
     lines = [
-        textwrap.wrap(caption, int(width_px / (_FONT_PX * 0.5)), max_lines=6, placeholder=" ...")
-        if i % columns == 0 or caption != captions[i - 1]
-        else []
+        fonts.wrap(caption, width_px) if i % columns == 0 or caption != captions[i - 1] else []
         for i, caption in enumerate(captions)
     ]
-    line_px = int(_FONT_PX * 1.25)
-    text_px = max(map(len, lines)) * line_px + 4
+    text_px = max(map(len, lines)) * fonts.LINE_PX + 4
     cell_w, cell_h = width_px + _MARGIN_PX, height_px + text_px + _MARGIN_PX
     rows = -(-len(images) // columns)
     grid = Image.new("RGB", (columns * cell_w + _MARGIN_PX, rows * cell_h + _MARGIN_PX), "white")
@@ -239,5 +234,5 @@ def draw_grid(
         shown = Image.fromarray(image).resize((width_px, height_px), Image.Resampling.BICUBIC)
         grid.paste(shown, (x, y))
         for n, line in enumerate(text):
-            draw.text((x, y + height_px + 4 + n * line_px), line, fill="black", font=font)
+            fonts.draw_text(draw, x, y + height_px + 4 + n * fonts.LINE_PX, line)
     return np.asarray(grid)

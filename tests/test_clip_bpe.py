@@ -86,6 +86,12 @@ def test_truncation_keeps_the_end_token_and_is_counted() -> None:
     assert tokenizer.truncated == 1
 
 
+@pytest.mark.parametrize("kind", [Tokenizer, ClipTokenizer])
+def test_captions_that_are_not_utf8_are_refused(kind: type) -> None:
+    with pytest.raises(UserError, match=r"^the caption 'caf\\udce9' is not UTF-8"):
+        kind.train(["a"], 600).encode(["caf\udce9"], 4)
+
+
 def test_captions_are_cleaned() -> None:
     assert clean("  Tabs\tand\n LINES ") == "tabs and lines"
     assert clean("&amp;lt;b&gt; cafÃ©") == "<b> café"

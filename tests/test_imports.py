@@ -11,7 +11,7 @@ import glide_jax
 
 PACKAGE = Path(__file__).parent.parent / "glide_jax"
 FLOORS = (
-    {"errors", "shapes", "storage", "images", "config"},
+    {"errors", "shapes", "storage", "fonts", "images", "config"},
     {"cli"},
     {"diffusion", "models", "data"},  # which do not know each other
     {"parallel"},

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from glide_jax import fonts
 from glide_jax.errors import UserError
 from glide_jax.images import draw_grid, open_image
 from glide_jax.runs.folder import Run
@@ -50,7 +51,6 @@ def _strip(run_dir: AnyPath, named: bool) -> Image.Image:
         {step: _tiles(grid, margin, side) for step, grid in grids}, model.condition_channels > 0
     )
 
-    font = ImageFont.load_default(15)
     header = (2 if named else 1) * 24
     cell = side + margin
     row_heights = [max(side, captions[i].height) + margin for i in indices]
@@ -58,14 +58,14 @@ def _strip(run_dir: AnyPath, named: bool) -> Image.Image:
     strip = Image.new("RGB", size, color="white")
     draw = ImageDraw.Draw(strip)
     if named:
-        draw.text((margin, margin), name_of(run_dir), fill="black", font=font)
+        fonts.draw_text(draw, margin, margin, name_of(run_dir))
     for row, i in enumerate(indices):
         top = margin + header + sum(row_heights[:row])
         strip.paste(captions[i], (margin, top))
         for column, images in enumerate(columns.values(), start=1):
             strip.paste(images[row], (margin + column * cell, top))
     for column, label in enumerate(columns, start=1):
-        draw.text((margin + column * cell, margin + header - 22), label, fill="black", font=font)
+        fonts.draw_text(draw, margin + column * cell, margin + header - 22, label)
     return strip
 
 

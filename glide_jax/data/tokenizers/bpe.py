@@ -77,7 +77,11 @@ class Tokenizer:
 
         Returns:
             Token ids in [0, vocab_size), and a mask that is False for padding.
+
+        Raises:
+            UserError: a caption is not UTF-8.
         """
+        require_utf8(captions)
         tokens = np.full((len(captions), length), self.end_id, np.int32)
         mask = np.zeros((len(captions), length), np.bool_)
         truncated = 0
@@ -163,6 +167,15 @@ class Tokenizer:
             UserError: the folder cannot be written.
         """
         write_backend(folder, self._backend, eos_token=self.end_token, pad_token=self.end_token)
+
+
+def require_utf8(captions: Iterable[str]) -> None:
+    """Raises UserError for a caption with surrogates, as Python reads bytes that are not UTF-8."""
+    for caption in captions:
+        try:
+            caption.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the caption {caption!a} is not UTF-8: retype it") from None
 
 
 def hub_backend(name: str) -> tuple[tokenizers.Tokenizer, str]:

@@ -17,7 +17,13 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from glide_jax.data.tokenizers.bpe import GPT2_FILES, Tokenizer, hub_backend, write_backend
+from glide_jax.data.tokenizers.bpe import (
+    GPT2_FILES,
+    Tokenizer,
+    hub_backend,
+    require_utf8,
+    write_backend,
+)
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, text_lines
 
@@ -85,7 +91,11 @@ class ClipTokenizer(Tokenizer):
 
         Returns:
             Token ids in [0, vocab_size), and a mask that is False for padding.
+
+        Raises:
+            UserError: a caption is not UTF-8.
         """
+        require_utf8(captions)
         tokens = np.zeros((len(captions), length), np.int32)
         mask = np.zeros((len(captions), length), np.bool_)
         truncated = 0
