@@ -230,9 +230,15 @@ def log_samples(parts: Parts, state: TrainState) -> None:
     parts.log.say(f"step {step:,}: sampling")
     # All processes take part, as each may hold a part of the parameters.
     ema = state.ema if jax.process_count() == 1 else sharding.to_host(state.ema)
-    if parts.preview is not None:
-        file = parts.log.samples(step, parts.preview.sample(ema))
-        parts.log.say(f"step {step:,}: samples in {file}, {perf_counter() - started:.0f} s")
+    if parts.preview is None:
+        return
+    try:
+        samples = parts.preview.sample(ema)
+    except UserError as error:  # the parameters may recover
+        parts.log.say(f"step {step:,}: no samples: {error}")
+        return
+    file = parts.log.samples(step, samples)
+    parts.log.say(f"step {step:,}: samples in {file}, {perf_counter() - started:.0f} s")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from helpers import model_set
 from helpers.one_device import assert_same_gradient, one_device_mesh
 
 from glide_jax.parallel import sharding
-from glide_jax.training.contrastive import MAX_SCALE, Contrastive
+from glide_jax.training.contrastive import MAX_SCALE, Contrastive, _compare
 from glide_jax.training.step import Trainer
 
 B = 8
@@ -74,6 +74,22 @@ def test_loss_is_the_symmetric_cross_entropy(batch):
     of_images = -np.log(np.diag(exp) / exp.sum(0))
     np.testing.assert_allclose(found.values["loss"], (of_captions + of_images) / 2, rtol=1e-4)
     np.testing.assert_array_equal(found.values["accuracy"], logits.argmax(1) == np.arange(B))
+
+
+def test_losses_compare_logits_of_one_matmul_of_full_precision():
+    """Embeddings in which lower precision would give the own pair another logit than its row."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(B, 16)).astype(np.float32)
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    scale = jnp.log(jnp.float32(MAX_SCALE))
+    values = jax.jit(_compare)(image, image, scale)
+    logits = MAX_SCALE * image.astype(np.float64) @ image.T
+    expected = np.log(np.exp(logits - np.diag(logits)[:, None]).sum(1))
+    np.testing.assert_allclose(values["loss"], expected, rtol=1e-3, atol=1e-6)
+    assert (values["loss"] >= 0).all()
+    program = str(jax.make_jaxpr(_compare)(image, image, scale))
+    assert program.count("dot_general") == 1
+    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 1
 
 
 def test_training_separates_eight_pairs_without_noise(batch):

@@ -16,6 +16,7 @@ from helpers.golden_models import (
     golden_weights,
 )
 
+from glide_jax.config import Unknown
 from glide_jax.convert import __main__
 from glide_jax.convert.__main__ import main
 from glide_jax.convert.to_runs import LOGIT_SCALE
@@ -90,6 +91,7 @@ def test_a_set_of_files_becomes_run_folders(released_set):
         expected = config_of(meta | {"image": px}, 4 if px == 16 else 0, "inpaint_mask" in arrays)
         text = dataclasses.replace(expected.text, vocab_size=257)  # see `widened`
         assert model == dataclasses.replace(expected, text=text)
+    assert {config.data.source for config in configs.values()} == {Unknown()}
     sampling = {
         name: (c.diffusion.schedule, c.sample.sampler, c.sample.steps, c.sample.guidance_scale)
         for name, c in configs.items()

@@ -9,7 +9,16 @@ from helpers import model_set
 from PIL import Image
 
 from glide_jax import UserError
-from glide_jax.config import Config, DataConfig, DiffusionConfig, Folder
+from glide_jax.config import (
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    Folder,
+    Mixture,
+    MixturePart,
+    Scenes,
+    Unknown,
+)
 from glide_jax.data.scenes.graph import make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
@@ -17,6 +26,7 @@ from glide_jax.evaluation import held_out, metrics, retrieval, upsampling
 from glide_jax.evaluation.scenes import __main__ as scenes
 from glide_jax.evaluation.scenes import attribute_binding, guidance, inpainting
 from glide_jax.evaluation.scenes.captions import Description, parse_caption
+from glide_jax.evaluation.scenes.flags import require_scenes
 from glide_jax.evaluation.scenes.reader import read_scenes
 
 
@@ -50,6 +60,34 @@ def on_colors(models, color_folder, monkeypatch):
 
     monkeypatch.setattr(held_out, "open_source", opened)
     return models
+
+
+@pytest.fixture
+def as_if_of_scenes(monkeypatch):
+    """The models of colors are scored as if their data set were scenes."""
+    for module in (scenes, guidance, inpainting, attribute_binding):
+        monkeypatch.setattr(module, "require_scenes", lambda config: None)
+
+
+@pytest.mark.parametrize(
+    "module", [scenes, guidance, inpainting, attribute_binding], ids=lambda module: module.__name__
+)
+def test_models_of_other_data_are_not_scored_on_scenes(models, module):
+    with pytest.raises(UserError, match=r"data\.source of this one is folder: give a model"):
+        run(module, models / "base")
+
+
+def test_models_of_scenes_are_scored_and_converted_ones_are_not():
+    def config(source):
+        return Config(data=DataConfig(source))
+
+    require_scenes(config(Scenes("closeups")))
+    require_scenes(config(Mixture((MixturePart(1.0, Folder("x")), MixturePart(2.0, Scenes())))))
+    with pytest.raises(UserError, match="is unknown"):
+        require_scenes(config(Unknown()))
+    with pytest.raises(UserError, match="of a converted model is not known"):
+        held_out.open_source(DataConfig(Unknown()), "validation")
+    assert Config.from_json(config(Unknown()).to_json()) == config(Unknown())
 
 
 def test_upsampling_is_compared_with_bicubic(on_colors, tmp_path, capsys):
@@ -150,7 +188,7 @@ def test_diversity_is_in_levels():
     np.testing.assert_allclose(metrics.diversity(differing), 10 / np.sqrt(2))
 
 
-def test_guidance_scales_are_swept(models, tmp_path, capsys):
+def test_guidance_scales_are_swept(as_if_of_scenes, models, tmp_path, capsys):
     out = tmp_path / "sweep.png"
     few = ("--n", 2, "--scales", 1, 2, "--clip-scales", 1, "--steps", 2)
     run(guidance, models, *few, "--out", out)
@@ -202,7 +240,9 @@ def test_wrong_captions_bind_the_same_words_differently():
     assert wrong["another relation"] == Description((a, b), attribute_binding.TURNED[relation])
 
 
-def test_attribute_binding_compares_losses_at_the_same_noise(models, capsys, monkeypatch):
+def test_attribute_binding_compares_losses_at_the_same_noise(
+    as_if_of_scenes, models, capsys, monkeypatch
+):
     run(attribute_binding, models / "base", "--n", 5)
     lines = capsys.readouterr().out.splitlines()
     assert [line[:18].strip() for line in lines[1:-1]] == list(attribute_binding.WRONG)

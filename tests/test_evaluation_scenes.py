@@ -19,6 +19,7 @@ from glide_jax.data.scenes.rendering import render
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
+from glide_jax.evaluation.scenes import __main__ as evaluation
 from glide_jax.evaluation.scenes import train_reader
 from glide_jax.evaluation.scenes.__main__ import main
 from glide_jax.evaluation.scenes.captions import (
@@ -320,7 +321,8 @@ def test_the_command_refuses_what_it_cannot_do(flags, message):
         run(*flags)
 
 
-def test_the_command_scores_a_models_images(trained_run, tmp_path, capsys):
+def test_the_command_scores_a_models_images(trained_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "require_scenes", lambda config: None)
     out = tmp_path / "grid.png"
     run("--checkpoint", trained_run, "--n", 22, "--steps", 2, "--out", out)
     lines = capsys.readouterr().out.splitlines()

@@ -28,7 +28,8 @@ from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import DEMO, MODEL_CARD, TOKENIZER, WEIGHTS, resolve_run
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.model_set import ROLES
-from glide_jax.sampling.stage import Stage, changed_settings
+from glide_jax.sampling.settings import changed_settings
+from glide_jax.sampling.stage import Stage
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
 

@@ -13,7 +13,7 @@ from glide_jax.evaluation.scenes import __main__ as scenes
 from glide_jax.evaluation.scenes import guidance, inpainting
 from glide_jax.sampling.commands import Edit, Generate, Inpaint, Upsample
 from glide_jax.sampling.flags import SamplingFlags
-from glide_jax.sampling.stage import changed_settings
+from glide_jax.sampling.settings import changed_settings
 
 COMMANDS = (
     *(Generate, Inpaint, Edit, Upsample),

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import weakref
 
 import jax
@@ -15,7 +16,8 @@ from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.model_set import ROLES
 from glide_jax.sampling.programs import Inputs, Recipe
-from glide_jax.sampling.stage import Conditions, Stage, changed_settings
+from glide_jax.sampling.settings import changed_settings
+from glide_jax.sampling.stage import Conditions, Stage
 from glide_jax.sampling.user_images import square_image, square_known
 
 
@@ -128,6 +130,26 @@ def test_errors_name_what_is_wrong(glide):
     }.items():
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_images_that_are_not_finite_are_refused(glide):
+    """One line instead of black images."""
+    stage = glide.stage("base")
+    weights = stage.params
+    name = "unet.norm_out.scale"
+    stage.use(weights | {name: np.full(weights[name].shape, np.nan, np.float32)})
+    try:
+        with pytest.raises(UserError, match=r"^sampling gave numbers that are not finite"):
+            generate(glide, ["all red"] * 4)
+    finally:
+        stage.use(weights)
+
+
+def test_a_set_of_models_shows_them(models):
+    assert re.fullmatch(
+        r"Glide\(base: .*/base, 8 px; upsample: .*/upsample, 16 px; clip: .*/clip, 8 px\)",
+        repr(Glide.load(models / "base", models / "upsample", models / "clip")),
+    )
 
 
 # With all models: base, upsampler, inpainting ones and CLIP.
@@ -257,7 +279,7 @@ def test_a_clip_of_another_size_is_refused(models, tmp_path):
     image = dataclasses.replace(config.model.image, resolution_px=16)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
     write_random_run(tmp_path / "clip", config, ClipTokenizer.train(CAPTIONS, 600))
-    with pytest.raises(UserError, match="is for 16 px and 1000 diffusion steps, but the model"):
+    with pytest.raises(UserError, match="is for 16 px and 1000 diffusion steps"):
         Glide.load(models / "base", tmp_path / "clip").generate(["x"], clip_guidance_scale=1)
 
 

@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import model_set, tiny
@@ -93,3 +94,15 @@ def test_the_kind_of_model_is_checked_before_its_weights_are_read(tokenizer, tmp
         Stage.load(Run.open(tmp_path / "clip"))
     with pytest.raises(UserError, match="a CLIP is needed"):
         ClipScorer.load(Run.open(tmp_path / "base"))
+
+
+def test_checkpoints_that_are_not_finite_are_refused(tokenizer, tmp_path, monkeypatch):
+    run = Run.create(tmp_path / "run", tiny.one_level(tiny.get_config()), tokenizer)
+    params = {name: jnp.zeros(spec.shape) for name, spec in run.network.shapes.items()}
+    monkeypatch.setattr(Checkpoints, "restore_ema", lambda *arguments: params)
+    monkeypatch.setattr(Checkpoints, "ema_fingerprint", lambda checkpoints: "")
+    assert run.weights() is params
+    last = list(params)[-1]
+    params[last] = params[last] + jnp.inf
+    with pytest.raises(UserError, match=f"run: {last} is not finite: .* its training diverged"):
+        run.weights()

@@ -1,16 +1,18 @@
 """Image preprocessing."""
 
 import io
+import struct
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from glide_jax.data.records import BadRecordError
-from glide_jax.data.transforms import load_pixels, to_float
+from glide_jax.data.transforms import decode, load_pixels, to_float
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -66,6 +68,69 @@ def test_all_color_modes_preserve_gray_levels(mode: str) -> None:
     (kind,) = (kind for kind, modes in kinds.items() if mode in modes)
     pixels = load_pixels(encode(image, kind), 8)
     np.testing.assert_allclose(pixels, level, atol=3)
+
+
+def tiff(entries: dict[int, int | tuple[int, int]], pixels: bytes, width: int) -> bytes:
+    """A TIFF file of one row, little-endian, of modes that Pillow cannot write."""
+    entries = {256: width, 257: 1, 259: 1, 277: 1, 278: 1, 279: len(pixels)} | entries
+    entries[273] = 8 + 2 + 12 * (len(entries) + 1) + 4
+    fields = b""
+    for tag, value in sorted(entries.items()):
+        pair = value if isinstance(value, tuple) else (value, 0)
+        fields += struct.pack("<HHIHH", tag, 3, 1 + isinstance(value, tuple), *pair)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    return head + fields + bytes(4) + pixels
+
+
+def gray_tiff(levels: np.ndarray, **options: Any) -> bytes:
+    return encode(Image.fromarray(levels), "TIFF", **options)
+
+
+TWELVE_BITS = bytes([0x80, 0x0F, 0xFF])  # 0x800 and 0xFFF
+
+
+@pytest.mark.parametrize(
+    ("encoded", "levels"),
+    [
+        (gray_tiff(np.array([[0, 200]], np.int32)), (0, 200)),
+        (gray_tiff(np.array([[0, 200 * 257]], np.int32)), (0, 200)),
+        (gray_tiff(np.array([[0, 200 / 255]], np.float32)), (0, 200)),
+        (gray_tiff(np.array([[0, 200]], np.float32)), (0, 200)),
+        (gray_tiff(np.array([[0, 200 * 257]], np.uint16), tiffinfo={262: 0}), (255, 55)),
+        (tiff({258: 12, 262: 1}, TWELVE_BITS, 2), (128, 255)),
+        (tiff({258: (8, 8), 262: 1, 277: 2, 338: 1}, bytes([9, 255, 0, 0]), 2), (9, 255)),
+        (encode(Image.fromarray(np.array([[9, 65535]], np.uint16)), transparency=9), (255, 255)),
+    ],
+    ids=[
+        "I of 8 bits",
+        "I of 16 bits",
+        "F to 1",
+        "F to 255",
+        "white is 0",
+        "12 bits",
+        "La",
+        "tRNS",
+    ],
+)
+def test_gray_levels_of_every_range_are_converted(encoded: bytes, levels: tuple[int, int]) -> None:
+    """Also over white: the second pixel of La and the first of tRNS are transparent."""
+    np.testing.assert_array_equal(np.asarray(decode(encoded))[0, :, 0], levels)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        np.array([[0, 2**31]], np.uint32),
+        np.array([[0, 70_000]], np.int32),
+        np.array([[-5, 100]], np.int16),
+        np.array([[0, 300]], np.float32),
+        np.array([[-0.1, 1]], np.float32),
+        np.array([[np.nan, 1]], np.float32),
+    ],
+)
+def test_gray_levels_of_an_unknown_range_are_named(levels: np.ndarray) -> None:
+    with pytest.raises(BadRecordError, match="the range of its gray levels is unknown"):
+        load_pixels(gray_tiff(levels), 8)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

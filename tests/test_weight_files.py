@@ -10,7 +10,7 @@ import pytest
 
 from glide_jax.errors import UserError
 from glide_jax.pretrained import weight_files
-from glide_jax.pretrained.weight_files import read_tensors
+from glide_jax.pretrained.weight_files import read_tensors, write_tensors
 
 
 def refused(path):
@@ -63,6 +63,13 @@ def test_npz_files_of_anything_but_their_arrays_are_refused(tmp_path, monkeypatc
     monkeypatch.setattr(weight_files, "SMALL_BYTES", 2**20)
     write_npz(path, a_npy=npy((2**19,), bytes(2**21)))
     assert "is refused: it declares 524,288 numbers, more than its" in refused(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": np.ones(3, np.float32), "b": np.array([1, value], np.float16)})
+    assert refused(path).startswith(f"{path}: b is not finite: the file is damaged")
 
 
 def test_safetensors_headers_are_checked(tmp_path):

@@ -26,6 +26,7 @@ from glide_jax.config.sources import (
     Scenes,
     Shards,
     Tfds,
+    Unknown,
 )
 from glide_jax.config.training import OptimConfig, TrainConfig
 
@@ -53,4 +54,5 @@ __all__ = [
     "Tfds",
     "TrainConfig",
     "UNetConfig",
+    "Unknown",
 ]

@@ -1,9 +1,12 @@
 """Defaults of sampling."""
 
-import math
 from dataclasses import dataclass
 
 from glide_jax.config.checks import Settings
+
+MAX_NUMBER = 1e30
+"""Scales are below this, far within the range of float32."""
+MAX_STEPS_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,14 @@ class SampleConfig(Settings):
     flag, for commands that sample an upsampler alone, such as sample.py upsample."""
 
     def __post_init__(self) -> None:
-        for name in ("guidance_scale", "clip_guidance_scale", "temperature"):
+        for name in ("guidance_scale", "clip_guidance_scale", "temperature", "eta"):
             value = getattr(self, name)
-            self.require(math.isfinite(value), name, f"must be a number, not {value}")
+            self.require(abs(value) < MAX_NUMBER, name, f"must be a number, not {value}")
+        self.require(len(self.steps) <= MAX_STEPS_CHARS, "steps", "is no respacing: it is too long")
         low, high = self.guidance_interval
         self.require(low <= high, "guidance_interval", f"({low} {high}) must be low, then high")
+        for value in (low, high):
+            self.require(abs(value) < 2**31, "guidance_interval", "must be in (-2**31, 2**31)")
         self.require_fraction("guidance_rescale")
         threshold = self.dynamic_threshold
         self.require(0 <= threshold < 1, "dynamic_threshold", f"must be in [0, 1), not {threshold}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from glide_jax.config.checks import Settings
 from glide_jax.config.serialize import from_plain
-from glide_jax.config.sources import AnySource, Mixture, MixturePart, OneSource
+from glide_jax.config.sources import AnySource, Mixture, MixturePart, OneSource, Unknown
 from glide_jax.errors import UserError
 
 FLAG = "--data.source"
@@ -88,7 +88,9 @@ def _values(words: Sequence[str], names: Sequence[str], where: str) -> dict[str,
     return values
 
 
-def _words(source: OneSource) -> tuple[str, ...]:
+def _words(source: OneSource | Unknown) -> tuple[str, ...]:
+    if isinstance(source, Unknown):
+        return (source.kind,)
     first, *others = _names(type(source))
     value = getattr(source, first)
     if "=" in value and value.partition("=")[0] in (first, *others, *SPLITS):

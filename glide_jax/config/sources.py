@@ -100,4 +100,11 @@ class Mixture(Settings):
         self.require(bool(self.parts), "parts", "is empty")
 
 
-AnySource = OneSource | Mixture
+@dataclass(frozen=True)
+class Unknown(Settings):
+    """The data set of a converted model: files of weights do not name it."""
+
+    kind: ClassVar[str] = "unknown"
+
+
+AnySource = OneSource | Mixture | Unknown

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glide_jax.config import ClipConfig, Config, DataConfig
+from glide_jax.config import ClipConfig, Config, DataConfig, Unknown
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.build import load_tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
@@ -122,7 +122,7 @@ def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str
         tokenizer = load_tokenizer(tokenizer_name, vocab_size, kind)
     except UserError as error:
         raise UserError(f"{error}; name another folder or hub name with {flag}") from None
-    config = dataclasses.replace(config, data=DataConfig(tokenizer=tokenizer_name))
+    config = dataclasses.replace(config, data=DataConfig(Unknown(), tokenizer=tokenizer_name))
     # Beside the set's folder, which then never contains an incomplete run.
     unfinished = folder.parent.with_name(f"{folder.parent.name}.{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

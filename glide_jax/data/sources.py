@@ -90,11 +90,16 @@ def _open_shards(source: config.Shards, split: str, max_bad_fraction: float) -> 
     return ShardsSource(source.path, split, Path(expand_home(source.cache_dir or cache)))
 
 
+def _open_unknown(source: config.Unknown, split: str, max_bad_fraction: float) -> Source:
+    raise UserError("the data set of a converted model is not known: its files do not name it")
+
+
 SOURCES: dict[type, Callable[[Any, str, float], Source]] = {
     config.Scenes: _open_scenes,
     config.Tfds: _open_tfds,
     config.Folder: _open_folder,
     config.Shards: _open_shards,
+    config.Unknown: _open_unknown,
 }
 """Openers by class of `DataConfig.source`: (source, split, max_bad_fraction) -> Source."""
 

@@ -8,11 +8,13 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from glide_jax.data.records import BadRecordError
 from glide_jax.images import NOT_AN_IMAGE, open_image, upright
 
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+"""Tags of TIFF files."""
 STRIP_PX = 256
 """Rows that are put over white at a time."""
 
@@ -98,13 +100,64 @@ def decode(encoded: bytes, min_px: int | None = None) -> Image.Image:
         # JPEG decodes to a half, quarter or eighth at a fraction of the cost, by averaging blocks.
         # The bicubic filter still halves the result, so aliasing is not visible.
         image.draft(None, (min_px, min_px))
-    image = upright(image)
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip rather than scale
-        levels = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
+    return to_rgb(upright(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any of Pillow's modes as RGB, over white where it is transparent.
+
+    Raises:
+        ValueError: gray levels of an unknown range, see `to_8_bits`.
+    """
+    image = to_8_bits(image)
     if image.has_transparency_data:
         image = _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """An image in a mode that Pillow converts to RGB and RGBA without clipping.
+
+    Gray levels of 32 bits have no standard range: floats up to 1 or 255 and integers up to 255 or
+    65,535 are scaled to 8 bits.
+
+    Raises:
+        ValueError: other gray levels of 32 bits.
+    """
+    if image.mode == "La":  # a gray RGBa
+        return Image.merge("RGBa", [*[image.getchannel(0)] * 3, image.getchannel(1)])
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    low, high = levels.min(), levels.max()
+    white = 2.0 ** _bits(image) - 1
+    if image.mode == "F":
+        white = 1 if high <= 1 else 255
+    elif white > 65_535:
+        white = 255 if high <= 255 else 65_535
+    if not 0 <= low <= high <= white:  # NaN is refused too
+        raise ValueError("the range of its gray levels is unknown: save it with 8 or 16 bits")
+    return _gray(np.round(levels.astype(np.float32) * (255 / white)).astype(np.uint8), image)
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits of an integer gray level."""
+    bits = 32 if image.mode == "I" else 16
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (bits,))[0]  # 12 in mode I;16
+    return bits
+
+
+def _gray(levels: UInt8[np.ndarray, "h w"], image: Image.Image) -> Image.Image:
+    """A gray image with these levels: white and transparent where the given image is."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero
+        levels = 255 - levels
+    gray = Image.fromarray(levels)
+    if "transparency" in image.info:  # of a PNG: the level that is transparent
+        opaque = np.asarray(image) != image.info["transparency"]
+        gray.putalpha(Image.fromarray((255 * opaque).astype(np.uint8)))
+    return gray
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -15,6 +15,7 @@ import safetensors.numpy
 from glide_jax.config import Config, Folder, Mixture, Shards
 from glide_jax.errors import UserError
 from glide_jax.export.card import model_card
+from glide_jax.pretrained.weight_files import require_finite
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import CHECKPOINTS, CONFIG, MODEL_CARD, TOKENIZER, WEIGHTS, name_of
@@ -91,6 +92,7 @@ def _write_folder(to: AnyPath, files: Mapping[str, bytes]) -> None:
 def _cast(params: Mapping[str, jax.Array], dtype: Dtype) -> dict[str, np.ndarray]:
     weights = {}
     for name, value in params.items():
+        require_finite(np.asarray(value), name)
         with np.errstate(over="ignore"):
             weights[name] = np.asarray(value, order="C").astype(jnp.dtype(dtype))
         if not np.isfinite(weights[name].astype(np.float32)).all():

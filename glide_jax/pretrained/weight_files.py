@@ -37,7 +37,7 @@ def read_tensors(path: AnyPath) -> Tensors:
 
     Raises:
         UserError: the file is missing, corrupt, of another format, declares more than it holds, or
-            contains anything but floating-point tensors.
+            contains anything but floating-point tensors of finite values.
     """
     read, _ = _format(path)
     if not path.is_file():
@@ -57,7 +57,16 @@ def read_tensors(path: AnyPath) -> Tensors:
     for name, tensor in tensors.items():
         if not (np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == "bfloat16"):
             raise UserError(f"{path}: {name} is of type {tensor.dtype}, not floating-point")
-    return {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
+    floats = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
+    for name, tensor in floats.items():
+        require_finite(tensor, f"{path}: {name}")
+    return floats
+
+
+def require_finite(tensor: np.ndarray, name: str) -> None:
+    """Raises UserError if a tensor of weights has NaN or infinite values."""
+    if not np.isfinite(tensor).all():
+        raise UserError(f"{name} is not finite: the file is damaged, or its training diverged")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
 
 from glide_jax.config import Config
 from glide_jax.config.checks import Settings
@@ -21,7 +22,7 @@ from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
 from glide_jax.models.network import Network
 from glide_jax.parallel.process_group import ProcessGroup
-from glide_jax.pretrained.weight_files import read_tensors
+from glide_jax.pretrained.weight_files import read_tensors, require_finite
 from glide_jax.runs.paths import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, resolve_run, saved_steps
 from glide_jax.runs.state import require_same_shapes
 from glide_jax.shapes import Params
@@ -166,7 +167,8 @@ class Run:
             shardings: by parameter name; this process's first device unless given.
 
         Raises:
-            UserError: there are none, they cannot be read, or they do not match the configuration.
+            UserError: there are none, they cannot be read or are not finite, or they do not match
+                the configuration.
         """
         shapes = self.network.shapes
         file = self.path / WEIGHTS
@@ -177,7 +179,10 @@ class Run:
             with contextlib.closing(Checkpoints(self.path)) as checkpoints:
                 params = checkpoints.restore_ema(shapes, shardings)
                 self.__dict__["fingerprint"] = self._fingerprint(checkpoints.ema_fingerprint())
-                return params
+            for name, value in params.items():
+                for shard in value.addressable_shards:
+                    require_finite(np.asarray(shard.data), f"the checkpoint of {self.path}: {name}")
+            return params
         found = read_tensors(file)
         require_same_shapes(shapes, found, f"the weights {file}")
         return jax.device_put(found, jax.local_devices()[0] if shardings is None else shardings)

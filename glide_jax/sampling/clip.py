@@ -36,6 +36,7 @@ class ClipScorer:
 
     def __init__(self, config: Config, params: Params, tokenizer: Tokenizer, fsdp: int = 1) -> None:
         self.config = config.clip
+        self.diffusion = config.diffusion
         self.network = clip_network(self.config)
         self.params = jax.device_put(params, infer(params, local_mesh(fsdp)))
         self.tokenizer = tokenizer

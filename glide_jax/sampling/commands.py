@@ -12,10 +12,10 @@ from tyro.conf import UseAppendAction
 
 from glide_jax.cli import UNRECORDED, ShardingFlags
 from glide_jax.errors import UserError
+from glide_jax.sampling.arguments import broadcast_prompts
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.outputs import Job, digest, make_jobs
 from glide_jax.sampling.pipeline import Glide
-from glide_jax.sampling.request import broadcast_prompts
 from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.user_images import Fit, read_alpha, read_image, read_mask, square_image
 from glide_jax.storage import text_lines

@@ -7,7 +7,8 @@ from glide_jax.config import ClipConfig, Config, SampleConfig
 from glide_jax.errors import UserError
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
-from glide_jax.sampling.stage import Stage, changed_settings
+from glide_jax.sampling.settings import changed_settings
+from glide_jax.sampling.stage import Stage
 from glide_jax.storage import AnyPath
 
 Set = TypeVar("Set", bound="ModelSet")
@@ -30,6 +31,13 @@ class ModelSet:
         self._one_at_a_time = one_at_a_time
         self._fsdp = fsdp
         self._loaded: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        models = (
+            f"{role}: {run.path}, {run.config.model.resolution_px} px"
+            for role, run in self.runs.items()
+        )
+        return f"{type(self).__name__}({'; '.join(models)})"
 
     @classmethod
     def load(

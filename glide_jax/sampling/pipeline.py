@@ -11,30 +11,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float
 
 from glide_jax.errors import UserError
+from glide_jax.sampling.arguments import Seed, broadcast_prompts
 from glide_jax.sampling.model_set import ModelSet
-from glide_jax.sampling.request import Request, Seed, broadcast_prompts
+from glide_jax.sampling.request import Request
 from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.stage import Conditions
-from glide_jax.sampling.user_images import Fit
-
-Images = UInt8[np.ndarray, "b h w 3"]
+from glide_jax.sampling.user_images import AnyImage, AnyMask, Fit, as_image, as_images, as_mask
 
 
 class Glide(ModelSet):
     """A set of trained models: base model, upsampler, their inpainting versions, and CLIP.
 
-    Any of them may be missing. Each is loaded when it is first needed. Images are 8-bit sRGB.
+    Any of them may be missing. Each is loaded when it is first needed. Sampled images are 8-bit
+    sRGB. Given ones are files, Pillow images or arrays of 8-bit levels or of floats in [0, 1].
 
     Options of the sampling methods:
         n: images per prompt, with seeds seed, seed + 1, ...
         keep: keep only this many of each prompt's n images, those with the highest CLIP scores,
             best first. They are chosen before upsampling.
         negative_prompt: what guidance leads away from; the empty caption by default.
-        seed: one for all prompts, or one per prompt. An image depends on its prompt, its seed and
-            the settings, not on the rest of the batch.
+        seed: one for all prompts, or one per prompt; None for a random one, see `Samples.seeds`. An
+            image depends on its prompt, its seed and the settings, not on the rest of the batch.
         upsample: whether to upsample; None upsamples if there is an upsampler.
         batch_size: images per batch; None for up to MAX_BATCH per device.
         progress: show a progress bar over the steps.
@@ -82,7 +82,7 @@ class Glide(ModelSet):
 
     def upsample(
         self,
-        images: Samples | Images,
+        images: Samples | AnyImage | Sequence[AnyImage],
         prompts: str | Sequence[str],
         *,
         seed: Seed = 0,
@@ -93,7 +93,7 @@ class Glide(ModelSet):
         """Upsamples images, conditioned on their captions.
 
         Args:
-            images: (b, h, w, 3), of the upsampler's low resolution.
+            images: b images of the upsampler's low resolution, such as `Samples`.
             prompts: b captions, or one for all.
             seed, batch_size, progress, settings: see the class.
 
@@ -103,19 +103,22 @@ class Glide(ModelSet):
         Raises:
             UserError: as `generate`, or the images have another size.
         """
+        low_res = as_images(images)
+        if len({image.shape for image in low_res}) > 1:
+            raise UserError("images to upsample must have the upsampler's low resolution")
         request = Request.of(
-            broadcast_prompts(prompts, len(images)),
+            broadcast_prompts(prompts, len(low_res)),
             seed,
             batch_size=batch_size,
             progress=progress,
             settings=settings,
         )
-        return self._run_stage("upsample", request, Conditions(low_res=np.asarray(images)))
+        return self._run_stage("upsample", request, Conditions(low_res=np.stack(low_res)))
 
     def inpaint(
         self,
-        image: UInt8[np.ndarray, "h w 3"],
-        known: Bool[np.ndarray, "h_mask w_mask"],
+        image: AnyImage,
+        known: AnyMask,
         prompts: str | Sequence[str],
         *,
         n: int = 1,
@@ -136,7 +139,8 @@ class Glide(ModelSet):
 
         Args:
             image: of any size; made square by `fit`, and resized to the models' resolutions.
-            known: True where the image is kept, False where it is inpainted.
+            known: True, 1 or white where the image is kept, False, 0 or black where it is
+                inpainted.
             prompts: b captions of the complete image.
             fit: "crop" takes the largest centered square; "pad" puts all of the image into a
                 square and inpaints its margins; "stretch" ignores the aspect ratio.
@@ -149,18 +153,19 @@ class Glide(ModelSet):
             UserError: as `generate`; the sizes of mask and image differ; or nothing is left to
                 inpaint.
         """
-        if image.shape[:2] != known.shape:
+        pixels, mask = as_image(image), as_mask(known)
+        if pixels.shape[:2] != mask.shape:
             raise UserError(
-                f"the mask is {known.shape[1]} x {known.shape[0]} pixels, but the image is "
-                f"{image.shape[1]} x {image.shape[0]}"
+                f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, but the image is "
+                f"{pixels.shape[1]} x {pixels.shape[0]}"
             )
         request = Request.of(
             prompts,
             seed,
             n=n,
             keep=keep,
-            image=image,
-            known=known,
+            image=pixels,
+            known=mask,
             fit=fit,
             negative_prompt=negative_prompt,
             upsample=upsample,
@@ -174,7 +179,7 @@ class Glide(ModelSet):
 
     def edit(
         self,
-        image: UInt8[np.ndarray, "h w 3"],
+        image: AnyImage,
         prompts: str | Sequence[str],
         *,
         strength: float | int = 0.7,
@@ -208,7 +213,7 @@ class Glide(ModelSet):
             seed,
             n=n,
             keep=keep,
-            image=image,
+            image=as_image(image),
             strength=strength,
             fit=fit,
             negative_prompt=negative_prompt,
@@ -221,7 +226,7 @@ class Glide(ModelSet):
 
     def rank(
         self,
-        images: Samples | Sequence[UInt8[np.ndarray, "h w 3"]] | Images,
+        images: Samples | AnyImage | Sequence[AnyImage],
         prompts: str | Sequence[str],
     ) -> Float[np.ndarray, "b"]:
         """CLIP scores of images and captions: cosine similarities in [-1, 1].
@@ -233,7 +238,8 @@ class Glide(ModelSet):
         Raises:
             UserError: there is no CLIP.
         """
-        return self.clip.scores(list(images), broadcast_prompts(prompts, len(images)))
+        ranked = as_images(images)
+        return self.clip.scores(ranked, broadcast_prompts(prompts, len(ranked)))
 
     def _sample(self, request: Request, first: str, second: str) -> Samples:
         """Samples the first model, keeps the best images by CLIP, and upsamples them.
@@ -252,7 +258,7 @@ class Glide(ModelSet):
             )
         if request.keep is not None:
             self.config("clip")
-            if not 1 <= request.keep <= request.n:
+            if request.keep > request.n:
                 raise UserError(f"keep ({request.keep}) must be between 1 and n ({request.n})")
 
         samples = self._run_stage(first, request, request.conditions(px))

@@ -2,16 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from glide_jax.errors import UserError
+from glide_jax.sampling.arguments import (
+    MAX_BATCH_SIZE,
+    MAX_IMAGES,
+    image_seeds,
+    prompt_list,
+    require_fraction,
+    require_text,
+    require_whole,
+    shown,
+)
 from glide_jax.sampling.stage import Conditions, Known
 from glide_jax.sampling.user_images import Fit, square_image, square_known
-
-Seed = int | np.integer | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,35 +46,33 @@ class Request:
     strength: float | int = 1.0
 
     @classmethod
-    def of(cls, prompts: str | Sequence[str], seed: Seed, *, n: int = 1, **rest: Any) -> "Request":
+    def of(cls, prompts: Any, seed: Any, *, n: Any = 1, **rest: Any) -> "Request":
         """A request for n images of each prompt, with seeds seed, seed + 1, ...
 
         Args:
             prompts: one or several.
-            seed: the first seed of all prompts, or one for each.
+            seed: the first seed of all prompts, or one for each; None for a random one.
             n: images per prompt.
             rest: the other fields.
 
         Raises:
-            UserError: no prompts, n below 1, another number of seeds than prompts, or a seed out of
-                range.
+            UserError: an argument of the wrong type or out of range, or another number of seeds
+                than prompts.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise UserError("no prompts: give at least one")
-        if n < 1:
-            raise UserError(f"n ({n}) must be at least 1")
-        first: list[int] = np.atleast_1d(seed).tolist()
-        if np.ndim(seed) == 0:
-            first = first * len(prompts)
-        if len(first) != len(prompts):
+        prompts = prompt_list(prompts)
+        n = require_whole("n", n, 1, MAX_IMAGES)
+        if len(prompts) * n > MAX_IMAGES:
             raise UserError(
-                f"{len(first)} seeds for {len(prompts)} prompts: give one seed, or one per prompt"
+                f"{len(prompts):,} prompts with n {n:,} are more than {MAX_IMAGES:,} images: "
+                "sample them in several calls"
             )
-        seeds = [start + i for start in first for i in range(n)]
-        if not all(0 <= seed < 2**32 for seed in seeds):
-            raise UserError(f"seeds must be in [0, 2**32), not {min(seeds)} to {max(seeds)}")
-        return cls(prompts=[p for p in prompts for _ in range(n)], seeds=seeds, n=n, **rest)
+        _require_options(**rest)
+        return cls(
+            prompts=[p for p in prompts for _ in range(n)],
+            seeds=image_seeds(seed, len(prompts), n),
+            n=n,
+            **rest,
+        )
 
     def conditions(
         self, px: int, low_res: UInt8[np.ndarray, "b h2 w2 3"] | None = None
@@ -97,11 +103,21 @@ class Request:
         return np.broadcast_to(x, (len(self.prompts), *x.shape))
 
 
-def broadcast_prompts(prompts: str | Sequence[str], count: int) -> list[str]:
-    """A prompt for each image, from one for all or one each. Raises UserError."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if len(prompts) == 1:
-        prompts = prompts * count
-    if len(prompts) != count:
-        raise UserError(f"{len(prompts)} prompts for {count} images: give one, or one each")
-    return prompts
+def _require_options(
+    *,
+    keep: Any = None,
+    negative_prompt: Any = "",
+    batch_size: Any = None,
+    fit: Any = "crop",
+    strength: Any = 1.0,
+    **others: Any,
+) -> None:
+    """Raises UserError if an option has the wrong type or is out of range."""
+    if keep is not None:
+        require_whole("keep", keep, 1, MAX_IMAGES)
+    if batch_size is not None:
+        require_whole("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+    require_text("negative_prompt", negative_prompt)
+    if fit not in get_args(Fit):
+        raise UserError(f"fit must be {' or '.join(get_args(Fit))}, not {shown(fit)}")
+    require_fraction("strength", strength)

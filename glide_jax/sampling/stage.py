@@ -1,11 +1,9 @@
 """One trained denoiser, ready to sample: a base model or an upsampler, for inpainting or not."""
 
-import dataclasses
 import logging
 import math
-import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +14,20 @@ from tqdm import tqdm
 from glide_jax.config import Config, SampleConfig
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import to_float
-from glide_jax.diffusion.samplers import sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.images import to_uint8
 from glide_jax.parallel.sharding import infer, local_mesh
 from glide_jax.runs.folder import Run
+from glide_jax.sampling.arguments import (
+    MAX_BATCH_SIZE,
+    require_fraction,
+    require_seeds,
+    require_whole,
+)
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.programs import Inputs, Programs, Recipe, chunk_size
+from glide_jax.sampling.settings import require_guide, require_usable
 from glide_jax.shapes import Params
 
 logger = logging.getLogger(__name__)
@@ -190,7 +194,13 @@ class Stage:
             if not bar.disable:
                 jax.block_until_ready(state)
                 bar.update(chunk)
-        return to_uint8(np.asarray(state.x_t))
+        x_0 = np.asarray(state.x_t)
+        if not np.isfinite(x_0).all():
+            raise UserError(
+                "sampling gave numbers that are not finite: the weights are damaged, or a setting "
+                "is extreme (scales, temperature)"
+            )
+        return to_uint8(x_0)
 
     def _batch_size(
         self, prompts: Sequence[str], seeds: Sequence[int], batch_size: int | None
@@ -200,10 +210,11 @@ class Stage:
             raise UserError("no prompts: give at least one")
         if len(seeds) != len(prompts):
             raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each")
+        require_seeds(seeds)
         devices = self._mesh.size
-        size = min(len(prompts), MAX_BATCH * devices) if batch_size is None else batch_size
-        if size < 1:
-            raise UserError(f"batch size {size} must be at least 1")
+        size = min(len(prompts), MAX_BATCH * devices)
+        if batch_size is not None:
+            size = require_whole("batch_size", batch_size, 1, MAX_BATCH_SIZE)
         return size if size == 1 else -(-size // devices) * devices
 
     def _require_sampleable(
@@ -215,26 +226,15 @@ class Stage:
     ) -> None:
         """Raises UserError if the model cannot be sampled with these arguments."""
         require_usable(self.config, settings)
-        if not 0 < strength <= 1:
-            raise UserError(f"strength {strength} must be above 0 and at most 1")
+        require_fraction("strength", strength)
         if settings.clip_guidance_scale:
-            self._require_matching(clip)
+            if clip is None:
+                raise UserError("clip_guidance_scale needs a CLIP: load one with the model")
+            require_guide(self.config, clip.config, clip.diffusion)
         if self.model.low_res_px and conditions.low_res is None:
             raise UserError("this is an upsampler: it needs low-resolution images (--low-res)")
         if self.model.inpaint and conditions.known is None:
             raise UserError("this is an inpainting model: it needs an image and a mask")
-
-    def _require_matching(self, clip: ClipScorer | None) -> None:
-        """Raises UserError unless the CLIP has the model's resolution and diffusion steps."""
-        if clip is None:
-            raise UserError("clip_guidance_scale needs a CLIP: load one with the model")
-        ours = self.model.resolution_px, self.config.diffusion.steps
-        theirs = clip.config.resolution_px, clip.config.steps
-        if ours != theirs:
-            raise UserError(
-                f"this CLIP is for {theirs[0]} px and {theirs[1]} diffusion steps, but the model "
-                f"to guide has {ours[0]} px and {ours[1]} steps"
-            )
 
     def _inputs(
         self,
@@ -271,45 +271,3 @@ class Stage:
             "start": image(start, px),
             "clip_text": None if clip is None else np.asarray(clip.encode_text(prompts)),
         }
-
-
-def require_usable(config: Config, settings: SampleConfig) -> None:
-    """Raises UserError if a run's model cannot be sampled with these settings."""
-    schedule = Schedule.of(config.diffusion, settings.steps)
-    sampler_plan(settings.sampler, schedule, settings.eta)
-    if settings.low_res_noise and not config.denoiser.low_res_noise:
-        raise UserError(
-            "low_res_noise needs an upsampler conditioned on the noise level: this model is not "
-            "(model.low_res_noise)"
-        )
-    if not 0 <= settings.low_res_noise < config.diffusion.steps:
-        raise UserError(
-            f"low_res_noise ({settings.low_res_noise}) must be a step of the schedule, 0 to "
-            f"{config.diffusion.steps - 1}"
-        )
-
-
-def changed_settings(settings: SampleConfig, **changes: Any) -> SampleConfig:
-    """`settings` with these changes; None changes nothing.
-
-    Raises:
-        UserError: an unknown setting, or a value of the wrong type or out of range.
-    """
-    hints = typing.get_type_hints(SampleConfig)
-    types = {one.name: hints[one.name] for one in dataclasses.fields(SampleConfig)}
-    given = {}
-    for name, value in changes.items():
-        if name not in types:
-            raise UserError(f"unknown setting {name}: choose from {', '.join(types)}")
-        if value is not None:
-            try:
-                given[name] = _cast(types[name], value)
-            except (TypeError, ValueError):
-                raise UserError(f"{name} cannot be {value!r}") from None
-    return dataclasses.replace(settings, **given)
-
-
-def _cast(kind: Any, value: Any) -> Any:
-    if typing.get_origin(kind) is tuple:
-        return tuple(_cast(part, v) for part, v in zip(typing.get_args(kind), value, strict=True))
-    return kind(value)

@@ -1,19 +1,26 @@
-"""Images to edit or inpaint: reading them and their masks, and making both square."""
+"""Images and masks of the user: files, Pillow images and arrays, and making them square."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-from glide_jax.data.transforms import decode
+from glide_jax.data.transforms import decode, to_8_bits, to_rgb
 from glide_jax.errors import UserError
 from glide_jax.images import MAX_FILE_BYTES, NOT_AN_IMAGE, open_image, upright
 from glide_jax.storage import read_regular
 
 T = TypeVar("T")
+AnyImage = str | Path | Image.Image | np.ndarray | jax.Array
+"""A file, a Pillow image, or an array: 8-bit levels or floats in [0, 1], (h, w, 3), (h, w, 4) with
+transparency, or (h, w) of gray levels."""
+AnyMask = str | Path | Image.Image | np.ndarray | jax.Array
+"""A file or Pillow image, white where pixels are known; or an array (h, w) of True and False, of 0
+and 1, or of 0 and 255."""
 Fit = Literal["crop", "pad", "stretch"]
 """How an image becomes square: the largest centered square; margins around it; or stretching."""
 
@@ -38,7 +45,7 @@ def read_alpha(path: Path) -> Bool[np.ndarray, "h w"]:
     """
 
     def alpha(encoded: bytes) -> np.ndarray:
-        image = upright(open_image(encoded))
+        image = to_8_bits(upright(open_image(encoded)))
         return np.asarray(image.convert("RGBA").getchannel("A")) >= 128
 
     return _named(path, alpha)
@@ -50,7 +57,113 @@ def read_mask(path: Path) -> Bool[np.ndarray, "h w"]:
     Raises:
         UserError: as `read_image`.
     """
-    return read_image(path).mean(-1) >= 128
+    return _white(read_image(path))
+
+
+def as_image(image: Any, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
+    """An image of any kind as 8-bit RGB. Transparency becomes white.
+
+    Args:
+        image: see `AnyImage`.
+        name: for errors.
+
+    Raises:
+        UserError: it is none of these, it is empty, or its values are out of range or not finite.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image).expanduser())
+    if isinstance(image, Image.Image):
+        return np.asarray(_upright_rgb(image, name))
+    pixels = _array(image, name)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
+        raise UserError(
+            f"{name} must have shape (h, w, 3), (h, w, 4) or (h, w), not {pixels.shape}"
+        )
+    if pixels.dtype.kind == "f" or pixels.dtype.name == "bfloat16":
+        levels = pixels.astype(np.float32)
+        if not (levels.min() >= 0 and levels.max() <= 1):  # NaN is refused too
+            low, high = levels.min(), levels.max()
+            raise UserError(f"{name}: floats must be in [0, 1], but these are {low:g} to {high:g}")
+        pixels = np.round(255 * levels).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise UserError(f"{name} must be of type uint8 or float, not {pixels.dtype}")
+    if pixels.shape[2:] == (3,):
+        return pixels
+    return np.asarray(to_rgb(Image.fromarray(pixels)))
+
+
+def as_images(images: Any) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """One or several images, see `as_image`, as a list of at least one. Raises UserError."""
+    one = isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) < 4
+    try:
+        listed = [images] if one else list(images)
+    except TypeError:
+        raise UserError(f"images must be files, Pillow images or arrays: {images}") from None
+    if not listed:
+        raise UserError("no images: give at least one")
+    return [as_image(image, f"image {i}") for i, image in enumerate(listed)]
+
+
+def as_mask(mask: Any, name: str = "known") -> Bool[np.ndarray, "h w"]:
+    """A mask of any kind: True where pixels are known.
+
+    Args:
+        mask: see `AnyMask`.
+        name: for errors.
+
+    Raises:
+        UserError: it is none of these, or has other values than two.
+    """
+    if isinstance(mask, (str, Path)):
+        return read_mask(Path(mask).expanduser())
+    if isinstance(mask, Image.Image):
+        return _white(np.asarray(_upright_rgb(mask, name)))
+    levels = _array(mask, name)
+    if levels.ndim == 3 and levels.shape[2] == 1:
+        levels = levels[:, :, 0]
+    if levels.ndim != 2:
+        raise UserError(f"{name} must have shape (h, w), not {levels.shape}")
+    if levels.dtype.kind not in "buif" or not any(
+        np.isin(levels, two).all() for two in ((0, 1), (0, 255))
+    ):
+        raise UserError(f"{name} must be True and False, 0 and 1, or 0 and 255: give mask >= 128")
+    return levels != 0
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    """An array of the user, on the host. Raises UserError if it is none, or is empty."""
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # of other libraries' arrays, such as those on an accelerator
+        raise UserError(f"{name} is not an array: {error}") from None
+    if array.ndim < 2:
+        raise UserError(
+            f"{name} must be a file, a Pillow image or an array, not {type(value).__name__}"
+        )
+    if not array.size:
+        raise UserError(f"{name} is empty: its shape is {array.shape}")
+    return array
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A Pillow image as RGB, with its EXIF orientation applied; the image is unchanged."""
+    if not image.width * image.height:
+        raise UserError(f"{name} is empty: {image.width} x {image.height} pixels")
+    try:
+        rgb = to_rgb(image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        if orientation is not None:
+            rgb.getexif()[ExifTags.Base.Orientation] = orientation
+        return ImageOps.exif_transpose(rgb)
+    except Exception as error:  # nearly any type, depending on Pillow's decoder
+        raise UserError(f"{name}: {error}") from None
+
+
+def _white(pixels: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+    """True where an image is white, or 1 if no level is higher."""
+    return pixels.mean(-1) >= (0.5 if pixels.max() <= 1 else 128)
 
 
 def square_image(

@@ -10,7 +10,7 @@ from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
 from glide_jax.errors import UserError
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
-from glide_jax.sampling.stage import require_usable
+from glide_jax.sampling.settings import require_usable
 from glide_jax.storage import AnyPath
 from glide_jax.training.batch_sizes import require_distinct_images, with_validation_batch
 from glide_jax.training.contrastive import Contrastive

@@ -127,8 +127,11 @@ def _compare(
             given the caption, in nats.
         accuracy: 1 where the image's own caption is nearest.
     """
-    logits = jnp.exp(logit_scale) * image @ text.T  # (b, b): images in rows, captions in columns
-    own = jnp.exp(logit_scale) * jnp.sum(image * text, 1)  # (b,), local to each device
+    # Scaled by up to 100: a matmul of lower precision would be off by more than small losses are.
+    cosines = jnp.matmul(image, text.T, precision="highest")  # b b2: images in rows
+    logits = jnp.exp(logit_scale) * cosines
+    # The diagonal of the same matmul, so that no loss is negative; a sum is local to each device.
+    own = jnp.sum(jnp.where(jnp.eye(len(logits), dtype=bool), logits, 0), 1)  # (b,)
     of_captions = jax.nn.logsumexp(logits, 1) - own
     of_images = jax.nn.logsumexp(logits, 0) - own
     accuracy = (jnp.argmax(logits, 1) == jnp.arange(len(logits))).astype(jnp.float32)

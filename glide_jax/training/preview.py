@@ -15,7 +15,8 @@ from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.validation import validation_examples
 from glide_jax.images import draw_grid, resized
 from glide_jax.runs.folder import Run
-from glide_jax.sampling.stage import Conditions, Known, Stage, Weights, require_usable
+from glide_jax.sampling.settings import require_usable
+from glide_jax.sampling.stage import Conditions, Known, Stage, Weights
 
 IMAGES = 8
 HIDDEN_GRAY = 128

@@ -18,7 +18,7 @@ from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups
+from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = real_images(arguments, closeup)
     else:
         glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
+        require_scenes(glide.config("base"))
         if arguments.closeups is None:
             closeup = has_closeups(glide.config("base").data)
         captions = arguments.captions(closeup)

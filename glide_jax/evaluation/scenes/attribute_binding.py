@@ -21,7 +21,7 @@ from glide_jax.data.scenes.graph import RELATED, Scene, make, phrase
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.scenes.flags import SplitFlags
+from glide_jax.evaluation.scenes.flags import SplitFlags, require_scenes
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.model_set import role_of
 from glide_jax.training.denoising import Denoising
@@ -113,12 +113,13 @@ def measure(
         Timesteps; losses by kind of caption, "true" or one of WRONG; and T.
 
     Raises:
-        UserError: not a base model's run folder.
+        UserError: not a base model's run folder, or a model of other data.
     """
     run = Run.open(checkpoint)
     config = run.config
     if role_of(config) != "base":
         raise UserError(f"{run.path} is a {role_of(config)} model: give a base model")
+    require_scenes(config)
     objective = Denoising(replace(config, train=replace(config.train, micro_batches=1)))
     params = run.weights()
     validate = jax.jit(objective.validate)

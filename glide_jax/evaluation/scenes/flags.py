@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from glide_jax.config import DataConfig, Scenes
+from glide_jax.config import Config, DataConfig, Mixture, Scenes
 from glide_jax.data.scenes.graph import SPLITS, make
 from glide_jax.errors import UserError
 
@@ -41,6 +41,17 @@ class CaptionFlags(SplitFlags):
         """The captions, of close-ups or of scenes of one or two objects."""
         scenes = (make(self.split, index, closeup=closeup) for index in range(self.n))
         return [captions[self.caption_index] for _, captions in scenes]
+
+
+def require_scenes(config: Config) -> None:
+    """Raises UserError if a run's data set has no scenes: all its samples would be wrong."""
+    source = config.data.source
+    parts = [part.source for part in source.parts] if isinstance(source, Mixture) else [source]
+    if not any(isinstance(part, Scenes) for part in parts):
+        raise UserError(
+            f"this command scores models of the scenes data set, but data.source of this one is "
+            f"{source.kind}: give a model that was trained on scenes"
+        )
 
 
 def has_closeups(data: DataConfig) -> bool:

@@ -14,7 +14,7 @@ from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.metrics import diversity
-from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups
+from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
 from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_compiled_programs()
     use_all_cores(arguments.batch_size or MAX_BATCH)
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
+    require_scenes(glide.config("base"))
     captions = arguments.captions(closeup=has_closeups(glide.config("base").data))
     common = {"seed": arguments.seed, "batch_size": arguments.batch_size, **settings}
 

@@ -19,7 +19,7 @@ from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.errors import exit_on_user_error
-from glide_jax.evaluation.scenes.flags import SplitFlags
+from glide_jax.evaluation.scenes.flags import SplitFlags, require_scenes
 from glide_jax.evaluation.scenes.reader import Reading, read_scenes
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_all_cores(arguments.batch_size or min(arguments.n, MAX_BATCH))
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     role = "base-inpaint" if glide.has("base-inpaint") else "base"
+    require_scenes(glide.config(role))
     px = glide.config(role).denoiser.resolution_px
     cases = [make_case(arguments.split, index, px) for index in range(arguments.n)]
     known = Known(np.stack([c.image for c in cases]), np.stack([c.known for c in cases]))
