@@ -28,6 +28,7 @@ from glide_jax.evaluation.scenes import attribute_binding, guidance, inpainting
 from glide_jax.evaluation.scenes.captions import Description, parse_caption
 from glide_jax.evaluation.scenes.flags import require_scenes
 from glide_jax.evaluation.scenes.reader import read_scenes
+from glide_jax.export.publish import _portable_source
 
 
 def run(module, checkpoint, *flags):
@@ -87,6 +88,7 @@ def test_models_of_scenes_are_scored_and_converted_ones_are_not():
         require_scenes(config(Unknown()))
     with pytest.raises(UserError, match="of a converted model is not known"):
         held_out.open_source(DataConfig(Unknown()), "validation")
+    assert _portable_source(Unknown()) == Unknown()
     assert Config.from_json(config(Unknown()).to_json()) == config(Unknown())
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from glide_jax.config import Config, Folder, Mixture, Shards
+from glide_jax.config import Config, Folder, Mixture, Shards, Unknown
 from glide_jax.errors import UserError
 from glide_jax.export.card import model_card
 from glide_jax.pretrained.weight_files import require_finite
@@ -128,6 +128,8 @@ def _portable_source(source: Any) -> Any:
             return Shards(_name(source.path))
         case Folder():
             return Folder(_name(source.path))
+        case Unknown():
+            return source
         case _:
             return dataclasses.replace(source, data_dir="")
 
