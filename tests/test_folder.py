@@ -115,6 +115,9 @@ def test_bad_lines_of_a_captions_file_are_named(tmp_path: Path, line: bytes, why
 def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the folder .*nowhere: No such file"):
         open_folder(tmp_path / "nowhere", "train", 0.0)
+    for name, why in (("x" * 300, "File name too long"), ("a\0b", "embedded null")):
+        with pytest.raises(UserError, match=f"cannot read the folder .*{why}"):
+            open_folder(tmp_path / name, "train", 0.0)
     with pytest.raises(UserError, match=r"no images .*in this folder"):
         open_folder(tmp_path, "train", 1.0)
     write_images(tmp_path, 1)

@@ -139,6 +139,7 @@ def test_complete_records_of_a_damaged_parquet_file_are_read(tmp_path: Path) -> 
     ("name", "why"),
     [
         ("nowhere", "no such file or folder"),
+        ("x" * 300, "no such file or folder"),
         ("no/*.tar", "no such file or folder"),
         ("x.txt", "must be a folder or a .tar or .parquet file"),
         ("empty", "has no tars, parquet files or images"),

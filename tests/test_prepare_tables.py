@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from helpers.numbered_images import write_images
 from helpers.packed_images import image, write_parquet, write_tar
 from helpers.preparation import contents, prepare
@@ -70,6 +72,23 @@ def test_a_large_row_is_decoded_in_small_batches(
     monkeypatch.setattr(tables, "BATCH_BYTES", 1)
     write_parquet(tmp_path / "x.parquet", IMAGES)
     assert read(tmp_path / "x.parquet")[0] == [(f"row {i}",) for i in range(3)]
+
+
+def test_a_failing_network_loses_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "x.parquet", IMAGES)
+    with fsspec.open("memory://x/z.parquet", "wb") as file:
+        file.write(path.read_bytes())
+    (unit,) = find_units(["memory://x/*.parquet"], Keys())
+    assert len(list(read_unit(unit, Keys()))) == 3
+
+    def fail(*_: object) -> None:
+        raise Exception("503")
+
+    monkeypatch.setattr(MemoryFile, "read", fail)
+    with pytest.raises(OSError, match=r"z.parquet: 503"):
+        list(read_unit(unit, Keys()))
+    with pytest.raises(UserError, match=r"^--from memory://.*z.parquet: 503"):
+        find_units(["memory://x/z.parquet"], Keys())
 
 
 def test_files_that_cannot_be_read_are_problems_beside_others(tmp_path: Path) -> None:

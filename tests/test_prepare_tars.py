@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from helpers.packed_images import image, write_tar
 
 from glide_jax.data.records import BadRecordError, Record
 from glide_jax.prepare import tars
-from glide_jax.prepare.inputs import find_units
+from glide_jax.prepare.inputs import find_units, read_unit
 from glide_jax.prepare.tars import read_tar
 from glide_jax.prepare.units import Keys
 
@@ -228,6 +230,8 @@ def pax(key: str, value: str) -> bytes:
 
 HOSTILE = {
     "one that says 1 TB": header("b.png", 2**40),
+    "one beyond the largest file": header("b.png", 2**62),
+    "one beyond the largest number": header("b.png", 2**80),
     "one that leads backward": header("b.png", -1024),
     "one that leads backward by an extension": pax("size", "-2000") + header("b.png", 4),
     "a long name of 1 TB": header("b.png", 2**40, type=tarfile.GNUTYPE_LONGNAME),
@@ -262,6 +266,24 @@ def test_names_with_signs_of_patterns_are_found(tmp_path: Path) -> None:
         (unit,) = find_units([str(given)], Keys())
         assert unit.path == str(path)
     assert read(path) == ({"a.png": "a"}, [])
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_failing_network_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Any
+) -> None:
+    path = pack(tmp_path / "x.tar", [*pair("a"), *pair("b", 1)])
+    with fsspec.open("memory://x/y[1].tar", "wb") as file:
+        file.write(compress(path.read_bytes()))
+    (unit,) = find_units(["memory://x/y[1].tar"], Keys())
+    assert [r.captions for r in read_unit(unit, Keys()) if type(r) is Record] == [("a",), ("b",)]
+
+    def fail(*_: object) -> None:
+        raise Exception("503")  # as gcsfs and aiohttp, of a type of their own
+
+    monkeypatch.setattr(MemoryFile, "read", fail)
+    with pytest.raises(OSError, match=r"y\[1\].tar: 503"):
+        list(read_unit(unit, Keys()))
 
 
 def test_a_pipe_named_as_a_tar_is_a_problem(tmp_path: Path) -> None:

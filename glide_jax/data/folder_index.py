@@ -116,6 +116,8 @@ def list_files(root: Path) -> dict[str, State]:
                 members = sorted(found, key=lambda member: member.name)
         except OSError as error:
             raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"cannot read the folder {printable(str(root))}: {error}") from None
         if (stat.st_dev, stat.st_ino) in seen:
             continue
         seen.add((stat.st_dev, stat.st_ino))

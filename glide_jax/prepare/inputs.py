@@ -23,7 +23,7 @@ from glide_jax.errors import UserError
 from glide_jax.images import MAX_FILE_BYTES
 from glide_jax.prepare.tables import read_metadata, read_table
 from glide_jax.prepare.tars import TAR_SUFFIXES, read_tar
-from glide_jax.prepare.units import Keys, Unit
+from glide_jax.prepare.units import Keys, Unit, first_line, is_remote
 from glide_jax.storage import expand_home, read_regular
 
 UNIT_RECORDS = 5000
@@ -58,14 +58,17 @@ def read_unit(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
 
 def _units_of(path: str, keys: Keys) -> list[Unit]:
     folder = Path(expand_home(path))
+    is_folder = os.path.isdir(folder)
     units: list[Unit] = []
     problems: list[tuple[str, str]] = []
-    for file in _archives_of_folder(folder) if folder.is_dir() else _matching_files(path):
+    for file in _archives_of_folder(folder) if is_folder else _matching_files(path):
         try:
             units += _units_of_file(file, keys)
         except BadRecordError as error:
             problems.append((file, str(error)))
-    if folder.is_dir():
+        except OSError as error:
+            raise UserError(f"--from {printable(file)}: {error.strerror or error}") from None
+    if is_folder:
         units += _folder_units(folder)
     if problems and not units:
         raise UserError(problems[0][1])
@@ -96,14 +99,14 @@ def _archives_of_folder(folder: Path) -> list[str]:
 
 def _matching_files(path: str) -> list[str]:
     local = expand_home(path)
-    if "://" not in path and os.path.exists(local):  # whose name may have the signs of a pattern
+    if not is_remote(path) and os.path.exists(local):  # whose name may have the signs of a pattern
         return [os.path.abspath(local)]
     try:
         filesystem, inner = fsspec.url_to_fs(path)
-        files = [inner] if "://" in path and filesystem.isfile(inner) else []
+        files = [inner] if is_remote(path) and filesystem.isfile(inner) else []
         files = files or sorted(filesystem.glob(inner))
-    except (OSError, ValueError, ImportError) as error:  # ImportError: no library for a protocol
-        raise UserError(f"--from {path}: {error}") from None
+    except Exception as error:  # of any type, by protocol
+        raise UserError(f"--from {path}: {first_line(error)}") from None
     if not files:
         raise UserError(f"--from {path}: no such file or folder")
     if isinstance(filesystem, LocalFileSystem):
@@ -113,7 +116,7 @@ def _matching_files(path: str) -> list[str]:
 
 def _units_of_file(file: str, keys: Keys) -> list[Unit]:
     """The units of a tar or parquet file. Raises BadRecordError if none can be read."""
-    if "://" not in file and not os.path.isfile(file):
+    if not is_remote(file) and not os.path.isfile(file):
         raise BadRecordError(f"--from {file}: not a regular file")
     if file.lower().endswith(TAR_SUFFIXES):
         return [Unit("tar", file, _size(file))]
@@ -125,7 +128,7 @@ def _units_of_file(file: str, keys: Keys) -> list[Unit]:
 
 
 def _size(file: str) -> int:
-    if "://" not in file:
+    if not is_remote(file):
         return os.path.getsize(file)
     filesystem, path = fsspec.url_to_fs(file)
     return int(filesystem.size(path))

@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
-
 from glide_jax.data.folder_index import MAX_CAPTIONS_BYTES
 from glide_jax.data.records import BadRecordError, Record
 from glide_jax.images import MAX_FILE_BYTES
-from glide_jax.prepare.units import Keys, Unit, first_line, make_record
+from glide_jax.prepare.units import Keys, Unit, first_line, make_record, open_input
 
 MAX_BATCH_ROWS = 64
 BATCH_BYTES = 2**28
@@ -25,7 +23,7 @@ def read_metadata(file: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        with open_table(file) as opened:
+        with open_input(file) as opened:
             metadata = pq.ParquetFile(opened).metadata
             metadata.schema.to_arrow_schema()
             return metadata
@@ -35,18 +33,13 @@ def read_metadata(file: str) -> Any:
         raise BadRecordError(f"{file}: cannot read as parquet: {first_line(error)}") from None
 
 
-def open_table(file: str) -> Any:
-    """Opens a local file or a URL. A local name is taken as it is."""
-    return fsspec.open(file, "rb") if "://" in file else open(file, "rb")
-
-
 def read_table(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
     """Yields the records of some row groups. The damaged rest of one is one further problem."""
     import pyarrow.parquet as pq
 
     columns = [keys.image_column, keys.caption_column]
     # Without a buffer, a complete row group would be read into memory.
-    with open_table(unit.path) as file, pq.ParquetFile(file, buffer_size=2**20) as table:
+    with open_input(unit.path) as file, pq.ParquetFile(file, buffer_size=2**20) as table:
         for group in unit.groups:
             about = table.metadata.row_group(group)
             row, where = 0, f"{unit.path} row group {group}"

@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
-import fsspec
-
 from glide_jax.data.folder_index import (
     IMAGE_SUFFIXES,
     MAX_CAPTIONS_BYTES,
@@ -31,7 +29,7 @@ from glide_jax.data.folder_index import (
 )
 from glide_jax.data.records import BadRecordError, Record, parse_json
 from glide_jax.images import MAX_FILE_BYTES
-from glide_jax.prepare.units import Keys, first_line, make_record
+from glide_jax.prepare.units import Keys, first_line, is_remote, make_record, open_input
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_HEADER_BYTES = 2**20
@@ -83,11 +81,11 @@ def read_tar(path: str, keys: Keys) -> Iterator[Record | BadRecordError]:
 @contextmanager
 def _local_file(path: str) -> Iterator[tuple[BinaryIO, str]]:
     """Opens a tar for random access, decompressed, and says why its end is missing."""
-    with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+    with open_input(path) as file:
         start = file.read(6)
         file.seek(0)
         opener = next((OPENERS[magic] for magic in OPENERS if start.startswith(magic)), None)
-        if opener is None and "://" not in path:
+        if opener is None and not is_remote(path):
             yield file, ""
             return
         limit = max(MAX_EXPANSION * file.seek(0, os.SEEK_END), MIN_EXPANDED_BYTES)
@@ -155,11 +153,16 @@ class _Header(tarfile.TarInfo):
 class _HeaderFile:
     """The file as tarfile reads it: headers only."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell = file.seek, file.tell
-        self._file = file
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self.tell = file.tell
         self.header_bytes = 0
         self.invalid_headers = 0
+
+    def seek(self, offset: int) -> int:
+        if offset > self._size:
+            raise tarfile.ReadError("unexpected end of data")
+        return self._file.seek(offset)
 
     def read(self, size: int) -> bytes:
         self.header_bytes += size
@@ -173,7 +176,7 @@ def _list_members(file: BinaryIO) -> _Contents:
     contents = _Contents()
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    headers: Any = _HeaderFile(file)
+    headers: Any = _HeaderFile(file, size)
     end = 0
     try:
         # Zeros are ignored: tars may be concatenated.
@@ -327,6 +330,8 @@ def _captions(file: BinaryIO, where: str, group: _Group, keys: Keys) -> Any:
     suffix = ".json" if keys.caption_key else ".txt"
     if suffix not in group:
         wanted = f"no .json with {keys.caption_key!r}" if keys.caption_key else "no .txt file"
+        if ".json" in group and not keys.caption_key:
+            wanted += ": for captions in .json, add --caption-key"
         raise BadRecordError(f"{where}: no caption: {wanted}")
     name, member = group[suffix]
     content = _read_member(file, member, name, MAX_CAPTIONS_BYTES)

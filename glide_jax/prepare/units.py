@@ -1,7 +1,13 @@
-"""What all inputs of `prepare` share: units of work, where captions are, and checked records."""
+"""What all inputs of `prepare` share: units of work, opened files, and checked records."""
 
+import errno
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import fsspec
 
 from glide_jax.data.records import BadRecordError, Record, clean_captions, printable
 
@@ -37,6 +43,60 @@ class Unit:
     groups: tuple[int, ...] = ()
     entries: tuple[tuple[str, tuple[str, ...]], ...] = ()
     problems: tuple[str, ...] = ()
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL. Local names are taken as they are."""
+    return "://" in path
+
+
+def open_input(path: str) -> Any:
+    """Opens a local file or a URL for reading.
+
+    Raises:
+        OSError: it cannot be read; with an errno, also later.
+    """
+    return io.BufferedReader(_RemoteFile(path), 2**20) if is_remote(path) else open(path, "rb")
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file at a URL. Errors of the network are OSErrors with an errno: no damaged content."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with self._network_errors():
+            self._file = fsspec.open(path, "rb").open()
+
+    @contextmanager
+    def _network_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of any type, by protocol
+            raise OSError(errno.EIO, f"{self._path}: {first_line(error)}") from None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._network_errors():
+            content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with self._network_errors():
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def make_record(image: Any, captions: Any, name: str) -> Record:
