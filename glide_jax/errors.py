@@ -1,5 +1,6 @@
 """User errors and Ctrl-C: one line on stderr and exit status 2 or 130, no traceback."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,12 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` into one line on stderr and exit status 2, and Ctrl-C into status 130."""
+    """Turns a `UserError` into one line on stderr and exit status 2, and Ctrl-C into status 130.
+
+    Characters that the terminal's encoding lacks are printed as escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:

@@ -1,5 +1,8 @@
 """How commands end: one line and the exit status."""
 
+import io
+import sys
+
 import pytest
 
 from glide_jax.errors import UserError, exit_on_user_error
@@ -18,3 +21,11 @@ def test_errors_and_ctrl_c_are_one_line(capsys, error, status, line):
         raise error
     assert ended.value.code == status
     assert capsys.readouterr().err == line
+
+
+def test_captions_are_printed_on_a_terminal_of_another_encoding(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with exit_on_user_error():
+        print("é \u732b")
+    assert terminal.buffer.getvalue() == b"\xe9 \\u732b\n"

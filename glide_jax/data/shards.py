@@ -120,7 +120,7 @@ def upload_text(text: str, folder: str, name: str) -> None:
     """Writes a text file atomically into a folder, a path or a URL."""
     with tempfile.TemporaryDirectory() as here:
         path = Path(here) / name
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         upload(path, folder)
 
 
