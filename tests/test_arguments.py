@@ -58,6 +58,8 @@ def test_seeds_out_of_range_are_refused(seed):
         ({"keep": 1.5}, "keep must be a whole number, not 1.5"),
         ({"batch_size": 10**9}, "batch_size (1000000000) must be between 1 and 65,536"),
         ({"batch_size": 0}, "batch_size (0) must be between"),
+        ({"upsample": "no"}, "upsample must be True, False or None, not 'no'"),
+        ({"negative_prompt": ["a"]}, "negative_prompt must be a string, not ['a']"),
         ({"fit": "squeeze"}, "fit must be crop or pad or stretch, not 'squeeze'"),
         ({"strength": float("nan")}, "strength nan must be above 0"),
         ({"strength": float("inf")}, "strength inf must be above 0"),

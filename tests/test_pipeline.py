@@ -75,6 +75,8 @@ def test_samples_hold_images_prompts_seeds_and_settings(glide, tmp_path):
     np.testing.assert_array_equal(np.stack(list(samples)), samples)
     np.testing.assert_array_equal(np.asarray(samples.to_pil()[1]), samples[1])
     assert "images" not in repr(samples)
+    with pytest.raises(UserError, match=r"columns \(0\) must be between 1 and"):
+        samples.save_grid(tmp_path / "grid.png", columns=0)
     samples.save_grid(tmp_path / "grid.png", columns=2)
     assert Image.open(tmp_path / "grid.png").size[0] > 2 * 192
 
@@ -122,6 +124,8 @@ def test_errors_name_what_is_wrong(glide):
             ["x"], guidance_interval=[900, 100]
         ),
         r"seeds must be in \[0, 2\*\*32\), not -1": lambda: glide.generate(["x"], seed=-1),
+        "--fsdp 0: must divide": lambda: Glide.load("demo/base", fsdp=0).generate("x"),
+        "no models: give": lambda: Glide.load(),
         r"nothing to inpaint": lambda: glide.inpaint(IMAGE, np.ones((20, 30), bool), ["x"]),
         r"strength 0 must be above 0": lambda: glide.edit(IMAGE, ["x"], strength=0),
         r"the mask is 3 x 2 pixels, but the image is 30 x 20": lambda: glide.inpaint(

@@ -1,16 +1,20 @@
 """`ModelSet`: trained models by role, each loaded when it is first needed."""
 
 import gc
+import os
 from typing import Any, TypeVar
 
 from glide_jax.config import ClipConfig, Config, SampleConfig
 from glide_jax.errors import UserError
 from glide_jax.runs.folder import Run
+from glide_jax.sampling.arguments import require_whole, shown
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.settings import changed_settings
 from glide_jax.sampling.stage import Stage
 from glide_jax.storage import AnyPath
 
+MAX_DEVICES = 2**16
+"""Devices over which parameters are sharded, at most."""
 Set = TypeVar("Set", bound="ModelSet")
 
 ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
@@ -52,8 +56,13 @@ class ModelSet:
             fsdp: devices over which each model's parameters are sharded, see `Stage`.
 
         Raises:
-            UserError: there is no run in a folder, or two runs have the same role.
+            UserError: there is no run in a folder, two runs have the same role, or fsdp is no
+                number of devices.
         """
+        require_whole("fsdp", fsdp, 0, MAX_DEVICES)
+        for folder in folders:
+            if not isinstance(folder, str | os.PathLike):
+                raise UserError(f"models are loaded from folders, not from {shown(folder)}")
         runs: dict[str, Run] = {}
         for run in (run for folder in folders for run in Run.open_all(folder)):
             role = role_of(run.config)

@@ -108,6 +108,7 @@ def _require_options(
     keep: Any = None,
     negative_prompt: Any = "",
     batch_size: Any = None,
+    upsample: Any = None,
     fit: Any = "crop",
     strength: Any = 1.0,
     **others: Any,
@@ -118,6 +119,8 @@ def _require_options(
     if batch_size is not None:
         require_whole("batch_size", batch_size, 1, MAX_BATCH_SIZE)
     require_text("negative_prompt", negative_prompt)
+    if upsample not in (True, False, None):
+        raise UserError(f"upsample must be True, False or None, not {shown(upsample)}")
     if fit not in get_args(Fit):
         raise UserError(f"fit must be {' or '.join(get_args(Fit))}, not {shown(fit)}")
     require_fraction("strength", strength)

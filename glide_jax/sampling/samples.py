@@ -11,6 +11,7 @@ from PIL import Image
 
 from glide_jax.config import SampleConfig
 from glide_jax.images import save_grid, to_pil
+from glide_jax.sampling.arguments import MAX_IMAGES, require_whole
 from glide_jax.storage import expand_home
 
 
@@ -66,6 +67,7 @@ class Samples:
         """Writes a PNG of the images in rows, with their prompts as captions.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: the file cannot be written, or columns is not a number of at least 1.
         """
+        require_whole("columns", columns, 1, MAX_IMAGES)
         save_grid(Path(expand_home(path)), self.images, self.prompts, columns)

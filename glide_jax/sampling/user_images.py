@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from glide_jax.data.transforms import decode, to_8_bits, to_rgb
 from glide_jax.errors import UserError
 from glide_jax.images import MAX_FILE_BYTES, NOT_AN_IMAGE, open_image, upright
-from glide_jax.storage import read_regular
+from glide_jax.storage import expand_home, read_regular
 
 T = TypeVar("T")
 AnyImage = str | Path | Image.Image | np.ndarray | jax.Array
@@ -71,7 +71,7 @@ def as_image(image: Any, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
         UserError: it is none of these, it is empty, or its values are out of range or not finite.
     """
     if isinstance(image, (str, Path)):
-        return read_image(Path(image).expanduser())
+        return read_image(Path(expand_home(image)))
     if isinstance(image, Image.Image):
         return np.asarray(_upright_rgb(image, name))
     pixels = _array(image, name)
@@ -117,7 +117,7 @@ def as_mask(mask: Any, name: str = "known") -> Bool[np.ndarray, "h w"]:
         UserError: it is none of these, or has other values than two.
     """
     if isinstance(mask, (str, Path)):
-        return read_mask(Path(mask).expanduser())
+        return read_mask(Path(expand_home(mask)))
     if isinstance(mask, Image.Image):
         return _white(np.asarray(_upright_rgb(mask, name)))
     levels = _array(mask, name)

@@ -6,6 +6,8 @@ from glide_jax.config import Config, DataConfig, Mixture, Scenes
 from glide_jax.data.scenes.graph import SPLITS, make
 from glide_jax.errors import UserError
 
+MAX_SCENES = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFlags:
@@ -18,8 +20,8 @@ class SplitFlags:
 
     def check(self) -> None:
         """Raises UserError unless these are scenes of the data set."""
-        if self.n < 1:
-            raise UserError(f"--n {self.n}: must be at least 1")
+        if not 1 <= self.n <= MAX_SCENES:
+            raise UserError(f"--n {self.n}: must be at least 1 and at most {MAX_SCENES:,}")
         if self.split not in SPLITS:
             raise UserError(f"--split {self.split}: must be one of {', '.join(SPLITS)}")
 
