@@ -35,6 +35,20 @@ def test_images_with_text_files_in_sub_folders(tmp_path: Path) -> None:
     assert source.captions(0) == source[0].captions
 
 
+def test_texts_of_any_editor_are_the_same(tmp_path: Path) -> None:
+    """A byte order mark, CRLF, and separators that do not end a line."""
+    captions = ("a red\u2028star", "café\x85x")
+    for name, text in {
+        "x.txt": "\ufeffa red\u2028star\r\ncafé\x85x\r\n",
+        "captions.jsonl": "\ufeff"
+        + "".join(json.dumps({"image": "00.png", "caption": c}) + "\r\n" for c in captions),
+    }.items():
+        folder = tmp_path / name
+        write_images(folder, 1)
+        (folder / name.replace("x.", "00.")).write_bytes(text.encode())
+        assert contents(open_folder(folder, "all", 0.0)) == {f"{folder}/00.png": captions}
+
+
 def test_a_captions_file_lists_images_and_captions(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 3)
     rows = [

@@ -49,6 +49,15 @@ def test_one_program_serves_other_prompts_seeds_and_scales(glide):
     assert program._cache_size() == compiled
 
 
+def test_the_progress_bar_says_when_it_compiles(glide, capsys):
+    glide.stage("base")._compiled.clear()
+    shown = []
+    for _ in range(2):
+        generate(glide, ["all red"] * 4, progress=True)
+        shown.append(capsys.readouterr().err)
+    assert "compiling" in shown[0] and "compiling" not in shown[1]
+
+
 def test_the_negative_prompt_replaces_the_empty_caption(glide):
     plain = generate(glide, ["all red"], guidance_scale=3.0)
     same = generate(glide, ["all red"], guidance_scale=3.0, negative_prompt="")
@@ -77,7 +86,7 @@ def test_samples_hold_images_prompts_seeds_and_settings(glide, tmp_path):
     assert "images" not in repr(samples)
     with pytest.raises(UserError, match=r"columns \(0\) must be between 1 and"):
         samples.save_grid(tmp_path / "grid.png", columns=0)
-    samples.save_grid(tmp_path / "grid.png", columns=2)
+    samples.save_grid(str(tmp_path / "grid.png"), columns=2)
     assert Image.open(tmp_path / "grid.png").size[0] > 2 * 192
 
 

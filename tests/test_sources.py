@@ -2,11 +2,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.numbered_images import write_images
 
-from glide_jax.config import DataConfig, Folder, Scenes, Shards, Tfds
+from glide_jax.config import DataConfig, Folder, Scenes, Shards, Tfds, Unknown
 from glide_jax.data.sources import SOURCES, open_source
 from glide_jax.data.transforms import load_pixels
+from glide_jax.errors import UserError
 
 
 def test_a_folder_and_the_built_in_scenes_open_the_same_way(tmp_path: Path) -> None:
@@ -18,7 +20,29 @@ def test_a_folder_and_the_built_in_scenes_open_the_same_way(tmp_path: Path) -> N
     for source in (folder, scenes):
         assert load_pixels(source[0].image, 16).shape == (16, 16, 3)
         assert source[0].captions == source.captions(0)
-    assert set(SOURCES) == {Scenes, Tfds, Folder, Shards}
+    assert set(SOURCES) == {Scenes, Tfds, Folder, Shards, Unknown}
+
+
+def test_the_home_directory_is_expanded_for_every_source(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_images(tmp_path / "images", 3)
+    assert len(open_source(DataConfig(source=Folder("~/images")), "all")) == 3
+    with pytest.raises(UserError, match=f"{tmp_path}/shards"):
+        open_source(DataConfig(source=Shards("~/shards")), "train")
+
+    def load(split: str, data_dir: str, subset: str) -> None:
+        raise UserError(data_dir)
+
+    def tfds(source: Tfds, split: str) -> None:
+        raise UserError(source.data_dir)
+
+    monkeypatch.setattr("glide_jax.data.scenes.builder.load", load)
+    monkeypatch.setattr("glide_jax.data.sources.open_tfds", tfds)
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/prepared")
+    for given, expanded in (("~/data", "data"), ("", "prepared")):
+        for source in (Scenes(data_dir=given), Tfds("coco_captions", data_dir=given)):
+            with pytest.raises(UserError, match=f"^{tmp_path}/{expanded}$"):
+                open_source(DataConfig(source=source), "train")
 
 
 def test_data_modules_import_neither_tfds_nor_transformers() -> None:

@@ -70,7 +70,8 @@ class DataConfig(Settings):
     """Regular expression (case-sensitive): use only captions that match it, and images with such a
     caption, in training and validation; for curriculum stages. Empty: all."""
     crop: Literal["center", "random"] = "center"
-    """Square crop, after resizing the shorter side to the model's resolution."""
+    """Position of the square that is cut from each image and resized to the model's resolution: as
+    large as the shorter side, from the center or a random place. Transparency becomes white."""
     horizontal_flip: bool = False
     """Mirror half of the images. Wrong for captions that mention left and right."""
     caption_dropout: float = 0.2

@@ -45,7 +45,7 @@ class Folder(Settings):
     kind: ClassVar[str] = "folder"
 
     path: str
-    """The folder."""
+    """The folder; its subfolders are read too."""
 
     def __post_init__(self) -> None:
         self.require(bool(self.path), "path", "is empty")

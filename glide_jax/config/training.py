@@ -92,9 +92,11 @@ class TrainConfig(Settings):
     sample_every_steps: int = 5000
     """Interval of sample grids from the EMA parameters, in steps; 0: never."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts of the sample grids. Empty: the first captions of the validation split."""
+    """Prompts of the sample grids, all sampled from the same noise. Empty: the first captions of
+    the validation split."""
     validate_every_steps: int = 5000
-    """Interval of the validation loss of the EMA parameters, in steps; 0: never."""
+    """Interval of the validation losses, in steps; 0: never. Their timesteps are uniform, whatever
+    diffusion.timesteps is, with the same noise every time."""
     validation_examples: int = 512
     """Held-out images for validation."""
 

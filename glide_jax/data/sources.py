@@ -74,11 +74,16 @@ def _open_mixture(data: DataConfig, mixture: config.Mixture, split: str) -> Mixt
 def _open_scenes(source: config.Scenes, split: str, max_bad_fraction: float) -> Source:
     from glide_jax.data.scenes.builder import load  # here: TFDS takes half a second to import
 
-    return TfdsSource(load(split, source.data_dir, source.subset), "image", "captions")
+    return TfdsSource(load(split, _data_dir(source.data_dir), source.subset), "image", "captions")
 
 
 def _open_tfds(source: config.Tfds, split: str, max_bad_fraction: float) -> Source:
-    return open_tfds(source, split)
+    return open_tfds(replace(source, data_dir=_data_dir(source.data_dir)), split)
+
+
+def _data_dir(given: str) -> str:
+    """The folder of prepared data sets, empty for TFDS's default. TFDS does not expand `~`."""
+    return expand_home(given or os.environ.get("TFDS_DATA_DIR", ""))
 
 
 def _open_folder(source: config.Folder, split: str, max_bad_fraction: float) -> Source:
@@ -87,7 +92,9 @@ def _open_folder(source: config.Folder, split: str, max_bad_fraction: float) -> 
 
 def _open_shards(source: config.Shards, split: str, max_bad_fraction: float) -> Source:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "glide_jax", "shards")
-    return ShardsSource(source.path, split, Path(expand_home(source.cache_dir or cache)))
+    return ShardsSource(
+        expand_home(source.path), split, Path(expand_home(source.cache_dir or cache))
+    )
 
 
 def _open_unknown(source: config.Unknown, split: str, max_bad_fraction: float) -> Source:

@@ -85,6 +85,7 @@ class Stage:
         self._mesh = local_mesh(fsdp)
         self.use(params)
         self.programs = Programs.of(self.model, config.diffusion, self._mesh)
+        self._compiled: set[tuple[Recipe, int, bool]] = set()
 
     @classmethod
     def load(cls, run: Run, fsdp: int = 1) -> "Stage":
@@ -177,6 +178,9 @@ class Stage:
         """Runs both programs on one batch; advances the bar after each chunk of steps."""
         calls = self.programs.denoiser_calls(recipe)
         chunk = chunk_size(calls)
+        program = recipe, len(batch.seeds), guide is not None
+        if program not in self._compiled:
+            bar.set_description("compiling")
         conditioned, state = self.programs.begin(self.params, batch, negative, recipe=recipe)
         for first in range(0, calls, chunk):
             state = self.programs.advance(
@@ -194,6 +198,9 @@ class Stage:
             if not bar.disable:
                 jax.block_until_ready(state)
                 bar.update(chunk)
+            if program not in self._compiled:
+                self._compiled.add(program)
+                bar.set_description("sampling")
         x_0 = np.asarray(state.x_t)
         if not np.isfinite(x_0).all():
             raise UserError(
