@@ -1,8 +1,15 @@
-"""Base model for one GPU: 64 px scenes.
+r"""Base model for one GPU or TPU chip: 64 px scenes.
 
     python train.py --config scenes_base64
 
-Hardware: one GPU with 16 GB or more. Not trained by this project: no expected result.
+Hardware: one accelerator. The planner computes 10.9 GiB for the 128 images of a step on a TPU chip:
+
+    python -m glide_jax.plan --config scenes_base64 --topology v5p:2x2x1 \
+        --train.batch-examples 512 --effort quick
+
+A GPU was not measured. It also stores attention weights: the backward pass has up to 57 GiB of
+activations, 3.5 GiB with --model.remat blocks, so add that flag on a GPU with less than 80 GB. For
+a CPU, use scenes_base32. Not trained by this project: no expected result.
 """
 
 from glide_jax.config import (
