@@ -1,13 +1,13 @@
 """What all commands have in common."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from glide_jax import UserError, sample
 from glide_jax.convert import __main__ as convert
+from glide_jax.errors import exit_on_user_error
 from glide_jax.evaluation import retrieval, upsampling
 from glide_jax.evaluation.scenes import __main__ as scenes
 from glide_jax.evaluation.scenes import guidance, inpainting, train_reader
@@ -15,27 +15,43 @@ from glide_jax.export import __main__ as export
 from glide_jax.plot import __main__ as plot
 from glide_jax.prepare import __main__ as prepare
 
-COMMANDS = {
-    guidance.main: ("--checkpoint", "a", "--out"),
-    inpainting.main: ("--checkpoint", "a", "--out"),
-    retrieval.main: ("--checkpoint", "a", "--out"),
-    scenes.main: ("--checkpoint", "a", "--out"),
-    upsampling.main: ("--checkpoint", "a", "--out"),
-    sample.main: ("--checkpoint", "a", "--prompt", "b", "--out"),
-    train_reader.main: ("--out",),
-    plot.main: ("a", "--out"),
-    partial(plot.main): ("a", "--samples"),
-    convert.main: ("a.pt", "--to"),
-    partial(convert.main): (".", "--to"),
-    export.main: ("a", "--to"),
-    prepare.main: ("--from", "a", "--to"),
-}
-"""Commands by their main function, with their flags up to an output."""
+
+def test_ctrl_c_in_prepare_says_how_to_resume(monkeypatch, tmp_path, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "prepare", interrupt)
+    with pytest.raises(SystemExit, match="130"), exit_on_user_error():
+        prepare.main(["--from", "a", "--to", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert error == "interrupted: run the same command again to resume\n"
 
 
-@pytest.mark.parametrize(("main", "flags"), COMMANDS.items(), ids=str)
-def test_outputs_are_checked_before_the_work(main, flags, tmp_path, monkeypatch):
-    name = "x.safetensors" if main is train_reader.main else "x.png"
+COMMANDS = (
+    (guidance, ("--checkpoint", "a", "--out")),
+    (inpainting, ("--checkpoint", "a", "--out")),
+    (retrieval, ("--checkpoint", "a", "--out")),
+    (scenes, ("--checkpoint", "a", "--out")),
+    (upsampling, ("--checkpoint", "a", "--out")),
+    (sample, ("--checkpoint", "a", "--prompt", "b", "--out")),
+    (train_reader, ("--out",)),
+    (plot, ("a", "--out")),
+    (plot, ("a", "--samples")),
+    (convert, ("a.pt", "--to")),
+    (convert, (".", "--to")),
+    (export, ("a", "--to")),
+    (prepare, ("--from", "a", "--to")),
+)
+"""Commands, with their flags up to an output."""
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    COMMANDS,
+    ids=[f"{c.__name__}{flags[-1]}{flags[0]}" for c, flags in COMMANDS],
+)
+def test_outputs_are_checked_before_the_work(command, flags, tmp_path, monkeypatch):
+    name = "x.safetensors" if command is train_reader else "x.png"
     (tmp_path / "file").touch()
     (tmp_path / "locked").mkdir()
     denied = tmp_path / "locked"
@@ -45,8 +61,8 @@ def test_outputs_are_checked_before_the_work(main, flags, tmp_path, monkeypatch)
         (tmp_path / "locked" / "new", f"no permission to write in {denied}"),
     ):
         with pytest.raises(UserError, match=f"^{flags[-1]} {folder}/{name}: {why}$"):
-            main([*flags, f"{folder}/{name}"])
-    if main not in (export.main, prepare.main):  # which write to buckets
+            command.main([*flags, f"{folder}/{name}"])
+    if command not in (export, prepare):  # which write to buckets
         url = f"gs://some/place/{name}"
         with pytest.raises(UserError, match=f"^{flags[-1]} {url}: use a local file or folder$"):
-            main([*flags, url])
+            command.main([*flags, url])

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             flags = (f"--{flag.replace('_', '-')}" for flag in (name, instead))
             raise UserError("{}: give {} instead".format(*flags))
     keep_compiled_programs()
-    use_all_cores(arguments.batch_size or MAX_BATCH)
+    use_all_cores(arguments.batch_size or min(arguments.n * SEEDS, MAX_BATCH))
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     require_scenes(glide.config("base"))
     captions = arguments.captions(closeup=has_closeups(glide.config("base").data))
