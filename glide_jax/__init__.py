@@ -1,12 +1,17 @@
 """GLIDE in JAX and Flax: text-guided diffusion, trained and sampled with one code."""
 
 import os
+import sys
+
+from glide_jax.errors import UserError, quiet_interrupts
+
+if sys.argv[:1] == ["-m"]:  # `python -m glide_jax.NAME`, which imports this package first
+    quiet_interrupts()
 
 # XLA reads it when JAX is imported. Its alarm about a compilation of two minutes is logged as an
 # error, with advice to file a bug. Real errors are raised as well; fatal ones are still printed.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from glide_jax.errors import UserError
 from glide_jax.sampling.pipeline import Glide
 
 __all__ = ["Glide", "UserError"]

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax
 
 from glide_jax.config import AnySource, Config
 from glide_jax.config.source_words import parse_source, spell_source
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, first_line
 from glide_jax.storage import expand_home
 
 Flags = TypeVar("Flags")
@@ -92,30 +93,43 @@ def load_config(config: str | Path) -> Config:
     path = find_config(config)
     if path.suffix == ".json":
         return Config.load(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Not the file's own name: a numpy.py must not replace that module.
+    spec = importlib.util.spec_from_file_location(f"config {path.absolute()}", path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # for dataclasses
     try:
         spec.loader.exec_module(module)
-        loaded = module.get_config()
-    except UserError:
-        raise
+        get_config = getattr(module, "get_config", None)
+        loaded = get_config() if callable(get_config) else None
     except Exception as error:
-        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+        why = first_line(error)
+        if not isinstance(error, UserError):
+            why = f"{type(error).__name__}: {why}"
+        raise UserError(f"--config {path}{_failed_line(path, error)}: {why}") from error
     if not isinstance(loaded, Config):
         raise UserError(f"--config {path}: get_config() must return a glide_jax.config.Config")
     return loaded
 
 
+def _failed_line(path: Path, error: Exception) -> str:
+    """The line of a file at which an error was raised, as ', line 3'; empty if unknown."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f", line {error.lineno}"
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if frame.f_code.co_filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
 def keep_compiled_programs() -> None:
     """Caches compiled programs in ~/.cache/glide_jax, for faster starts.
 
-    JAX_COMPILATION_CACHE_DIR names another folder; '' disables the cache.
+    JAX_COMPILATION_CACHE_DIR names another folder; '' disables the cache, as does a user without a
+    home directory.
     """
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if given is None:
-        cache = expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        given = str(Path(cache) / "glide_jax")
+        cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        given = "" if cache.startswith("~") else str(Path(cache) / "glide_jax")
     jax.config.update("jax_compilation_cache_dir", expand_home(given))
 
 

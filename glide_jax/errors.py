@@ -1,12 +1,30 @@
-"""User errors and Ctrl-C: one line on stderr and exit status 2 or 130, no traceback."""
+"""Endings of commands: one line on stderr and an exit status, listed in docs/training.md."""
 
-import io
+import errno
+import os
+import re
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import NoReturn
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+FAILED = 2
+"""Exit status after a `UserError`."""
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as shells have it."""
+
+OUTPUT_GONE = 141
+"""Exit status, as shells have it, if the output's reader is gone: 128 + SIGPIPE."""
+
+MACHINE_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EPIPE, errno.EMFILE)
+)
+"""System errors that no code here causes, even if no file is named."""
+
+MAX_LINE_CHARS = 300
 
 
 class UserError(Exception):
@@ -15,17 +33,128 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` into one line on stderr and exit status 2, and Ctrl-C into status 130.
+    """Turns what users can mend into one line on stderr and the exit status 2, Ctrl-C into 130.
 
-    Characters that the terminal's encoding lacks are printed as escapes.
+    Standard streams that are closed are opened on the null device. Characters that the terminal's
+    encoding lacks are printed as escapes.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _open_closed_streams()
+    with suppress(AttributeError):  # a stream of a test or a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")  # one write: other threads cannot split the line
-        raise SystemExit(2) from None
+        sys.stdout.flush()
     except KeyboardInterrupt as error:
-        sys.stderr.write(": ".join(["interrupted", *map(str, error.args)]) + "\n")
-        raise SystemExit(INTERRUPTED) from None
+        _end(INTERRUPTED, ": ".join(["interrupted", *map(str, error.args)]))
+    except BrokenPipeError:
+        _end(OUTPUT_GONE)
+    except Exception as error:
+        line = explanation(error)
+        if line is None:
+            raise
+        _end(FAILED, f"error: {line}")
+
+
+def explanation(error: BaseException) -> str | None:
+    """The line that explains an error to users; None for a bug, which needs its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if lacks_memory(error):
+        return f"out of memory: {first_line(error)}"
+    if isinstance(error, OSError) and (error.filename or error.errno in MACHINE_ERRORS):
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror}"
+    if isinstance(error, AssertionError) or "Unable to initialize backend" in str(error):
+        return _missing_device()
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most MAX_LINE_CHARS long; else its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:MAX_LINE_CHARS] if lines else type(error).__name__
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the machine or a device has too little memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    texts = r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|ALLOC_FAILED|[Oo]ut of memory"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(texts, str(error)) is not None
+    )
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turns a lack of memory of the machine or a device into a UserError with advice.
+
+    Args:
+        advice: which settings need less memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        raise UserError(f"out of memory: {advice} ({first_line(error)})") from error
+
+
+def quiet_interrupts() -> None:
+    """Makes Ctrl-C one line from now on: for imports, which take seconds, before a command."""
+    before = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            _end(INTERRUPTED, "interrupted")
+        before(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
+def _end(status: int, line: str = "") -> NoReturn:
+    """Prints the line, and raises SystemExit."""
+    with suppress(OSError):
+        if line:  # one write: other threads cannot split the line
+            sys.stderr.write(f"{line}\n")
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would flush again at exit, and print a page
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(status) from None
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device as what services close of stdin, stdout and stderr.
+
+    Otherwise, Python has None there, and the next file that is opened gets the C library's output.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+" if number else "r"))  # noqa: SIM115
+
+
+def _missing_device() -> str | None:
+    """Why JAX has no device; None if it has one."""
+    import jax  # here: `prepare` needs none
+
+    try:
+        jax.devices()
+    except Exception as error:  # an AssertionError without a word, if it knows the platform
+        wanted = os.environ.get("JAX_PLATFORMS")
+        if not wanted:
+            return f"JAX finds no device: {first_line(error)}"
+        return (
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device: unset it, or install JAX for that "
+            "device (docs/running-on-gpus.md)"
+        )
+    return None

@@ -25,11 +25,11 @@ import numpy as np
 
 from glide_jax import Glide, UserError
 from glide_jax.cli import keep_compiled_programs, parse_flags
-from glide_jax.errors import exit_on_user_error
+from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores, use_cores_to_sample
 from glide_jax.sampling.commands import COMMANDS, Command, Generate, Rank, join_texts
-from glide_jax.sampling.flags import recorded_flags
+from glide_jax.sampling.flags import LESS_MEMORY, recorded_flags
 from glide_jax.sampling.outputs import Job, earlier_images, is_folder, remove_images
 from glide_jax.sampling.stage import MAX_BATCH
 from glide_jax.sampling.user_images import read_image
@@ -78,6 +78,7 @@ def sample_and_save(glide: Glide, command: Command, jobs: Sequence[Job]) -> Iter
         yield from samples
 
 
+@memory_advice(LESS_MEMORY)
 def run(command: Command) -> None:
     """Samples the images of a command, and skips those that already exist in a folder."""
     jobs = command.jobs()

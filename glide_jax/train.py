@@ -2,8 +2,8 @@
 
     python train.py --config configs/scenes_tiny.py --optim.learning-rate 3e-4
 
-The same command resumes the run from its newest checkpoint. Ctrl-C and SIGTERM save one first.
-With several processes, run the command once per process: docs/multi-host.md.
+The same command resumes the run from its newest checkpoint. Ctrl-C, SIGTERM and SIGHUP save one
+first. With several processes, run the command once per process: docs/multi-host.md.
 """
 
 import os
@@ -21,7 +21,7 @@ from glide_jax.config import ClipConfig, Config
 from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import parts_of
 from glide_jax.data.sources import open_source
-from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.parallel import sharding
 from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined, require_same
 from glide_jax.parallel.process_group import ProcessGroup
@@ -43,6 +43,10 @@ from glide_jax.training.step import Trainer
 from glide_jax.training.stop import StopRequest
 from glide_jax.training.validation import Validator
 
+LESS_MEMORY = (
+    "use --model.remat blocks, then more --train.micro-batches, then fewer --train.batch-examples"
+)
+
 # The order of start-up. All settings are checked, and all inputs opened, before the run folder is
 # written: a run which cannot start leaves nothing behind. Only unreadable images show later.
 #   1. Data: both splits. All processes must see the same.
@@ -54,6 +58,7 @@ from glide_jax.training.validation import Validator
 #   5. Loop: loader and log resume where the checkpoint was saved.
 
 
+@memory_advice(LESS_MEMORY)
 def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profile) -> None:
     """Trains until `config.train.steps` or a request to stop.
 
@@ -233,11 +238,10 @@ def log_samples(parts: Parts, state: TrainState) -> None:
     if parts.preview is None:
         return
     try:
-        samples = parts.preview.sample(ema)
-    except UserError as error:  # the parameters may recover
+        file = parts.log.samples(step, parts.preview.sample(ema))
+    except UserError as error:  # the parameters may recover, as may a full disk
         parts.log.say(f"step {step:,}: no samples: {error}")
         return
-    file = parts.log.samples(step, samples)
     parts.log.say(f"step {step:,}: samples in {file}, {perf_counter() - started:.0f} s")
 
 

@@ -1,6 +1,7 @@
 import configparser
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,10 @@ def test_the_home_directory_is_expanded_in_flags_and_caches(monkeypatch):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         cli.keep_compiled_programs()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # KeyError: a user without an entry
+    cli.keep_compiled_programs()
+    assert kept.pop() == ""
     home = "/home/me"
     assert kept == [f"{home}/jax", f"{home}/xdg/glide_jax", f"{home}/.cache/glide_jax"]
 
@@ -141,11 +146,38 @@ def test_configurations_may_have_a_byte_order_mark_and_crlf(tmp_path):
 def test_config_files_that_fail_are_named(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def get_config():\n    return 1 / 0\n")
-    with pytest.raises(UserError, match=r"bad\.py: ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"bad\.py, line 2: ZeroDivisionError: division by zero$"):
         load_config(bad)
-    bad.write_text("def get_config():\n    return 3\n")
-    with pytest.raises(UserError, match="must return a"):
+    bad.write_text("import json\n\njson.loads('{')\n")
+    with pytest.raises(UserError, match=r"bad\.py, line 3: JSONDecodeError: "):
         load_config(bad)
+    bad.write_text("x = 1\ndef get_config(:\n")
+    with pytest.raises(UserError, match=r"bad\.py, line 2: SyntaxError: "):
+        load_config(bad)
+    bad.write_text("from glide_jax import UserError\nraise UserError('give x')\n")
+    with pytest.raises(UserError, match=r"bad\.py, line 2: give x$"):
+        load_config(bad)
+    for text in ("def get_config():\n    return 3\n", "x = 1\n", "get_config = 1\n"):
+        bad.write_text(text)
+        with pytest.raises(UserError, match="must return a"):
+            load_config(bad)
+
+
+def test_config_files_may_define_dataclasses_with_postponed_annotations(tmp_path):
+    file = tmp_path / "json.py"  # a module's name, which the file must not replace
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from glide_jax.config import Config\n"
+        "@dataclass\n"
+        "class Mine:\n"
+        "    x: int = 1\n"
+        "def get_config() -> Config:\n"
+        "    return Config()\n"
+    )
+    before = sys.modules["json"]
+    assert load_config(file) == Config()
+    assert sys.modules["json"] is before
 
 
 def test_help_lists_every_flag(capsys):

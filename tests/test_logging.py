@@ -1,13 +1,16 @@
 """The log of a run is in its files when each call returns."""
 
+import errno
 import json
 import struct
 
 import numpy as np
+import pytest
 from helpers.tiny import get_config
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from glide_jax.errors import UserError
 from glide_jax.plot.curves import read_curves
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import METRICS
@@ -126,3 +129,60 @@ def test_a_line_on_the_terminal_says_what_is_not_finite(tmp_path, capsys):
     assert "loss not finite, learning rate 0.00025," in capsys.readouterr().out
     values = {"validation_loss": 0.25, "validation_loss_raw": 0.5, "validation_mse_t000-199": 1.0}
     assert validation_line(values, 3.2) == "validation: loss 0.2500 (raw 0.5000), 3 s"
+
+
+class FullDisk:
+    """A file whose disk has some bytes left."""
+
+    def __init__(self, file, left):
+        self.file, self.left = file, left
+
+    def write(self, content):
+        if not self.left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(content[: self.left])
+        self.left -= written
+        return written
+
+    def close(self):
+        self.file.close()
+
+
+def test_a_full_disk_does_not_end_training_and_loses_no_line(tmp_path, capsys):
+    log = run_log(tmp_path)
+    log._metrics = disk = FullDisk(log._metrics, left=30)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 0.5})
+    disk.left = 10**6
+    log.write(4, {"loss": 0.5})
+    log.close()
+    assert [line["step"] for line in strict_lines(tmp_path)] == [1, 2, 3, 4]
+    warning = f"warning: cannot write {tmp_path}/metrics.jsonl: No space left on device;"
+    assert capsys.readouterr().out.count(warning) == 1
+
+
+def test_training_goes_on_without_tensorboard_or_a_terminal(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = run_log(tmp_path)
+    monkeypatch.setattr(log._tensorboard, "flush", full)
+    for step in (1, 2):
+        log.write(step, {"loss": 0.5})
+    assert capsys.readouterr().out.count("warning: cannot write") == 1
+    monkeypatch.setattr(log._bar, "write", full)
+    log.say("to nobody")
+    log.close()
+    assert [line["step"] for line in strict_lines(tmp_path)] == [1, 2]
+
+
+def test_a_log_that_cannot_be_opened_is_one_line(tmp_path):
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(UserError, match=f"^cannot write the log in {tmp_path}: .*tensorboard"):
+        run_log(tmp_path)
+
+
+def test_a_grid_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "samples").touch()
+    with run_log(tmp_path) as log, pytest.raises(UserError, match=r"^cannot write .*0000001\.png"):
+        log.samples(1, np.zeros((4, 6, 3), np.uint8))

@@ -23,15 +23,23 @@ def test_heartbeats_keep_an_idle_process_alive():
         assert call(lambda group: group.gather(group.index)) == [[0, 1]] * 2
 
 
-@pytest.mark.parametrize(("text", "line"), [("", ""), ("no disk\nat all", "no disk")])
-def test_the_others_end_with_the_first_line_of_an_error(text, line, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "status", "line", "text"),
+    [
+        (UserError(), 2, "", "error: \n"),
+        (UserError("no disk\nat all"), 2, "no disk", "error: no disk\nat all\n"),
+        (MemoryError("9 B"), 2, "out of memory: 9 B", "error: out of memory: 9 B\n"),
+        (KeyboardInterrupt(), GONE, "interrupted", "interrupted\n"),
+    ],
+)
+def test_the_others_end_with_the_first_line_of_an_error(error, status, line, text, monkeypatch):
     def end(self, *given):
         raise SystemExit(given)
 
     monkeypatch.setattr(ProcessGroup, "_end", end)
     with pytest.raises(SystemExit) as ended:
-        ProcessGroup(1, 3).fail(UserError(text))
-    assert ended.value.args[0] == (f"process 1 of 3: {line}", 2, f"error: {text}\n")
+        ProcessGroup(1, 3).fail(error)
+    assert ended.value.args[0] == (f"process 1 of 3: {line}", status, text)
 
 
 def test_a_failed_look_up_of_the_last_step_hides_no_death():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from glide_jax.data.scenes import workers
 from glide_jax.data.scenes.builder import ScenesConfig, load
 from glide_jax.data.scenes.graph import SPLITS, Scene, make
 from glide_jax.data.scenes.rendering import render
@@ -46,6 +47,15 @@ def test_an_existing_data_set_is_reused(data_dir):
 def test_worker_processes_make_the_same_records_in_order():
     made = list(encoded_scenes("train", 7, workers=2))
     assert made == [encoded_scene("train", index) for index in range(7)]
+
+
+def test_the_signal_that_killed_a_worker_is_named(monkeypatch):
+    def start(*_):
+        return subprocess.Popen(["sh", "-c", "kill -SEGV $$"], stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(workers, "_start", start)
+    with pytest.raises(UserError, match=r"^a worker process ended by SIGSEGV before scene 0"):
+        next(encoded_scenes("train", 7, workers=2))
 
 
 def test_closing_the_iterator_ends_the_workers():

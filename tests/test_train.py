@@ -132,6 +132,25 @@ def test_the_first_stop_request_is_recorded_and_the_second_one_interrupts(number
             signal.signal(number, handler)
 
 
+def test_a_terminal_that_closes_is_a_stop_request():
+    """It sends several SIGHUP; nohup's ignored one stays ignored."""
+    handler = signal.getsignal(signal.SIGHUP)
+    try:
+        said = queue.Queue()
+        with StopRequest(said.put) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested
+            assert said.get(timeout=5).startswith("finishing step")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest(said.put) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+
+
 def test_a_stop_request_is_answered_while_the_main_thread_computes():
     """Python's own handlers run only after a computation in C, such as XLA's."""
     answered = []

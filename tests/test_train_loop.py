@@ -23,3 +23,7 @@ def test_samples_that_are_not_finite_do_not_end_a_run():
         "step 7: no samples: sampling gave numbers that are not finite"
     )
     parts.log.samples.assert_not_called()
+    parts.preview.sample.side_effect = None
+    parts.log.samples.side_effect = UserError("cannot write x.png: disk full")
+    log_samples(parts, stand_in(TrainState, step=7, ema={}))
+    parts.log.say.assert_called_with("step 7: no samples: cannot write x.png: disk full")

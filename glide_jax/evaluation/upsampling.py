@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from glide_jax.cli import keep_compiled_programs, parse_flags
-from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluation.held_out import held_out_images
 from glide_jax.evaluation.metrics import psnr
 from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
-from glide_jax.sampling.flags import SamplingFlags
+from glide_jax.sampling.flags import LESS_MEMORY, SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.storage import require_file
 
@@ -39,6 +39,7 @@ class Arguments(SamplingFlags):
     """PNG file for a grid: low resolution, bicubic, upsampled, original."""
 
 
+@memory_advice(LESS_MEMORY)
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.evaluation.upsampling", argv)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
-from glide_jax.errors import UserError
+from glide_jax.errors import FAILED, explanation
 from glide_jax.parallel.rendezvous import HEARTBEAT_TIMEOUT_S, Link
 
 GONE = 3
@@ -107,18 +107,20 @@ class ProcessGroup:
         self.barrier()  # nobody leaves before all others expect it
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Ends this process and all others: with status 2 for a `UserError`, else `GONE`.
+        """Ends this process and all others: with status 2 if users can mend it, else `GONE`.
 
         Args:
             error: the exception being handled; the others end with its first line.
         """
-        if isinstance(error, UserError):
-            status, why, text = 2, str(error), f"error: {error}\n"
+        explained = explanation(error)
+        if explained is not None:
+            status, why, text = FAILED, explained, f"error: {explained}\n"
+        elif isinstance(error, KeyboardInterrupt):
+            status, why, text = GONE, "interrupted", "interrupted\n"
         else:
             status, why = GONE, f"{type(error).__name__}: {error}"
             text = traceback.format_exc()
-            if isinstance(error, Exception):
-                time.sleep(GRACE_S)  # collectives fail when a process dies: a listener reports that
+            time.sleep(GRACE_S)  # collectives fail when a process dies: a listener reports that
         line = why.partition("\n")[0]
         self._end(f"{self._name(self.index)}: {line}", status, text)
 

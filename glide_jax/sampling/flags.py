@@ -35,6 +35,10 @@ SettingFlags: Any = _optional_flags(SampleConfig)
 """A flag for each sampling setting; unset ones default to the run's own."""
 
 
+LESS_MEMORY = "use a smaller --batch-size, or --fsdp if there are several devices"
+"""What helps if memory runs out in a command with `SamplingFlags`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags(SettingFlags, ShardingFlags):
     """Flags of every command that samples. Unset settings default to the run's own."""

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter, time
 from types import TracebackType
@@ -17,10 +18,11 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from glide_jax.errors import first_line
 from glide_jax.images import save_png
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import METRICS, PROFILE, SAMPLES, TENSORBOARD
-from glide_jax.storage import AnyPath, MirroredFolder
+from glide_jax.storage import AnyPath, MirroredFolder, storage_errors
 from glide_jax.training.profiling import Profile
 
 COUNTERS = frozenset({"skipped", "skipped_in_a_row"})
@@ -33,6 +35,10 @@ class RunLog:
     Every call returns with its values in the files. For a run folder in a bucket, these are local
     files; `copy` uploads them. Use it as a context manager: leaving it closes the files.
 
+    A file that cannot be written does not end the training: a warning says so, once. Lines that
+    metrics.jsonl lacks are written as soon as possible; TensorBoard's entries, which are the same
+    values, end at this start.
+
     Args:
         run: whose folder the files are in.
         start_step: steps already taken; entries beyond them are removed.
@@ -41,6 +47,9 @@ class RunLog:
         flops: of the model per step, see `flops.step_flops`.
         peak_flops: of all devices per second; 0 if unknown, which leaves out the MFU.
         lead: whether this process writes the log; the others only keep count.
+
+    Raises:
+        UserError: the files cannot be opened.
     """
 
     def __init__(
@@ -58,7 +67,8 @@ class RunLog:
         self._flops, self._peak_flops = flops, peak_flops
         self._profile = Profile() if profile is None else profile
         self._files = MirroredFolder(run.path, (METRICS,) if lead else ())
-        self._open_files(start_step)
+        with storage_errors("write the log in", run.path):
+            self._open_files(start_step)
         self._bar = tqdm(
             total=run.config.train.steps,
             initial=start_step,
@@ -86,9 +96,10 @@ class RunLog:
 
     def before_step(self) -> None:
         """Starts or ends the profile if a step of its range is next."""
-        if self._profile.before_step(self._files.path / PROFILE):
-            self.copy()
-            self._say_profile()
+        with self._writing(PROFILE):
+            if self._profile.before_step(self._files.path / PROFILE):
+                self.copy()
+                self._say_profile()
 
     def step(self, metrics: Mapping[str, float], wait_s: float) -> None:
         """Counts a step.
@@ -139,7 +150,9 @@ class RunLog:
             name: value if value is not None and math.isfinite(value) else None
             for name, value in values.items()
         }
-        self._metrics.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        line = json.dumps({"step": step, **finite}, allow_nan=False) + "\n"
+        self._unwritten += line.encode()
+        self._write_lines()
         scalars = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in finite.items()
@@ -152,17 +165,22 @@ class RunLog:
 
         Returns:
             The file.
+
+        Raises:
+            UserError: the file cannot be written.
         """
         file = self._run_dir / SAMPLES / f"{step:07d}.png"
         if self._lead:
-            save_png(file, grid)
+            with storage_errors("write", file):
+                save_png(file, grid)
         self._add_event(step, summary=summary.image(SAMPLES, grid, dataformats="HWC"))
         return file
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
         if self._lead:
-            self._bar.write(line)
+            with suppress(OSError):  # a closed terminal or a full disk must not end the training
+                self._bar.write(line)
 
     def state(self) -> dict[str, Any]:
         """The steps not yet logged, for the checkpoint."""
@@ -174,11 +192,15 @@ class RunLog:
 
     def close(self) -> None:
         """Ends the profile and the bar, and closes and uploads the files. Raises UserError."""
-        profiled = self._profile.end()
+        profiled = False
+        with self._writing(PROFILE):
+            profiled = self._profile.end()
         self._bar.close()
+        self._write_lines()
         self._metrics.close()
-        if self._lead:
-            self._tensorboard.close()
+        if self._tensorboard is not None:
+            with self._writing(TENSORBOARD):
+                self._tensorboard.close()
         self._files.close()
         if profiled:
             self._say_profile()
@@ -188,7 +210,10 @@ class RunLog:
         path = self._files.path / METRICS if self._lead else Path(os.devnull)
         if self._lead:
             _remove_lines_after(path, start_step)
-        self._metrics = path.open("a", buffering=1)
+        self._metrics = path.open("ab", buffering=0)  # which tells how much of a line it wrote
+        self._unwritten = b""
+        self._warned: set[str] = set()
+        self._tensorboard: EventsWriter | None = None
         if self._lead:
             events = self._files.path / TENSORBOARD
             events.mkdir(parents=True, exist_ok=True)
@@ -197,10 +222,32 @@ class RunLog:
             if start_step:  # TensorBoard hides earlier entries from this step on
                 self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
+    def _write_lines(self) -> None:
+        """Writes what metrics.jsonl lacks."""
+        with self._writing(METRICS):
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
+
     def _add_event(self, step: int, **content: Any) -> None:
-        if self._lead:
-            self._tensorboard.write_event(Event(wall_time=time(), step=step, **content))
-            self._tensorboard.flush()
+        writer, self._tensorboard = self._tensorboard, None
+        if writer is not None:
+            with self._writing(TENSORBOARD):
+                writer.write_event(Event(wall_time=time(), step=step, **content))
+                writer.flush()
+                self._tensorboard = writer  # else not again: the file may end in half an entry
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Turns errors of writing this file or folder of the run into one warning."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # RuntimeError: the profiler
+            if name not in self._warned:
+                reason = getattr(error, "strerror", None) or first_line(error)
+                self.say(
+                    f"warning: cannot write {self._run_dir / name}: {reason}; training continues"
+                )
+            self._warned.add(name)
 
     def _say_profile(self) -> None:
         folder = self._run_dir / PROFILE

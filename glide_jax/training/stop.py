@@ -1,4 +1,4 @@
-"""Requests to stop a run: Ctrl-C and SIGTERM."""
+"""Requests to stop a run: Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes."""
 
 import os
 import signal
@@ -7,11 +7,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """Records Ctrl-C or SIGTERM, so that the loop can save first; the second one interrupts.
+    """Records a signal, so that the loop can save first; the second one interrupts.
+
+    A second SIGHUP does not: a terminal that closes sends several. `nohup` ignores it; so it stays.
 
     Use it as a context manager in the main thread. The answer comes from a thread of its own:
     Python calls a signal's handler only once the main thread has left the computation of a step,
@@ -29,7 +31,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._before: dict[int, Any] = {
-            number: signal.signal(number, self._handle) for number in SIGNALS
+            number: signal.signal(number, self._handle)
+            for number in SIGNALS
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
@@ -52,7 +56,7 @@ class StopRequest:
         os.close(self._read)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
+        if self.requested and number != signal.SIGHUP:
             raise KeyboardInterrupt
         self.requested = True
 

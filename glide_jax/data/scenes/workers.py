@@ -8,6 +8,7 @@ script without an `if __name__ == "__main__"` guard or one read from standard in
 import io
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from PIL import Image
 
 from glide_jax.data.scenes.graph import make
 from glide_jax.data.scenes.rendering import render
+from glide_jax.errors import UserError
 
 SIZE_PX = 128
 QUALITY = 92
@@ -54,7 +56,7 @@ def encoded_scenes(
         closeup: see `graph.make`.
 
     Raises:
-        RuntimeError: a worker died. Its error is on stderr.
+        UserError: a worker died. Its error is on stderr, unless a signal ended it.
     """
     if workers == 1:
         yield from (encoded_scene(split, index, closeup=closeup) for index in range(count))
@@ -63,16 +65,22 @@ def encoded_scenes(
     processes = [_start(split, part, closeup) for part in parts]
     try:
         for index in range(count):
-            output = processes[index % workers].stdout
-            assert output is not None
+            process = processes[index % workers]
+            assert process.stdout is not None
             try:
-                yield EncodedScene(*pickle.load(output))
-            except EOFError:
-                raise RuntimeError(f"a worker process died before scene {index}") from None
+                yield EncodedScene(*pickle.load(process.stdout))
+            except (EOFError, pickle.UnpicklingError):
+                raise UserError(_death(process, index)) from None
     finally:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def _death(process: subprocess.Popen[bytes], index: int) -> str:
+    status = process.wait()
+    cause = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+    return f"a worker process ended {cause} before scene {index}: start again"
 
 
 def _start(split: str, indices: range, closeup: bool) -> subprocess.Popen[bytes]:

@@ -17,12 +17,12 @@ from jaxtyping import UInt8
 from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
-from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
-from glide_jax.sampling.flags import SamplingFlags
+from glide_jax.sampling.flags import LESS_MEMORY, SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
 from glide_jax.storage import require_file
@@ -51,6 +51,7 @@ class Arguments(SamplingFlags, CaptionFlags):
     """PNG file for a grid of the images, eight per row."""
 
 
+@memory_advice(LESS_MEMORY)
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.evaluation.scenes", argv)

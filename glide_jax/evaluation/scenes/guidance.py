@@ -12,13 +12,13 @@ import numpy as np
 
 from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.diffusion.samplers import SAMPLERS
-from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluation.metrics import diversity
 from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
 from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
-from glide_jax.sampling.flags import SamplingFlags
+from glide_jax.sampling.flags import LESS_MEMORY, SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
 
@@ -58,6 +58,7 @@ class Point:
     """See `metrics.diversity`."""
 
 
+@memory_advice(LESS_MEMORY)
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments: Arguments = parse_flags(

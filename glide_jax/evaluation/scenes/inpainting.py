@@ -18,12 +18,12 @@ from jaxtyping import Bool, UInt8
 from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.data.scenes.rendering import render
-from glide_jax.errors import exit_on_user_error
+from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.evaluation.scenes.flags import SplitFlags, require_scenes
 from glide_jax.evaluation.scenes.reader import Reading, read_scenes
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
-from glide_jax.sampling.flags import SamplingFlags
+from glide_jax.sampling.flags import LESS_MEMORY, SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH, Conditions, Known
 from glide_jax.storage import require_file
@@ -89,6 +89,7 @@ class Arguments(SamplingFlags, SplitFlags):
     """PNG file for a grid of inputs and results, four pairs per row."""
 
 
+@memory_advice(LESS_MEMORY)
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments: Arguments = parse_flags(
