@@ -6,9 +6,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-# The tests start many processes, each of which would compile all modules again.
-export PYTHONDONTWRITEBYTECODE :=
-
 .PHONY: demo test test-slow test-all test-beam test-tpu lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
