@@ -54,7 +54,7 @@ def gradient(config, batch, history=None, objective=None):
 
 
 def test_an_upsampler_has_a_gradient_for_its_low_resolution_image():
-    config = tiny.one_level(model_set.upsampler_config(inpaint=False))
+    config = model_set.upsampler_config(inpaint=False)
     batch = a_batch(config)
     plain = gradient(config, batch)
     low_res_kernel = plain.grads["unet.conv_in.kernel"][:, :, 3:]
@@ -68,7 +68,7 @@ def test_an_upsampler_has_a_gradient_for_its_low_resolution_image():
 
 def test_an_upsampler_that_corrects_starts_from_the_low_resolution_image():
     config = with_changes(
-        tiny.one_level(model_set.upsampler_config(inpaint=False)),
+        model_set.upsampler_config(inpaint=False),
         diffusion={"prediction": "v", "low_res_std": 0.3},
     )
     objective = Denoising(config)
@@ -86,7 +86,7 @@ def test_an_upsampler_that_corrects_starts_from_the_low_resolution_image():
 
 
 def test_an_upsampler_is_conditioned_on_the_augmentation_level():
-    config = tiny.one_level(model_set.upsampler_config(inpaint=False))
+    config = model_set.upsampler_config(inpaint=False)
     model = dataclasses.replace(config.model, low_res_noise=True)
     data = dataclasses.replace(config.data, low_res=LowResConfig(noise_steps=300, blur_px=0.6))
     config = dataclasses.replace(config, model=model, data=data)
@@ -108,7 +108,7 @@ def test_an_upsampler_is_conditioned_on_the_augmentation_level():
 
 
 def test_an_inpainting_model_sees_known_pixels_only():
-    config = tiny.one_level(model_set.inpaint_config())
+    config = model_set.inpaint_config()
     batch = a_batch(config)
     objective = Denoising(config)
     params = moved(objective.network)
@@ -128,7 +128,7 @@ def test_an_inpainting_model_sees_known_pixels_only():
 
 def test_min_snr_weights_the_error_of_each_step():
     config = with_changes(
-        tiny.one_level(tiny.get_config()),
+        tiny.get_config(),
         diffusion={"weighting": "min-snr", "timesteps": "uniform"},
     )
     objective = Denoising(config)

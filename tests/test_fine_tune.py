@@ -60,8 +60,8 @@ def test_an_inpainting_model_initially_equals_its_base_model(trained_run):
 
 
 def test_new_input_channels_are_inserted_in_order(models, low_res):
-    before = tiny.one_level(model_set.upsampler_config(inpaint=False))
-    after = tiny.one_level(model_set.upsampler_config(inpaint=True))
+    before = model_set.upsampler_config(inpaint=False)
+    after = model_set.upsampler_config(inpaint=True)
     params = starting_params(Run.open(models / "upsample"), after)
     original = starting_params(Run.open(models / "upsample"), before)
     given = known_and_mask(model_set.LARGE_PX)
@@ -73,7 +73,7 @@ def test_new_input_channels_are_inserted_in_order(models, low_res):
 
 
 def test_an_upsampler_can_become_conditioned_on_the_noise_level(models, low_res):
-    before = tiny.one_level(model_set.upsampler_config(inpaint=False))
+    before = model_set.upsampler_config(inpaint=False)
     model = dataclasses.replace(before.model, low_res_noise=True)
     after = dataclasses.replace(before, model=model)
     np.testing.assert_array_equal(

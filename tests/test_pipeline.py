@@ -91,7 +91,7 @@ def test_samples_hold_images_prompts_seeds_and_settings(glide, tmp_path):
 
 
 def test_text_is_encoded_outside_the_loop_over_steps(glide):
-    """The loop's program must hold nothing of the text transformer: its widths do not occur."""
+    """The loop's program holds nothing of the text transformer: its MLP's shape does not occur."""
     stage = glide.stage("base")
     length, width = stage.model.text.length, stage.model.text.width
     inputs = Inputs(**stage._inputs(["all red"], [0], Conditions(), None))
@@ -110,8 +110,8 @@ def test_text_is_encoded_outside_the_loop_over_steps(glide):
             recipe=recipe,
         )
     )(stage.params, conditioned, state)  # fmt: skip
-    text_shape = f"f32[2,{length},{width}]"
-    assert text_shape in str(before) and text_shape not in str(loop)
+    hidden = f"f32[2,{length},{4 * width}]"
+    assert hidden in str(before) and hidden not in str(loop)
     assert str(loop).count(" scan[") == 1
 
 

@@ -97,7 +97,7 @@ def test_the_kind_of_model_is_checked_before_its_weights_are_read(tokenizer, tmp
 
 
 def test_checkpoints_that_are_not_finite_are_refused(tokenizer, tmp_path, monkeypatch):
-    run = Run.create(tmp_path / "run", tiny.one_level(tiny.get_config()), tokenizer)
+    run = Run.create(tmp_path / "run", tiny.get_config(), tokenizer)
     params = {name: jnp.zeros(spec.shape) for name, spec in run.network.shapes.items()}
     monkeypatch.setattr(Checkpoints, "restore_ema", lambda *arguments: params)
     monkeypatch.setattr(Checkpoints, "ema_fingerprint", lambda checkpoints: "")

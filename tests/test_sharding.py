@@ -22,9 +22,9 @@ from glide_jax.training.flops import abstract_batch
 from glide_jax.training.step import Trainer
 
 KINDS = {
-    "base": tiny.get_config,
-    "inpainting": lambda: tiny.one_level(model_set.inpaint_config()),
-    "upsampler": lambda: tiny.one_level(model_set.upsampler_config(inpaint=False)),
+    "base": lambda: tiny.two_levels(tiny.get_config()),
+    "inpainting": model_set.inpaint_config,
+    "upsampler": lambda: model_set.upsampler_config(inpaint=False),
     "clip": model_set.clip_config,
 }
 
@@ -134,7 +134,7 @@ def test_sharding_across_slices_is_refused():
 @pytest.mark.parametrize("remat", ["none", "matmuls", "blocks"])
 def test_devices_exchange_parameters_and_no_activations(remat, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
-    config = tiny.one_level(tiny.get_config())
+    config = tiny.get_config()
     config = dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, batch_examples=256, fsdp=4),

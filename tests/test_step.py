@@ -17,7 +17,7 @@ from glide_jax.training.step import Trainer
 
 
 def with_train(**changes):
-    config = tiny.one_level(tiny.get_config())
+    config = tiny.get_config()
     train = dataclasses.replace(config.train, **changes)
     return dataclasses.replace(config, train=train, diffusion=DiffusionConfig(prediction="eps"))
 

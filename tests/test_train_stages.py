@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from helpers import model_set, tiny
+from helpers import model_set
 from PIL import Image
 
 from glide_jax import UserError
@@ -57,7 +57,7 @@ def on_colors(config, folder, **settings):
 
 
 def upsampler():
-    config = tiny.one_level(model_set.upsampler_config(inpaint=False))
+    config = model_set.upsampler_config(inpaint=False)
     config = changed(config, "model", low_res_noise=True)
     low_res = LowResConfig(crop_px=8, blur_px=0.6, noise_steps=5)
     config = changed(config, "data", low_res=low_res)
@@ -186,7 +186,7 @@ def test_a_process_that_does_not_see_the_run_to_resume_is_refused(
 @pytest.mark.slow
 def test_an_auxiliary_clip_is_loaded_from_its_run(color_folder, models, tmp_path):
     config = on_colors(
-        tiny.one_level(model_set.inpaint_config()),
+        model_set.inpaint_config(),
         color_folder,
         steps=2,
         sample_every_steps=0,

@@ -114,7 +114,7 @@ def test_an_update_is_clipping_adamw_and_ema(fsdp, monkeypatch):
 def test_an_inpainting_upsampler_has_the_same_gradient_on_eight_devices(monkeypatch):
     """Every condition at once; for a CLIP, see test_contrastive.py."""
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
-    config = tiny.one_level(model_set.upsampler_config(inpaint=True))
+    config = model_set.upsampler_config(inpaint=True)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, fsdp=4))
     rng = np.random.default_rng(0)
 

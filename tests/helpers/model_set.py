@@ -73,5 +73,5 @@ def write_set(folder: Path) -> None:
         ("base-inpaint", inpaint_config()),
         ("upsample-inpaint", upsampler_config(inpaint=True)),
     ):
-        write_random_run(folder / name, tiny.one_level(config), tokenizer)
+        write_random_run(folder / name, config, tokenizer)
     write_random_run(folder / "clip", clip_config(), ClipTokenizer.train(CAPTIONS, 600))
