@@ -61,8 +61,10 @@ def png_metadata(glide: Glide, command: Command) -> dict[str, str | None]:
     return {name: None if value is None else str(value) for name, value in values.items()}
 
 
-def sample_and_save(glide: Glide, command: Command, jobs: Sequence[Job]) -> Iterator[np.ndarray]:
-    """Samples jobs batch by batch. Yields each image once all of its batch are saved."""
+def sample_and_save(
+    glide: Glide, command: Command, jobs: Sequence[Job]
+) -> Iterator[dict[Path, np.ndarray]]:
+    """Samples jobs batch by batch. Yields the images of each batch by file, once all are saved."""
     n = command.sampled_per_job
     limit = command.batch_size or MAX_BATCH * jax.local_device_count()
     jobs_per_batch = max(min(limit // n, len(jobs)), 1)
@@ -75,7 +77,7 @@ def sample_and_save(glide: Glide, command: Command, jobs: Sequence[Job]) -> Iter
         targets = [(job, file) for job in some for file in job.files]
         for (job, file), image, seed in zip(targets, samples, samples.seeds, strict=True):
             save_png(file, image, common | job.metadata | {"seed": str(seed)})
-        yield from samples
+        yield {file: image for (_, file), image in zip(targets, samples, strict=True)}
 
 
 @memory_advice(LESS_MEMORY)
@@ -122,10 +124,10 @@ def write_grid(
 ) -> None:
     """Samples all images; several become a grid, beside a folder with these images only."""
     images: list[np.ndarray] = []
-    for image in sample_and_save(glide, command, jobs):
-        if not images:
-            remove_images(earlier)  # not before there are new ones
-        images.append(image)
+    for batch in sample_and_save(glide, command, jobs):
+        if not images:  # not before there are new ones
+            remove_images([file for file in earlier if file not in batch])
+        images += batch.values()
     if len(images) > 1:
         prompts = [job.prompt for job in jobs for _ in job.files]
         columns = command.images_per_prompt if command.images_per_prompt > 1 else 4

@@ -38,7 +38,7 @@ def test_no_seed_is_a_random_one():
     assert first[0] == first[2] == first[1] - 1 == first[3] - 1
 
 
-@pytest.mark.parametrize("seed", [1.5, "12", True, [1, 2.5], ["1", "2"], np.float32(3), {}])
+@pytest.mark.parametrize("seed", [1.5, "12", True, [1, 2.5], [[1], 2], np.float32(3), {}])
 def test_seeds_that_are_no_whole_numbers_are_refused(seed):
     assert refused(image_seeds, seed, 2, 1).startswith(("seed must be a whole number", "0 seeds"))
 
@@ -59,6 +59,7 @@ def test_seeds_out_of_range_are_refused(seed):
         ({"batch_size": 10**9}, "batch_size (1000000000) must be between 1 and 65,536"),
         ({"batch_size": 0}, "batch_size (0) must be between"),
         ({"upsample": "no"}, "upsample must be True, False or None, not 'no'"),
+        ({"upsample": np.array([True, False])}, "upsample must be True, False or None, not array("),
         ({"negative_prompt": ["a"]}, "negative_prompt must be a string, not ['a']"),
         ({"fit": "squeeze"}, "fit must be crop or pad or stretch, not 'squeeze'"),
         ({"strength": float("nan")}, "strength nan must be above 0"),

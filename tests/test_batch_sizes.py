@@ -38,6 +38,7 @@ def test_validation_with_too_few_images_is_refused(examples, held_out):
         (2048, 1, 512, 512),  # base64: not four times the same images
         (256, 1, 500, 248),  # twice
         (32, 2, 50, 16),  # three times 16, with two micro-batches on eight devices
+        (64, 1, 264, 64),  # four times: 24 would leave out none, but takes eleven batches
         (8, 1, 5, 8),  # too few for eight devices
     ],
 )

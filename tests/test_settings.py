@@ -1,13 +1,16 @@
 """Sampling settings: changes to them, and the CLIP that guides a model."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from helpers import model_set
+from helpers import model_set, tiny
 
+from glide_jax import Glide
 from glide_jax.config import Config, DiffusionConfig, ModelConfig, SampleConfig, UNetConfig
 from glide_jax.errors import UserError
+from glide_jax.runs.folder import Run
 from glide_jax.sampling.settings import changed_settings, require_guide
 
 
@@ -89,3 +92,25 @@ def test_a_clip_guides_models_of_its_noise_only(model, clip, message):
 def test_a_clip_of_clean_images_guides_nothing():
     with pytest.raises(UserError, match="this CLIP is for 8 px images without noise"):
         require_guide(guided(), dataclasses.replace(CLIP, steps=1), DiffusionConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "dream"}, "sampler 'dream' is unknown"),
+        ({"clip_guidance_scale": 1.0}, "no clip model is given"),
+    ],
+)
+@pytest.mark.parametrize("role", ["base", "upsample"])
+def test_settings_of_all_models_are_refused_before_one_is_loaded(
+    role, settings, message, monkeypatch
+):
+    configs = {"base": tiny.get_config(), "upsample": model_set.upsampler_config(inpaint=False)}
+    config = configs[role]
+    configs[role] = dataclasses.replace(
+        config, sample=dataclasses.replace(config.sample, **settings)
+    )
+    glide = Glide({name: Mock(spec=Run, config=config) for name, config in configs.items()})
+    monkeypatch.setattr(glide, "_load", Mock(side_effect=AssertionError))
+    with pytest.raises(UserError, match=message):
+        glide.generate("a red star")

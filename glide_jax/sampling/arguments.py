@@ -98,7 +98,10 @@ def image_seeds(seed: Any, prompts: int, n: int) -> list[int]:
     """
     if seed is None:
         seed = secrets.randbelow(SEEDS - n)
-    first = [seed] * prompts if np.ndim(seed) == 0 else list(seed)
+    try:
+        first = list(seed)
+    except TypeError:
+        first = [seed] * prompts
     if len(first) != prompts:
         raise UserError(
             f"{len(first)} seeds for {prompts} prompts: give one seed, or one per prompt"

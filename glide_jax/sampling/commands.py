@@ -12,7 +12,7 @@ from tyro.conf import UseAppendAction
 
 from glide_jax.cli import UNRECORDED, ShardingFlags
 from glide_jax.errors import UserError
-from glide_jax.sampling.arguments import broadcast_prompts
+from glide_jax.sampling.arguments import broadcast_prompts, require_seeds
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.outputs import Job, digest, make_jobs
 from glide_jax.sampling.pipeline import Glide
@@ -139,6 +139,7 @@ class Generate(Command):
             raise UserError(f"{len(prompts) * self.n:,} images: at most {MAX_IMAGES:,} a command")
         if self.images_per_prompt < 1:
             raise UserError(f"--keep {self.keep}: must be at least 1")
+        require_seeds([self.seed, self.seed + self.n - 1])
         seeds = range(self.seed, self.seed + (self.n if self.keep is None else 1))
         return make_jobs(prompts, None, seeds, self.keep or 1, self.out)
 
@@ -227,6 +228,7 @@ class Upsample(Command):
         prompts = self.prompts()
         if not self.low_res:
             raise UserError("no images to upsample: give --low-res")
+        require_seeds([self.seed])
         prompts = broadcast_prompts(prompts, len(self.low_res))
         return make_jobs(prompts, self.low_res, [self.seed], 1, self.out)
 

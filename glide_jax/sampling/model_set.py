@@ -72,7 +72,7 @@ class ModelSet:
                 )
             runs[role] = run
         if not runs:
-            raise UserError("no models: give at least one run folder")
+            raise UserError("no models: give at least one run folder (--checkpoint)")
         return cls(runs, one_at_a_time=one_at_a_time, fsdp=fsdp)
 
     def has(self, role: str) -> bool:
@@ -92,7 +92,7 @@ class ModelSet:
             if role == "base" and self.has("base-inpaint"):
                 hint = "; an inpainting model needs an image: inpaint, --image"
             given = ", ".join(self.runs)
-            raise UserError(f"this needs a {role} model, but given are only: {given}{hint}")
+            raise UserError(f"no {role} model is given, only: {given}{hint}")
         return self.runs[role].config
 
     def settings(self, role: str, **changes: Any) -> SampleConfig:

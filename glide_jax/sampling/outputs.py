@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from glide_jax.errors import UserError
-from glide_jax.images import MAX_FILE_BYTES, open_image
+from glide_jax.images import MAX_FILE_BYTES, NOT_AN_IMAGE, open_image
 from glide_jax.storage import read_regular, require_file, require_folder
 
 NAMES_OF_INPUTS = ("checkpoint", "image", "mask", "low_res")
@@ -96,9 +96,9 @@ def read_metadata(file: Path) -> dict[str, str] | None:
         image.load()  # chunks may follow the pixels
     except Image.DecompressionBombError as error:
         raise UserError(f"cannot read {file}: it has {error}; {hint}") from None
-    except Exception as error:  # Pillow raises nearly any type for a damaged file
+    except Exception:  # Pillow raises nearly any type for a damaged file
         if content and not content.startswith(b"\x89PNG"):
-            raise UserError(f"cannot read {file}: {error}; {hint}") from None
+            raise UserError(f"cannot read {file}: {NOT_AN_IMAGE}; {hint}") from None
         return None
     return {name: str(value) for name, value in getattr(image, "text", {}).items()}
 
@@ -129,7 +129,7 @@ def grid_folder(out: Path) -> Path:
 
 
 def earlier_images(out: Path, files: Collection[Path]) -> list[Path]:
-    """Images of an earlier grid of the same name that this one does not overwrite.
+    """Images of an earlier grid of the same name.
 
     Args:
         out: the grid, or a single image.
@@ -153,7 +153,7 @@ def earlier_images(out: Path, files: Collection[Path]) -> list[Path]:
                 f"--out {out}: its images go to the folder {folder}, which has other files "
                 f"({file.name}): give another --out"
             )
-    return [file for file in earlier if file not in set(files)]
+    return earlier
 
 
 def _is_of_a_grid(file: Path) -> bool:

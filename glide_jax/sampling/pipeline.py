@@ -7,7 +7,7 @@ samples.images  # (2, 128, 128, 3)
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from glide_jax.sampling.arguments import Seed, broadcast_prompts
 from glide_jax.sampling.model_set import ModelSet
 from glide_jax.sampling.request import Request
 from glide_jax.sampling.samples import Samples
+from glide_jax.sampling.settings import require_guide, require_usable
 from glide_jax.sampling.stage import Conditions
 from glide_jax.sampling.user_images import AnyImage, AnyMask, Fit, as_image, as_images, as_mask
 
@@ -251,11 +252,15 @@ class Glide(ModelSet):
         px = self.config(first).denoiser.resolution_px
         upsample = self.has(second) if request.upsample is None else request.upsample
         # Sampling may take hours: all that can be refused is refused before it starts.
-        if upsample and self.config(second).denoiser.low_res_px != px:
-            raise UserError(
-                f"the {second} model upsamples {self.config(second).denoiser.low_res_px} px, but "
-                f"the {first} model samples {px} px"
-            )
+        self._require_usable(first, request.settings)
+        if upsample:
+            self._require_usable(second, {})
+            low_res_px = self.config(second).denoiser.low_res_px
+            if low_res_px != px:
+                raise UserError(
+                    f"the {second} model upsamples {low_res_px} px, but the {first} model samples "
+                    f"{px} px"
+                )
         if request.keep is not None:
             self.config("clip")
             if request.keep > request.n:
@@ -272,6 +277,14 @@ class Glide(ModelSet):
             upsampled = self._run_stage(second, request, request.conditions(px, samples.images))
             samples = dataclasses.replace(samples, images=upsampled.images)
         return samples
+
+    def _require_usable(self, role: str, changes: Mapping[str, Any]) -> None:
+        """Raises UserError if this model cannot be sampled with its settings, changed."""
+        config, settings = self.config(role), self.settings(role, **changes)
+        require_usable(config, settings)
+        if settings.clip_guidance_scale:
+            guide = self.config("clip")
+            require_guide(config, guide.clip, guide.diffusion)
 
     def _run_stage(self, role: str, request: Request, conditions: Conditions) -> Samples:
         settings = self.settings(role, **request.settings)

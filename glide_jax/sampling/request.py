@@ -119,7 +119,7 @@ def _require_options(
     if batch_size is not None:
         require_whole("batch_size", batch_size, 1, MAX_BATCH_SIZE)
     require_text("negative_prompt", negative_prompt)
-    if upsample not in (True, False, None):
+    if not (upsample is None or isinstance(upsample, (bool, np.bool_))):
         raise UserError(f"upsample must be True, False or None, not {shown(upsample)}")
     if fit not in get_args(Fit):
         raise UserError(f"fit must be {' or '.join(get_args(Fit))}, not {shown(fit)}")

@@ -146,7 +146,8 @@ class Stage:
         self._require_sampleable(settings, conditions, strength, clip)
         rows = Schedule.of(self.config.diffusion, settings.steps).steps
         if conditions.start is not None:
-            rows = math.ceil(round(strength * rows, 6))  # 0.55 * 100 is a little above 55
+            # 0.55 * 100 is a little above 55, and must not be 56.
+            rows = max(math.ceil(round(strength * rows, 6)), 1)
         recipe = Recipe.of(settings, rows)
         inputs = self._inputs(prompts, seeds, conditions, guide)
         tokens, mask = self.tokenizer.encode([negative_prompt], self.model.text.length)
@@ -266,7 +267,7 @@ class Stage:
         tokens, token_mask = self.tokenizer.encode(list(prompts), length)
         if self.tokenizer.truncated > before:
             too_long = self.tokenizer.truncated - before
-            logger.warning("%d prompts are longer than %d tokens: truncated", too_long, length)
+            logger.warning("prompts truncated to %d tokens: %d", length, too_long)
         low_res, known, start = conditions
         return {
             "tokens": tokens,

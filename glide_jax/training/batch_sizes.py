@@ -44,7 +44,7 @@ def with_validation_batch(config: Config, images: int) -> Config:
 
     A CLIP keeps the size of its training batches if there are enough images, so that it chooses
     between as many captions. For other models, the size is the one that leaves out the fewest
-    images. If there are fewer images than devices and micro-batches, they are repeated to fill one
+    images, and at least half of the largest one, since small batches are slow. If there are fewer images than devices and micro-batches, they are repeated to fill one
     batch, and counted once.
 
     Args:
@@ -65,6 +65,6 @@ def with_validation_batch(config: Config, images: int) -> Config:
             "--train.validation-examples or the validation split, or give "
             "--train.validate-every-steps 0"
         )
-    sizes = range(multiple, largest + 1, multiple)
+    sizes = [b for b in range(multiple, largest + 1, multiple) if 2 * b >= largest]
     batch = largest if is_clip else max(sizes, key=lambda b: (count // b * b, b), default=multiple)
     return replace(config, train=replace(settings, batch_examples=batch))
