@@ -123,9 +123,7 @@ def test_errors_name_what_is_wrong(glide):
         "sample.guidance_scale must be a number": lambda: glide.generate(
             ["x"], guidance_scale=float("nan")
         ),
-        r"no clip model is given, only: base": lambda: glide.generate(
-            ["x"], n=4, keep=2, steps=1
-        ),
+        r"no clip model is given, only: base": lambda: glide.generate(["x"], n=4, keep=2, steps=1),
         r"no upsample model is given": lambda: glide.generate(["x"], steps=1, upsample=True),
         r"keep \(2\) must be|no clip model": lambda: glide.generate(["x"], keep=2),
         r"guidance_scale cannot be 'much'": lambda: glide.generate(["x"], guidance_scale="much"),

@@ -44,8 +44,8 @@ def with_validation_batch(config: Config, images: int) -> Config:
 
     A CLIP keeps the size of its training batches if there are enough images, so that it chooses
     between as many captions. For other models, the size is the one that leaves out the fewest
-    images, and at least half of the largest one, since small batches are slow. If there are fewer images than devices and micro-batches, they are repeated to fill one
-    batch, and counted once.
+    images, from half of the largest size on: small batches are slow. If there are fewer images than
+    devices and micro-batches, they are repeated to fill one batch, and counted once.
 
     Args:
         config: of the run.
