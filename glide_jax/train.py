@@ -26,19 +26,24 @@ from glide_jax.parallel import sharding
 from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined, require_same
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.fine_tune import starting_params, with_sizes_of
+from glide_jax.runs.fine_tune import starting_params, with_starting_sizes
 from glide_jax.runs.folder import Run
-from glide_jax.runs.paths import last_step
+from glide_jax.runs.paths import last_step, run_dir_of
 from glide_jax.runs.state import TrainState
 from glide_jax.sampling.clip import ClipScorer
-from glide_jax.storage import AnyPath, path_of
+from glide_jax.storage import AnyPath
 from glide_jax.training.build import make_objective, require_startable, tokenizer_of
-from glide_jax.training.data_report import data_report
 from glide_jax.training.flops import utilization_flops
-from glide_jax.training.logging import RunLog, validation_line
+from glide_jax.training.logging import RunLog
 from glide_jax.training.optim import learning_rate
 from glide_jax.training.preview import Preview
-from glide_jax.training.profiling import Profile, ProfileFlags, memory_report, peak_memory
+from glide_jax.training.profiling import Profile, ProfileFlags, peak_memory
+from glide_jax.training.reports import (
+    report_end,
+    report_samples,
+    report_start,
+    report_validation,
+)
 from glide_jax.training.step import Trainer
 from glide_jax.training.stop import StopRequest
 from glide_jax.training.validation import Validator
@@ -47,20 +52,13 @@ LESS_MEMORY = (
     "use --model.remat blocks, then more --train.micro-batches, then fewer --train.batch-examples"
 )
 
-# The order of start-up. All settings are checked, and all inputs opened, before the run folder is
-# written: a run which cannot start leaves nothing behind. Only unreadable images show later.
-#   1. Data: both splits. All processes must see the same.
-#   2. Start: the newest checkpoint if there is one, else train.init_from, else random parameters.
-#      The tokenizer comes from the same place; a new one is trained on the captions.
-#   3. Model: objective, mesh, then the shapes and shardings of the train state.
-#   4. Run folder: the lead creates or updates it; the other processes wait, then read it.
-#      State: every array is restored or initialized once, with its final sharding.
-#   5. Loop: loader and log resume where the checkpoint was saved.
-
 
 @memory_advice(LESS_MEMORY)
 def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profile) -> None:
     """Trains until `config.train.steps` or a request to stop.
+
+    All settings are checked, and all inputs opened, before the run folder is written: a run that
+    cannot start leaves nothing behind. Only unreadable images show later.
 
     Args:
         config: of the run.
@@ -70,33 +68,36 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     """
     settings = config.train
 
-    # Data
+    # Data: both splits, the same in all processes.
     source = open_source(config.data, config.data.train_split)
     held_out = open_source(config.data, config.data.validation_split)
-    images = sum(map(len, parts_of(source)))
-    require_same(group, config, images)
+    require_same(group, config, sum(map(len, parts_of(source))))
     require_startable(config, source, len(held_out))
 
-    # Start and model
+    # Start: the newest checkpoint if there is one, else train.init_from, else random parameters.
     resumes = group.gather(last_step(run_dir) is not None)[0]
     starts_from = "" if resumes else settings.init_from
     initial = starting_params(Run.open(starts_from), config) if starts_from else None
+
+    # Model: objective, mesh, then the shapes and shardings of the train state.
     clip = ClipScorer.load(Run.open(settings.clip_run)) if settings.clip_loss_weight else None
     objective = make_objective(config, clip)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
 
-    # Run folder and state
+    # Run folder: the lead creates or updates it; the other processes wait, then read it.
     tokenizer = partial(tokenizer_of, config, source, run_dir if resumes else starts_from)
     run = Run.create_shared(run_dir, config, tokenizer, group)
     checkpoints = Checkpoints(run_dir, settings.max_checkpoints, group)
+
+    # State: every array is restored or initialized once, with its final sharding.
     if resumes:
         state, resumed = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
     else:
         state, resumed = trainer.init(initial), {"loader": None, "log": None}
     del initial  # as large as the model
 
-    # Loop
+    # Loop: loader and log resume where the checkpoint was saved.
     share = {
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
@@ -107,20 +108,10 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     preview = Preview.open(run, held_out) if group.lead else None
     flops = utilization_flops(objective, config, clip.config if clip else None)
     with RunLog(run, int(state.step), profile, resumed["log"], **flops, lead=group.lead) as log:
-        log.say(
-            f"{run_dir}: {objective.network.parameter_count / 1e6:.1f}M parameters, "
-            f"{images:,} images, {jax.device_count()} {jax.devices()[0].platform} device(s)"
-            + (f", initialized from {starts_from}" if starts_from else "")
-            + (f", resumed at step {int(state.step):,}" if resumes else "")
-            + (", train.init_from ignored" if resumes and settings.init_from else "")
-        )
-        log.say(memory_report(trainer))
-        for line in data_report(config, source, run.tokenizer) if group.lead else ():
-            log.say(line)
+        report_start(log, run, trainer, source, int(state.step), starts_from)
         parts = Parts(run, mesh, trainer, checkpoints, loader, validator, preview, log)
         step = loop(parts, state)
-    stopped = f"stopped at step {step:,} of {settings.steps:,}; the same command resumes"
-    log.say(stopped if step < settings.steps else f"done: {step:,} steps in {run_dir}")
+    report_end(log, run, step)
 
 
 @dataclass(frozen=True)
@@ -150,6 +141,7 @@ def loop(parts: Parts, state: TrainState) -> int:
 def take_steps(parts: Parts, state: TrainState, stop: StopRequest) -> int:
     """The steps of `loop`, and the last checkpoint. Returns its step."""
     settings, log = parts.run.config.train, parts.log
+    samples = not isinstance(parts.run.config.model, ClipConfig)
     first = step = int(state.step)
     stopping = False
     while step < settings.steps and not stopping:
@@ -182,13 +174,9 @@ def take_steps(parts: Parts, state: TrainState, stop: StopRequest) -> int:
         if due(step, settings.checkpoint_every_steps):
             save(parts, state)
         if parts.validator is not None and due(step, settings.validate_every_steps):
-            log_validation(parts, parts.validator, state)
-            log.copy()
-            log.restart_clock()
-        if due(step, settings.sample_every_steps):
-            log_samples(parts, state)
-            log.copy()
-            log.restart_clock()
+            report_validation(log, parts.validator, state)
+        if samples and due(step, settings.sample_every_steps):
+            report_samples(log, parts.preview, state)
 
     if parts.checkpoints.latest_step != step:
         save(parts, state)
@@ -218,54 +206,9 @@ def log_window(parts: Parts, step: int, skipped: int) -> None:
     )
 
 
-def log_validation(parts: Parts, validator: Validator, state: TrainState) -> None:
-    """Logs the losses of the held-out images."""
-    step, started = int(state.step), perf_counter()
-    parts.log.say(f"step {step:,}: validating on {validator.examples:,} images")
-    values = validator(state)
-    parts.log.write(step, values)
-    parts.log.say(f"step {step:,}: {validation_line(values, perf_counter() - started)}")
-
-
-def log_samples(parts: Parts, state: TrainState) -> None:
-    """Logs a grid of samples; a CLIP has none."""
-    if isinstance(parts.run.config.model, ClipConfig):
-        return
-    step, started = int(state.step), perf_counter()
-    parts.log.say(f"step {step:,}: sampling")
-    # All processes take part, as each may hold a part of the parameters.
-    ema = state.ema if jax.process_count() == 1 else sharding.to_host(state.ema)
-    if parts.preview is None:
-        return
-    try:
-        file = parts.log.samples(step, parts.preview.sample(ema))
-    except UserError as error:  # the parameters may recover, as may a full disk
-        parts.log.say(f"step {step:,}: no samples: {error}")
-        return
-    parts.log.say(f"step {step:,}: samples in {file}, {perf_counter() - started:.0f} s")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Flags(LaunchFlags, ProfileFlags):
     """This start of the run: its processes, and a profile of some steps."""
-
-
-def run_dir_of(name: str, config: Config) -> AnyPath:
-    """The run folder of a configuration of this name."""
-    return path_of(config.train.run_dir or f"runs/{name}")
-
-
-def with_starting_sizes(name: str, config: Config) -> Config:
-    """The configuration with the model sizes of train.init_from, or of the run that resumes.
-
-    Raises:
-        UserError: there is no such run, or its sizes do not fit the other settings.
-    """
-    if not config.train.init_from:
-        return config
-    run_dir = run_dir_of(name, config)
-    resumes = last_step(run_dir) is not None
-    return with_sizes_of(Run.open(run_dir if resumes else config.train.init_from).config, config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,9 +11,9 @@ from helpers import model_set, tiny
 from glide_jax.cli import load_config, parse_command
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
-from glide_jax.runs.fine_tune import starting_params, with_sizes_of
+from glide_jax.runs.fine_tune import starting_params, with_sizes_of, with_starting_sizes
 from glide_jax.runs.folder import Run
-from glide_jax.train import Flags, with_starting_sizes
+from glide_jax.train import Flags
 
 
 def denoised(config, params, **conditions):

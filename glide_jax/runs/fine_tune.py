@@ -8,6 +8,7 @@ from glide_jax.config import ClipConfig, Config, ModelConfig
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
 from glide_jax.runs.folder import Run
+from glide_jax.runs.paths import last_step, run_dir_of
 from glide_jax.runs.state import require_same_shapes
 
 INPUT_KERNEL = "unet.conv_in.kernel"
@@ -46,6 +47,23 @@ def with_sizes_of(before: Config, config: Config) -> Config:
         sizes = replace(new, text=old.text, image=old.image, embedding_width=old.embedding_width)
         return replace(config, model=sizes)
     return config
+
+
+def with_starting_sizes(name: str, config: Config) -> Config:
+    """The configuration with the model sizes of train.init_from, or of the run that resumes.
+
+    Args:
+        name: of the configuration, see `run_dir_of`.
+        config: of the run.
+
+    Raises:
+        UserError: there is no run to start from, or its sizes do not fit the other settings.
+    """
+    if not config.train.init_from:
+        return config
+    run_dir = run_dir_of(name, config)
+    resumes = last_step(run_dir) is not None
+    return with_sizes_of(Run.open(run_dir if resumes else config.train.init_from).config, config)
 
 
 def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ them and as the models shipped with the package have them.
 
 from pathlib import Path
 
+from glide_jax.config import Config
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, path_of, storage_errors
 
@@ -90,3 +91,8 @@ def saved_steps(run_dir: AnyPath) -> list[int]:
 def last_step(run_dir: AnyPath) -> int | None:
     """Step of the newest complete checkpoint, None if there is none. Raises as `saved_steps`."""
     return next(iter(saved_steps(run_dir)), None)
+
+
+def run_dir_of(name: str, config: Config) -> AnyPath:
+    """The run folder of a configuration of this name."""
+    return path_of(config.train.run_dir or f"runs/{name}")

@@ -63,7 +63,9 @@ class RunLog:
         peak_flops: float = 0.0,
         lead: bool = True,
     ) -> None:
-        self._run_dir, self._lead = run.path, lead
+        self._run_dir = run.path
+        self.lead = lead
+        """Whether this process writes the log."""
         self._flops, self._peak_flops = flops, peak_flops
         self._profile = Profile() if profile is None else profile
         self._files = MirroredFolder(run.path, (METRICS,) if lead else ())
@@ -170,7 +172,7 @@ class RunLog:
             UserError: the file cannot be written.
         """
         file = self._run_dir / SAMPLES / f"{step:07d}.png"
-        if self._lead:
+        if self.lead:
             with storage_errors("write", file):
                 save_png(file, grid)
         self._add_event(step, summary=summary.image(SAMPLES, grid, dataformats="HWC"))
@@ -178,7 +180,7 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
-        if self._lead:
+        if self.lead:
             with suppress(OSError):  # a closed terminal or a full disk must not end the training
                 self._bar.write(line)
 
@@ -207,14 +209,14 @@ class RunLog:
 
     def _open_files(self, start_step: int) -> None:
         """Opens metrics.jsonl and TensorBoard's file, without entries beyond `start_step`."""
-        path = self._files.path / METRICS if self._lead else Path(os.devnull)
-        if self._lead:
+        path = self._files.path / METRICS if self.lead else Path(os.devnull)
+        if self.lead:
             _remove_lines_after(path, start_step)
         self._metrics = path.open("ab", buffering=0)  # which tells how much of a line it wrote
         self._unwritten = b""
         self._warned: set[str] = set()
         self._tensorboard: EventsWriter | None = None
-        if self._lead:
+        if self.lead:
             events = self._files.path / TENSORBOARD
             events.mkdir(parents=True, exist_ok=True)
             # SummaryWriter has a queue, which a flush does not empty.
