@@ -2,10 +2,13 @@
 
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax
 import pytest
 
-from glide_jax import UserError, sample
+from glide_jax import UserError, sample, train
+from glide_jax.config import Config
 from glide_jax.convert import __main__ as convert
 from glide_jax.errors import exit_on_user_error
 from glide_jax.evaluation import retrieval, upsampling
@@ -66,3 +69,24 @@ def test_outputs_are_checked_before_the_work(command, flags, tmp_path, monkeypat
         url = f"gs://some/place/{name}"
         with pytest.raises(UserError, match=f"^{flags[-1]} {url}: use a local file or folder$"):
             command.main([*flags, url])
+
+
+@pytest.mark.parametrize(
+    ("function", "begins", "given", "flag"),
+    [
+        (train.train, "open_source", (Config(), "run", None, None), "more --train.micro-batches"),
+        (sample.run, "is_folder", (Mock(batch_size=None),), "--batch-size"),
+        *(
+            (command.main, "parse_flags", (), "--batch-size")
+            for command in (guidance, inpainting, scenes, upsampling)
+        ),
+    ],
+    ids=lambda value: getattr(value, "__module__", "x"),
+)
+def test_lack_of_memory_names_the_flags_that_help(function, begins, given, flag, monkeypatch):
+    def exhaust(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes")
+
+    monkeypatch.setattr(f"{function.__module__}.{begins}", exhaust)
+    with pytest.raises(UserError, match=f"^out of memory: .*{flag}.*RESOURCE_EXHAUSTED: 9 bytes"):
+        function(*given)

@@ -3,6 +3,7 @@
 import errno
 import json
 import struct
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -174,6 +175,19 @@ def test_training_goes_on_without_tensorboard_or_a_terminal(tmp_path, capsys, mo
     log.say("to nobody")
     log.close()
     assert [line["step"] for line in strict_lines(tmp_path)] == [1, 2]
+
+
+def test_a_bucket_that_cannot_be_reached_is_a_warning_each_time_it_is_lost(
+    tmp_path, capsys, monkeypatch
+):
+    error = UserError("cannot write gs://b/x: timeout")
+    log = run_log(tmp_path)
+    monkeypatch.setattr(log._files, "copy", Mock(side_effect=[error, error, None, error]))
+    for _ in range(4):
+        log.copy()
+    line = "warning: cannot write gs://b/x: timeout; training continues"
+    assert capsys.readouterr().out.splitlines() == [line] * 2
+    log.close()
 
 
 def test_a_log_that_cannot_be_opened_is_one_line(tmp_path):

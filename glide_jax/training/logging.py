@@ -18,12 +18,15 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from glide_jax.errors import first_line
+from glide_jax.errors import UserError, first_line
 from glide_jax.images import save_png
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import METRICS, PROFILE, SAMPLES, TENSORBOARD
 from glide_jax.storage import AnyPath, MirroredFolder, storage_errors
 from glide_jax.training.profiling import Profile
+
+UPLOAD = ""
+"""The whole run folder, where warnings name a file."""
 
 COUNTERS = frozenset({"skipped", "skipped_in_a_row"})
 """Metrics of a step that count since the start of training."""
@@ -189,8 +192,9 @@ class RunLog:
         return {"window": {name: list(values) for name, values in self._window.items()}}
 
     def copy(self) -> None:
-        """Uploads the files to a run folder in a bucket. Raises UserError."""
-        self._files.copy()
+        """Uploads the files to a run folder in a bucket. What fails is uploaded the next time."""
+        with self._writing(UPLOAD):
+            self._files.copy()
 
     def close(self) -> None:
         """Ends the profile and the bar, and closes and uploads the files. Raises UserError."""
@@ -243,13 +247,15 @@ class RunLog:
         """Turns errors of writing this file or folder of the run into one warning."""
         try:
             yield
-        except (OSError, RuntimeError) as error:  # RuntimeError: the profiler
+        except (UserError, OSError, RuntimeError) as error:  # RuntimeError: the profiler
             if name not in self._warned:
                 reason = getattr(error, "strerror", None) or first_line(error)
-                self.say(
-                    f"warning: cannot write {self._run_dir / name}: {reason}; training continues"
-                )
+                if not isinstance(error, UserError):
+                    reason = f"cannot write {self._run_dir / name}: {reason}"
+                self.say(f"warning: {reason}; training continues")
             self._warned.add(name)
+        else:
+            self._warned.discard(name)
 
     def _say_profile(self) -> None:
         folder = self._run_dir / PROFILE
