@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from unittest.mock import Mock
 
 import jax
 import pytest
@@ -15,8 +14,11 @@ from glide_jax.evaluation import retrieval, upsampling
 from glide_jax.evaluation.scenes import __main__ as scenes
 from glide_jax.evaluation.scenes import guidance, inpainting, train_reader
 from glide_jax.export import __main__ as export
+from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.plot import __main__ as plot
 from glide_jax.prepare import __main__ as prepare
+from glide_jax.sampling.commands import Generate
+from glide_jax.training.profiling import Profile
 
 
 def test_ctrl_c_in_prepare_says_how_to_resume(monkeypatch, tmp_path, capsys):
@@ -74,8 +76,13 @@ def test_outputs_are_checked_before_the_work(command, flags, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("function", "begins", "given", "flag"),
     [
-        (train.train, "open_source", (Config(), "run", None, None), "more --train.micro-batches"),
-        (sample.run, "is_folder", (Mock(batch_size=None),), "--batch-size"),
+        (
+            train.train,
+            "open_source",
+            (Config(), Path("run"), ProcessGroup(), Profile()),
+            "more --train.micro-batches",
+        ),
+        (sample.run, "is_folder", (Generate(checkpoint=("b",), prompt=("a",)),), "--batch-size"),
         *(
             (command.main, "parse_flags", (), "--batch-size")
             for command in (guidance, inpainting, scenes, upsampling)
