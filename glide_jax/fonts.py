@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from PIL import ImageDraw, ImageFont, features
+from PIL import ImageDraw, ImageFont
 
 FONT_PX = 15
 LINE_PX = 18
@@ -83,8 +83,10 @@ def drawable(text: str) -> str:
     """The text in one line, with only characters that a font has."""
     drawn, font = [], None
     for character in unicodedata.normalize("NFC", text):
-        if unicodedata.category(character)[0] == "M":  # drawn with the character before it
-            drawn.append(character if font is not None and _has(font, character) else "")
+        kind = unicodedata.category(character)
+        if kind[0] == "M" or kind == "Cf":  # drawn with the character before it
+            has = _is_blank if kind == "Cf" else _has
+            drawn.append(character if font is not None and has(font, character) else "")
         else:
             shown = _drawable(character)
             font = _font_of(character) if shown == character else None
@@ -99,8 +101,6 @@ def _drawable(character: str) -> str:
         return " "
     if kind == "Cc":
         return ""
-    if kind == "Cf":
-        return character if features.check("raqm") else ""  # it draws nothing for these
     if _font_of(character) is not None:
         return character
     simpler = SIMPLER.get(character) or "".join(
@@ -144,6 +144,12 @@ def _has(font: Font, character: str) -> bool:
     except (ValueError, OSError):  # a damaged font
         return False
     return bool(glyph.getbbox()) and (glyph.size, bytes(glyph)) != (missing.size, bytes(missing))
+
+
+@functools.cache
+def _is_blank(font: Font, character: str) -> bool:
+    """Whether a font draws nothing for a format character: not all fonts hide them."""
+    return not font.getmask(character).getbbox()
 
 
 class _Fonts:
