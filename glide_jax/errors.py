@@ -1,6 +1,7 @@
 """Endings of commands: one line on stderr and an exit status, listed in docs/training.md."""
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -39,6 +40,7 @@ def exit_on_user_error() -> Iterator[None]:
     encoding lacks are printed as escapes.
     """
     _open_closed_streams()
+    _plain_warnings()
     with suppress(AttributeError):  # a stream of a test or a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -141,6 +143,14 @@ def _open_closed_streams() -> None:
                 os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+" if number else "r"))  # noqa: SIM115
+
+
+def _plain_warnings() -> None:
+    """Prints warnings as they are: orbax's import puts a logger's name before each."""
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:  # none of a test or a notebook
+            handler.setFormatter(None)
 
 
 def _missing_device() -> str | None:

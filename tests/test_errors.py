@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import shlex
 import shutil
@@ -15,6 +16,15 @@ import pytest
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_warnings_are_plain_whatever_libraries_have_set_up(monkeypatch):
+    handler = logging.StreamHandler(io.StringIO())
+    handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    with exit_on_user_error():
+        logging.getLogger("glide_jax.data").warning("skipped a record")
+    assert handler.stream.getvalue() == "skipped a record\n"
 
 
 @pytest.mark.parametrize(
