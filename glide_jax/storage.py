@@ -156,7 +156,8 @@ def relative_path(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise ValueError(f"{_shown(name)} is not a file name")
     path = posixpath.normpath(name.replace(os.sep, "/"))
-    if path.startswith("/") or PureWindowsPath(name).drive or path.split("/")[0] in ("..", "."):
+    absolute = path.startswith("/") or PureWindowsPath(name).is_absolute()
+    if absolute or os.path.splitdrive(path)[0] or path.split("/")[0] in ("..", "."):
         raise ValueError(f"{_shown(name)} is not a path inside the folder")
     try:
         encoded = os.fsencode(path)
@@ -188,13 +189,18 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         OSError: it cannot be read, is larger than `max_bytes`, or is not a regular file: reading
             a pipe may block, and reading a device may never end.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise OSError(errno.EFBIG, f"larger than {max_bytes / 1e6:,.0f} MB", str(path))
-    return content
+    with open(path, "rb", opener=_open_at_once) as file:
+        state = os.fstat(file.fileno())  # of the open file, and no further request to a server
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if state.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {max_bytes / 1e6:,.0f} MB", str(path))
+        return file.read(state.st_size)  # not max_bytes, which Python would allocate
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file. A pipe without a writer would block."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _shown(name: object) -> str:

@@ -61,7 +61,7 @@ def test_metadata_of_something_else_is_not_read_and_named(
     assert 'line 1: needs "image" or "file_name"' in jsonl
 
 
-def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+def test_linked_folders_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_images(tmp_path / "elsewhere" / "deep", 2)
     write_images(tmp_path / "mine" / "own", 1)
     (tmp_path / "mine" / "link").symlink_to(tmp_path / "elsewhere")
@@ -71,6 +71,7 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     entries, problems = read_index(tmp_path / "mine")
     assert [path for path, _ in entries] == ["link/deep/00.png", "link/deep/01.png", "own/00.png"]
     assert not problems
+    assert "mine: 1 links lead nowhere, such as itself" in caplog.text
 
 
 def test_formats_and_cases_of_suffixes(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_files_that_cannot_be_read_are_problems_beside_others(tmp_path: Path) ->
         read(tmp_path / "damaged.parquet")
 
 
-def test_all_files_of_a_folder_are_read(tmp_path: Path) -> None:
+def test_all_files_of_a_folder_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tar(tmp_path / "tars" / "0.tar", IMAGES[:1])
     write_parquet(tmp_path / "tars" / "0.parquet", IMAGES)  # img2dataset's metadata
     write_images(tmp_path / "00001", 1)
@@ -117,6 +117,7 @@ def test_all_files_of_a_folder_are_read(tmp_path: Path) -> None:
     found, problems = read(tmp_path)
     assert found == [("image 0",), ("row 0",), ("row 1",), ("number 0",)]
     assert not problems
+    assert "2 parquet files have the name of a tar or folder" in caplog.text
 
 
 def test_bad_inputs_and_names_end_no_preparation(tmp_path: Path) -> None:

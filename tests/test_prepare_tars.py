@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFile
 from helpers.packed_images import image, write_tar
 
 from glide_jax.data.records import BadRecordError, Record
-from glide_jax.prepare import tars
+from glide_jax.prepare import tar_members, tars
 from glide_jax.prepare.inputs import find_units, read_unit
 from glide_jax.prepare.tars import read_tar
 from glide_jax.prepare.units import Keys
@@ -96,7 +96,7 @@ def test_names_equal_but_for_case_normalization_or_dots(tmp_path: Path) -> None:
     files += [("A.PNG", IMAGES[1], {}), ("A.TXT", b"upper", {})]
     files += [*pair("at 10.32.11"), *pair("at 10.45"), ("seg.mask.png", IMAGES[2], {})]
     files += [*pair("seg", 3), *pair("two"), ("two.jfif", IMAGES[1], {})]
-    files += [*pair("case"), ("case.PNG", IMAGES[1], {})]
+    files += [*pair("seg.1.5"), *pair("case"), ("case.PNG", IMAGES[1], {})]
     files += [("q.heic", b"", {}), ("q.txt", b"q", {}), ("._x.png", b"of macOS", {})]
     records, problems = read(pack(tmp_path / "x.tar", files))
     assert records == {
@@ -105,6 +105,7 @@ def test_names_equal_but_for_case_normalization_or_dots(tmp_path: Path) -> None:
         "at 10.32.11.png": "at 10.32.11",
         "at 10.45.png": "at 10.45",
         "seg.png": "seg",
+        "seg.1.5.png": "seg.1.5",
         "two.png": "two",
         "two.jfif": "two",
         "case.png": "case",
@@ -176,6 +177,14 @@ def test_names_of_tars_are_inside_and_printable(tmp_path: Path) -> None:
     inside = ["a", "etc/b", "c", "caf\\udce9", "1\\n\\x1b[2J"]
     assert list(records) == [f"{name}.png" for name in inside]
     assert not problems
+
+
+def test_long_names_are_skipped_and_counted(tmp_path: Path) -> None:
+    deep = "a/" * tar_members.MAX_NAME_CHARS
+    files = [*pair("a"), *pair(deep + "b"), *link("c.png", deep), *pair("d")]
+    records, problems = read(pack(tmp_path / "x.tar", files))
+    assert records == {"a.png": "a", "d.png": "d"}
+    assert problems == [": skipped 3 files with names of more than 4,096 characters"]
 
 
 def test_captions_in_json_are_checked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,7 @@ def test_names_from_files_stay_inside_their_folder(name):
 
 def test_relative_paths_are_normalized():
     assert relative_path("./a//b/../c d.png") == "a/c d.png"
+    assert relative_path("a:1.png") == "a:1.png"  # no drive, but on Windows
     assert relative_path("..x") == plain_name("..x") == "..x"
     for name in ("a/b", "./a", "a/", "a\\b", "a\nb"):
         with pytest.raises(ValueError, match="is not a plain file name"):
@@ -162,6 +164,15 @@ def test_only_regular_files_are_read(tmp_path):
         read_regular(tmp_path / "file", 4)
     os.mkfifo(tmp_path / "pipe")  # opening it would block
     (tmp_path / "zero").symlink_to("/dev/zero")
-    for name in ("pipe", "zero", "."):
-        with pytest.raises(OSError, match="not a regular file"):
+    for name, why in (("pipe", "not a reg"), ("zero", "not a reg"), (".", "Is a directory")):
+        with pytest.raises(OSError, match=why):
             read_regular(tmp_path / name, 5)
+
+
+def test_the_largest_size_of_a_file_is_not_allocated(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    tracemalloc.start()
+    read_regular(tmp_path / "file", 2**29)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20

@@ -61,8 +61,11 @@ def test_npz_files_of_anything_but_their_arrays_are_refused(tmp_path, monkeypatc
     assert read_tensors(path) == {}
     # Compressed zeros: a thousand times as large in memory as on disk.
     monkeypatch.setattr(weight_files, "SMALL_BYTES", 2**20)
-    write_npz(path, a_npy=npy((2**19,), bytes(2**21)))
+    write_npz(path, a_npy=npy((2**19,), bytes(2**19), "|i1"))
     assert "is refused: it declares 524,288 numbers, more than its" in refused(path)
+    # A header of spaces, which NumPy would read whole before it checks the length.
+    write_npz(path, a_npy=b"\x93NUMPY\x02\x00\0\0\x20\0" + b" " * 2**21)
+    assert "is refused: it declares" in refused(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -64,6 +64,7 @@ Entry = tuple[str, tuple[str, ...]]
 
 State = tuple[int, int, int]
 """Size, modification time and change time of a file. Copying tools preserve all but the last."""
+BROKEN_LINK: State = (-1, -1, -1)
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +78,16 @@ class _Index(NamedTuple):
     """Files that are not read."""
 
 
-def read_index(root: Path) -> tuple[list[Entry], list[str]]:
+def read_index(
+    root: Path, files: Mapping[str, State] | None = None
+) -> tuple[list[Entry], list[str]]:
     """The images of a folder, from its cached index or rebuilt if a file has changed.
 
     Files that are not read are counted in a warning.
+
+    Args:
+        root: the folder.
+        files: its `list_files`, if the caller has them.
 
     Returns:
         The usable entries, sorted by path, and the problems of the others.
@@ -88,7 +95,8 @@ def read_index(root: Path) -> tuple[list[Entry], list[str]]:
     Raises:
         UserError: a folder or captions.jsonl cannot be read.
     """
-    files = list_files(root)
+    if files is None:
+        files = list_files(root)
     signature = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     index = _stored_index(root, signature, files)
     if index is None:
@@ -142,8 +150,8 @@ def _is_folder(member: os.DirEntry[str]) -> bool:
 def _state(path: Path) -> State:
     try:
         stat = path.stat()
-    except OSError:  # a dangling link, reported when it is read
-        return (-1, -1, -1)
+    except OSError:  # an image or caption is reported when it is read
+        return BROKEN_LINK
     return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
@@ -209,6 +217,9 @@ def _build(root: Path, files: Mapping[str, State]) -> _Index:
         index.problems.extend(problems)
         for image, captions in found:
             listed[image] = listed.get(image, ()) + captions
+    broken = [path for path in files if files[path] == BROKEN_LINK and not _is_image(path)]
+    if broken:
+        index.notes.append(f"{root}: {len(broken)} links lead nowhere, such as {broken[0]}")
     unlisted = [path for path in files if path not in listed]
     ignored = [path for path in unlisted if _is_image(path) and _is_below(path, folders)]
     if ignored:

@@ -16,7 +16,7 @@ from glide_jax.images import NOT_AN_IMAGE, open_image, upright
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """Tags of TIFF files."""
 STRIP_PX = 256
-"""Rows that are put over white at a time."""
+"""Rows that are converted at a time: copies of a large image take several times its memory."""
 
 
 def load_pixels(
@@ -137,7 +137,11 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         white = 255 if high <= 255 else 65_535
     if not 0 <= low <= high <= white:  # NaN is refused too
         raise ValueError("the range of its gray levels is unknown: save it with 8 or 16 bits")
-    return _gray(np.round(levels.astype(np.float32) * (255 / white)).astype(np.uint8), image)
+    scaled = np.empty(levels.shape, np.uint8)
+    for top in range(0, image.height, STRIP_PX):
+        rows = slice(top, top + STRIP_PX)
+        scaled[rows] = np.round(levels[rows].astype(np.float32) * (255 / white))
+    return _gray(scaled, image)
 
 
 def _bits(image: Image.Image) -> int:
@@ -161,8 +165,7 @@ def _gray(levels: UInt8[np.ndarray, "h w"], image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """An RGB image over white, in strips: copies of a large image would take several times its
-    memory."""
+    """An RGB image over white."""
     whole = Image.new("RGB", image.size)
     for top in range(0, image.height, STRIP_PX):
         strip = image.crop((0, top, image.width, min(top + STRIP_PX, image.height)))

@@ -4,9 +4,10 @@ Tars are those of glide_jax.prepare.tars, folders of images those of source=fold
 folders may be URLs that fsspec can open, such as gs://bucket/part-*.tar.
 """
 
+import logging
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import fsspec
@@ -15,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from glide_jax.data.folder_index import (
     IMAGE_SUFFIXES,
     OTHER_METADATA_FILES,
+    State,
     list_files,
     read_index,
 )
@@ -30,6 +32,8 @@ UNIT_RECORDS = 5000
 """Maximum images of a folder, and minimum rows of a parquet file, in a unit. A tar is one unit."""
 TABLE_SUFFIX = ".parquet"
 OTHER_ARCHIVES = (".zip", ".7z", ".rar", ".tar.zst", ".tar.lz4")
+
+logger = logging.getLogger(__name__)
 
 
 def find_units(paths: Sequence[str], keys: Keys) -> list[Unit]:
@@ -59,9 +63,10 @@ def read_unit(unit: Unit, keys: Keys) -> Iterator[Record | BadRecordError]:
 def _units_of(path: str, keys: Keys) -> list[Unit]:
     folder = Path(expand_home(path))
     is_folder = os.path.isdir(folder)
+    listed = list_files(folder) if is_folder else {}
     units: list[Unit] = []
     problems: list[tuple[str, str]] = []
-    for file in _archives_of_folder(folder) if is_folder else _matching_files(path):
+    for file in _archives_of_folder(folder, listed) if is_folder else _matching_files(path):
         try:
             units += _units_of_file(file, keys)
         except BadRecordError as error:
@@ -69,7 +74,7 @@ def _units_of(path: str, keys: Keys) -> list[Unit]:
         except OSError as error:
             raise UserError(f"--from {printable(file)}: {error.strerror or error}") from None
     if is_folder:
-        units += _folder_units(folder)
+        units += _folder_units(folder, listed)
     if problems and not units:
         raise UserError(problems[0][1])
     if not units:
@@ -79,9 +84,8 @@ def _units_of(path: str, keys: Keys) -> list[Unit]:
     return units + [Unit("parquet", file, 0, problems=(problem,)) for file, problem in problems]
 
 
-def _archives_of_folder(folder: Path) -> list[str]:
+def _archives_of_folder(folder: Path, files: Mapping[str, State]) -> list[str]:
     """Tars and parquet files of a folder and its subfolders, and archives that are not read."""
-    files = list_files(folder)
     # img2dataset writes a .parquet with metadata next to each tar or folder of images.
     tars = [name for name in files if name.lower().endswith(TAR_SUFFIXES)]
     described = {posixpath.splitext(name)[0].removesuffix(".tar") for name in tars}
@@ -90,9 +94,18 @@ def _archives_of_folder(folder: Path) -> list[str]:
         name
         for name in files
         if name.lower().endswith(TABLE_SUFFIX)
-        and posixpath.splitext(name)[0] not in described
         and posixpath.basename(name) not in OTHER_METADATA_FILES
     ]
+    metadata = [name for name in tables if posixpath.splitext(name)[0] in described]
+    if metadata:
+        logger.warning(
+            "%s: %d parquet files have the name of a tar or folder: they are taken for its "
+            "metadata and not read, such as %s",
+            printable(str(folder)),
+            len(metadata),
+            printable(metadata[0]),
+        )
+    tables = [name for name in tables if posixpath.splitext(name)[0] not in described]
     others = [name for name in files if name.lower().endswith(OTHER_ARCHIVES)]
     return [str(folder / name) for name in tars + others + tables]
 
@@ -123,7 +136,9 @@ def _units_of_file(file: str, keys: Keys) -> list[Unit]:
     if file.lower().endswith(TABLE_SUFFIX):
         return _table_units(file, keys)
     if file.lower().endswith(OTHER_ARCHIVES):
-        raise BadRecordError(f"--from {file}: unpack it: archives must be .tar, .tar.gz or .tgz")
+        raise BadRecordError(
+            f"--from {file}: unpack it: archives must be {', '.join(TAR_SUFFIXES)}"
+        )
     raise UserError(f"--from {printable(file)}: must be a folder or a .tar or .parquet file")
 
 
@@ -154,9 +169,9 @@ def _table_units(file: str, keys: Keys) -> list[Unit]:
     return units
 
 
-def _folder_units(folder: Path) -> list[Unit]:
+def _folder_units(folder: Path, files: Mapping[str, State]) -> list[Unit]:
     """The units of a folder's images, of which there may be none."""
-    entries, problems = read_index(folder)
+    entries, problems = read_index(folder, files)
     if not entries and not problems:
         return []
     parts = [
@@ -166,19 +181,12 @@ def _folder_units(folder: Path) -> list[Unit]:
         Unit(
             "folder",
             str(folder),
-            sum(_size_or_none(folder / path) for path, _ in part),
+            sum(files[path][0] for path, _ in part if path in files),
             entries=part,
             problems=() if number else tuple(problems),
         )
         for number, part in enumerate(parts)
     ]
-
-
-def _size_or_none(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # reported when it is read
-        return 0
 
 
 def _read_folder(unit: Unit) -> Iterator[Record | BadRecordError]:
