@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from helpers.tiny import get_config
 
 from glide_jax import UserError
 from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.parallel.launch import Launch, LaunchFlags, require_same
+from glide_jax.parallel.launch import Launch, LaunchFlags, _located, joined, require_same
 from glide_jax.parallel.process_group import GONE
 from glide_jax.runs import folder
 
@@ -101,10 +102,38 @@ def test_a_run_folder_that_another_process_does_not_share_is_named(monkeypatch, 
     folder.require_shared(tmp_path, get_config())
 
 
+def test_jax_listens_at_the_given_address_only(monkeypatch):
+    given = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda **where: given.append(where))
+    monkeypatch.setattr("jax.distributed.shutdown", lambda: None)
+    address = f"127.0.0.1:{free_port()}"
+
+    def call(process):
+        with joined(Launch(address, 2, process), lambda: None) as group:
+            return group.gather(process)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(call, range(2))) == [[0, 1]] * 2
+    for where in given:
+        assert where["coordinator_address"] == where["coordinator_bind_address"] == address
+
+
+def test_with_processes_found_by_jax_the_lead_listens_on_one_interface():
+    launch, listener = _located(Launch("", 1, 0, True))
+    assert listener is not None
+    with listener:
+        host, port = listener.getsockname()
+        if host != "0.0.0.0":  # no default route
+            assert launch.coordinator == f"{host}:{port}"
+
+
 WAITING = """
-import os, tyro
+import os, time, tyro
 from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined
-with joined(Launch.of(tyro.cli(LaunchFlags), os.environ), lambda: 40) as group:
+def last_step():
+    time.sleep(1)  # as a bucket may
+    return 40
+with joined(Launch.of(tyro.cli(LaunchFlags), os.environ), last_step) as group:
     group.barrier()
     print("here", flush=True)
     while True:

@@ -99,18 +99,43 @@ def test_when_one_process_is_killed_the_others_name_it_and_end(victim):
             assert (process.returncode, errors) == (GONE, f"error: {line}\n")
 
 
+@pytest.mark.parametrize(
+    ("peer", "message", "expected"),
+    [
+        (0, {}, True),
+        (0, {"value": [1, None, 2]}, True),
+        (0, {"value": [1, 2]}, False),
+        (0, {"value": 1}, False),
+        (1, {"value": 1}, True),
+        (1, {"value": 1, "line": "a"}, False),
+        (0, {"line": "no disk", "status": 2}, True),
+        (0, {"line": "no disk", "status": 0}, False),
+        (0, {"line": "no disk", "status": "2"}, False),
+        (0, {"line": ["no disk"], "status": 2}, False),
+        (0, {"line": "no disk"}, False),
+        (0, {"refusal": ""}, False),
+    ],
+)
+def test_other_messages_than_those_of_a_run_are_not_believed(peer, message, expected):
+    assert ProcessGroup(1, 3)._expects(peer, message) == expected
+
+
 LISTENING = """
-import socket, sys, time
+import ctypes, socket, sys, threading, time
+from glide_jax.parallel.link import Link
 from glide_jax.parallel.process_group import ProcessGroup
-from glide_jax.parallel.rendezvous import Link
+def last_step():
+    threading.Thread(target=ctypes.CDLL(None).abort).start()  # as JAX does when the lead is dead
+    time.sleep(0.2)
+    return 40
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
-    ProcessGroup(1, 2, {0: Link(connection)}, lambda: 40)
+    ProcessGroup(1, 2, {0: Link(connection)}, last_step)
     time.sleep(60)
 """
 
 
 @pytest.mark.parametrize("rest", [b'{"val', b'{"value": "\xc3'])
-def test_a_process_killed_in_the_middle_of_a_line_is_gone(rest):
+def test_a_lead_killed_in_the_middle_of_a_line_is_gone(rest):
     with socket.create_server(("127.0.0.1", 0)) as server:
         command = [sys.executable, "-c", LISTENING, str(server.getsockname()[1])]
         listening = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -12,7 +12,7 @@ import pytest
 from helpers.broken_network import Network
 from helpers.model_set import clip_config, upsampler_config
 from helpers.packed_images import image
-from helpers.processes import finish_all, free_port
+from helpers.processes import finish_all, free_port, strangers
 from test_checkpoint import data_file, flip
 from test_train import assert_same_result, metrics, wait_for
 from test_train_stages import changed, on_colors
@@ -249,3 +249,15 @@ def test_a_network_cut_during_training_ends_both_sides(start_in_turn, color_fold
     for index, (_, errors) in enumerate(finish_all(started, status=GONE, limit_s=60)):
         assert f"error: process {1 - index} of 2 is gone; start all again: the run" in errors
     assert time.monotonic() - cut_at < 30
+
+
+@pytest.mark.slow
+def test_other_programs_that_connect_neither_end_nor_stop_a_run(
+    start_in_turn, color_folder, tmp_path
+):
+    config = on_colors(clip_config(), color_folder, **QUIET | {"steps": 10})
+    port = free_port()
+    with strangers(port) as connections:
+        outputs = finish_all(start_in_turn(2, {tmp_path: config}, (port, port)), limit_s=60)
+    assert "done: 10 steps" in outputs[0][0]
+    assert connections[0] > 100

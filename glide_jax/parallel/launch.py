@@ -136,6 +136,7 @@ def joined(launch: Launch, last_step: Callable[[], int | None]) -> Iterator[Proc
             _connect_jax(
                 launch,
                 coordinator_address=launch.coordinator,  # free again after the rendezvous
+                coordinator_bind_address=launch.coordinator,  # by default, all interfaces
                 num_processes=launch.processes,
                 process_id=launch.process,
                 cluster_detection_method="deactivate",
@@ -164,12 +165,13 @@ def _located(launch: Launch) -> tuple[Launch, socket.socket | None]:
     """A launch with the processes that JAX found, and the lead's listener."""
     lead, listener, address = jax.process_index() == 0, None, ""
     if lead:
-        host = socket.gethostname()  # may have no address that the others know
+        # Without a default route, the host's name may have no address that the others know.
+        host, interface = socket.gethostname(), "0.0.0.0"
         probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with probe, contextlib.suppress(OSError):  # there may be no default route
+        with probe, contextlib.suppress(OSError):
             probe.connect(("192.0.2.1", 9))  # sends nothing, but chooses an interface
-            host = probe.getsockname()[0]
-        listener = socket.create_server(("", 0), backlog=1024)
+            host = interface = probe.getsockname()[0]
+        listener = listen(f"{interface}:0")
         address = f"{host}:{listener.getsockname()[1]}"
     padded = np.frombuffer(address.encode().ljust(256), np.uint8)
     address = bytes(multihost_utils.broadcast_one_to_all(padded, is_source=lead)).decode().strip()

@@ -13,9 +13,11 @@ Its parts, and why JAX's coordination service does not replace them:
   in a compiled program.
 """
 
+import ctypes
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -25,7 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from glide_jax.errors import FAILED, explanation
-from glide_jax.parallel.rendezvous import HEARTBEAT_TIMEOUT_S, Link
+from glide_jax.parallel.link import Link
+from glide_jax.parallel.rendezvous import HEARTBEAT_TIMEOUT_S
 
 GONE = 3
 """Exit status after the death of another process."""
@@ -134,14 +137,29 @@ class ProcessGroup:
             time.sleep(period_s)
 
     def _listen(self, peer: int, heartbeat_timeout_s: float | int) -> None:
-        while (message := self._links[peer].receive(heartbeat_timeout_s)) is not None:
+        receive = self._links[peer].receive
+        while (message := receive(heartbeat_timeout_s)) is not None:
+            if not self._expects(peer, message):
+                break
             if "value" in message:
                 self._values[peer].put(message["value"])
             elif message and not self._over:
                 self._end(message["line"], message["status"])
         if not self._over:
+            if not peer:
+                _hold_aborts()
             self._end(f"{self._name(peer)} is gone; start all again: {self._resumption()}", GONE)
         self._values[peer].put(None)  # nobody needs it any more
+
+    def _expects(self, peer: int, message: dict[str, Any]) -> bool:
+        """Whether a process of the run sends such a message: a heartbeat, a value or an ending."""
+        match message:
+            case {"value": value, **rest}:
+                whole = bool(peer) or (isinstance(value, list) and len(value) == self.count)
+                return whole and not rest
+            case {"line": str(), "status": status, **rest}:
+                return status in (FAILED, GONE) and not rest
+        return message == {}
 
     def _end(self, line: str, status: int, text: str = "") -> NoReturn:
         """Ends this process, and, if it is the lead, the others."""
@@ -168,3 +186,14 @@ class ProcessGroup:
         except Exception:  # the line that names the dead process must come out in any case
             return "the run resumes from its last checkpoint"
         return f"the run resumes from step {step}" if step else "the run restarts from step 0"
+
+
+def _hold_aborts() -> None:
+    """Delays the abort of any thread by 6 s.
+
+    JAX's client aborts as soon as the lead is dead, which is sooner than a bucket answers. No
+    signal handler in Python would run.
+    """
+    libc = ctypes.CDLL(None)
+    # A handler gets the number of its signal: sleep(6).
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
