@@ -8,16 +8,17 @@
 
 The default command is `generate`. `sample.py COMMAND --help` lists a command's flags.
 
-With --out FILE.png, one image becomes that file; several become a captioned grid, and the folder
-FILE/ holds them, and no others, one by one. With --out FOLDER, every image becomes a file in the
-folder, and images that already exist are skipped: repeat an interrupted command to resume it. The
-text chunks of each PNG file record its prompt, its seed, every flag that affects it, and a
-fingerprint of the weights.
+    --out FILE.png  One image becomes that file. Several become a captioned grid; the folder FILE/
+                    then holds them one by one, and no others.
+    --out FOLDER    Every image becomes a file of the folder. Images that already exist are skipped:
+                    repeat an interrupted command to resume it.
+
+Each PNG file records its prompt, seed, all flags, and a fingerprint of the weights.
 """
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -62,9 +63,22 @@ def png_metadata(glide: Glide, command: Command) -> dict[str, str | None]:
 
 
 def sample_and_save(
-    glide: Glide, command: Command, jobs: Sequence[Job]
+    glide: Glide,
+    command: Command,
+    jobs: Sequence[Job],
+    before: Mapping[str, str | None] | None = None,
 ) -> Iterator[dict[Path, np.ndarray]]:
-    """Samples jobs batch by batch. Yields the images of each batch by file, once all are saved."""
+    """Samples jobs batch by batch. Yields the images of each batch by file, once all are saved.
+
+    Args:
+        glide: the models.
+        command: whose jobs these are.
+        jobs: what to sample.
+        before: the metadata of images that exist.
+
+    Raises:
+        UserError: a model was trained on in between.
+    """
     n = command.sampled_per_job
     limit = command.batch_size or MAX_BATCH * jax.local_device_count()
     jobs_per_batch = max(min(limit // n, len(jobs)), 1)
@@ -74,6 +88,12 @@ def sample_and_save(
         some = jobs[start : start + jobs_per_batch]
         samples = command.sample(glide, some, seed=[job.seed for job in some], **options)
         common = png_metadata(glide, command)  # of the weights that are loaded now
+        if before not in (None, common):
+            raise UserError(
+                "a model was trained on while its images were sampled: export it first "
+                "(python -m glide_jax.export), and give another --out"
+            )
+        before = common
         targets = [(job, file) for job in some for file in job.files]
         for (job, file), image, seed in zip(targets, samples, samples.seeds, strict=True):
             save_png(file, image, common | job.metadata | {"seed": str(seed)})
@@ -113,7 +133,7 @@ def fill_folder(glide: Glide, command: Command, jobs: Sequence[Job]) -> None:
     count = [sum(len(job.files) for job in some) for some in (left, jobs)]
     print(f"{command.out}: {count[0]:,} of {count[1]:,} images left to sample", flush=True)
     try:
-        for _ in sample_and_save(glide, command, left):
+        for _ in sample_and_save(glide, command, left, common):
             pass
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command resumes") from None

@@ -101,6 +101,15 @@ def test_an_interrupted_grid_has_no_images_of_an_earlier_one(stub, monkeypatch):
     assert sorted(files[0].parent.iterdir()) == files[:2]
 
 
+def test_images_of_two_checkpoints_are_not_mixed(stub, monkeypatch):
+    command = stub(n=4, batch_size=2)
+    found = iter("aab")  # the folder's, the first batch's, the second batch's
+    monkeypatch.setattr(sample, "png_metadata", lambda *_: {"weights": next(found)})
+    with pytest.raises(UserError, match="was trained on while its images were sampled"):
+        fill_folder(GLIDE, command, command.jobs())
+    assert len(list(command.out.iterdir())) == 2
+
+
 def test_seeds_beyond_the_last_one_are_refused_before_any_image(stub):
     with pytest.raises(UserError, match="seeds must be in"):
         stub(seed=2**32 - 2, n=3).jobs()

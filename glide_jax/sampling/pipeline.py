@@ -114,6 +114,7 @@ class Glide(ModelSet):
             progress=progress,
             settings=settings,
         )
+        self._require_usable("upsample", settings)
         return self._run_stage("upsample", request, Conditions(low_res=np.stack(low_res)))
 
     def inpaint(
