@@ -75,7 +75,7 @@ def main() -> None:
     compiled, compile_s = compile_for(given.topology, lowered, given.effort)
     program = compiled.as_text() or ""
     if given.text:
-        given.text.write_text(program)
+        given.text.write_text(program, encoding="utf-8")
     used = usage(program, chip)
     step_s = used.step_s
     flops = 3 * matmul_flops(loss, *arguments)

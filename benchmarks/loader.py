@@ -50,8 +50,8 @@ def training_speed(run: Path) -> float:
         UserError: the run has not logged it.
     """
     try:
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
         raise UserError(f"--run {run}: cannot read metrics.jsonl: {error}") from None
     speeds = [row["images_per_s"] for row in rows if "images_per_s" in row]
     if not speeds:

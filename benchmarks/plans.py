@@ -19,7 +19,9 @@ from glide_jax.plan.training import TrainForecast, table
 
 ROOT = Path(__file__).parent.parent
 
-SPARSE_CORES = " ".join((ROOT / "configs" / "sparse_core_flags.txt").read_text().split())
+SPARSE_CORES = " ".join(
+    (ROOT / "configs" / "sparse_core_flags.txt").read_text(encoding="utf-8").split()
+)
 LARGE_TILES = f"{SPARSE_CORES} --xla_tpu_scoped_vmem_limit_kib=40960"
 """Compiler flags, for LIBTPU_INIT_ARGS."""
 
@@ -84,7 +86,7 @@ def main() -> None:
 
 def rows(file: Path) -> list[dict]:
     """Plans in the file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
 def make(command: tuple[str, ...], flags: str, file: Path) -> None:
@@ -95,8 +97,8 @@ def make(command: tuple[str, ...], flags: str, file: Path) -> None:
     plan = (sys.executable, "-m", "glide_jax.plan", *command, "--json", str(made))
     environment = os.environ | {"LIBTPU_INIT_ARGS": flags}
     if subprocess.run(plan, cwd=ROOT, env=environment).returncode == 0:
-        row = {"command": command, "plan": json.loads(made.read_text())}
-        with file.open("a") as out:
+        row = {"command": command, "plan": json.loads(made.read_bytes())}
+        with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
     made.unlink(missing_ok=True)
 

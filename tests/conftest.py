@@ -22,7 +22,8 @@ JAX_VERSION = importlib.metadata.version("jax")
 def _compiled_folder() -> Path:
     """A folder for this version of JAX and this kind of processor: compiled code fits no other."""
     cpu = Path("/proc/cpuinfo")
-    lines = set(cpu.read_text().splitlines()) if cpu.exists() else {os.uname().machine}
+    text = cpu.read_text(encoding="utf-8") if cpu.exists() else os.uname().machine
+    lines = set(text.splitlines())
     kind = sorted(line for line in lines if line.startswith(("model name", "flags", "Features")))
     digest = hashlib.sha256("\n".join(kind).encode()).hexdigest()[:12]
     return ROOT / ".compiled" / f"jax-{JAX_VERSION}-{digest}"

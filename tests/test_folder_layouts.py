@@ -16,7 +16,7 @@ from glide_jax.data.folder_index import INDEX_FILE, read_index
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def test_metadata_of_the_hub_lists_images_and_texts(tmp_path: Path) -> None:

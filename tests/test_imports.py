@@ -34,7 +34,7 @@ def part_of(file: Path) -> str:
 def imported_modules(file: Path) -> set[str]:
     """The modules of this package that a file imports, as a.b.c without glide_jax."""
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
@@ -53,6 +53,16 @@ def _module(name: str) -> str:
         return f"{name}.__init__"
     parent = name.rpartition(".")[0]
     return _module(parent) if parent else "__init__"
+
+
+def test_text_files_have_an_encoding():
+    """Also where ruff does not know that something is a path."""
+    for file in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "benchmarks").glob("*.py")]:
+        for call in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                named = any(keyword.arg == "encoding" for keyword in call.keywords)
+                text = call.func.attr in {"read_text", "write_text"}
+                assert named or not text, f"{file}:{call.lineno}: give encoding"
 
 
 def test_every_part_has_a_floor():

@@ -3,6 +3,7 @@
 import errno
 import json
 import struct
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -78,6 +79,8 @@ def test_a_resumed_run_removes_entries_beyond_its_start(tmp_path):
     log.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     file.rename(file.with_name("events.0"))  # the next file may get the same name, by the second
+    with (tmp_path / "metrics.jsonl").open("ab") as lines:  # of a killed process, a bad disk
+        lines.write(b'[3]\n{"loss": 1}\n\xff\n{"step": "3"}\n{"st')
     log = run_log(tmp_path, 2)
     assert (
         list(shown_numbers(tmp_path))
@@ -85,6 +88,20 @@ def test_a_resumed_run_removes_entries_beyond_its_start(tmp_path):
         == [(1, "loss"), (2, "loss")]
     )
     log.close()
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_the_metrics(tmp_path, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1}\n{"step": 2}\n', encoding="utf-8")
+
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"^cannot write the log in .*No space left"):
+        run_log(tmp_path, 1)
+    assert metrics.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_processes_other_than_the_lead_write_nothing(tmp_path):

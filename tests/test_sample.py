@@ -89,7 +89,11 @@ def test_one_image_is_one_file_and_depends_only_on_its_seed(trained_run, tmp_pat
         ),
         (("--prompt", "x", "--batch-size", "0"), "--batch-size 0: must be at least 1"),
         (("--prompt", "x", "--sampler", "ddim", "--eta", "2"), "eta (2.0)"),
-        (("--prompt", "x", "--n", "3", "--keep", "4"), "no clip model is given"),
+        (("--prompt", "x", "--n", "3", "--keep", "3"), "no clip model is given"),
+        (
+            ("--prompt", "x", "--n", "3", "--keep", "4", "--checkpoint", "nowhere"),
+            "--keep 4: must be at most --n 3",
+        ),
         (("--prompt", "x", "--n", "3", "--keep", "0"), "--keep 0: must be at least 1"),
         (("--prompt", "x", "--clip-guidance-scale", "3"), "no clip model is given"),
         (("--prompt", "x", "--seed", "-1"), "seeds must be in"),

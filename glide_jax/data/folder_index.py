@@ -187,7 +187,7 @@ def _store_index(root: Path, signature: str, index: _Index) -> None:
     # Processes that start at the same time each write a complete file; the last one wins.
     unfinished = root / f"{INDEX_FILE}.{socket.gethostname()}.{os.getpid()}"
     try:
-        unfinished.write_text(json.dumps(content))
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
         unfinished.replace(root / INDEX_FILE)
     except OSError as error:
         logger.info("%s: the index is not kept: %s", root, error)

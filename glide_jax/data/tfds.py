@@ -190,7 +190,7 @@ def check_metadata(name: str, data_dir: str) -> None:
         prepared = epath.Path(folder) / name.split(":")[0].split("/")[0]
         for file in _metadata_files(prepared):
             with storage_errors("read", file):
-                content = json.loads(file.read_text())
+                content = json.loads(file.read_bytes())
                 if file.name == "features.json":
                     for class_name in _feature_classes(content):
                         _require_known_class(class_name)

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def report(plan: SliceForecast) -> None:
         print(plan.report(), flush=True)
         if flags.json:
-            with flags.json.open("a") as out:
+            with flags.json.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(dataclasses.asdict(plan), allow_nan=False) + "\n")
 
     if flags.search:

@@ -101,7 +101,7 @@ def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
     """
     path = run_dir / METRICS
     with storage_errors("read", path):
-        lines = path.read_text().splitlines() if path.is_file() else None
+        lines = path.read_bytes().splitlines() if path.is_file() else None
     if lines is None:
         raise UserError(
             f"{run_dir} is not the folder of a training run: it has no {METRICS} (give the folder "

@@ -127,7 +127,7 @@ def _stage(unit: Unit, keys: Keys, selection: Selection, path: Path) -> None:
         sizes=np.array(sizes, np.int64),
     )
     unfinished = path.with_suffix(".tally")
-    unfinished.write_text(json.dumps(vars(tally)))
+    unfinished.write_text(json.dumps(vars(tally)), encoding="utf-8")
     unfinished.replace(path.with_suffix(".json"))
 
 
@@ -135,7 +135,7 @@ def total_tally(work: Path) -> Tally:
     """The sum of the tallies of all staged units. Duplicates are not known yet."""
     total = Tally()
     for path in sorted(work.glob("unit-*.json")):
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
         total += Tally(**(values | {"dropped": Counter(values["dropped"])}))
     return total
 

@@ -139,6 +139,8 @@ class Generate(Command):
             raise UserError(f"{len(prompts) * self.n:,} images: at most {MAX_IMAGES:,} a command")
         if self.images_per_prompt < 1:
             raise UserError(f"--keep {self.keep}: must be at least 1")
+        if self.images_per_prompt > self.n:
+            raise UserError(f"--keep {self.keep}: must be at most --n {self.n}")
         require_seeds([self.seed, self.seed + self.n - 1])
         seeds = range(self.seed, self.seed + (self.n if self.keep is None else 1))
         return make_jobs(prompts, None, seeds, self.keep or 1, self.out)

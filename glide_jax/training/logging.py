@@ -22,7 +22,7 @@ from glide_jax.errors import UserError, first_line
 from glide_jax.images import save_png
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import METRICS, PROFILE, SAMPLES, TENSORBOARD
-from glide_jax.storage import AnyPath, MirroredFolder, storage_errors
+from glide_jax.storage import AnyPath, MirroredFolder, storage_errors, write_atomically
 from glide_jax.training.profiling import Profile
 
 UPLOAD = ""
@@ -265,14 +265,17 @@ class RunLog:
 def _remove_lines_after(metrics: Path, step: int) -> None:
     if not metrics.exists():
         return
-    lines = []
-    for line in metrics.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line + "\n")
-        except json.JSONDecodeError:  # a killed process may leave half a line at the end
-            continue
-    metrics.write_text("".join(lines))
+    content = metrics.read_bytes()
+    kept = b"".join(line + b"\n" for line in content.splitlines() if _is_until(step, line))
+    if kept != content:
+        write_atomically(metrics, kept)
+
+
+def _is_until(step: int, line: bytes) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):  # a killed process may leave half a line at the end
+        return False
 
 
 def summarized(name: str, values: Sequence[float]) -> float | None:
