@@ -16,8 +16,9 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import jax
 
 from glide_jax.config import AnySource, Config
+from glide_jax.config.bounds import out_of_bounds
 from glide_jax.config.source_words import parse_source, spell_source
-from glide_jax.errors import UserError, first_line
+from glide_jax.errors import UserError, first_line, shown
 from glide_jax.storage import expand_home
 
 Flags = TypeVar("Flags")
@@ -150,15 +151,29 @@ def parse_flags(
         options: of `tyro.cli`.
 
     Raises:
-        UserError: an argument is not UTF-8.
+        UserError: an argument is not UTF-8, or a number is out of bounds.
         SystemExit: --help (status 0); an unknown or ill-typed flag (status 2).
     """
     from tyro import cli  # here: `import glide_jax` would take a quarter of a second longer
 
     args = require_utf8(sys.argv[1:] if argv is None else argv)
-    return cli(
+    parsed = cli(
         flags, prog=prog, args=args, description=description, registry=flag_rules(), **options
     )
+    require_in_bounds(parsed[0] if options.get("return_unknown_args") else parsed)
+    return parsed
+
+
+def require_in_bounds(flags: Any) -> None:
+    """Raises UserError for a number out of the bounds that a dataclass of flags declares."""
+    hints = get_type_hints(type(flags), include_extras=True)
+    for one in dataclasses.fields(flags):
+        value = getattr(flags, one.name)
+        if dataclasses.is_dataclass(value):
+            require_in_bounds(value)
+        refusal, number = out_of_bounds(hints[one.name], value)
+        if refusal:
+            raise UserError(f"--{one.name.replace('_', '-')} {shown(number)}: {refusal}")
 
 
 def require_utf8(argv: Sequence[str]) -> list[str]:
@@ -213,6 +228,7 @@ def parse_command(
         train = dataclasses.replace(settings.train, **folders)
         settings = fill(Path(given.config).stem, dataclasses.replace(settings, train=train))
     parsed = _parse(argv, prog, description, given.config or "", flags, settings)
+    require_in_bounds(parsed.command)
     return Path(parsed.config).stem, parsed.settings, parsed.command
 
 

@@ -4,12 +4,13 @@ import errno
 import logging
 import os
 import re
+import reprlib
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 FAILED = 2
 """Exit status after a `UserError`."""
@@ -75,6 +76,14 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most MAX_LINE_CHARS long; else its type."""
     lines = str(error).strip().splitlines()
     return lines[0][:MAX_LINE_CHARS] if lines else type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """A value in an error: shortened, of any type."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -182,13 +182,17 @@ def plain_name(name: object) -> str:
     return path
 
 
-def read_regular(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file, or of a link to one.
+def read_regular(path: AnyPath, max_bytes: int) -> bytes:
+    """The content of a regular file, of a link to one, or of a file in a bucket.
 
     Raises:
         OSError: it cannot be read, is larger than `max_bytes`, or is not a regular file: reading
             a pipe may block, and reading a device may never end.
     """
+    if not isinstance(path, Path):
+        if path.stat().length > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {max_bytes / 1e6:,.0f} MB", str(path))
+        return bytes(path.read_bytes())
     with open(path, "rb", opener=_open_at_once) as file:
         state = os.fstat(file.fileno())  # of the open file, and no further request to a server
         if not stat.S_ISREG(state.st_mode):

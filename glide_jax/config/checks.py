@@ -1,16 +1,22 @@
 """Checks of settings, with errors that name a setting as its flag does: model.unet.channels."""
 
+import dataclasses
+import functools
 import typing
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from glide_jax.config.bounds import checked
 from glide_jax.errors import UserError
+
+PREFIX = "config: "
+"""Start of an error about a setting whose file is unknown."""
 
 
 class Settings:
     """Base class of every group of settings.
 
     A group finds its own place in `Config` from the annotation of the group that holds it, so no
-    check spells out a dotted name.
+    check spells out a dotted name. Annotations are also what values are checked against.
     """
 
     kind: ClassVar[str] = ""
@@ -22,6 +28,17 @@ class Settings:
             for held in (hint, *typing.get_args(hint)):
                 if isinstance(held, type) and issubclass(held, Settings):
                     held._holder = (cls, name)
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]
+            try:
+                object.__setattr__(self, name, checked(hint, getattr(self, name)))
+            except ValueError as error:
+                self.require(False, name, str(error))
+        self._check()
+
+    def _check(self) -> None:
+        """Checks of several settings together, in each group's own override. Raises UserError."""
 
     @classmethod
     def dotted(cls, name: str = "") -> str:
@@ -48,16 +65,11 @@ class Settings:
             UserError: `ok` is false.
         """
         if not ok:
-            raise UserError(f"config: {self.dotted(name)} {why}")
+            raise UserError(f"{PREFIX}{self.dotted(name)} {why}")
 
-    def require_at_least(self, minimum: int, *names: str) -> None:
-        """Refuses numbers below `minimum`. Raises UserError."""
-        for name in names:
-            value = getattr(self, name)
-            self.require(value >= minimum, name, f"must be at least {minimum}, not {value}")
 
-    def require_fraction(self, *names: str) -> None:
-        """Refuses numbers outside [0, 1]. Raises UserError."""
-        for name in names:
-            value = getattr(self, name)
-            self.require(0 <= value <= 1, name, f"must be in [0, 1], not {value}")
+@functools.cache
+def _hints(group: type[Settings]) -> dict[str, Any]:
+    """The annotations of a group's fields, with extras."""
+    hints = typing.get_type_hints(group, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(group)}  # type: ignore[arg-type]

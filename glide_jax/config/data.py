@@ -2,10 +2,14 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from glide_jax.config.bounds import FRACTION, Between
 from glide_jax.config.checks import Settings
+from glide_jax.config.diffusion import MAX_DIFFUSION_STEPS
+from glide_jax.config.model import MAX_PX
 from glide_jax.config.sources import AnySource, Scenes
+from glide_jax.errors import first_line
 
 
 @dataclass(frozen=True)
@@ -15,43 +19,39 @@ class MaskConfig(Settings):
     GLIDE does not publish its masks ("random regions").
     """
 
-    rectangle: float = 1.0
+    rectangle: Annotated[float, Between(0, 10**6)] = 1.0
     """A rectangle anywhere."""
-    brush: float = 1.0
+    brush: Annotated[float, Between(0, 10**6)] = 1.0
     """Brush strokes."""
-    half_plane: float = 0.5
+    half_plane: Annotated[float, Between(0, 10**6)] = 0.5
     """One side of a straight line."""
-    full: float = 0.25
+    full: Annotated[float, Between(0, 10**6)] = 0.25
     """The full image: keeps the model able to generate without known pixels."""
-    caption_location: float = 0.0
+    caption_location: Annotated[float, FRACTION] = 0.0
     """Fraction of captions that name the location of the hidden region: ", at the top left"."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         kinds = (self.rectangle, self.brush, self.half_plane, self.full)
         self.require(
-            min(kinds) >= 0 and sum(kinds) > 0,
+            sum(kinds) > 0,
             "",
             "needs frequencies of at least 0, at least one of them above 0",
         )
-        self.require_fraction("caption_location")
 
 
 @dataclass(frozen=True)
 class LowResConfig(Settings):
     """Low-resolution images in upsampler training, degraded like a base model's samples."""
 
-    crop_px: int = 0
+    crop_px: Annotated[int, Between(0, MAX_PX)] = 0
     """Train on random crops of the high-resolution image, of this side in pixels (sec. 2.5, arXiv
     2205.11487); cost falls with their area. 0: full images."""
-    blur_px: float = 0.0
+    blur_px: Annotated[float, Between(0, 100)] = 0.0
     """Gaussian blur: largest standard deviation, in low-resolution pixels; uniform between 0 and
     this. unCLIP: 0.6 (arXiv 2204.06125)."""
-    noise_steps: int = 0
+    noise_steps: Annotated[int, Between(0, MAX_DIFFUSION_STEPS)] = 0
     """Noise-conditioning augmentation (arXiv 2106.15282): noise at a random timestep below this of
     the model's own schedule. Requires model.low_res_noise."""
-
-    def __post_init__(self) -> None:
-        self.require_at_least(0, "crop_px", "blur_px", "noise_steps")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class DataConfig(Settings):
     large as the shorter side, from the center or a random place. Transparency becomes white."""
     horizontal_flip: bool = False
     """Mirror half of the images. Wrong for captions that mention left and right."""
-    caption_dropout: float = 0.2
+    caption_dropout: Annotated[float, FRACTION] = 0.2
     """Fraction of captions replaced by the empty caption, for classifier-free guidance (paper:
     0.2). Not applied to a CLIP."""
     masks: MaskConfig = field(default_factory=MaskConfig)
@@ -82,16 +82,15 @@ class DataConfig(Settings):
     tokenizer: str = "train"
     """Tokenizer: train (byte-level BPE on this data's captions), a folder, or a name on the Hugging
     Face hub: gpt2."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: Annotated[float, FRACTION] = 0.01
     """Bad records are skipped and counted. Above this fraction of the records read, the run stops.
     """
-    loader_threads: int = 4
+    loader_threads: Annotated[int, Between(1, 1024)] = 4
     """Threads that read and decode images, per process."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         try:
             re.compile(self.caption_pattern)
-        except re.error as error:
-            self.require(False, "caption_pattern", f"is no regular expression: {error}")
-        self.require_fraction("caption_dropout", "max_bad_fraction")
-        self.require_at_least(1, "loader_threads")
+        except (re.error, OverflowError, RecursionError) as error:
+            why = first_line(error)
+            self.require(False, "caption_pattern", f"is no regular expression: {why}")

@@ -1,9 +1,12 @@
 """The noise process and its training."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from glide_jax.config.bounds import NOT_NEGATIVE, Between
 from glide_jax.config.checks import Settings
+
+MAX_DIFFUSION_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -12,14 +15,14 @@ class DiffusionConfig(Settings):
 
     schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     """Noise schedule: cosine (base models) or linear (upsamplers)."""
-    steps: int = 1000
+    steps: Annotated[int, Between(2, MAX_DIFFUSION_STEPS)] = 1000
     """Diffusion steps, T."""
     prediction: Literal["eps", "v"] = "eps"
     """Prediction target and space of the loss: noise (GLIDE) or velocity (arXiv 2202.00512)."""
     zero_terminal_snr: bool = False
     """Rescale the schedule to a signal-to-noise ratio of 0 at the last step, where sampling starts
     (arXiv 2305.08891). Requires prediction v."""
-    low_res_std: float = 0.0
+    low_res_std: Annotated[float, Between(0, 2)] = 0.0
     """Upsamplers: RMS difference between images in [-1, 1] and their upsampled low-resolution
     images. Above 0, the network predicts a correction to the upsampled image instead of the image
     (`parameterization.Correction`). Requires prediction v. 0: GLIDE."""
@@ -30,12 +33,10 @@ class DiffusionConfig(Settings):
     weighting: Literal["simple", "min-snr"] = "simple"
     """Weight of the squared error at each t: constant (GLIDE), or the signal-to-noise ratio clamped
     at min_snr_gamma (arXiv 2303.09556)."""
-    min_snr_gamma: float = 5.0
+    min_snr_gamma: Annotated[float, NOT_NEGATIVE] = 5.0
     """Clamp of the signal-to-noise ratio in weighting min-snr."""
 
-    def __post_init__(self) -> None:
-        self.require_at_least(2, "steps")
-        self.require_at_least(0, "low_res_std")
+    def _check(self) -> None:
         self.require(
             self.min_snr_gamma > 0, "min_snr_gamma", f"must be above 0, not {self.min_snr_gamma}"
         )

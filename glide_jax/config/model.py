@@ -1,84 +1,92 @@
 """Sizes of the networks: text transformer, U-Net, CLIP's towers."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from glide_jax.config.bounds import FRACTION, Between
 from glide_jax.config.checks import Settings
+from glide_jax.config.diffusion import MAX_DIFFUSION_STEPS
+from glide_jax.config.sizes import Size, transformer_size, unet_size
 
 Remat = Literal["none", "matmuls", "blocks", "everything", "offload"]
 
 GROUPS = 32
 """Groups of every GroupNorm; channel counts are multiples of it."""
 
+MAX_PX, MAX_LEVELS = 2**14, 12
+WIDTHS, LAYERS, HEADS = Between(1, 2**16), Between(1, 512), Between(1, 2**12)
+"""Bounds of each setting; `Size` has those of the network."""
+
 
 @dataclass(frozen=True)
 class TextConfig(Settings):
     """Text transformer (defaults: the released GLIDE)."""
 
-    vocab_size: int = 50_257
+    vocab_size: Annotated[int, Between(1, 2**24)] = 50_257
     """Token embeddings. A tokenizer trained for the run has at most this many tokens."""
-    length: int = 128
+    length: Annotated[int, Between(1, 2**16)] = 128
     """Context length, in tokens. Longer captions are truncated, shorter ones padded."""
-    width: int = 512
+    width: Annotated[int, WIDTHS] = 512
     """Channels of the residual stream."""
-    layers: int = 16
+    layers: Annotated[int, LAYERS] = 16
     """Transformer blocks."""
-    heads: int = 8
+    heads: Annotated[int, HEADS] = 8
     """Attention heads per block."""
 
-    def __post_init__(self) -> None:
-        self.require_at_least(1, "vocab_size", "length", "width", "layers", "heads")
+    def _check(self) -> None:
         self.require(
             self.width % self.heads == 0,
             "width",
             f"({self.width}) must be divisible by heads ({self.heads})",
         )
 
+    @property
+    def size(self) -> Size:
+        """Rough size of the network."""
+        return transformer_size(self.width, self.layers, self.heads, self.length, self.vocab_size)
+
 
 @dataclass(frozen=True)
 class UNetConfig(Settings):
     """U-Net (defaults: the released GLIDE base model)."""
 
-    resolution_px: int = 64
+    resolution_px: Annotated[int, Between(1, MAX_PX)] = 64
     """Side of the images, in pixels."""
-    channels: int = 192
+    channels: Annotated[int, Between(GROUPS, 2**16)] = 192
     """Channels of the first level."""
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult: Annotated[tuple[int, ...], Between(1, 1024)] = (1, 2, 3, 4)
     """Width of each level, in multiples of `channels`. Each level halves the resolution of the one
     before."""
-    res_blocks: int = 3
+    res_blocks: Annotated[int, Between(1, 64)] = 3
     """Residual blocks per level on the way down; one more per level on the way up."""
-    attention_px: tuple[int, ...] = (32, 16, 8)
+    attention_px: Annotated[tuple[int, ...], Between(1, MAX_PX)] = (32, 16, 8)
     """Resolutions with attention, in pixels. The middle block always has attention."""
-    head_width: int = 64
+    head_width: Annotated[int, WIDTHS] = 64
     """Channels per attention head."""
-    dropout: float = 0.0
+    dropout: Annotated[float, FRACTION] = 0.0
     """Dropout rate in the residual blocks."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self.require(len(self.channel_mult) >= 1, "channel_mult", "needs at least one level")
-        self.require(min(self.channel_mult) >= 1, "channel_mult", "must be at least 1")
-        self.require_at_least(1, "resolution_px", "res_blocks", "head_width")
         self.require(
-            self.channels >= GROUPS and self.channels % GROUPS == 0,
+            self.channels % GROUPS == 0,
             "channels",
             f"({self.channels}) must be divisible by {GROUPS}, the number of GroupNorm groups",
         )
-        self.require(0 <= self.dropout < 1, "dropout", f"must be in [0, 1), not {self.dropout}")
+        self.require(self.dropout < 1, "dropout", f"must be in [0, 1), not {self.dropout}")
         self._check_levels()
 
     def _check_levels(self) -> None:
         levels = len(self.channel_mult)
+        self.require(levels <= MAX_LEVELS, "channel_mult", f"has more than {MAX_LEVELS} levels")
         self.require(
             self.resolution_px % 2 ** (levels - 1) == 0,
             "resolution_px",
             f"({self.resolution_px}) must be divisible by {2 ** (levels - 1)} "
             f"(halved {levels - 1} times by {levels} levels)",
         )
-        width_at = {
-            self.resolution_px >> level: self.channels * mult
-            for level, mult in enumerate(self.channel_mult)
-        }
+        widths = [self.channels * mult for mult in self.channel_mult]
+        width_at = dict(zip(self.levels_px, widths, strict=True))
         for px in self.attention_px:
             self.require(
                 px in width_at,
@@ -94,6 +102,19 @@ class UNetConfig(Settings):
                 f"but one is {width}",
             )
 
+    def size_with(self, text: TextConfig) -> Size:
+        """Rough size of the network, given the text transformer's settings."""
+        levels = [
+            (px, self.channels * mult, px in self.attention_px)
+            for mult, px in zip(self.channel_mult, self.levels_px, strict=True)
+        ]
+        return unet_size(levels, self.res_blocks, self.head_width, text.width, text.length)
+
+    @property
+    def levels_px(self) -> list[int]:
+        """Resolution of each level, in pixels."""
+        return [self.resolution_px >> level for level in range(len(self.channel_mult))]
+
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
@@ -103,7 +124,7 @@ class ModelConfig(Settings):
 
     text: TextConfig = field(default_factory=TextConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
-    low_res_px: int = 0
+    low_res_px: Annotated[int, Between(0, MAX_PX)] = 0
     """Side of the low-resolution image an upsampler is conditioned on, in pixels; 0: base model."""
     low_res_noise: bool = False
     """Condition an upsampler on the noise level of its low-resolution image (noise-conditioning
@@ -116,10 +137,10 @@ class ModelConfig(Settings):
     """Activations that the backward pass recomputes, from none (fastest) to everything, or keeps in
     host memory (offload): glide_jax.models.remat."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         px = self.unet.resolution_px
         self.require(
-            0 <= self.low_res_px < px,
+            self.low_res_px < px,
             "low_res_px",
             f"({self.low_res_px}) must be below unet.resolution_px ({px})",
         )
@@ -133,6 +154,12 @@ class ModelConfig(Settings):
             "low_res_noise",
             "is for upsamplers: low_res_px is 0",
         )
+        self.require(not self.size.refusal, "", self.size.refusal)
+
+    @property
+    def size(self) -> Size:
+        """Rough size of the network."""
+        return self.text.size + self.unet.size_with(self.text)
 
     @property
     def resolution_px(self) -> int:
@@ -154,51 +181,61 @@ class ModelConfig(Settings):
 class ClipTextConfig(Settings):
     """CLIP's text tower (defaults: the released noised CLIP)."""
 
-    vocab_size: int = 65_536
+    vocab_size: Annotated[int, Between(1, 2**24)] = 65_536
     """Token embeddings. A tokenizer trained for the run has at most this many tokens."""
-    length: int = 77
+    length: Annotated[int, Between(1, 2**16)] = 77
     """Context length, in tokens, including start and end of text."""
-    width: int = 512
+    width: Annotated[int, WIDTHS] = 512
     """Channels of the residual stream."""
-    layers: int = 12
+    layers: Annotated[int, LAYERS] = 12
     """Transformer blocks."""
-    heads: int = 8
+    heads: Annotated[int, HEADS] = 8
     """Attention heads per block."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self.require(
-            self.heads >= 1 and self.width % self.heads == 0,
+            self.width % self.heads == 0,
             "width",
             f"({self.width}) must be divisible by heads ({self.heads})",
         )
+
+    @property
+    def size(self) -> Size:
+        """Rough size of the network."""
+        return transformer_size(self.width, self.layers, self.heads, self.length, self.vocab_size)
 
 
 @dataclass(frozen=True)
 class ClipImageConfig(Settings):
     """CLIP's image tower (defaults: the released noised CLIP)."""
 
-    resolution_px: int = 64
+    resolution_px: Annotated[int, Between(1, MAX_PX)] = 64
     """Side of the images, in pixels."""
-    patch_px: int = 4
+    patch_px: Annotated[int, Between(1, MAX_PX)] = 4
     """Side of a patch, in pixels."""
-    width: int = 768
+    width: Annotated[int, WIDTHS] = 768
     """Channels of the residual stream."""
-    layers: int = 12
+    layers: Annotated[int, LAYERS] = 12
     """Transformer blocks."""
-    heads: int = 12
+    heads: Annotated[int, HEADS] = 12
     """Attention heads per block."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self.require(
-            self.patch_px >= 1 and self.resolution_px % self.patch_px == 0,
+            self.resolution_px % self.patch_px == 0,
             "patch_px",
             f"({self.patch_px}) must divide resolution_px ({self.resolution_px})",
         )
         self.require(
-            self.heads >= 1 and self.width % self.heads == 0,
+            self.width % self.heads == 0,
             "width",
             f"({self.width}) must be divisible by heads ({self.heads})",
         )
+
+    def size_with(self, steps: int) -> Size:
+        """Rough size of the network, given the number of noise levels."""
+        tokens, inputs = (self.resolution_px // self.patch_px) ** 2 + 1, 3 * self.patch_px**2
+        return transformer_size(self.width, self.layers, self.heads, tokens, inputs + steps)
 
 
 @dataclass(frozen=True)
@@ -209,15 +246,23 @@ class ClipConfig(Settings):
 
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
     image: ClipImageConfig = field(default_factory=ClipImageConfig)
-    embedding_width: int = 512
+    embedding_width: Annotated[int, WIDTHS] = 512
     """Channels of the joint embedding space of captions and images."""
-    steps: int = 1000
+    steps: Annotated[int, Between(1, MAX_DIFFUSION_STEPS)] = 1000
     """Noise levels the image tower is conditioned on: T of the base model's diffusion, or 1 for a
     plain CLIP that ranks clean images only."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of matmuls and convolutions. Parameters, norms and softmax are float32."""
     remat: Remat = "none"
     """Activations that the backward pass recomputes: glide_jax.models.remat."""
+
+    def _check(self) -> None:
+        self.require(not self.size.refusal, "", self.size.refusal)
+
+    @property
+    def size(self) -> Size:
+        """Rough size of the network."""
+        return self.text.size + self.image.size_with(self.steps)
 
     @property
     def resolution_px(self) -> int:

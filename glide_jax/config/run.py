@@ -12,7 +12,9 @@ from glide_jax.config.sampling import SampleConfig
 from glide_jax.config.serialize import flat_settings, from_json, to_json
 from glide_jax.config.training import OptimConfig, TrainConfig
 from glide_jax.errors import UserError
-from glide_jax.storage import AnyPath, storage_errors
+from glide_jax.storage import AnyPath, read_regular, storage_errors
+
+MAX_CONFIG_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Config(Settings):
     sample: SampleConfig = field(default_factory=SampleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if isinstance(self.model, ClipConfig):
             self._check_clip(self.model)
         else:
@@ -142,5 +144,5 @@ class Config(Settings):
     def load(cls, path: AnyPath) -> "Config":
         """Reads a config.json. Raises UserError if it cannot be read."""
         with storage_errors("read", path):
-            text = path.read_bytes().decode("utf-8-sig")
+            text = read_regular(path, MAX_CONFIG_BYTES).decode("utf-8-sig")
         return cls.from_json(text, str(path))

@@ -1,11 +1,12 @@
 """Defaults of sampling."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from glide_jax.config.bounds import ANY_NUMBER, FRACTION, Between
 from glide_jax.config.checks import Settings
+from glide_jax.config.diffusion import MAX_DIFFUSION_STEPS
 
-MAX_NUMBER = 1e30
-"""Scales are below this, far within the range of float32."""
 MAX_STEPS_CHARS = 200
 
 
@@ -17,36 +18,30 @@ class SampleConfig(Settings):
     """Sampler: ddpm, ddim, heun, plms or dpmpp_2m."""
     steps: str = "100"
     """Respacing: a number of steps, steps per section (10,10,3,2,2), ddim50, karras20 or fast27."""
-    guidance_scale: float = 3.0
+    guidance_scale: Annotated[float, ANY_NUMBER] = 3.0
     """Classifier-free guidance scale; 1: no guidance, 0: unconditional."""
-    eta: float = 0.0
+    eta: Annotated[float, ANY_NUMBER] = 0.0
     """Noise of DDIM; 0: deterministic, 1: ancestral."""
-    temperature: float = 1.0
+    temperature: Annotated[float, ANY_NUMBER] = 1.0
     """Standard deviation of the initial noise (released upsampler: 0.997)."""
-    guidance_interval: tuple[int, int] = (0, 1_000_000)
+    guidance_interval: Annotated[tuple[int, int], Between(-(2**31), 2**31 - 1)] = (0, 1_000_000)
     """Lowest and highest timestep t with guidance (arXiv 2404.07724)."""
-    guidance_rescale: float = 0.0
+    guidance_rescale: Annotated[float, FRACTION] = 0.0
     """Rescale a guided prediction (eps or v) toward the standard deviation of the conditional one,
     in [0, 1] (arXiv 2305.08891)."""
-    clip_guidance_scale: float = 0.0
+    clip_guidance_scale: Annotated[float, ANY_NUMBER] = 0.0
     """Scale of guidance by a noised CLIP; 0: none. Use sampler ddpm, see docs/samplers.md."""
-    dynamic_threshold: float = 0.0
+    dynamic_threshold: Annotated[float, FRACTION] = 0.0
     """Dynamic thresholding of x_0 at this quantile, such as 0.995 (sec. 2.3, arXiv 2205.11487);
     0: clip to [-1, 1]."""
-    low_res_noise: int = 0
+    low_res_noise: Annotated[int, Between(0, MAX_DIFFUSION_STEPS)] = 0
     """Upsamplers: noise-conditioning augmentation, as the timestep of the noise added to the
     low-resolution image. Hides artifacts of the base model. Requires model.low_res_noise. As a
     flag, for commands that sample an upsampler alone, such as sample.py upsample."""
 
-    def __post_init__(self) -> None:
-        for name in ("guidance_scale", "clip_guidance_scale", "temperature", "eta"):
-            value = getattr(self, name)
-            self.require(abs(value) < MAX_NUMBER, name, f"must be a number, not {value}")
+    def _check(self) -> None:
         self.require(len(self.steps) <= MAX_STEPS_CHARS, "steps", "is no respacing: it is too long")
         low, high = self.guidance_interval
         self.require(low <= high, "guidance_interval", f"({low} {high}) must be low, then high")
-        for value in (low, high):
-            self.require(abs(value) < 2**31, "guidance_interval", "must be in (-2**31, 2**31)")
-        self.require_fraction("guidance_rescale")
         threshold = self.dynamic_threshold
         self.require(0 <= threshold < 1, "dynamic_threshold", f"must be in [0, 1), not {threshold}")

@@ -8,10 +8,11 @@ import json
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from glide_jax.config.checks import Settings
-from glide_jax.errors import UserError
+from glide_jax.config.bounds import checked
+from glide_jax.config.checks import PREFIX, Settings
+from glide_jax.errors import UserError, first_line, shown
 
 Group = TypeVar("Group", bound=Settings)
 
@@ -36,7 +37,7 @@ RENAMED = {
 
 def to_json(settings: Settings) -> str:
     """A group of settings as indented JSON."""
-    return json.dumps(_plain(settings), indent=2)
+    return json.dumps(_plain(settings), indent=2, allow_nan=False)
 
 
 def flat_settings(settings: Settings) -> dict[str, Any]:
@@ -53,18 +54,16 @@ def from_json(group: type[Group], text: str, where: str) -> Group:
         where: the name of the file, for errors.
 
     Raises:
-        UserError: not JSON, an unknown or missing setting, or a value of the wrong type.
+        UserError: not JSON, an unknown or missing setting, or a value of the wrong type or out of
+            bounds.
     """
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-    found = dict(_flat(values, ""))
-    old = [name for name in found if name in RENAMED]
-    old += [
-        pair for name, value in found.items() if (pair := f"{name} {json.dumps(value)}") in RENAMED
-    ]
-    if old:
+        values = json.loads(text, object_pairs_hook=_object, parse_constant=_not_a_number)
+    except RecursionError:
+        raise UserError(f"{where} is not a configuration: it is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {first_line(error)}") from None
+    if old := [name for name in RENAMED if _has(values, name)]:
         changes = "; ".join(f"{name} is {RENAMED[name]} now" for name in old)
         raise UserError(f"{where} has settings of an earlier version: {changes}")
     return from_plain(group, values, where, "")
@@ -80,22 +79,26 @@ def from_plain(group: Any, values: Any, where: str, prefix: str) -> Any:
         prefix: of the settings' names in errors: "" or "data.source.".
 
     Raises:
-        UserError: an unknown or missing setting, or a value of the wrong type.
+        UserError: an unknown or missing setting, or a value of the wrong type or out of bounds.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: {prefix.rstrip('.') or 'the configuration'} must be an object")
     fields = {field.name: field for field in dataclasses.fields(group)}
     for name in values:
         if name not in fields:
-            raise UserError(f"{where}: unknown setting {prefix}{name}")
+            raise UserError(f"{where}: unknown setting {prefix}{_shown_name(name)}")
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise UserError(f"{where}: {prefix}{name} is missing")
-    hints = typing.get_type_hints(group)
-    return group(
-        **{name: _value(hints[name], value, where, prefix + name) for name, value in values.items()}
-    )
+    hints = typing.get_type_hints(group, include_extras=True)
+    given = {
+        name: _value(hints[name], value, where, prefix + name) for name, value in values.items()
+    }
+    try:
+        return group(**given)
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix(PREFIX)}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -114,34 +117,48 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if a name is given twice: readers differ in which counts."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{_shown_name(name)} is given twice")
+        values[name] = value
+    return values
+
+
+def _not_a_number(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _has(values: Any, old: str) -> bool:
+    """Whether JSON values have a setting of an earlier version: a key of RENAMED."""
+    dotted, _, old_value = old.partition(" ")
+    for name in dotted.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return not old_value or values == json.loads(old_value)
+
+
+def _shown_name(name: str) -> str:
+    """A setting's name in an error; any text may be one in a file."""
+    return name if name.isidentifier() and len(name) < 50 else shown(name)
+
+
 def _value(expected: Any, value: Any, where: str, name: str) -> Any:
-    origin, options = typing.get_origin(expected), typing.get_args(expected)
-    if origin is types.UnionType:
+    """The value of a setting from JSON."""
+    options = typing.get_args(expected)
+    if typing.get_origin(expected) is types.UnionType:
         return _one_of(options, value, where, name)
     if dataclasses.is_dataclass(expected):
         return from_plain(expected, value, where, name + ".")
-    if origin is Literal:
-        ok, wanted = value in options, f"one of {', '.join(map(str, options))}"
-    elif origin is tuple and isinstance(value, list):
-        return _items(options, value, where, name)
-    elif expected is float and type(value) is int:
-        return float(value)
-    else:
-        ok = type(value) is expected
-        wanted = "a list" if origin is tuple else expected.__name__
-    if not ok:
-        raise UserError(f"{where}: {name} must be {wanted}, not {value!r}")
-    return value
-
-
-def _items(types_of_items: Any, values: list[Any], where: str, name: str) -> tuple[Any, ...]:
-    """The items of `tuple[X, ...]`, or of a tuple of fixed length such as `tuple[X, Y]`."""
-    if types_of_items[-1] is Ellipsis:
-        types_of_items = types_of_items[:1] * len(values)
-    if len(values) != len(types_of_items):
-        raise UserError(f"{where}: {name} must have {len(types_of_items)} values, not {values}")
-    pairs = zip(types_of_items, values, strict=True)
-    return tuple(_value(expected, item, where, name) for expected, item in pairs)
+    if isinstance(value, list) and dataclasses.is_dataclass(next(iter(options), None)):
+        value = [from_plain(options[0], item, where, name + ".") for item in value]
+    try:
+        return checked(expected, value)
+    except ValueError as error:
+        raise UserError(f"{where}: {name} {error}") from None
 
 
 def _one_of(options: Any, value: Any, where: str, name: str) -> Any:
@@ -155,6 +172,8 @@ def _one_of(options: Any, value: Any, where: str, name: str) -> Any:
         raise UserError(f"{where}: {name}.kind is missing: {' or '.join(kinds)}")
     kind = value["kind"]
     if not isinstance(kind, str) or kind not in kinds:
-        raise UserError(f"{where}: {name}.kind must be one of {', '.join(kinds)}, not {kind!r}")
+        raise UserError(
+            f"{where}: {name}.kind must be one of {', '.join(kinds)}, not {shown(kind)}"
+        )
     values = {key: item for key, item in value.items() if key != "kind"}
     return from_plain(kinds[kind], values, where, name + ".")

@@ -1,9 +1,9 @@
 """Data sets: one class for each kind, opened by glide_jax.data.sources."""
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from glide_jax.config.bounds import Between
 from glide_jax.config.checks import Settings
 
 
@@ -34,7 +34,7 @@ class Tfds(Settings):
     data_dir: str = ""
     """Folder of prepared data sets. Empty: TFDS's default, ~/tensorflow_datasets."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self.require(bool(self.name), "name", "is empty")
 
 
@@ -47,7 +47,7 @@ class Folder(Settings):
     path: str
     """The folder; its subfolders are read too."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self.require(bool(self.path), "path", "is empty")
 
 
@@ -62,7 +62,7 @@ class Shards(Settings):
     cache_dir: str = ""
     """Local copies of shards of a URL. Empty: ~/.cache/glide_jax/shards."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self.require(bool(self.path), "path", "is empty")
 
 
@@ -73,7 +73,7 @@ OneSource = Scenes | Tfds | Folder | Shards
 class MixturePart(Settings):
     """One data set of a mixture."""
 
-    weight: float
+    weight: Annotated[float, Between(0, 10**9)]
     """Frequency of its records, relative to the other parts."""
     source: OneSource
     """Data set."""
@@ -82,9 +82,8 @@ class MixturePart(Settings):
     validation_split: str = ""
     """Split of held-out images. Empty: data.validation_split."""
 
-    def __post_init__(self) -> None:
-        ok = 0 < self.weight < math.inf
-        self.require(ok, "weight", f"must be a number above 0, not {self.weight}")
+    def _check(self) -> None:
+        self.require(self.weight > 0, "weight", f"must be a number above 0, not {self.weight}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Mixture(Settings):
     parts: tuple[MixturePart, ...]
     """The data sets."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self.require(bool(self.parts), "parts", "is empty")
 
 

@@ -2,14 +2,13 @@
 
 import numbers
 import operator
-import reprlib
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, shown
 
 Seed = int | np.integer | Sequence[int] | None
 
@@ -19,14 +18,6 @@ MAX_IMAGES = 2**20
 """Images per call: more do not fit into memory."""
 MAX_BATCH_SIZE = 2**16
 """Images per batch, at most."""
-
-
-def shown(value: Any) -> str:
-    """A value in an error: shortened, of any type."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number of thousands of digits"
 
 
 def require_whole(name: str, value: Any, low: int, high: int) -> int:

@@ -12,7 +12,7 @@ from glide_jax.config import SampleConfig
 
 def _optional_flags(cls: type) -> Any:
     """A dataclass with the fields of `cls`, all None unless given."""
-    docs, types = field_docs(cls), get_type_hints(cls)
+    docs, types = field_docs(cls), get_type_hints(cls, include_extras=True)
     fields = [
         (
             one.name,

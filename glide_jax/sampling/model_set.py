@@ -5,9 +5,9 @@ import os
 from typing import Any, TypeVar
 
 from glide_jax.config import ClipConfig, Config, SampleConfig
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, shown
 from glide_jax.runs.folder import Run
-from glide_jax.sampling.arguments import require_whole, shown
+from glide_jax.sampling.arguments import require_whole
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.settings import changed_settings
 from glide_jax.sampling.stage import Stage

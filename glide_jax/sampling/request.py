@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, shown
 from glide_jax.sampling.arguments import (
     MAX_BATCH_SIZE,
     MAX_IMAGES,
@@ -16,7 +16,6 @@ from glide_jax.sampling.arguments import (
     require_fraction,
     require_text,
     require_whole,
-    shown,
 )
 from glide_jax.sampling.stage import Conditions, Known
 from glide_jax.sampling.user_images import Fit, square_image, square_known

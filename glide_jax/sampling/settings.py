@@ -10,8 +10,7 @@ import numpy as np
 from glide_jax.config import ClipConfig, Config, DiffusionConfig, SampleConfig
 from glide_jax.diffusion.samplers import sampler_plan
 from glide_jax.diffusion.schedule import Schedule
-from glide_jax.errors import UserError
-from glide_jax.sampling.arguments import shown
+from glide_jax.errors import UserError, shown
 
 
 def require_usable(config: Config, settings: SampleConfig) -> None:
