@@ -177,3 +177,15 @@ def _missing_device() -> str | None:
             "device (docs/running-on-gpus.md)"
         )
     return None
+
+
+def system_cause(error: Exception) -> str:
+    """The cause in one line, from orbax's many: the system's error message if it has one."""
+    text = str(error)
+    system = re.search(r"([^:\"]+: [^:\"]+) \[os_error_code", text)
+    if system is not None:
+        return system[1].strip()
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return next(iter(text.strip().splitlines()), type(error).__name__)[:300]

@@ -196,8 +196,9 @@ def save_figure(path: Path, figure: Any) -> None:
         UserError: the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=120, format=path.suffix.removeprefix(".").lower())
+        write_atomically(path, drawn.getvalue())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
 

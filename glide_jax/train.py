@@ -28,6 +28,7 @@ from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fine_tune import starting_params, with_starting_sizes
 from glide_jax.runs.folder import Run
+from glide_jax.runs.lock import sole_training
 from glide_jax.runs.paths import last_step, run_dir_of
 from glide_jax.runs.state import TrainState
 from glide_jax.sampling.clip import ClipScorer
@@ -131,11 +132,8 @@ class Parts:
 
 def loop(parts: Parts, state: TrainState) -> int:
     """Trains until the last step or a request to stop. Returns the step of the last checkpoint."""
-    with StopRequest(parts.log.say) as stop:
-        step = take_steps(parts, state, stop)
-        parts.checkpoints.close()
-    parts.loader.close()
-    return step
+    with StopRequest(parts.log.say) as stop, parts.checkpoints, parts.loader:
+        return take_steps(parts, state, stop)
 
 
 def take_steps(parts: Parts, state: TrainState, stop: StopRequest) -> int:
@@ -167,7 +165,7 @@ def take_steps(parts: Parts, state: TrainState, stop: StopRequest) -> int:
             raise UserError(
                 f"step {step}: loss or gradient was not finite in {settings.max_bad_steps} steps "
                 "in a row; lower optim.learning_rate and start again: "
-                f"{parts.run.path} keeps its last checkpoint (step {parts.checkpoints.latest_step})"
+                f"{parts.run.path} {parts.checkpoints.kept()}"
             )
         if due(step, settings.log_every_steps) or step == settings.steps:
             log_window(parts, step, int(values["skipped"]))
@@ -221,7 +219,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_compiled_programs()
     examples = config.train.batch_examples // config.train.micro_batches
     sharding.use_all_cores(examples, launch.processes, launch.sharing_cores)
-    with joined(launch, partial(last_step, run_dir)) as group:
+    with (
+        joined(launch, partial(last_step, run_dir)) as group,
+        sole_training(run_dir, lead=group.lead),
+    ):
         train(config, run_dir, group, profile)
 
 

@@ -1,12 +1,15 @@
 """Checkpoints: damage to the newest one costs only that one."""
 
+import errno
 import itertools
+import os
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import gettempdir
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,9 @@ from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fingerprint import fingerprints
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import saved_steps
+
+HOST = {"loader": {"examples": 8}, "log": {"window": {}}}
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +100,11 @@ def test_a_checkpoint_can_be_restored_on_any_number_of_devices(devices, tmp_path
 
     (tmp_path / "checkpoints").mkdir()
     checkpoints = Checkpoints(tmp_path, max_checkpoints=1)
-    checkpoints.save(placed(state_of(3), 4)[0], {"loader": {"batch": 3}})
+    checkpoints.save(placed(state_of(3), 4)[0], {"loader": {"batch": 3}, "log": {}})
     checkpoints.close()
     like, shardings = placed(state_of(0), devices)
     found, host_state = Checkpoints(tmp_path, max_checkpoints=1).restore(like, shardings)
-    assert host_state == {"loader": {"batch": 3}}
+    assert host_state == {"loader": {"batch": 3}, "log": {}}
     assert jax.tree.map(lambda x: x.sharding, found) == shardings
     jax.tree.map(np.testing.assert_array_equal, found, state_of(3))
 
@@ -119,7 +125,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_restored(
     assert (run_dir / "checkpoints" / "3.damaged").is_dir()
     # The same step can be saved again and restored.
     checkpoints = Checkpoints(run_dir, max_checkpoints=3)
-    checkpoints.save(state_of(3), {"loader": {"batch": 3}})
+    checkpoints.save(state_of(3), {"loader": {"batch": 3}, "log": {}})
     checkpoints.close()
     assert restored(run_dir) == 3
 
@@ -150,6 +156,37 @@ def test_if_all_checkpoints_are_damaged_no_file_is_changed(saved, tmp_path):
         with pytest.raises(UserError, match=f"every checkpoint in {run_dir}/checkpoints is damag"):
             restored(run_dir)
         assert sorted(run_dir.rglob("*")) == files
+
+
+def test_an_error_while_a_checkpoint_is_written_does_not_lose_it(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    line = r"^NaN: .* keeps its last checkpoint \(step 1\)$"
+    with pytest.raises(UserError, match=line), Checkpoints(tmp_path, 3) as checkpoints:
+        checkpoints.save(state_of(1), HOST)
+        raise UserError(f"NaN: {tmp_path} {checkpoints.kept()}")
+    with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path, 3) as checkpoints:
+        checkpoints.save(state_of(2), HOST)
+        raise KeyboardInterrupt
+    assert saved_steps(tmp_path) == [2, 1]
+
+
+def test_a_failed_write_does_not_hide_the_error_that_ends_a_run(tmp_path, capsys, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    line = f"^NaN: {tmp_path} has no checkpoint$"
+    with pytest.raises(UserError, match=line), Checkpoints(tmp_path, 3) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", Mock(side_effect=FULL))
+        raise UserError(f"NaN: {tmp_path} {checkpoints.kept()}")
+    assert capsys.readouterr().err == (
+        f"warning: cannot save checkpoints in {tmp_path}/checkpoints: {FULL.strerror}\n"
+    )
+
+
+def test_host_metadata_without_a_state_are_damage(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with Checkpoints(tmp_path, 3) as checkpoints:
+        checkpoints.save(state_of(1), {"loader": {}})
+    with pytest.raises(UserError, match=r"is damaged, .* lack the state of the loader or the log"):
+        restored(tmp_path)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Run folders: created, resumed, opened."""
 
 import dataclasses
+import os
 import shutil
 from contextlib import closing
 
@@ -40,6 +41,26 @@ def test_a_run_does_not_resume_as_another_kind_of_model(before, tokenizer, tmp_p
     with pytest.raises(UserError, match=line):
         Run.create(tmp_path, new, tokenizer)
     assert Run.open(tmp_path).config == old
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer/x.json", "checkpoints/3/params/d"])
+@pytest.mark.parametrize("kind", ["a link", "not a regular file"])
+def test_links_and_special_files_in_a_run_folder_are_refused(name, kind, tokenizer, tmp_path):
+    run = tmp_path / "run"
+    Run.create(run, tiny.get_config(), tokenizer)
+    (tmp_path / "linked").symlink_to(run)
+    assert Run.open(tmp_path / "linked").config == tiny.get_config()  # itself may be a link
+    file = run / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        shutil.move(file, tmp_path / "elsewhere")
+    if kind == "a link":
+        file.symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(file)
+    # A link to a file that is missing, and a pipe as config.json, are no files: no run folder.
+    with pytest.raises(UserError, match=f"{name} is {kind}|is not a run folder"):
+        Run.open(run)
 
 
 def test_an_interrupted_write_leaves_the_configuration(tokenizer, tmp_path, monkeypatch):

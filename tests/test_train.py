@@ -20,7 +20,8 @@ from conftest import COLORS
 from PIL import Image
 
 from glide_jax import Glide, UserError
-from glide_jax.runs.checkpoint import Checkpoints, _cause
+from glide_jax.errors import system_cause
+from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 from glide_jax.train import main
 from glide_jax.training.denoising import Denoising
@@ -183,7 +184,7 @@ def test_a_failed_write_ends_the_run_with_one_line(train, tmp_path):
 
 def test_a_failed_write_is_explained_by_the_system_error():
     text = f'Error writing {"x" * 400}: Failed writing: "/a/b": {os.strerror(errno.ENOSPC)} [more]'
-    assert _cause(OSError(text)) == os.strerror(errno.ENOSPC)
+    assert system_cause(OSError(text)) == os.strerror(errno.ENOSPC)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypatch, tmp_path):

@@ -11,26 +11,22 @@ differs from the saved one, the checkpoint is set aside and the previous one is 
 """
 
 import contextlib
-import errno
-import hashlib
-import json
 import logging
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, system_cause
 from glide_jax.parallel.process_group import ProcessGroup
-from glide_jax.runs.fingerprint import fingerprints
+from glide_jax.runs.fingerprint import descriptions, digest, fingerprints, named
 from glide_jax.runs.paths import CHECKPOINTS, COMMITTED, saved_steps
 from glide_jax.runs.state import TrainState, require_same_shapes
 from glide_jax.shapes import Params
@@ -122,8 +118,8 @@ class Checkpoints:
         self._save(0, {"ema": dict(params)}, {})
 
     def _save(self, step: int, items: dict[str, Any], host_state: dict[str, Any]) -> None:
-        record = {"state": host_state, "arrays": {k: _descriptions(v) for k, v in items.items()}}
-        host = ocp.args.JsonSave(record | {"sha256": _digest(record)})
+        record = {"state": host_state, "arrays": {k: descriptions(v) for k, v in items.items()}}
+        host = ocp.args.JsonSave(record | {"sha256": digest(record)})
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         with self._errors("save"):
             self._manager.save(step, args=ocp.args.Composite(**arrays, host=host))
@@ -183,7 +179,7 @@ class Checkpoints:
         latest = saved_steps(self._folder.parent)
         for step in latest if self.restored_step is None else [self.restored_step]:
             with contextlib.suppress(Exception):  # orbax and tensorstore raise many kinds
-                return _digest(self._record(step)["arrays"]["ema"])
+                return digest(self._record(step)["arrays"]["ema"])
         raise UserError(f"{self._folder} has no complete checkpoint yet")
 
     def _newest(self, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -219,13 +215,15 @@ class Checkpoints:
                         f"{folder} holds only weights, without a train state to resume from"
                     )
                 stored = {k: SimpleNamespace(**v) for k, v in record["arrays"][name].items()}
-                require_same_shapes(_named(tree), stored, f"the checkpoint {folder}")
+                require_same_shapes(named(tree), stored, f"the checkpoint {folder}")
+            if "progress" in items and not {"loader", "log"} <= record["state"].keys():
+                raise ValueError("its host metadata lack the state of the loader or the log")
             arrays = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
             found = dict(self._reader.restore(folder, ocp.args.Composite(**arrays)).items())
         except UserError:
             raise
         except Exception as error:  # orbax and tensorstore raise many kinds
-            why = _cause(error)
+            why = system_cause(error)
         why = next(filter(None, self._group.gather(why)), "")
         for name in items if not why else ():
             for path, fingerprint in fingerprints(found[name]).items():
@@ -239,8 +237,10 @@ class Checkpoints:
         record = dict(self._reader.restore(self._folder / str(step), host).host)
         if "sha256" not in record:
             raise ValueError("it has no fingerprints: an earlier version wrote it")
-        if record.pop("sha256") != _digest(record):
+        if record.pop("sha256") != digest(record):
             raise ValueError("its list of contents differs from the saved one")
+        if not all(isinstance(record.get(name), dict) for name in ("state", "arrays")):
+            raise ValueError("its host metadata lack the state or the arrays")
         return record
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
@@ -258,6 +258,31 @@ class Checkpoints:
         self._group.barrier()
         if damaged:
             self._manager.reload()
+
+    def kept(self) -> str:
+        """What the run folder keeps, as a part of a message; waits for unfinished checkpoints."""
+        with contextlib.suppress(Exception):  # a failed write is not kept
+            self._manager.wait_until_finished()
+        steps = saved_steps(self._folder.parent)
+        return f"keeps its last checkpoint (step {steps[0]:,})" if steps else "has no checkpoint"
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes; after an error, which must stay the last line, a failed write is a warning."""
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except UserError as failed:
+            sys.stderr.write(f"warning: {failed}\n")
 
     def close(self) -> None:
         """Waits until all checkpoints are written. Raises UserError as `save` does."""
@@ -286,7 +311,7 @@ class Checkpoints:
             raise
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise UserError(
-                f"cannot {verb} checkpoints in {self._folder}: {_cause(error)}"
+                f"cannot {verb} checkpoints in {self._folder}: {system_cause(error)}"
             ) from error
 
 
@@ -311,38 +336,7 @@ def _items(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """A tree's leaves by path."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _descriptions(tree: Any) -> dict[str, dict[str, Any]]:
-    """Shape and fingerprint of every array."""
-    found = fingerprints(tree)
-    return {
-        name: {"shape": list(leaf.shape), "fingerprint": found[name]}
-        for name, leaf in _named(tree).items()
-    }
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
 def _unused(path: AnyPath) -> AnyPath:
     """This path, with a number appended if it already exists."""
     candidates = [path, *(path.with_name(f"{path.name}{i}") for i in range(2, 1000))]
     return next(candidate for candidate in candidates if not candidate.exists())
-
-
-def _cause(error: Exception) -> str:
-    """The cause in one line, from orbax's many: the system's error message if it has one."""
-    text = str(error)
-    system = re.search(r"([^:\"]+: [^:\"]+) \[os_error_code", text)
-    if system is not None:
-        return system[1].strip()
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
-        if os.strerror(number) in text:
-            return os.strerror(number)
-    return next(iter(text.strip().splitlines()), type(error).__name__)[:300]

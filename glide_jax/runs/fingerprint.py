@@ -4,6 +4,8 @@ Checkpoints store them beside the arrays, so that data corrupted in storage is d
 model trains on it.
 """
 
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -41,3 +43,23 @@ def _fingerprint(x: jax.Array) -> jax.Array:
         mixed = mixed * jnp.uint32(factor)
         mixed = mixed ^ (mixed >> shift)
     return jnp.sum(mixed, dtype=jnp.uint32)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def descriptions(tree: Any) -> dict[str, dict[str, Any]]:
+    """Shape and fingerprint of every array."""
+    found = fingerprints(tree)
+    return {
+        name: {"shape": list(leaf.shape), "fingerprint": found[name]}
+        for name, leaf in named(tree).items()
+    }
+
+
+def digest(record: dict[str, Any]) -> str:
+    """A digest of JSON data."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

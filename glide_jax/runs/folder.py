@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import hashlib
 import operator
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,7 +61,8 @@ class Run:
             folder: its path, or a shipped model's name such as "demo/base"; see `resolve_run`.
 
         Raises:
-            UserError: not a run folder, or its configuration cannot be read.
+            UserError: not a run folder, or one with links or special files, or its configuration
+                cannot be read.
         """
         path = resolve_run(folder)
         if not path.is_dir():
@@ -70,6 +73,7 @@ class Run:
                 f"{path} is not a run folder: it needs {CONFIG} and {CHECKPOINTS}/ or {WEIGHTS} "
                 "(give a folder that train.py or glide_jax.export wrote)"
             )
+        _require_plain_files(path)
         return cls(path, Config.load(path / CONFIG))
 
     @classmethod
@@ -186,6 +190,27 @@ class Run:
         found = read_tensors(file)
         require_same_shapes(shapes, found, f"the weights {file}")
         return jax.device_put(found, jax.local_devices()[0] if shardings is None else shardings)
+
+
+def _require_plain_files(folder: AnyPath) -> None:
+    """Raises UserError for links, pipes and devices among the files that are read.
+
+    A folder from others could make the program read, or wait for, any file of this machine.
+    """
+    if not isinstance(folder, Path):
+        return
+    parts = [folder / name for name in (CONFIG, WEIGHTS, TOKENIZER, CHECKPOINTS)]
+    for path in parts:
+        below = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+        for one in (path, *below):
+            with contextlib.suppress(FileNotFoundError):  # training deletes old checkpoints
+                mode = one.lstat().st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    kind = "a link" if stat.S_ISLNK(mode) else "not a regular file"
+                    raise UserError(
+                        f"{one} is {kind}, which a run folder must not contain: copy the folder "
+                        "with cp -rL"
+                    )
 
 
 def _require_resumable(folder: AnyPath, config: Config) -> None:

@@ -48,11 +48,11 @@ def save_until_killed(run_dir: Path, known: int, report) -> None:
         state, host_state = checkpoints.restore(like, jax.tree.map(lambda x: x.sharding, like))
         step = int(state.step)
         equal = jax.tree.map(np.array_equal, state, state_of(step))
-        intact = all(jax.tree.leaves(equal)) and host_state == {"step": step} and step >= known
+        intact = all(jax.tree.leaves(equal)) and host_state["step"] == step and step >= known
         report.write(f"restored {step if intact else -1}\n")
     while True:
         step += 1
-        checkpoints.save(state_of(step), {"step": step})
+        checkpoints.save(state_of(step), {"step": step, "loader": {}, "log": {}})
         report.write(f"complete {step - 1}\n")  # a save waits for the previous one
 
 

@@ -1,0 +1,67 @@
+"""Locks of run folders, of files and of objects in a bucket."""
+
+import threading
+
+import pytest
+
+from glide_jax.errors import UserError
+from glide_jax.runs import lock
+from glide_jax.runs.lock import LOCK, sole_training
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path):
+    line = f"another training runs in {tmp_path}: wait for its end, or give another --train.run-dir"
+    with sole_training(tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=line), sole_training(tmp_path):
+            pass
+        with sole_training(tmp_path, lead=False):  # another process of the same run
+            pass
+    with sole_training(tmp_path):  # once the first has ended
+        pass
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_run_that_never_started_leaves_no_folder(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with pytest.raises(UserError, match="a setting"), sole_training(folder):
+        raise UserError("a setting is wrong")
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "run"
+    line = f"cannot write the run folder {folder}"
+    with pytest.raises(UserError, match=line), sole_training(folder):
+        pass
+
+
+@pytest.fixture
+def locked_object(tmp_path, monkeypatch):
+    """The lock of a bucket, whose paths have these methods of local ones, on quick clocks."""
+    monkeypatch.setattr(lock, "REWRITE_S", 0.05)
+    file = tmp_path / LOCK
+    return file, lambda: lock._locked_object(file)
+
+
+def test_a_lock_in_a_bucket_is_alive_while_it_is_rewritten(locked_object):
+    file, locked = locked_object
+    with locked(), pytest.raises(UserError, match="another training runs in"), locked():
+        pass
+    assert not file.exists()
+
+
+def test_a_lock_in_a_bucket_of_a_killed_training_is_taken_over(locked_object):
+    file, locked = locked_object
+    file.write_text("host 1 of a killed process")
+    with locked():
+        assert "killed" not in file.read_text()
+
+
+def test_a_lock_in_a_bucket_that_ends_meanwhile_is_free_at_once(locked_object):
+    file, locked = locked_object
+    file.write_text("host 1 of a process that ends now")
+    threading.Timer(0.02, file.unlink).start()
+    with locked():
+        assert "ends now" not in file.read_text()
