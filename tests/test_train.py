@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import queue
+import random
 import re
 import resource
 import signal
@@ -110,6 +111,26 @@ def test_an_interrupted_run_resumes_bit_for_bit(train, short_run, tmp_path):
     (tmp_path / "checkpoints" / "45.orbax-checkpoint-tmp").mkdir(exist_ok=True)
     log.open("a").write('{"step": 45, "lo')
     assert "resumed at step" in finish(train(tmp_path, *SHORT))
+    assert_same_result(tmp_path, short_run)
+
+
+@pytest.mark.slow
+def test_kills_during_start_up_harm_nothing(train, short_run, tmp_path):
+    rng = random.Random(0)
+    for start in ("of a new run", "of one that has a folder", "of one that resumes"):
+        process = train(tmp_path, *SHORT)
+        if start == "of one that resumes":
+            wait_for((tmp_path / "checkpoints" / "15").is_dir, process)
+        else:
+            wait_for((tmp_path / ".lock").exists, process)
+            time.sleep(rng.uniform(0, 3))
+        process.kill()
+        process.communicate()
+    process = train(tmp_path, *SHORT)
+    time.sleep(rng.uniform(2, 6))
+    process.kill()
+    process.communicate()
+    finish(train(tmp_path, *SHORT))
     assert_same_result(tmp_path, short_run)
 
 

@@ -84,7 +84,7 @@ def _locked_object(file: AnyPath) -> Iterator[None]:
     owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
     with storage_errors("write the run folder", file.parent):
         _wait_while_alive(file)
-        file.write_text(f"{owner} 0")
+        file.write_text(f"{owner} 0", encoding="utf-8")
     ended = threading.Event()
 
     def rewrite() -> None:
@@ -92,7 +92,7 @@ def _locked_object(file: AnyPath) -> Iterator[None]:
         while not ended.wait(REWRITE_S):
             count += 1
             with suppress(Exception):  # a network that fails for a moment; the next time may do
-                file.write_text(f"{owner} {count}")
+                file.write_text(f"{owner} {count}", encoding="utf-8")
 
     thread = threading.Thread(target=rewrite, daemon=True)
     thread.start()
@@ -109,11 +109,11 @@ def _wait_while_alive(file: AnyPath) -> None:
     """Returns once a lock's owner is known to be gone. Raises UserError if it rewrites it."""
     if not file.exists():
         return
-    first = file.read_text()
+    first = file.read_text(encoding="utf-8")
     deadline = time.monotonic() + MISSED_REWRITES * REWRITE_S
     while time.monotonic() < deadline:
         time.sleep(REWRITE_S / 10)
         if not file.exists():
             return
-        if file.read_text() != first:
+        if file.read_text(encoding="utf-8") != first:
             raise in_use(file.parent)
