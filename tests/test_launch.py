@@ -37,6 +37,8 @@ def test_flags_or_the_environment_describe_the_launch():
     slurm = parsed("", SLURM_STEP_NUM_TASKS="3")
     assert slurm.found_by_jax and slurm.processes == 3
     assert not parsed("", SLURM_STEP_NUM_TASKS="1").found_by_jax
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=two is not a number"):
+        parsed("", SLURM_STEP_NUM_TASKS="two")
     assert parsed("", TPU_WORKER_HOSTNAMES="a,b").found_by_jax
     assert not parsed("", TPU_WORKER_HOSTNAMES="localhost").found_by_jax
 

@@ -73,7 +73,10 @@ class Launch:
             raise UserError("--start-timeout-s and --heartbeat-timeout-s must be at least 1")
         coordinator, processes, process = flags.coordinator, flags.processes, flags.process
         if not coordinator and processes is None and process is None:
-            tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+            count = environment.get("SLURM_STEP_NUM_TASKS", "1")
+            if not count.isdecimal():
+                raise UserError(f"SLURM_STEP_NUM_TASKS={count} is not a number: unset it")
+            tasks = int(count)
             hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
             found = flags.distributed or tasks > 1 or len(hosts) > 1
             return cls("", tasks, 0, found, start_s, heartbeat_s)
