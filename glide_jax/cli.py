@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import jax
 
 from glide_jax.config import AnySource, Config
-from glide_jax.config.bounds import out_of_bounds
+from glide_jax.config.bounds import Between, out_of_bounds
 from glide_jax.config.source_words import parse_source, spell_source
 from glide_jax.errors import UserError, first_line, shown
 from glide_jax.storage import expand_home
@@ -51,7 +51,7 @@ OTHER_NAMES = {
 class ShardingFlags:
     """Flags of every command that loads models for sampling or scoring."""
 
-    fsdp: int = field(default=1, metadata=UNRECORDED)
+    fsdp: Annotated[int, Between(1, 2**16)] = field(default=1, metadata=UNRECORDED)
     """Devices over which each model's parameters are sharded, for models larger than one device."""
 
 

@@ -104,8 +104,6 @@ def sample_and_save(
 def run(command: Command) -> None:
     """Samples the images of a command, and skips those that already exist in a folder."""
     jobs = command.jobs()
-    if command.batch_size is not None and command.batch_size < 1:
-        raise UserError(f"--batch-size {command.batch_size}: must be at least 1")
     into_folder = is_folder(command.out)
     files = [] if into_folder else [file for job in jobs for file in job.files]
     if len(files) > MAX_GRID_IMAGES:

@@ -311,7 +311,7 @@ def test_the_command_omits_what_no_caption_states(capsys):
     [
         ((), "--checkpoint RUN"),
         (("--real", "--n", 0), "--n 0"),
-        (("--real", "--n", 10**9), "--n 1000000000: must be at least 1 and at most 1,000,000"),
+        (("--real", "--n", 10**9), "--n 1000000000: must be at most 1,000,000"),
         (("--real", "--split", "test"), "--split test"),
         (("--real", "--caption-index", 4), "--caption-index 4"),
         (("--checkpoint", "demo/base", "--n", 1, "--fsdp", 3), "--fsdp 3"),

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-import tyro
 from helpers.broken_network import Network
 from helpers.processes import connected, finish_all, free_port
 from helpers.tiny import get_config
 
 from glide_jax import UserError
+from glide_jax.cli import parse_flags
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.parallel.launch import Launch, LaunchFlags, _located, joined, require_same
 from glide_jax.parallel.process_group import GONE
@@ -23,7 +23,7 @@ from glide_jax.runs import folder
 
 
 def parsed(text: str, **environment: str) -> Launch:
-    return Launch.of(tyro.cli(LaunchFlags, args=text.split()), environment)
+    return Launch.of(parse_flags(LaunchFlags, "train.py", text.split()), environment)
 
 
 def test_flags_or_the_environment_describe_the_launch():
@@ -51,7 +51,7 @@ def test_flags_or_the_environment_describe_the_launch():
         ("--coordinator a:1 --processes 2 --process 0 --distributed", "without --distributed"),
         ("--coordinator 127.0.0.1 --processes 2 --process 0", "must be HOST:PORT"),
         ("--coordinator a:1 --processes 2 --process 2", "must be from 0 to 1"),
-        ("--coordinator a:1 --processes 2 --process -1", "must be from 0 to 1"),
+        ("--coordinator a:1 --processes 2 --process -1", "--process -1: must be at least 0"),
         ("--heartbeat-timeout-s 0", "must be at least 1"),
     ],
 )

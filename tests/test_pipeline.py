@@ -84,7 +84,7 @@ def test_samples_hold_images_prompts_seeds_and_settings(glide, tmp_path):
     np.testing.assert_array_equal(np.stack(list(samples)), samples)
     np.testing.assert_array_equal(np.asarray(samples.to_pil()[1]), samples[1])
     assert "images" not in repr(samples)
-    with pytest.raises(UserError, match=r"columns \(0\) must be between 1 and"):
+    with pytest.raises(UserError, match=r"columns must be at least 1, not 0"):
         samples.save_grid(tmp_path / "grid.png", columns=0)
     samples.save_grid(str(tmp_path / "grid.png"), columns=2)
     assert Image.open(tmp_path / "grid.png").size[0] > 2 * 192

@@ -246,7 +246,7 @@ def test_a_sampling_plan_of_no_images_is_refused(monkeypatch):
     command = "glide_jax.plan.__main__"
     monkeypatch.setattr(f"{command}.topology_devices", lambda topology: [None] * 4)
     monkeypatch.setattr(f"{command}.forecast_sampling", lambda *given: require_even(given[-1], 4))
-    with pytest.raises(UserError, match="--images 0: give 1 or a multiple of the"):
+    with pytest.raises(UserError, match="--images 0: must be at least 1"):
         main(["--config", "scenes_tiny", "--sampler", "--images", "0"])
 
 

@@ -83,10 +83,7 @@ def test_one_image_is_one_file_and_depends_only_on_its_seed(trained_run, tmp_pat
         (("--prompt", "x", "--sampler", "dream"), "sampler 'dream' is unknown"),
         (("--prompt", "x", "--steps", "0"), "steps '0'"),
         (("--prompt", "x", "--steps", "5000"), "steps '5000'"),
-        (
-            ("--prompt", "x", "--guidance-scale", "nan"),
-            "config: sample.guidance_scale must be a number",
-        ),
+        (("--prompt", "x", "--guidance-scale", "nan"), "--guidance-scale nan: must be a number"),
         (("--prompt", "x", "--batch-size", "0"), "--batch-size 0: must be at least 1"),
         (("--prompt", "x", "--sampler", "ddim", "--eta", "2"), "eta (2.0)"),
         (("--prompt", "x", "--n", "3", "--keep", "3"), "no clip model is given"),
@@ -96,9 +93,13 @@ def test_one_image_is_one_file_and_depends_only_on_its_seed(trained_run, tmp_pat
         ),
         (("--prompt", "x", "--n", "3", "--keep", "0"), "--keep 0: must be at least 1"),
         (("--prompt", "x", "--clip-guidance-scale", "3"), "no clip model is given"),
-        (("--prompt", "x", "--seed", "-1"), "seeds must be in"),
+        (("--prompt", "x", "--seed", "-1"), "--seed -1: must be at least 0"),
         (("--prompt", "x", "--n", "1001"), "--out out.png: a grid of 1,001 images is too large"),
-        (("--prompt", "x", "--n", "1000000000"), "1,000,000,000 images: at most 1,000,000"),
+        (("--prompt", "x", "--n", "1000000000"), "--n 1000000000: must be at most 1,000,000"),
+        (
+            ("--prompt", "x", "--prompt", "y", "--n", "1000000"),
+            "2,000,000 images: at most 1,000,000",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, trained_run, flags, line):

@@ -8,7 +8,6 @@ Bounds are far beyond any use: they refuse settings that would exhaust the machi
 import math
 import types
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -56,7 +55,7 @@ def out_of_bounds(hint: Any, value: Any) -> tuple[str, Any]:
     Returns:
         The refusal, empty if there is none, and the number.
     """
-    declared = next(_bounds(hint), None)
+    declared = bounds_of(hint)
     for number in value if isinstance(value, (list, tuple)) else (value,):
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             default = WHOLE if isinstance(number, int) else ANY_NUMBER
@@ -127,10 +126,13 @@ def _require_text(text: str) -> None:
         raise ValueError(f"must be UTF-8 text, not {shown(text)}")
 
 
-def _bounds(hint: Any) -> Iterator[Between]:
+def bounds_of(hint: Any) -> Between | None:
     """The bounds in an annotation, those of the outermost `Annotated` first."""
-    extras = hint.__metadata__ if typing.get_origin(hint) is Annotated else ()
-    yield from (one for one in extras if isinstance(one, Between))
-    for part in typing.get_args(hint):
-        if typing.get_origin(hint) is not Literal:
-            yield from _bounds(part)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        for one in parts[1:]:
+            if isinstance(one, Between):
+                return one
+        return bounds_of(parts[0])
+    found = (bounds_of(part) for part in parts)
+    return next((bounds for bounds in found if bounds is not None), None)

@@ -6,10 +6,13 @@ python -m glide_jax.evaluation.retrieval --checkpoint runs/scenes_clip32 --out r
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from glide_jax.cli import ShardingFlags, keep_compiled_programs, parse_flags
+from glide_jax.config.bounds import SEED, Between
+from glide_jax.config.diffusion import MAX_DIFFUSION_STEPS
 from glide_jax.data.transforms import to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
@@ -17,6 +20,7 @@ from glide_jax.evaluation.held_out import held_out_images
 from glide_jax.evaluation.metrics import retrieval_accuracy
 from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.runs.folder import Run
+from glide_jax.sampling.arguments import MAX_IMAGES
 from glide_jax.sampling.clip import ClipScorer
 
 
@@ -26,17 +30,17 @@ class Arguments(ShardingFlags):
 
     checkpoint: str | Path
     """Run folder of a CLIP."""
-    n: int = 512
+    n: Annotated[int, Between(2, MAX_IMAGES)] = 512
     """Number of images: the first of the split."""
-    among: int = 64
+    among: Annotated[int, Between(2, MAX_IMAGES)] = 64
     """Captions to choose from."""
     split: str = ""
     """Split of the model's own data set; empty: its validation split."""
-    caption_index: int = 1
+    caption_index: Annotated[int, Between(0, 1000)] = 1
     """Which of a record's captions, from 0; caption 1 of the scenes data set is complete."""
-    t: tuple[int, ...] = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)
+    t: Annotated[tuple[int, ...], Between(0, MAX_DIFFUSION_STEPS)] = tuple(range(0, 1000, 100))
     """Noise levels of the images, as diffusion steps; 0 is none."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the noise."""
     out: Path | None = None
     """PNG file for a plot."""

@@ -8,16 +8,19 @@ Images are reduced to the low resolution with a box filter, as in training, and 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
 from glide_jax.cli import keep_compiled_programs, parse_flags
-from glide_jax.errors import UserError, exit_on_user_error, memory_advice
+from glide_jax.config.bounds import Between
+from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.evaluation.held_out import held_out_images
 from glide_jax.evaluation.metrics import psnr
 from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
+from glide_jax.sampling.arguments import MAX_BATCH_SIZE, MAX_IMAGES
 from glide_jax.sampling.flags import LESS_MEMORY, SamplingFlags
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.storage import require_file
@@ -29,11 +32,11 @@ class Arguments(SamplingFlags):
 
     checkpoint: str | Path
     """Run folder of an upsampler, or a folder of models with one."""
-    n: int = 64
+    n: Annotated[int, Between(1, MAX_IMAGES)] = 64
     """Number of images: the first of the split."""
     split: str = ""
     """Split of the model's own data set; empty: its validation split."""
-    batch_size: int | None = 4
+    batch_size: Annotated[int | None, Between(1, MAX_BATCH_SIZE)] = 4
     """Images per batch."""
     out: Path | None = None
     """PNG file for a grid: low resolution, bicubic, upsampled, original."""
@@ -44,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.evaluation.upsampling", argv)
     require_file("--out", arguments.out, (".png",))
-    if arguments.n < 1:
-        raise UserError(f"--n {arguments.n}: must be at least 1")
     keep_compiled_programs()
     use_all_cores(arguments.batch_size or arguments.n)
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)

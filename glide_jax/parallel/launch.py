@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jaxlib
@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from glide_jax.config import Config
+from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.parallel.rendezvous import HEARTBEAT_TIMEOUT_S, listen, parse_address, rendezvous
@@ -33,15 +34,15 @@ class LaunchFlags:
 
     coordinator: str = ""
     """Address of process 0, as HOST:PORT. Give it with --processes and --process."""
-    processes: int | None = None
+    processes: Annotated[int | None, Between(1, 2**16)] = None
     """Number of processes."""
-    process: int | None = None
+    process: Annotated[int | None, Between(0, 2**16)] = None
     """Number of this process, from 0."""
     distributed: bool = False
     """Let JAX find the processes: SLURM, a TPU pod, Open MPI, Kubernetes."""
-    start_timeout_s: int = START_S
+    start_timeout_s: Annotated[int, Between(1, 10**6)] = START_S
     """Longest wait for the other processes at the start, in seconds."""
-    heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S
+    heartbeat_timeout_s: Annotated[int, Between(1, 10**6)] = HEARTBEAT_TIMEOUT_S
     """Time without a heartbeat after which a process counts as gone, in seconds."""
 
 
@@ -69,8 +70,6 @@ class Launch:
             UserError: the flags contradict each other.
         """
         start_s, heartbeat_s = flags.start_timeout_s, flags.heartbeat_timeout_s
-        if min(start_s, heartbeat_s) < 1:
-            raise UserError("--start-timeout-s and --heartbeat-timeout-s must be at least 1")
         coordinator, processes, process = flags.coordinator, flags.processes, flags.process
         if not coordinator and processes is None and process is None:
             count = environment.get("SLURM_STEP_NUM_TASKS", "1")

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 
 from glide_jax.cli import parse_command
 from glide_jax.config import Config
+from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.plan.sampling import forecast_sampling
 from glide_jax.plan.slices import SliceForecast, fsdp_of, topology_devices
@@ -40,9 +41,9 @@ class Flags:
     """Search for plans that fit and rank them."""
     sampler: bool = False
     """Plan sampling instead of training."""
-    images: int | None = None
+    images: Annotated[int | None, Between(1, 2**20)] = None
     """Images sampled at a time, with --sampler. Default: one per chip."""
-    max_plans: int = 6
+    max_plans: Annotated[int, Between(1, 1000)] = 6
     """Most plans that --search compiles."""
     json: Path | None = None
     """File to which each plan is appended, as one line of JSON."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, first_line, shown
 from glide_jax.parallel.chips import GIB, Chip, chip_of
 
 EFFORTS: dict[str, dict[str, Any]] = {
@@ -48,7 +49,7 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(name, "tpu", **several).devices
     except Exception as error:  # libtpu and JAX raise several types
         raise UserError(
-            f"--topology {name}: no such slice ({str(error).splitlines()[0]}); give a generation "
+            f"--topology {name}: no such slice ({first_line(error)}); give a generation "
             "and a shape in chips, such as v5e:4x4, v5p:4x4x4 or v6e:8x8"
         ) from None
 
@@ -80,18 +81,17 @@ def compile_for(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        first_line = str(error).strip().splitlines()[0][:300]
-        raise UserError(f"{topology}: out of memory: {first_line}") from None
+        raise UserError(f"{topology}: out of memory: {first_line(error)}") from None
     return compiled, time.perf_counter() - started
 
 
 def fsdp_of(text: str, chips: int) -> int:
     """The fsdp axis of `--mesh DATAxFSDP`. Raises UserError unless the mesh has `chips` chips."""
-    try:
-        data, fsdp = map(int, text.split("x"))
-    except ValueError:
-        raise UserError(f"--mesh {text}: give DATAxFSDP, such as 16x4") from None
-    if min(data, fsdp) < 1 or data * fsdp != chips:
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+    if match is None:
+        raise UserError(f"--mesh {shown(text)}: give DATAxFSDP, such as 16x4")
+    data, fsdp = int(match[1]), int(match[2])
+    if data * fsdp != chips:
         raise UserError(f"--mesh {text}: {data} x {fsdp} is not the slice's {chips} chips")
     return fsdp
 

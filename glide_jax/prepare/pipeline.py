@@ -16,6 +16,7 @@ import filelock
 import fsspec
 import tyro
 
+from glide_jax.config.bounds import Between
 from glide_jax.data.records import list_problems
 from glide_jax.data.shards import Shard, upload_text, write_index
 from glide_jax.errors import UserError
@@ -43,11 +44,11 @@ class PrepareConfig:
     """Output folder."""
     keys: tyro.conf.OmitArgPrefixes[Keys] = field(default_factory=Keys)
     selection: tyro.conf.OmitArgPrefixes[Selection] = field(default_factory=Selection)
-    validation: int = 1000
+    validation: Annotated[int, Between(0, 10**9)] = 1000
     """Number of images to hold out, chosen by their digests and limited to half of all."""
-    shard_mb: int = 500
+    shard_mb: Annotated[int, Between(1, 10**6)] = 500
     """Approximate maximum size of a shard in megabytes."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: Annotated[int, Between(1, 1024)] = field(default_factory=lambda: os.cpu_count() or 1)
     """Number of worker processes."""
     beam: bool = False
     """Run as an Apache Beam pipeline. Flags that are not listed here are passed to Beam."""

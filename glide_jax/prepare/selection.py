@@ -12,10 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from PIL import Image
 
+from glide_jax.config.bounds import Between
 from glide_jax.data.records import BadRecordError, Record
 from glide_jax.data.transforms import decode
 from glide_jax.errors import UserError
@@ -39,17 +40,17 @@ REASONS = {
 class Selection:
     """Filters and size of the images."""
 
-    px: int = 256
+    px: Annotated[int, Between(1, 2**15)] = 256
     """Shorter side of the output. Larger images are resized, smaller ones are unchanged."""
-    min_px: int | None = None
+    min_px: Annotated[int | None, Between(0, 2**15)] = None
     """Minimum shorter side. Smaller images are dropped. Default: --px. 0: no limit."""
-    max_aspect: float = 0.0
+    max_aspect: Annotated[float, Between(0, 10**6)] = 0.0
     """Maximum aspect ratio (longer/shorter side). Other images are dropped. 0: no limit."""
-    min_caption_chars: int = 1
+    min_caption_chars: Annotated[int, Between(1, 10**6)] = 1
     """Minimum characters of a caption. Shorter captions are dropped."""
-    max_caption_chars: int = 0
+    max_caption_chars: Annotated[int, Between(0, 10**9)] = 0
     """Maximum characters of a caption. Longer captions are dropped. 0: no limit."""
-    quality: int = 92
+    quality: Annotated[int, Between(1, 100)] = 92
     """JPEG quality of resized images. Other images keep their original bytes."""
 
     def __post_init__(self) -> None:

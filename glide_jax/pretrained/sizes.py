@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from glide_jax.config import (
     ClipConfig,
@@ -18,6 +18,8 @@ from glide_jax.config import (
     TextConfig,
     UNetConfig,
 )
+from glide_jax.config.bounds import Between
+from glide_jax.config.model import HEADS, MAX_PX, WIDTHS
 from glide_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -37,15 +39,15 @@ _UPSAMPLING_BLOCK = r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight"
 class UnstoredSettings:
     """Settings that a checkpoint's tensors do not determine; defaults are the released values."""
 
-    text_heads: int = 8
+    text_heads: Annotated[int, HEADS] = 8
     """Attention heads of the text transformer, GLIDE's or CLIP's."""
-    image_heads: int = 12
+    image_heads: Annotated[int, HEADS] = 12
     """Attention heads of CLIP's image tower."""
-    head_width: int = 64
+    head_width: Annotated[int, WIDTHS] = 64
     """Channels of one attention head of a U-Net."""
-    base_px: int = 64
+    base_px: Annotated[int, Between(1, MAX_PX)] = 64
     """Resolution of a base model's images, and of an upsampler's low-resolution images."""
-    upsample_px: int = 256
+    upsample_px: Annotated[int, Between(1, MAX_PX)] = 256
     """Resolution of an upsampler's images."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matmuls."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError, shown
 
 Seed = int | np.integer | Sequence[int] | None
@@ -30,8 +31,8 @@ def require_whole(name: str, value: Any, low: int, high: int) -> int:
         whole = _index(value)
     except TypeError:
         raise UserError(f"{name} must be a whole number, not {shown(value)}") from None
-    if not low <= whole <= high:
-        raise UserError(f"{name} ({shown(whole)}) must be between {low} and {high:,}")
+    if refusal := Between(low, high).refusal(whole):
+        raise UserError(f"{name} {refusal}, not {shown(whole)}")
     return whole
 
 

@@ -5,12 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tyro.conf import UseAppendAction
 
 from glide_jax.cli import UNRECORDED, ShardingFlags
+from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError
 from glide_jax.sampling.arguments import broadcast_prompts, require_seeds
 from glide_jax.sampling.flags import SamplingFlags
@@ -107,9 +108,9 @@ class Command(SamplingFlags, Models, ABC):
 class Generate(Command):
     """Generates images for prompts."""
 
-    n: int = 1
+    n: Annotated[int, Between(1, MAX_IMAGES)] = 1
     """Images per prompt, with seeds seed, seed + 1, ..."""
-    keep: int | None = None
+    keep: Annotated[int | None, Between(1, MAX_IMAGES)] = None
     """Keep this many of each prompt's n images: those with the highest CLIP scores."""
     negative_prompt: str = ""
     """What guidance leads away from."""
@@ -133,12 +134,8 @@ class Generate(Command):
     def jobs(self) -> list[Job]:
         """A job for each image, or for each prompt with --keep. Raises UserError."""
         prompts = self.prompts()
-        if self.n < 1:
-            raise UserError(f"--n {self.n}: must be at least 1")
         if len(prompts) * self.n > MAX_IMAGES:
             raise UserError(f"{len(prompts) * self.n:,} images: at most {MAX_IMAGES:,} a command")
-        if self.images_per_prompt < 1:
-            raise UserError(f"--keep {self.keep}: must be at least 1")
         if self.images_per_prompt > self.n:
             raise UserError(f"--keep {self.keep}: must be at most --n {self.n}")
         require_seeds([self.seed, self.seed + self.n - 1])

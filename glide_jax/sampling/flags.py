@@ -8,6 +8,8 @@ import tyro
 
 from glide_jax.cli import UNRECORDED, ShardingFlags, field_docs
 from glide_jax.config import SampleConfig
+from glide_jax.config.bounds import SEED, Between
+from glide_jax.sampling.arguments import MAX_BATCH_SIZE
 
 
 def _optional_flags(cls: type) -> Any:
@@ -43,9 +45,11 @@ LESS_MEMORY = "use a smaller --batch-size, or --fsdp if there are several device
 class SamplingFlags(SettingFlags, ShardingFlags):
     """Flags of every command that samples. Unset settings default to the run's own."""
 
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the first image."""
-    batch_size: int | None = field(default=None, metadata=UNRECORDED)
+    batch_size: Annotated[int, Between(1, MAX_BATCH_SIZE)] | None = field(
+        default=None, metadata=UNRECORDED
+    )
     """Images per batch."""
 
     @property

@@ -1,11 +1,12 @@
 """Profile of some training steps, and memory per device."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, shown
 from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import GIB
 from glide_jax.training.step import Trainer
@@ -41,13 +42,13 @@ class Profile:
         """
         if flags.profile is None:
             return cls()
-        first, colon, last = flags.profile.partition(":")
-        if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        match = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", flags.profile)
+        if match is None or int(match[1]) >= int(match[2]):
             raise UserError(
-                f"--profile {flags.profile}: give the first step and the one after the last, as "
-                "10:15; steps are counted from this start"
+                f"--profile {shown(flags.profile)}: give the first step and the one after the "
+                "last, as 10:15; steps are counted from this start"
             )
-        return cls(int(first), int(last))
+        return cls(int(match[1]), int(match[2]))
 
     def before_step(self, folder: Path) -> bool:
         """Starts or ends the profile if its first or last step is next; call it before each step.

@@ -10,11 +10,13 @@ measured numbers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import UInt8
 
 from glide_jax.cli import keep_compiled_programs, parse_flags
+from glide_jax.config.bounds import Between
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
@@ -45,7 +47,7 @@ class Arguments(SamplingFlags, CaptionFlags):
     """Score the data set's own images instead: the upper bound of this measure."""
     closeups: bool | None = None
     """Whether the scenes are close-ups. Default: as in the model's own data set."""
-    size_px: int = 64
+    size_px: Annotated[int, Between(1, 4096)] = 64
     """Side of real images."""
     out: Path | None = None
     """PNG file for a grid of the images, eight per row."""

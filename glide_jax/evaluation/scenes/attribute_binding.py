@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from glide_jax.cli import keep_compiled_programs, parse_flags
+from glide_jax.config.bounds import SEED
 from glide_jax.data.scenes.graph import RELATED, Scene, make, phrase
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.scenes.flags import SplitFlags, require_scenes
+from glide_jax.evaluation.scenes.flags import SCENES, SplitFlags, require_scenes
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.model_set import role_of
 from glide_jax.training.denoising import Denoising
@@ -75,9 +77,9 @@ class Arguments(SplitFlags):
 
     checkpoint: str | Path
     """Run folder of a base model trained on scenes."""
-    n: int = 256
+    n: Annotated[int, SCENES] = 256
     """Number of scenes: the first of the split with two objects of different shapes and colors."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the noise, which is the same for all captions."""
 
 

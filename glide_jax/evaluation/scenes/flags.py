@@ -1,27 +1,28 @@
 """Flags that the commands about scenes share."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from glide_jax.config import Config, DataConfig, Mixture, Scenes
+from glide_jax.config.bounds import Between
 from glide_jax.data.scenes.graph import SPLITS, make
 from glide_jax.errors import UserError
 
-MAX_SCENES = 1_000_000
+SCENES = Between(1, 1_000_000)
+"""Bounds of --n."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFlags:
     """Which scenes."""
 
-    n: int = 64
+    n: Annotated[int, SCENES] = 64
     """Number of scenes: the first of the split."""
     split: str = "validation"
     """train, validation or novel (shapes in colors they never have in training)."""
 
     def check(self) -> None:
         """Raises UserError unless these are scenes of the data set."""
-        if not 1 <= self.n <= MAX_SCENES:
-            raise UserError(f"--n {self.n}: must be at least 1 and at most {MAX_SCENES:,}")
         if self.split not in SPLITS:
             raise UserError(f"--split {self.split}: must be one of {', '.join(SPLITS)}")
 
@@ -30,14 +31,8 @@ class SplitFlags:
 class CaptionFlags(SplitFlags):
     """Which scenes, and which of their captions."""
 
-    caption_index: int = 0
+    caption_index: Annotated[int, Between(0, 3)] = 0
     """Which of a scene's four captions: 0 gives colors and relation, 1 is complete."""
-
-    def check(self) -> None:
-        """Raises UserError unless these are captions of the data set."""
-        super().check()
-        if self.caption_index not in range(4):
-            raise UserError(f"--caption-index {self.caption_index}: must be 0, 1, 2 or 3")
 
     def captions(self, closeup: bool) -> list[str]:
         """The captions, of close-ups or of scenes of one or two objects."""

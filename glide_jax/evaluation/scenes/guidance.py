@@ -6,7 +6,7 @@ python -m glide_jax.evaluation.scenes.guidance --checkpoint demo --n 128 --out g
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluation.metrics import diversity
-from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups, require_scenes
+from glide_jax.evaluation.scenes.flags import SCENES, CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
 from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
@@ -35,7 +35,7 @@ class Arguments(SamplingFlags, CaptionFlags):
 
     checkpoint: str | Path
     """Folder with a base model and a CLIP, or the run folder of a base model alone."""
-    n: int = 128
+    n: Annotated[int, SCENES] = 128
     """Number of captions: of the first scenes of the split."""
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     """Classifier-free guidance scales; 1 is none."""

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -19,7 +20,7 @@ from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.errors import exit_on_user_error, memory_advice
-from glide_jax.evaluation.scenes.flags import SplitFlags, require_scenes
+from glide_jax.evaluation.scenes.flags import SCENES, SplitFlags, require_scenes
 from glide_jax.evaluation.scenes.reader import Reading, read_scenes
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
@@ -83,7 +84,7 @@ class Arguments(SamplingFlags, SplitFlags):
 
     checkpoint: str | Path
     """Run folder of a base model, preferably for inpainting, or a folder of models."""
-    n: int = 200
+    n: Annotated[int, SCENES] = 200
     """Number of scenes: the first of the split."""
     out: Path | None = None
     """PNG file for a grid of inputs and results, four pairs per row."""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageFilter
 
 from glide_jax.cli import parse_flags
+from glide_jax.config.bounds import SEED, Between
 from glide_jax.data.scenes.graph import (
     BACKGROUNDS,
     COLORS,
@@ -69,13 +71,13 @@ class Arguments:
 
     out: Path = WEIGHTS
     """File of the weights."""
-    steps: int = 2000
+    steps: Annotated[int, Between(1, 10**9)] = 2000
     """2,000 steps take 15 minutes on one core."""
-    batch_examples: int = 64
+    batch_examples: Annotated[int, Between(1, 2**16)] = 64
     """Images per step."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Between(0, 1000)] = 2e-3
     """Peak learning rate, after 100 warm-up steps; it decays to 0 as a cosine."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the weights and of the images."""
 
 
