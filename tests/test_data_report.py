@@ -45,7 +45,7 @@ class Source:
 def test_truncated_captions_and_small_images_are_reported():
     config = tiny.get_config()  # of 8 tokens and 8 px
     source = Source([4, 7, 8, 9, 100, 1], ["all red", *["all green blue red " * 4] * 2, *WORDS])
-    captions, warning, sizes = data_report(config, source, TOKENIZER)
+    captions, warning, sizes, small = data_report(config, source, TOKENIZER)
     counts = [len(TOKENIZER.encode([c], 999)[1].nonzero()[0]) for c in source._captions[:5]]
     words = [len(c.split()) for c in source._captions[:5]]
     per_word = sum(counts) / sum(words)
@@ -54,6 +54,7 @@ def test_truncated_captions_and_small_images_are_reported():
     )
     assert warning.startswith("warning: the model does not see the end of 40% of the captions")
     assert sizes == "images: 40% smaller than 8 px, upsampled first (of 5 read)"
+    assert small.startswith("warning: 40% of the images are upsampled")
     assert TOKENIZER.truncated == 0  # the log counts those of the training alone
 
 

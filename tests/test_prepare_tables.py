@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -69,9 +70,22 @@ def test_other_types_of_columns(tmp_path: Path) -> None:
 def test_a_large_row_is_decoded_in_small_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    batch_rows = []
+    original = pq.ParquetFile.iter_batches
+
+    def iter_batches(file: pq.ParquetFile, rows: int, **arguments: Any) -> Any:
+        batch_rows.append(rows)
+        return original(file, rows, **arguments)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    # Stored once, so its size says little about its rows.
+    repeated = pa.table({"image": IMAGES[:1] * 100, "caption": ["a"] * 100})
+    pq.write_table(repeated, tmp_path / "repeated.parquet")
+    assert len(read(tmp_path / "repeated.parquet")[0]) == 100
     monkeypatch.setattr(tables, "BATCH_BYTES", 1)
     write_parquet(tmp_path / "x.parquet", IMAGES)
     assert read(tmp_path / "x.parquet")[0] == [(f"row {i}",) for i in range(3)]
+    assert batch_rows == [8, 1]
 
 
 def test_a_failing_network_loses_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import socket
 import sys
@@ -228,6 +229,16 @@ def test_metadata_name_files_of_their_folder(data_dir: str, tmp_path: Path, key:
     info["splits"][0][key] = "../../x"
     file.write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"dataset_info.json: '../../x' is not a path inside"):
+        open_tfds(str(tmp_path / "data"))
+
+
+def test_metadata_are_regular_files(data_dir: str, tmp_path: Path) -> None:
+    open_tfds(data_dir)
+    shutil.copytree(data_dir, tmp_path / "data")
+    (file,) = (tmp_path / "data").glob("*/*/features.json")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=r"cannot read .*features.json: not a regular file"):
         open_tfds(str(tmp_path / "data"))
 
 

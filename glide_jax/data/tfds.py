@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -190,6 +191,9 @@ def check_metadata(name: str, data_dir: str) -> None:
         prepared = epath.Path(folder) / name.split(":")[0].split("/")[0]
         for file in _metadata_files(prepared):
             with storage_errors("read", file):
+                # TFDS would wait for a pipe, which epath's is_file takes for a file.
+                if "://" not in os.fspath(file) and not os.path.isfile(file):
+                    raise OSError("not a regular file")
                 content = json.loads(file.read_bytes())
                 if file.name == "features.json":
                     for class_name in _feature_classes(content):

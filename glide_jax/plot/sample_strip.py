@@ -90,9 +90,8 @@ def _columns(
 
 def _grids(run_dir: AnyPath) -> list[tuple[int, Image.Image]]:
     """Steps and their grids, without those of another size, which show other prompts."""
-    files = {
-        int(file.stem): file for file in (run_dir / SAMPLES).glob("*.png") if file.stem.isdecimal()
-    }
+    found = (run_dir / SAMPLES).glob("*.png")
+    files = {int(file.stem): file for file in found if file.stem.isdecimal() and file.is_file()}
     if not files:
         raise UserError(f"{run_dir} has no {SAMPLES}/STEP.png: it has no samples yet")
     try:

@@ -8,7 +8,8 @@ from glide_jax.data.records import BadRecordError, Record
 from glide_jax.images import MAX_FILE_BYTES
 from glide_jax.prepare.units import Keys, Unit, first_line, make_record, open_input
 
-MAX_BATCH_ROWS = 64
+MAX_BATCH_ROWS = 8
+"""Rows that are decoded at once: a file of few bytes can repeat one large value in all of them."""
 BATCH_BYTES = 2**28
 """Approximate size of the rows that are decoded at once."""
 

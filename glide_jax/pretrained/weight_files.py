@@ -57,7 +57,8 @@ def read_tensors(path: AnyPath) -> Tensors:
     for name, tensor in tensors.items():
         if not (np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == "bfloat16"):
             raise UserError(f"{path}: {name} is of type {tensor.dtype}, not floating-point")
-    floats = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
+    with np.errstate(over="ignore"):  # refused below
+        floats = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
     for name, tensor in floats.items():
         require_finite(tensor, f"{path}: {name}")
     return floats

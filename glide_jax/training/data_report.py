@@ -22,6 +22,8 @@ LIMIT_S = 5.0
 """Time after which no further record is read: each may need the download of a shard."""
 MAX_TRUNCATED = 0.1
 """Fraction of truncated captions above which a warning follows."""
+MAX_SMALL = 0.1
+"""Fraction of images smaller than the model above which a warning follows."""
 MAX_RATIO = 1.5
 """Ratio of diffusion.low_res_std and the data's own above which a warning follows."""
 
@@ -53,7 +55,7 @@ def data_report(config: Config, source: Source, tokenizer: Tokenizer) -> list[st
         return []
     return [
         *_captions_report(config, captions, tokenizer),
-        _sizes_report(config.model, sides_px),
+        *_sizes_report(config.model, sides_px),
         *(_low_res_report(config, to_float(np.stack(images))) if images else ()),
     ]
 
@@ -89,12 +91,18 @@ def _captions_report(
         )
 
 
-def _sizes_report(model: ModelConfig | ClipConfig, sides_px: Sequence[int]) -> str:
+def _sizes_report(model: ModelConfig | ClipConfig, sides_px: Sequence[int]) -> Iterator[str]:
     small = np.mean([side < model.resolution_px for side in sides_px])
-    return (
+    yield (
         f"images: {small:.0%} smaller than {model.resolution_px} px, upsampled first "
         f"(of {len(sides_px)} read)"
     )
+    if small > MAX_SMALL:
+        yield (
+            f"warning: {small:.0%} of the images are upsampled, which teaches the model blur: "
+            "leave them out, for example with python -m glide_jax.prepare "
+            f"--min-px {model.resolution_px}"
+        )
 
 
 def _low_res_report(config: Config, images: Float[np.ndarray, "b h w 3"]) -> Iterator[str]:

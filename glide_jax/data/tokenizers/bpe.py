@@ -231,9 +231,8 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 def _end_token(folder: AnyPath) -> str:
     """The end token in tokenizer_config.json, stored as a string or an object with "content"."""
-    try:
-        settings = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
-        named = json.loads(settings)["eos_token"]
-        return named["content"] if isinstance(named, dict) else str(named)
-    except (FileNotFoundError, KeyError):
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():  # reading a pipe would block
         return END_TOKEN
+    named = json.loads(file.read_text(encoding="utf-8")).get("eos_token") or END_TOKEN
+    return named["content"] if isinstance(named, dict) else str(named)
