@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import (
     CLIP_FILE,
-    MAX_MERGES_BYTES,
     ClipTokenizer,
     clean,
 )
+from glide_jax.data.tokenizers.files import MAX_BYTES
 from glide_jax.errors import UserError
 
 CAPTIONS = [
@@ -137,7 +137,7 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     (tmp_path / CLIP_FILE).write_bytes(b"not gzip")
     with pytest.raises(UserError, match=f"cannot read the tokenizer in {tmp_path}"):
         ClipTokenizer.load(tmp_path)
-    (tmp_path / CLIP_FILE).write_bytes(gzip.compress(bytes(MAX_MERGES_BYTES + 1)))
+    (tmp_path / CLIP_FILE).write_bytes(gzip.compress(bytes(MAX_BYTES + 1)))
     with pytest.raises(UserError, match="is larger than 33,554,432 bytes"):
         ClipTokenizer.load(tmp_path)
     Tokenizer.train(CAPTIONS, 300).save(tmp_path / "glide")

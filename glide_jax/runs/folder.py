@@ -136,8 +136,15 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer. Raises UserError if it cannot be read."""
-        return tokenizer_class(self.config.model).load(self.path / TOKENIZER)
+        """The run's tokenizer. Raises UserError if it cannot be read or has too many entries."""
+        tokenizer = tokenizer_class(self.config.model).load(self.path / TOKENIZER)
+        most = self.config.model.text.vocab_size
+        if tokenizer.vocab_size > most:
+            raise UserError(
+                f"{self.path / TOKENIZER} has {tokenizer.vocab_size:,} entries, but "
+                f"model.text.vocab_size is {most:,}: it is another model's"
+            )
+        return tokenizer
 
     @cached_property
     def fingerprint(self) -> str:

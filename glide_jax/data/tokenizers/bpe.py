@@ -15,7 +15,15 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from glide_jax.errors import UserError
+from glide_jax.data.tokenizers.files import (
+    MAX_BYTES,
+    read_json,
+    read_merges,
+    read_tokenizer,
+    read_vocab,
+    tokenizer_errors,
+)
+from glide_jax.errors import UserError, shown
 from glide_jax.storage import AnyPath, storage_errors, write_atomically
 
 END_TOKEN = "<|endoftext|>"
@@ -48,7 +56,9 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, end_token: str = END_TOKEN) -> None:
         end_id = backend.token_to_id(end_token)
         if end_id is None:
-            raise UserError(f"the tokenizer has no end token {end_token!r}, needed for padding")
+            raise UserError(
+                f"the tokenizer has no end token {shown(end_token)}, needed for padding"
+            )
         backend.no_padding()
         backend.no_truncation()
         # "<|endoftext|>" in a caption is ordinary text.
@@ -135,21 +145,23 @@ class Tokenizer:
             UserError: the folder has neither, or the files cannot be read.
         """
         single, vocab, merges = (folder / name for name in ("tokenizer.json", *GPT2_FILES))
-        # The library raises a plain Exception for every failure.
-        try:
+        with tokenizer_errors(folder):
             if single.is_file():
-                backend = tokenizers.Tokenizer.from_str(single.read_text(encoding="utf-8"))
-                return cls(backend, _end_token(folder))
+                backend = tokenizers.Tokenizer.from_str(json.dumps(read_tokenizer(single)))
+                return cls._tried(backend, _end_token(folder))
             if vocab.is_file() and merges.is_file():
-                bpe = models.BPE.from_file(str(vocab), str(merges))
-                return cls(_byte_level(bpe), _end_token(folder))
-        except UserError as error:
-            raise UserError(f"{folder}: {error}") from None
-        except Exception as error:
-            raise UserError(f"cannot read the tokenizer in {folder}: {error}") from error
+                bpe = models.BPE(vocab=read_vocab(vocab), merges=read_merges(merges))
+                return cls._tried(_byte_level(bpe), _end_token(folder))
         raise UserError(
             f"no tokenizer in {folder}: add tokenizer.json or {' and '.join(GPT2_FILES)}"
         )
+
+    @classmethod
+    def _tried(cls, backend: tokenizers.Tokenizer, end_token: str) -> "Tokenizer":
+        """A tokenizer that encodes a caption: some files are refused only then."""
+        tokenizer = cls(backend, end_token)
+        tokenizer.decode(tokenizer._ids("a red star"))
+        return tokenizer
 
     @classmethod
     def from_hub(cls, name: str) -> "Tokenizer":
@@ -215,10 +227,16 @@ def write_backend(folder: AnyPath, backend: tokenizers.Tokenizer, **special_toke
         UserError: the folder cannot be written.
     """
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | special_tokens
+    content = backend.to_str(pretty=True).encode()
+    if len(content) > MAX_BYTES:
+        raise UserError(
+            f"the tokenizer takes {len(content) / 1e6:,.0f} MB, more than {MAX_BYTES / 1e6:,.0f} "
+            "MB: choose a smaller vocabulary"
+        )
     with storage_errors("write the tokenizer to", folder):
         # tokenizer.json last: `load` ignores the folder without it.
         write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode())
-        write_atomically(folder / "tokenizer.json", backend.to_str(pretty=True).encode())
+        write_atomically(folder / "tokenizer.json", content)
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
@@ -231,8 +249,11 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 def _end_token(folder: AnyPath) -> str:
     """The end token in tokenizer_config.json, stored as a string or an object with "content"."""
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():  # reading a pipe would block
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():  # reading a pipe would block
         return END_TOKEN
-    named = json.loads(file.read_text(encoding="utf-8")).get("eos_token") or END_TOKEN
-    return named["content"] if isinstance(named, dict) else str(named)
+    named = read_json(settings).get("eos_token") or END_TOKEN
+    token = named.get("content") if isinstance(named, dict) else named
+    if not isinstance(token, str):
+        raise UserError(f"eos_token in {settings.name} is {shown(token)}: give a token")
+    return token

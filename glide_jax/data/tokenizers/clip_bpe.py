@@ -24,6 +24,17 @@ from glide_jax.data.tokenizers.bpe import (
     require_utf8,
     write_backend,
 )
+from glide_jax.data.tokenizers.files import (
+    MAX_BYTES,
+    Merges,
+    Vocab,
+    model_parts,
+    parse_merges,
+    read_merges,
+    read_tokenizer,
+    read_vocab,
+    tokenizer_errors,
+)
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, text_lines
 
@@ -36,8 +47,6 @@ SPACE = "Ġ"
 CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
 """OpenAI's vocabulary: a list of merges. CLIP uses the first CLIP_MERGES of them."""
 CLIP_MERGES = 48_894
-MAX_MERGES_BYTES = 2**25
-"""Size of CLIP's file of merges when unpacked. OpenAI's takes 3 MB."""
 
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -47,8 +56,6 @@ WORDS = (
 
 MIN_VOCAB_SIZE = 514
 """Every byte, inside a word and at its end, and the start and end tokens."""
-
-Merges = list[tuple[str, str]]
 
 
 class ClipTokenizer(Tokenizer):
@@ -64,7 +71,7 @@ class ClipTokenizer(Tokenizer):
 
     reserved = 2
 
-    def __init__(self, vocab: dict[str, int], merges: Merges) -> None:
+    def __init__(self, vocab: Vocab, merges: Merges) -> None:
         for token in (START_TOKEN, END_TOKEN, "a" + END_OF_WORD):
             if token not in vocab:
                 raise UserError(f"not a CLIP tokenizer: it has no {token}")
@@ -175,20 +182,14 @@ class ClipTokenizer(Tokenizer):
         """
         clip_file = path if path.is_file() else path / CLIP_FILE
         single, vocab, merges = (path / name for name in ("tokenizer.json", *GPT2_FILES))
-        try:
+        with tokenizer_errors(path):
             if single.is_file():
-                return cls(*_parts(single.read_text(encoding="utf-8")))
+                return cls(*model_parts(read_tokenizer(single)))
             if vocab.is_file() and merges.is_file():
-                lines = text_lines(merges.read_bytes())
-                return cls(json.loads(vocab.read_text(encoding="utf-8")), _pairs(lines))
+                return cls(read_vocab(vocab), read_merges(merges))
             if clip_file.is_file():
                 lines = text_lines(_unpacked(clip_file))
-                return cls.from_merges(_pairs(lines[: 1 + CLIP_MERGES]))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        # gzip, JSON, UTF-8 and the tokenizers library raise many exception types.
-        except Exception as error:
-            raise UserError(f"cannot read the tokenizer in {path}: {error}") from error
+                return cls.from_merges(parse_merges(lines[: 1 + CLIP_MERGES]))
         raise UserError(
             f"no tokenizer in {path}: add tokenizer.json, {' and '.join(GPT2_FILES)}, or "
             f"{CLIP_FILE}"
@@ -202,7 +203,7 @@ class ClipTokenizer(Tokenizer):
             UserError: it does not exist, cannot be downloaded, or is not a CLIP tokenizer.
         """
         try:
-            return cls(*_parts(hub_backend(name)[0].to_str()))
+            return cls(*model_parts(json.loads(hub_backend(name)[0].to_str())))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{name} is not a CLIP tokenizer: {error!r}") from error
 
@@ -221,7 +222,7 @@ def clean(caption: str) -> str:
     return " ".join(repaired.split()).lower()
 
 
-def _backend(vocab: dict[str, int], merges: Merges) -> tokenizers.Tokenizer:
+def _backend(vocab: Vocab, merges: Merges) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=END_OF_WORD)
     )
@@ -248,19 +249,7 @@ def _byte_characters() -> list[str]:
 def _unpacked(path: AnyPath) -> bytes:
     """The contents of a small gzip file. Raises ValueError if they are large."""
     with path.open("rb") as file, gzip.GzipFile(fileobj=file) as packed:
-        content = packed.read(MAX_MERGES_BYTES + 1)
-    if len(content) > MAX_MERGES_BYTES:
-        raise ValueError(f"{path.name} is larger than {MAX_MERGES_BYTES:,} bytes")
+        content = packed.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_BYTES:,} bytes")
     return content
-
-
-def _pairs(lines: list[str]) -> Merges:
-    """Parses a file of merges: a version line, then one merge per line."""
-    return [(a, b) for a, b in (line.split() for line in lines[1:] if line)]
-
-
-def _parts(tokenizer_json: str) -> tuple[dict[str, int], Merges]:
-    """Vocabulary and merges of a tokenizer.json, which stores merges as pairs or as "a b"."""
-    model = json.loads(tokenizer_json)["model"]
-    merges = [tuple(m.split() if isinstance(m, str) else m) for m in model["merges"]]
-    return model["vocab"], [(a, b) for a, b in merges]
