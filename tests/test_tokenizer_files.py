@@ -117,7 +117,9 @@ def test_vocabularies_that_cannot_be_are_refused(tmp_path, vocab, merges, line):
         assert line in refusal(kind, tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[]", '{"eos_token": 7}', '{"eos_token": {"content": 7}}', "{" * 10**5])
+@pytest.mark.parametrize(
+    "content", ["[]", '{"eos_token": 7}', '{"eos_token": {"content": 7}}', "{" * 10**5]
+)
 def test_settings_of_a_tokenizer_are_checked(tmp_path, content):
     KINDS[Tokenizer].save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(content)
