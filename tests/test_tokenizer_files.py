@@ -91,6 +91,26 @@ def test_steps_that_multiply_captions_are_refused(saved):
     assert "its steps make more than 1,000 characters of one" in refusal(kind, folder)
 
 
+def test_tables_longer_than_the_file_are_refused(saved):
+    kind, folder, values = saved
+    damaged = {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}  # 2**32 - 1 bytes
+    steps = {"type": "Sequence", "normalizers": [{"type": "NFC"}, damaged]}
+    (folder / "tokenizer.json").write_text(json.dumps(values | {"normalizer": steps}))
+    assert "precompiled_charsmap is shorter than it declares" in refusal(kind, folder)
+
+
+def test_a_caption_on_which_the_library_panics_is_named(tmp_path):
+    KINDS[Tokenizer].save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    splits = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    splits |= {"invert": False}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pre_tokenizer": splits}))
+    tokenizer = Tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match=r"^the tokenizer cannot encode 'aaa.*: .*retry-limit") as e:
+        tokenizer.encode(["a" * 40 + "b"], 8)
+    assert "\n" not in str(e.value)
+
+
 def test_merges_that_make_the_library_panic_are_refused(saved):
     kind, folder, values = saved
     values["model"]["continuing_subword_prefix"] = "##"

@@ -23,7 +23,7 @@ from glide_jax.data.tokenizers.files import (
     read_vocab,
     tokenizer_errors,
 )
-from glide_jax.errors import UserError, shown
+from glide_jax.errors import UserError, first_line, shown
 from glide_jax.storage import AnyPath, storage_errors, write_atomically
 
 END_TOKEN = "<|endoftext|>"
@@ -78,7 +78,14 @@ class Tokenizer:
         return len(self._ids(caption))
 
     def _ids(self, caption: str) -> list[int]:
-        return self._backend.encode(caption.lower(), add_special_tokens=False).ids
+        try:
+            return self._backend.encode(caption.lower(), add_special_tokens=False).ids
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # as in `tokenizer_errors`: some captions only
+            raise UserError(
+                f"the tokenizer cannot encode {shown(caption)}: {first_line(error)}"
+            ) from error
 
     def encode(
         self, captions: Sequence[str], length: int

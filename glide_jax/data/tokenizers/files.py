@@ -1,5 +1,6 @@
 """Files of a tokenizer, read within limits and checked: they may come from strangers."""
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def read_tokenizer(path: AnyPath) -> dict[str, Any]:
     steps = [values.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
     if _growth(steps) > MAX_GROWTH:
         raise ValueError(f"its steps make more than {MAX_GROWTH:,} characters of one")
+    _require_charsmaps(values.get("normalizer"))
     return values
 
 
@@ -99,6 +101,25 @@ def _pair(merge: Any) -> tuple[str, str]:
     if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
         raise ValueError(f"{shown(merge)} is not a merge of two tokens")
     return pair[0], pair[1]
+
+
+def _require_charsmaps(step: Any) -> None:
+    """Checks the tables of nested normalizers, for which the library reserves their declared size.
+
+    Raises:
+        ValueError: a table is shorter than it declares.
+    """
+    if isinstance(step, list):
+        for part in step:
+            _require_charsmaps(part)
+    if not isinstance(step, dict):
+        return
+    charsmap = step.get("precompiled_charsmap")
+    if isinstance(charsmap, str):
+        table = base64.b64decode(charsmap)
+        if int.from_bytes(table[:4], "little") > len(table):
+            raise ValueError("a precompiled_charsmap is shorter than it declares")
+    _require_charsmaps(step.get("normalizers"))
 
 
 def _growth(steps: Any) -> int:
