@@ -165,9 +165,12 @@ def test_non_finite_values_and_a_truncated_last_line_are_skipped(tmp_path):
     curve = read_curves(run)["loss"]
     assert curve.steps.tolist() == [1] and curve.values.tolist() == [0.5]
     plot_curves({"run": {"loss": curve}})
-    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n[3]\n{"step": 2, "loss": 1}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not a line of metrics"):
-        read_curves(run)
+    good = '{"step": 1, "loss": 1}\n'
+    deep, digits = "[" * 10**5, "1" * 400
+    for bad in ("[3]", "3", deep, f'{{"step": {digits}}}', '{"step": 1e999}', '{"step": "x"}'):
+        (run / "metrics.jsonl").write_text(f"{good}{bad}\n{good}")
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not a line of metrics"):
+            read_curves(run)
 
 
 def test_the_command_writes_curves_and_refuses_unusable_input(runs, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from glide_jax.errors import UserError
+from glide_jax.errors import UserError, first_line
 from glide_jax.runs.paths import METRICS, name_of
 from glide_jax.storage import AnyPath, storage_errors
 
@@ -112,11 +112,22 @@ def read_curves(run_dir: AnyPath) -> dict[str, Curve]:
         try:
             values = json.loads(line)
             step = float(values.pop("step"))
+            if not math.isfinite(step):
+                raise ValueError(f"step {step}")
             found = {name: float(v) for name, v in values.items() if v is not None}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # Overflow and recursion: numbers of 400 digits, and JSON nested deeply.
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             if number == len(lines):  # a killed process may leave half a line
                 break
-            raise UserError(f"{path}, line {number} is not a line of metrics: {error}") from None
+            why = first_line(error)
+            raise UserError(f"{path}, line {number} is not a line of metrics: {why}") from None
         for name, value in found.items():
             if math.isfinite(value):
                 points.setdefault(name, []).append((step, value))

@@ -274,7 +274,8 @@ def _remove_lines_after(metrics: Path, step: int) -> None:
 def _is_until(step: int, line: bytes) -> bool:
     try:
         return bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):  # a killed process may leave half a line at the end
+    # A killed process may leave half a line at the end.
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
