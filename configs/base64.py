@@ -29,7 +29,8 @@ def get_config() -> Config:
             remat="blocks",
         ),
         data=DataConfig(
-            source=Tfds("coco_captions"),
+            source=Tfds("coco_captions", caption_key="captions/text"),
+            validation_split="val",
             tokenizer="gpt2",
             crop="random",  # not published: a choice
             caption_dropout=0.0,  # paper: the fine-tuning drops captions, not the first stage

@@ -16,7 +16,8 @@ def get_config() -> Config:
     return Config(
         model=ClipConfig(),  # the released sizes are the defaults
         data=DataConfig(
-            source=Tfds("coco_captions"),
+            source=Tfds("coco_captions", caption_key="captions/text"),
+            validation_split="val",
             tokenizer="openai/clip-vit-base-patch32",
             crop="random",  # CLIP
         ),

@@ -32,7 +32,8 @@ def get_config() -> Config:
         ),
         diffusion=diffusion,
         data=DataConfig(
-            source=Tfds("coco_captions"),
+            source=Tfds("coco_captions", caption_key="captions/text"),
+            validation_split="val",
             tokenizer="gpt2",
             crop="random",  # not published: a choice
             caption_dropout=0.0,  # paper: only the base model is fine-tuned for guidance
