@@ -86,7 +86,7 @@ def test_what_is_no_image_is_refused(job):
     Image.fromarray(PIXELS).save(file, pnginfo=bomb)
     with pytest.raises(UserError, match="written by another program"):
         job.is_done(COMMON)
-    for content, why in ((b"text", "not an image in one of"), (None, "not a regular file")):
+    for content, why in ((b"text", "not an image in one of"), (None, "Is a directory")):
         file.unlink()
         file.mkdir() if content is None else file.write_bytes(content)
         with pytest.raises(UserError, match=rf"^cannot read .*00000-0\.png: .*({why}).*remove it"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -286,7 +287,7 @@ def test_a_folder_that_is_not_a_run_is_refused(capsys, trained_run, tmp_path, wh
         expected = "has no complete checkpoint"
     if what == "other config":
         (folder / "checkpoints").rmdir()
-        (folder / "checkpoints").symlink_to(trained_run / "checkpoints")
+        shutil.copytree(trained_run / "checkpoints", folder / "checkpoints")
         (folder / "config.json").write_text(config.replace('"channels": 32', '"channels": 64'))
         expected = "the config does not match the checkpoint"
     with pytest.raises(SystemExit) as stop:

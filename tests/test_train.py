@@ -185,9 +185,11 @@ def test_a_stop_request_is_answered_while_the_main_thread_computes():
 
 @pytest.mark.slow
 def test_too_many_non_finite_steps_stop_the_run(train, tmp_path):
-    flags = ("--optim.learning-rate", "1e30", "--train.max-bad-steps", "3")
+    flags = ("--optim.learning-rate", "1000", "--optim.weight-decay", "1")
+    flags += ("--train.max-bad-steps", "3")
     output = finish(train(tmp_path, *flags), status=2)
     assert "error: step" in output and "lower optim.learning_rate" in output
+    assert f"{tmp_path} has no checkpoint" in output
     assert "Traceback" not in output
 
 

@@ -6,6 +6,7 @@
       checkpoints/STEP/    see glide_jax.runs.checkpoint
       samples/STEP.png     grids of the prompts and seeds of every preview
       metrics.jsonl  tensorboard/  profile/
+      .lock                see glide_jax.runs.lock
 
 Sampling and fine-tuning need no checkpoints: exported EMA parameters do, as glide_jax.export writes
 them and as the models shipped with the package have them.
