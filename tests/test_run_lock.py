@@ -1,5 +1,6 @@
 """Locks of run folders, of files and of objects in a bucket."""
 
+import shutil
 import threading
 
 import pytest
@@ -65,3 +66,17 @@ def test_a_lock_in_a_bucket_that_ends_meanwhile_is_free_at_once(locked_object):
     threading.Timer(0.02, file.unlink).start()
     with locked():
         assert "ends now" not in file.read_text()
+
+
+def test_a_folder_that_is_deleted_meanwhile_does_not_hide_the_error(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="a setting"), sole_training(folder):
+        shutil.rmtree(folder)
+        raise UserError("a setting is wrong")
+
+
+def test_of_two_that_lock_in_a_bucket_at_once_one_trains(locked_object, monkeypatch):
+    file, locked = locked_object
+    monkeypatch.setattr("time.sleep", lambda seconds: file.write_text("another 0"))
+    with pytest.raises(UserError, match="another training runs in"), locked():
+        pass

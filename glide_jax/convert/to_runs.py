@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -124,7 +125,7 @@ def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str
         raise UserError(f"{error}; name another folder or hub name with {flag}") from None
     config = dataclasses.replace(config, data=DataConfig(Unknown(), tokenizer=tokenizer_name))
     # Beside the set's folder, which then never contains an incomplete run.
-    unfinished = folder.parent.with_name(f"{folder.parent.name}.{folder.name}.unfinished")
+    unfinished = folder.parent.with_name(f"{folder.parent.name}.{folder.name}.{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     Run.create(unfinished, config, tokenizer)
     checkpoints = Checkpoints(unfinished, max_checkpoints=1)

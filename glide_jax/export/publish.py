@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,7 @@ def export(
 def _write_folder(to: AnyPath, files: Mapping[str, bytes]) -> None:
     unfinished = to
     if isinstance(to, Path):
-        unfinished = to.absolute().with_name(f".{to.absolute().name}.unfinished")
+        unfinished = to.absolute().with_name(f".{to.absolute().name}.{os.getpid()}")
         shutil.rmtree(unfinished, ignore_errors=True)
     try:
         for name, content in files.items():

@@ -71,9 +71,9 @@ def _locked_file(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not [path for path in folder.iterdir() if path != file]:
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody may have deleted the folder
+            if list(folder.iterdir()) == [file]:
+                file.unlink()
                 folder.rmdir()
         lock.release()
 
@@ -85,6 +85,9 @@ def _locked_object(file: AnyPath) -> Iterator[None]:
     with storage_errors("write the run folder", file.parent):
         _wait_while_alive(file)
         file.write_text(f"{owner} 0", encoding="utf-8")
+        time.sleep(REWRITE_S / 10)  # of two that start at once, the last one to write has it
+        if file.read_text(encoding="utf-8") != f"{owner} 0":
+            raise in_use(file.parent)
     ended = threading.Event()
 
     def rewrite() -> None:
