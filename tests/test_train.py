@@ -156,7 +156,7 @@ def test_the_first_stop_request_is_recorded_and_the_second_one_interrupts(number
 
 def test_a_terminal_that_closes_is_a_stop_request():
     """It sends several SIGHUP; nohup's ignored one stays ignored."""
-    handler = signal.getsignal(signal.SIGHUP)
+    handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     try:
         said = queue.Queue()
         with StopRequest(said.put) as stop:
