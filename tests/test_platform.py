@@ -1,6 +1,6 @@
 """The table of implementations by platform."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 from unittest.mock import Mock
 
 import jax
@@ -11,7 +11,7 @@ from helpers import tiny
 from helpers.one_device import one_device_mesh
 from jax.sharding import Mesh
 
-from glide_jax.models.attention import attend, attend_on_tpu
+from glide_jax.models.attention import attend, attend_on_gpu, attend_on_tpu
 from glide_jax.models.convolution import convolve, convolve_on_cpu
 from glide_jax.models.glide import glide_network
 from glide_jax.models.platform import ANY_PLATFORM, Platform
@@ -19,8 +19,9 @@ from glide_jax.models.resampling import repeat_x2, repeat_x2_by_padding
 from glide_jax.parallel.sharding import batch_sharding
 
 
-def mesh_of(platform, kind=""):
-    device = SimpleNamespace(platform=platform, device_kind=kind)
+def mesh_of(platform, kind="", compute_capability="7.5"):
+    device = Mock(spec=jax.Device, platform=platform, device_kind=kind)
+    device.compute_capability = compute_capability
     return Mock(spec=Mesh, devices=np.array([[device]], object))
 
 
@@ -43,6 +44,15 @@ def test_tpus_take_their_own_implementations_of_sharded_batches():
     assert platform.row_major != ANY_PLATFORM.row_major
     assert platform.convolve is convolve
     assert Platform.of(mesh, None, training=True) == ANY_PLATFORM
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gpus_from_ampere_on_take_cudnns_attention_of_sharded_batches(training):
+    mesh, batch = mesh_of("gpu", "NVIDIA H100 80GB HBM3", "9.0"), batch_sharding(one_device_mesh())
+    platform = Platform.of(mesh, batch, training=training)
+    assert platform.attend.func is attend_on_gpu and platform.attend.keywords == {"batch": batch}
+    assert replace(platform, attend=attend) == Platform(batch)
+    assert Platform.of(mesh, None, training=training) == ANY_PLATFORM
 
 
 def test_parameters_do_not_depend_on_the_platform():

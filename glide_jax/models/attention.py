@@ -1,6 +1,8 @@
-"""Multi-head attention: compiled by XLA on any platform, or the Pallas kernel of TPUs."""
+"""Multi-head attention: compiled by XLA on any platform, Pallas on TPUs, cuDNN on NVIDIA GPUs."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -69,3 +71,62 @@ def attend_on_tpu(
         return attend(q, k, v, heads, causal=causal)
     kernel = on_each_device(lambda q, k, v: tpu_attention.attend(q, k, v, heads, causal), batch)
     return kernel(q, k, v)
+
+
+def attend_on_gpu(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b l d"],
+    v: Float[Array, "b l d"],
+    heads: int,
+    *,
+    causal: bool = False,
+    batch: NamedSharding,
+) -> Float[Array, "b q d"]:
+    """`attend` by cuDNN's fused kernel where it takes the heads, each device on its own examples.
+
+    Args:
+        q, k, v, heads, causal: as of `attend`.
+        batch: sharding of the examples.
+    """
+    if not cudnn_takes(q.dtype, q.shape[2] // heads):
+        return attend(q, k, v, heads, causal=causal)
+    kernel = on_each_device(partial(attend_fused, heads=heads, causal=causal), batch)
+    return kernel(q, k, v)
+
+
+def attend_fused(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b l d"],
+    v: Float[Array, "b l d"],
+    heads: int,
+    *,
+    causal: bool = False,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "b q d"]:
+    """`attend` by `jax.nn.dot_product_attention`, which scales logits instead of both factors.
+
+    Args:
+        q, k, v, heads, causal: as of `attend`.
+        implementation: cudnn, or xla, on any platform, for tests.
+    """
+    split = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))  # b q n k, b l n k
+    out = jax.nn.dot_product_attention(*split, is_causal=causal, implementation=implementation)
+    return out.reshape(q.shape)
+
+
+def cudnn_takes(dtype: jnp.dtype, width: int) -> bool:
+    """Whether cuDNN's fused kernel takes heads of this width, forward and backward.
+
+    Hopper also takes up to 256, but JAX would ask the attached GPU, which a plan has not.
+    """
+    return dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
+
+
+def has_cudnn_attention(device: jax.Device) -> bool:
+    """Whether a GPU runs cuDNN's fused kernel: NVIDIA's from Ampere on.
+
+    Args:
+        device: of the platform "gpu". AMD's have no numbers as compute capability.
+    """
+    major = str(device.compute_capability).partition(".")[0]
+    return major.isdecimal() and int(major) >= 8

@@ -14,7 +14,13 @@ from functools import partial
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from glide_jax.models.attention import Attend, attend, attend_on_tpu
+from glide_jax.models.attention import (
+    Attend,
+    attend,
+    attend_on_gpu,
+    attend_on_tpu,
+    has_cudnn_attention,
+)
 from glide_jax.models.convolution import Convolve, convolve, convolve_on_cpu
 from glide_jax.models.placement import row_major
 from glide_jax.models.resampling import RepeatX2, repeat_x2, repeat_x2_by_padding
@@ -48,7 +54,7 @@ class Platform:
         """
         device = mesh.devices.flat[0]
         choose = PLATFORMS.get(device.platform)
-        return cls(batch) if choose is None else choose(device.device_kind, batch, training)
+        return cls(batch) if choose is None else choose(device, batch, training)
 
     def constrain_batch(self, x: jax.Array) -> jax.Array:
         """`x` (b, ...), each device holding its own examples."""
@@ -59,23 +65,30 @@ ANY_PLATFORM = Platform()
 """XLA's implementations without constraints: correct everywhere."""
 
 
-def _cpu(kind: str, batch: NamedSharding | None, training: bool) -> Platform:
+def _cpu(device: jax.Device, batch: NamedSharding | None, training: bool) -> Platform:
     return Platform(batch, convolve=convolve if training else convolve_on_cpu)
 
 
-def _tpu(kind: str, batch: NamedSharding | None, training: bool) -> Platform:
+def _tpu(device: jax.Device, batch: NamedSharding | None, training: bool) -> Platform:
     if batch is None:  # kernels and layouts are per device
         return ANY_PLATFORM
     return Platform(
         batch,
-        attend=partial(attend_on_tpu, kind=kind, batch=batch),
+        attend=partial(attend_on_tpu, kind=device.device_kind, batch=batch),
         repeat_x2=repeat_x2_by_padding,
         row_major=partial(row_major, batch=batch),
     )
 
 
-PLATFORMS: dict[str, Callable[[str, NamedSharding | None, bool], Platform]] = {
+def _gpu(device: jax.Device, batch: NamedSharding | None, training: bool) -> Platform:
+    if batch is None or not has_cudnn_attention(device):
+        return Platform(batch)
+    return Platform(batch, attend=partial(attend_on_gpu, batch=batch))
+
+
+PLATFORMS: dict[str, Callable[[jax.Device, NamedSharding | None, bool], Platform]] = {
     "cpu": _cpu,
+    "gpu": _gpu,
     "tpu": _tpu,
 }
-"""`(device kind, batch, training) -> Platform` by JAX's platform name; others take XLA's own."""
+"""`(device, batch, training) -> Platform` by JAX's platform name; others take XLA's own."""

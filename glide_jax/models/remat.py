@@ -75,4 +75,11 @@ def save_matmul(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, SAVED_MATMUL)
 
 
-_keep = jax.checkpoint_policies.save_only_these_names
+def _keep(*names: str) -> Call:
+    """The policy that keeps these names and what cuDNN's attention computes, which has none."""
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+    return jax.checkpoint_policies.save_from_both_policies(named, _is_cudnn_attention)
+
+
+def _is_cudnn_attention(primitive: Any, *args: Any, **params: Any) -> bool:
+    return str(primitive).startswith("dot_product_attention_fwd")
