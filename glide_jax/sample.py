@@ -29,9 +29,18 @@ from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores, use_cores_to_sample
+from glide_jax.sampling.clip import best_first
 from glide_jax.sampling.commands import COMMANDS, Command, Generate, Rank, join_texts
 from glide_jax.sampling.flags import LESS_MEMORY, recorded_flags
-from glide_jax.sampling.outputs import Job, earlier_images, is_folder, remove_images
+from glide_jax.sampling.outputs import (
+    Job,
+    earlier_images,
+    grid_folder,
+    is_folder,
+    remove_images,
+    remove_stage,
+    stage_folder,
+)
 from glide_jax.sampling.stage import MAX_BATCH
 from glide_jax.sampling.user_images import read_image
 
@@ -79,7 +88,7 @@ def sample_and_save(
     Raises:
         UserError: a model was trained on in between.
     """
-    n = command.sampled_per_job
+    n = jobs[0].n if jobs else 1
     limit = command.batch_size or MAX_BATCH * jax.local_device_count()
     jobs_per_batch = max(min(limit // n, len(jobs)), 1)
     # One batch size for all, so that the last jobs need no programs of their own.
@@ -111,7 +120,7 @@ def run(command: Command) -> None:
             f"--out {command.out}: a grid of {len(files):,} images is too large: give a folder"
         )
     earlier = [] if into_folder else earlier_images(command.out, files)
-    images = len(jobs) * command.sampled_per_job
+    images = sum(job.n for job in jobs)
     use_cores_to_sample(min(command.batch_size or images, images), command.fsdp)
     glide = command.load()
     px = glide.config(command.role(glide)).denoiser.resolution_px
@@ -131,10 +140,46 @@ def fill_folder(glide: Glide, command: Command, jobs: Sequence[Job]) -> None:
     count = [sum(len(job.files) for job in some) for some in (left, jobs)]
     print(f"{command.out}: {count[0]:,} of {count[1]:,} images left to sample", flush=True)
     try:
+        if left and isinstance(command, Generate) and command.in_stages(glide):
+            left = sample_base_images(glide, command, left, stage_folder(command.out))
         for _ in sample_and_save(glide, command, left, common):
             pass
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command resumes") from None
+    remove_stage(command.out)
+
+
+def sample_base_images(
+    glide: Glide, command: Generate, jobs: Sequence[Job], folder: Path
+) -> list[Job]:
+    """Samples the base images that a stage's folder lacks, and ranks them if some are kept.
+
+    With --one-at-a-time, so that each model is loaded once for all images.
+
+    Args:
+        glide: the models.
+        command: whose jobs these are.
+        jobs: what to sample.
+        folder: of the stage.
+
+    Returns:
+        A job for each image to save, which upsamples its base image.
+    """
+    base = dataclasses.replace(command, keep=None, upsample=False, out=folder)
+    common = png_metadata(glide, base)
+    stages = [job.base_jobs(folder) for job in jobs]
+    left = [one for stage in stages for one in stage if not one.is_done(common)]
+    total = sum(map(len, stages))
+    print(f"{folder}: {len(left):,} of {total:,} base images left to sample", flush=True)
+    for _ in sample_and_save(glide, base, left, common):
+        pass
+    upsampled = []
+    for job, stage in zip(jobs, stages, strict=True):
+        files = [one.files[0] for one in stage]
+        order = range(job.n) if command.keep is None else best_first(glide.rank(files, job.prompt))
+        for file, i in zip(job.files, order, strict=False):
+            upsampled.append(Job(job.prompt, stage[i].seed, (file,), staged=files[i]))
+    return upsampled
 
 
 def write_grid(
@@ -142,10 +187,16 @@ def write_grid(
 ) -> None:
     """Samples all images; several become a grid, beside a folder with these images only."""
     images: list[np.ndarray] = []
-    for batch in sample_and_save(glide, command, jobs):
+    folder = grid_folder(command.out)
+    remove_stage(folder)
+    to_sample = jobs
+    if len(jobs) > 1 and isinstance(command, Generate) and command.in_stages(glide):
+        to_sample = sample_base_images(glide, command, jobs, stage_folder(folder))
+    for batch in sample_and_save(glide, command, to_sample):
         if not images:  # not before there are new ones
             remove_images([file for file in earlier if file not in batch])
         images += batch.values()
+    remove_stage(folder)
     if len(images) > 1:
         prompts = [job.prompt for job in jobs for _ in job.files]
         columns = command.images_per_prompt if command.images_per_prompt > 1 else 4

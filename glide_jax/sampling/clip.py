@@ -5,7 +5,7 @@ from functools import cache
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 
 from glide_jax.config import Config
 from glide_jax.data.tokenizers.bpe import Tokenizer
@@ -18,7 +18,7 @@ from glide_jax.sampling.user_images import square_image
 from glide_jax.shapes import Params
 
 MAX_BATCH = 64
-"""Images per call of the image tower."""
+"""Images or captions per call of a tower."""
 
 
 class ClipScorer:
@@ -64,9 +64,9 @@ class ClipScorer:
         """Tokens of captions and their mask."""
         return self.tokenizer.encode(list(captions), self.config.text.length)
 
-    def encode_text(self, captions: Sequence[str]) -> Float[Array, "b d"]:
+    def encode_text(self, captions: Sequence[str]) -> Float[np.ndarray, "b d"]:
         """Unit-length embeddings of captions."""
-        return self._encode_text(self.params, *self.tokenize(captions))
+        return self._in_buckets(self._encode_text, *self.tokenize(captions))
 
     def encode_images(
         self, images: Float[np.ndarray, "b h w 3"], t: int
@@ -77,13 +77,8 @@ class ClipScorer:
             images: x_t at this CLIP's resolution.
             t: the step of x_t; 0 for images without noise.
         """
-        parts = (images[start : start + MAX_BATCH] for start in range(0, len(images), MAX_BATCH))
-        return np.concatenate(
-            [
-                self._encode_image(self.params, part, np.full(len(part), t, np.int32))
-                for part in parts
-            ]
-        )
+        steps = np.full(len(images), t, np.int32)
+        return self._in_buckets(self._encode_image, images, steps)
 
     def scores(
         self,
@@ -97,10 +92,28 @@ class ClipScorer:
             captions: one per image.
         """
         unique, which = np.unique(captions, return_inverse=True)
-        text = np.asarray(self.encode_text(unique.tolist()))[which]
+        text = self.encode_text(unique.tolist())[which]
         px = self.config.resolution_px
         squares = to_float(np.stack([square_image(image, px, "crop") for image in images]))
         return np.sum(text * self.encode_images(squares, 0), -1)
+
+    def _in_buckets(
+        self, encode: Callable[..., jax.Array], *rows: np.ndarray
+    ) -> Float[np.ndarray, "b d"]:
+        """Embeddings of any number of rows, by one program for each power of two to MAX_BATCH."""
+        count = len(rows[0])
+        size = min(1 << (count - 1).bit_length(), MAX_BATCH)
+        parts = []
+        for start in range(0, count, size):
+            # The last batch repeats the last row, to fill the bucket.
+            which = np.minimum(np.arange(start, start + size), count - 1)
+            parts.append(encode(self.params, *(x[which] for x in rows)))
+        return np.concatenate(parts)[:count]
+
+
+def best_first(scores: Float[np.ndarray, "*b n"]) -> Int[np.ndarray, "*b n"]:
+    """Places of the scores of each row, the highest first; of equal ones, the first."""
+    return np.argsort(-scores, axis=-1, kind="stable")
 
 
 @cache

@@ -38,7 +38,8 @@ class Models(ShardingFlags):
     prompts_file: Path | None = field(default=None, metadata=UNRECORDED)
     """Text file with one prompt per line; blank lines are skipped."""
     one_at_a_time: bool = field(default=False, metadata=UNRECORDED)
-    """Free each model before loading the next, to save memory."""
+    """Free each model before loading the next, to save memory: the base model samples all images,
+    then CLIP ranks them if asked to, then the upsampler upsamples them."""
 
     def load(self) -> Glide:
         """The models. Raises UserError."""
@@ -70,11 +71,6 @@ class Command(SamplingFlags, Models, ABC):
     @property
     def images_per_prompt(self) -> int:
         """Images saved for each prompt."""
-        return 1
-
-    @property
-    def sampled_per_job(self) -> int:
-        """Images sampled for each job."""
         return 1
 
     def role(self, glide: Glide) -> str:
@@ -122,11 +118,6 @@ class Generate(Command):
         """Images saved for each prompt."""
         return self.n if self.keep is None else self.keep
 
-    @property
-    def sampled_per_job(self) -> int:
-        """Images sampled for each job: the images to keep are chosen among all of a prompt."""
-        return 1 if self.keep is None else self.n
-
     def upsampler(self, glide: Glide) -> str | None:
         """Role of the model that upsamples the images, with its own settings; None for none."""
         return "upsample" if self.upsample and glide.has("upsample") else None
@@ -139,13 +130,17 @@ class Generate(Command):
         if self.images_per_prompt > self.n:
             raise UserError(f"--keep {self.keep}: must be at most --n {self.n}")
         require_seeds([self.seed, self.seed + self.n - 1])
-        seeds = range(self.seed, self.seed + (self.n if self.keep is None else 1))
-        return make_jobs(prompts, None, seeds, self.keep or 1, self.out)
+        if self.keep is not None:  # chosen among all images of a prompt
+            return make_jobs(prompts, None, [self.seed], self.keep, self.out, self.n)
+        seeds = range(self.seed, self.seed + self.n)
+        return make_jobs(prompts, None, seeds, 1, self.out)
 
     def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
         """Samples the images of these jobs."""
+        if jobs[0].staged is not None:
+            return self._upsample_staged(glide, jobs, **options)
         options |= {
-            "n": self.sampled_per_job,
+            "n": jobs[0].n,
             "keep": self.keep,
             "negative_prompt": self.negative_prompt,
             "upsample": None if self.upsample else False,
@@ -155,6 +150,39 @@ class Generate(Command):
     def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
         """Samples images for these prompts."""
         return glide.generate(prompts, **options)
+
+    def in_stages(self, glide: Glide) -> bool:
+        """Whether all base images are sampled before any is ranked or upsampled."""
+        return self.one_at_a_time and (self.keep is not None or self.upsampler(glide) is not None)
+
+    def inpainted(self) -> dict[str, Any]:
+        """The image, mask and fit, as `Glide` takes them, if this command inpaints."""
+        return {}
+
+    def _upsample_staged(
+        self,
+        glide: Glide,
+        jobs: Sequence[Job],
+        *,
+        seed: list[int],
+        batch_size: int,
+        progress: bool,
+        **settings: Any,
+    ) -> Samples:
+        """Upsamples the base images of these jobs, if there is an upsampler."""
+        prompts = [job.prompt for job in jobs]
+        images = np.stack([read_image(job.staged) for job in jobs if job.staged is not None])
+        if self.upsampler(glide) is None:
+            return Samples(images, prompts, seed, glide.settings(self.role(glide), **settings))
+        return glide.upsample(
+            images,
+            prompts,
+            **self.inpainted(),
+            negative_prompt=self.negative_prompt,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +212,12 @@ class Inpaint(Generate):
 
     def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
         """Samples images for these prompts."""
+        return glide.inpaint(prompts=prompts, **self.inpainted(), **options)
+
+    def inpainted(self) -> dict[str, Any]:
+        """The image, mask and fit, as `Glide` takes them."""
         known = read_alpha(self.image) if self.mask is None else read_mask(self.mask)
-        return glide.inpaint(read_image(self.image), known, prompts, fit=self.fit, **options)
+        return {"image": read_image(self.image), "known": known, "fit": self.fit}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from glide_jax.config import ClipConfig, Config, SampleConfig
@@ -103,21 +104,25 @@ class ModelSet:
         """The model with this role, loaded. Raises UserError if there is none."""
         return self._load(role, Stage)
 
+    def guided_stage(self, role: str) -> tuple[Stage, ClipScorer]:
+        """The model with this role and the CLIP that guides it. Raises UserError."""
+        return self._load(role, Stage, ("clip",)), self._load("clip", ClipScorer, (role,))
+
     @property
     def clip(self) -> ClipScorer:
         """The CLIP, loaded. Raises UserError if there is none."""
         return self._load("clip", ClipScorer)
 
-    def free(self) -> None:
-        """Frees all loaded models; each is loaded again when needed."""
-        self._loaded.clear()
+    def free(self, keep: Collection[str] = ()) -> None:
+        """Frees all loaded models except these roles; each is loaded again when needed."""
+        self._loaded = {role: model for role, model in self._loaded.items() if role in keep}
         gc.collect()  # a stage and its compiled programs refer to each other
 
-    def _load(self, role: str, kind: Any) -> Any:
+    def _load(self, role: str, kind: Any, used_with: Collection[str] = ()) -> Any:
         if role not in self._loaded:
             self.config(role)
             if self._one_at_a_time:
-                self.free()
+                self.free(keep=used_with)
             self._loaded[role] = kind.load(self.runs[role], self._fsdp)
         return self._loaded[role]
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from PIL import Image
 
 from glide_jax.errors import UserError
 from glide_jax.images import MAX_FILE_BYTES, NOT_AN_IMAGE, open_image
-from glide_jax.storage import read_regular, require_file, require_folder
+from glide_jax.storage import read_regular, require_file, require_folder, storage_errors
 
 NAMES_OF_INPUTS = ("checkpoint", "image", "mask", "low_res")
 """Metadata that name inputs. When a command resumes, the contents of the inputs are compared."""
@@ -29,6 +30,10 @@ class Job:
     """Of the images that are saved."""
     low_res: Path | None = None
     """The image to upsample."""
+    n: int = 1
+    """Images that are sampled; with --keep, the best of them are saved."""
+    staged: Path | None = None
+    """The base image that was sampled before; only upsampled then."""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -37,6 +42,11 @@ class Job:
             return {"prompt": self.prompt}
         low_res = {"low_res": str(self.low_res), "low_res_digest": digest(self.low_res)}
         return {"prompt": self.prompt} | low_res
+
+    def base_jobs(self, folder: Path) -> list["Job"]:
+        """A job for each base image, into the folder of a stage."""
+        names = [f"{self.files[0].stem}-{i}.png" for i in range(self.n)]
+        return [Job(self.prompt, self.seed + i, (folder / name,)) for i, name in enumerate(names)]
 
     def is_done(self, common: Mapping[str, str | None]) -> bool:
         """Whether all images of this job exist, sampled with the same settings and weights.
@@ -165,6 +175,19 @@ def _is_of_a_grid(file: Path) -> bool:
     return False
 
 
+def stage_folder(folder: Path) -> Path:
+    """The hidden folder in which base images wait to be upsampled, in the folder of the images."""
+    return folder / ".base-images"
+
+
+def remove_stage(folder: Path) -> None:
+    """Removes the `stage_folder` of a folder, if there is one. Raises UserError."""
+    stage = stage_folder(folder)
+    if stage.exists():
+        with storage_errors("remove", stage):
+            shutil.rmtree(stage)
+
+
 def remove_images(files: Sequence[Path]) -> None:
     """Removes images, and their folder once it is empty. Raises UserError."""
     try:
@@ -183,6 +206,7 @@ def make_jobs(
     seeds: Sequence[int],
     keep: int,
     out: Path,
+    n: int = 1,
 ) -> list[Job]:
     """Jobs for each prompt, one for each seed.
 
@@ -193,6 +217,7 @@ def make_jobs(
         keep: images of each job.
         out: a PNG file: the image if there is only one, else a grid, with a folder of the same name
             for the images. Or a folder, whose files are named after the prompt's row and the image.
+        n: images that are sampled for each job.
 
     Raises:
         UserError: `out` is neither.
@@ -215,6 +240,7 @@ def make_jobs(
                     seed,
                     (out,) if one else tuple(files),
                     None if low_res is None else low_res[row],
+                    n,
                 )
             )
     return jobs

@@ -11,16 +11,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from glide_jax.errors import UserError
 from glide_jax.sampling.arguments import Seed, broadcast_prompts
+from glide_jax.sampling.clip import best_first
 from glide_jax.sampling.model_set import ModelSet
 from glide_jax.sampling.request import Request
 from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.settings import require_guide, require_usable
 from glide_jax.sampling.stage import Conditions
-from glide_jax.sampling.user_images import AnyImage, AnyMask, Fit, as_image, as_images, as_mask
+from glide_jax.sampling.user_images import (
+    AnyImage,
+    AnyMask,
+    Fit,
+    as_image,
+    as_images,
+    inpainted_image,
+)
 
 
 class Glide(ModelSet):
@@ -79,13 +87,17 @@ class Glide(ModelSet):
             progress=progress,
             settings=settings,
         )
-        return self._sample(request, "base", "upsample")
+        return self._sample(request)
 
     def upsample(
         self,
         images: Samples | AnyImage | Sequence[AnyImage],
         prompts: str | Sequence[str],
         *,
+        image: AnyImage | None = None,
+        known: AnyMask | None = None,
+        fit: Fit = "crop",
+        negative_prompt: str = "",
         seed: Seed = 0,
         batch_size: int | None = None,
         progress: bool = False,
@@ -96,7 +108,8 @@ class Glide(ModelSet):
         Args:
             images: b images of the upsampler's low resolution, such as `Samples`.
             prompts: b captions, or one for all.
-            seed, batch_size, progress, settings: see the class.
+            image, known, fit: of `inpaint`, if `images` are inpainted: the known pixels are kept.
+            negative_prompt, seed, batch_size, progress, settings: see the class.
 
         Returns:
             b upsampled images.
@@ -105,17 +118,21 @@ class Glide(ModelSet):
             UserError: as `generate`, or the images have another size.
         """
         low_res = as_images(images)
+        inpainted = image is not None or known is not None
         if len({image.shape for image in low_res}) > 1:
             raise UserError("images to upsample must have the upsampler's low resolution")
         request = Request.of(
             broadcast_prompts(prompts, len(low_res)),
             seed,
+            **(inpainted_image(image, known) if inpainted else {}),
+            fit=fit,
+            negative_prompt=negative_prompt,
             batch_size=batch_size,
             progress=progress,
             settings=settings,
         )
-        self._require_usable("upsample", settings)
-        return self._run_stage("upsample", request, Conditions(low_res=np.stack(low_res)))
+        self._require_usable(self._roles(request)[1], settings)
+        return self._upsample(request, np.stack(low_res))
 
     def inpaint(
         self,
@@ -155,19 +172,12 @@ class Glide(ModelSet):
             UserError: as `generate`; the sizes of mask and image differ; or nothing is left to
                 inpaint.
         """
-        pixels, mask = as_image(image), as_mask(known)
-        if pixels.shape[:2] != mask.shape:
-            raise UserError(
-                f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, but the image is "
-                f"{pixels.shape[1]} x {pixels.shape[0]}"
-            )
         request = Request.of(
             prompts,
             seed,
             n=n,
             keep=keep,
-            image=pixels,
-            known=mask,
+            **inpainted_image(image, known),
             fit=fit,
             negative_prompt=negative_prompt,
             upsample=upsample,
@@ -175,9 +185,7 @@ class Glide(ModelSet):
             progress=progress,
             settings=settings,
         )
-        first = "base-inpaint" if self.has("base-inpaint") else "base"
-        second = "upsample-inpaint" if self.has("upsample-inpaint") else "upsample"
-        return self._sample(request, first, second)
+        return self._sample(request)
 
     def edit(
         self,
@@ -224,7 +232,7 @@ class Glide(ModelSet):
             progress=progress,
             settings=settings,
         )
-        return self._sample(request, "base", "upsample")
+        return self._sample(request)
 
     def rank(
         self,
@@ -243,13 +251,17 @@ class Glide(ModelSet):
         ranked = as_images(images)
         return self.clip.scores(ranked, broadcast_prompts(prompts, len(ranked)))
 
-    def _sample(self, request: Request, first: str, second: str) -> Samples:
-        """Samples the first model, keeps the best images by CLIP, and upsamples them.
+    def _roles(self, request: Request) -> tuple[str, str]:
+        """Roles of the model that samples and of the model that upsamples."""
+        inpaints = request.known is not None
+        return (
+            "base-inpaint" if inpaints and self.has("base-inpaint") else "base",
+            "upsample-inpaint" if inpaints and self.has("upsample-inpaint") else "upsample",
+        )
 
-        Args:
-            request: what to sample.
-            first, second: roles of the models.
-        """
+    def _sample(self, request: Request) -> Samples:
+        """Samples the first model, keeps the best images by CLIP, and upsamples them."""
+        first, second = self._roles(request)
         px = self.config(first).denoiser.resolution_px
         upsample = self.has(second) if request.upsample is None else request.upsample
         # Sampling may take hours: all that can be refused is refused before it starts.
@@ -274,10 +286,14 @@ class Glide(ModelSet):
             request = dataclasses.replace(
                 request, prompts=samples.prompts, seeds=samples.seeds, settings={}
             )
-            px = self.config(second).denoiser.resolution_px
-            upsampled = self._run_stage(second, request, request.conditions(px, samples.images))
+            upsampled = self._upsample(request, samples.images)
             samples = dataclasses.replace(samples, images=upsampled.images)
         return samples
+
+    def _upsample(self, request: Request, low_res: UInt8[np.ndarray, "b h w 3"]) -> Samples:
+        _, role = self._roles(request)
+        px = self.config(role).denoiser.resolution_px
+        return self._run_stage(role, request, request.conditions(px, low_res))
 
     def _require_usable(self, role: str, changes: Mapping[str, Any]) -> None:
         """Raises UserError if this model cannot be sampled with its settings, changed."""
@@ -289,12 +305,14 @@ class Glide(ModelSet):
 
     def _run_stage(self, role: str, request: Request, conditions: Conditions) -> Samples:
         settings = self.settings(role, **request.settings)
-        images = self.stage(role).sample(
+        guided = bool(settings.clip_guidance_scale)
+        stage, clip = self.guided_stage(role) if guided else (self.stage(role), None)
+        images = stage.sample(
             request.prompts,
             request.seeds,
             settings,
             conditions,
-            clip=self.clip if settings.clip_guidance_scale else None,
+            clip=clip,
             negative_prompt=request.negative_prompt,
             strength=request.strength,
             batch_size=request.batch_size,
@@ -305,7 +323,7 @@ class Glide(ModelSet):
     def _best(self, samples: Samples, n: int, keep: int) -> Samples:
         """The `keep` images with the highest CLIP scores of each prompt's n, best first."""
         scores = self.rank(samples, samples.prompts).reshape(-1, n)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+        order = best_first(scores)[:, :keep]
         best = (order + n * np.arange(len(scores))[:, None]).ravel().tolist()
         return Samples(
             samples.images[best],

@@ -132,6 +132,21 @@ def as_mask(mask: Any, name: str = "known") -> Bool[np.ndarray, "h w"]:
     return levels != 0
 
 
+def inpainted_image(image: Any, known: Any) -> dict[str, np.ndarray]:
+    """The image to inpaint and the mask of its known pixels, as fields of `Request`.
+
+    Raises:
+        UserError: see `as_image` and `as_mask`; or their sizes differ.
+    """
+    pixels, mask = as_image(image), as_mask(known)
+    if pixels.shape[:2] != mask.shape:
+        raise UserError(
+            f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, but the image is "
+            f"{pixels.shape[1]} x {pixels.shape[0]}"
+        )
+    return {"image": pixels, "known": mask}
+
+
 def _array(value: Any, name: str) -> np.ndarray:
     """An array of the user, on the host. Raises UserError if it is none, or is empty."""
     try:
