@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-beam test-tpu lint clean
+.PHONY: demo test test-slow test-all test-beam test-tpu bench lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,11 @@ test-beam: $(VENV)-beam/.installed
 test-tpu: $(VENV)-tpu/.installed
 	$(VENV)-tpu/bin/python -m pytest tests/test_plan.py tests/test_tpu_attention.py
 
+# This project's speed against PyTorch's. On a machine without a GPU, PyTorch's smaller build is
+# enough: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make bench
+bench: $(VENV)-bench/.installed
+	$(VENV)-bench/bin/python -m benchmarks.against_torch
+
 $(VENV)-%/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/pip install --quiet --upgrade pip
@@ -60,4 +65,4 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-tpu out .compiled *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-tpu $(VENV)-bench out .compiled *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
