@@ -107,7 +107,7 @@ def programs(
     length = config.model.text.length
     batch = sharding.to_devices(
         {
-            "image": rng.uniform(-1, 1, (b, px, px, 3)).astype(np.float32),
+            "image": rng.integers(0, 256, (b, px, px, 3), np.uint8),
             "tokens": rng.integers(0, 512, (b, length)).astype(np.int32),
             "token_mask": rng.random((b, length)) < 0.5,
         },  # type: ignore[typeddict-item]

@@ -37,13 +37,14 @@ sharding rules, checkpoints and conversion share this flat dict and its names.""
 
 
 class Batch(TypedDict):
-    """The loader's output and the train step's input."""
+    """The loader's output and the train step's input. Images are converted in the step."""
 
-    image: Float[Array, "b h w 3"]
+    image: UInt8[Array, "b h w 3"]
+    """8-bit levels in 0..255."""
     tokens: Int[Array, "b l"]
     token_mask: Bool[Array, "b l"]
-    mask: NotRequired[Float[Array, "b h w 1"]]
-    """Inpainting only: 1 for known pixels, 0 for pixels to generate."""
+    mask: NotRequired[Bool[Array, "b h w 1"]]
+    """Inpainting only: True for known pixels, False for pixels to generate."""
     clip_tokens: NotRequired[Int[Array, "b l2"]]
     """Auxiliary CLIP loss only: the captions in the CLIP model's own tokens."""
     clip_token_mask: NotRequired[Bool[Array, "b l2"]]

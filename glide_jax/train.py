@@ -23,7 +23,7 @@ from glide_jax.data.mixture import parts_of
 from glide_jax.data.sources import open_source
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.parallel import sharding
-from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined, require_same
+from glide_jax.parallel.launch import Launch, LaunchFlags, joined, require_same
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fine_tune import starting_params, with_starting_sizes
@@ -36,14 +36,15 @@ from glide_jax.storage import AnyPath
 from glide_jax.training.build import make_objective, require_startable, tokenizer_of
 from glide_jax.training.flops import utilization_flops
 from glide_jax.training.logging import RunLog
-from glide_jax.training.optim import learning_rate
+from glide_jax.training.pending import PendingMetrics, StepReport
 from glide_jax.training.preview import Preview
-from glide_jax.training.profiling import Profile, ProfileFlags, peak_memory
+from glide_jax.training.profiling import Profile, ProfileFlags
 from glide_jax.training.reports import (
     report_end,
     report_samples,
     report_start,
     report_validation,
+    report_window,
 )
 from glide_jax.training.step import Trainer
 from glide_jax.training.stop import StopRequest
@@ -104,14 +105,16 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
         "process_count": jax.process_count(),
         "clip_tokenizer": clip and clip.tokenize,
     }
-    loader = Loader(source, run.tokenizer, config, **share, state=resumed["loader"])
+    place = partial(sharding.to_devices, mesh=mesh)
+    loader = Loader(source, run.tokenizer, config, **share, state=resumed["loader"], place=place)
     validator = Validator.open(run, trainer, mesh, held_out, **share)
     preview = Preview.open(run, held_out) if group.lead else None
     flops = utilization_flops(objective, config, clip.config if clip else None)
     with RunLog(run, int(state.step), profile, resumed["log"], **flops, lead=group.lead) as log:
         report_start(log, run, trainer, source, int(state.step), starts_from)
         parts = Parts(run, mesh, trainer, checkpoints, loader, validator, preview, log)
-        step = loop(parts, state)
+        with StopRequest(log.say, group, int(state.step)) as stop, checkpoints, loader:
+            step = loop(parts, state, stop)
     report_end(log, run, step)
 
 
@@ -130,50 +133,43 @@ class Parts:
     log: RunLog
 
 
-def loop(parts: Parts, state: TrainState) -> int:
+def loop(parts: Parts, state: TrainState, stop: StopRequest) -> int:
     """Trains until the last step or a request to stop. Returns the step of the last checkpoint."""
-    with StopRequest(parts.log.say) as stop, parts.checkpoints, parts.loader:
-        return take_steps(parts, state, stop)
-
-
-def take_steps(parts: Parts, state: TrainState, stop: StopRequest) -> int:
-    """The steps of `loop`, and the last checkpoint. Returns its step."""
     settings, log = parts.run.config.train, parts.log
-    samples = not isinstance(parts.run.config.model, ClipConfig)
+    is_clip = isinstance(parts.run.config.model, ClipConfig)
     first = step = int(state.step)
+    pending = PendingMetrics(parts.mesh.devices.flat[0].platform)
     stopping = False
     while step < settings.steps and not stopping:
-        stop.step = step + 1
-        log.before_step()
+        log.before_step(state)
         started = perf_counter()
-        batch = sharding.to_devices(next(parts.loader), parts.mesh)
+        batch = next(parts.loader)
         wait_s = perf_counter() - started
         if step == first:
             log.say(f"step {step + 1:,}: compiling, which takes minutes for a large model")
             started = perf_counter()
         state, metrics = parts.trainer.step(state, batch)
         step += 1
-        # Waits for the step: two at a time, with collectives between CPU devices, can deadlock.
-        values = {name: float(value) for name, value in metrics.items()}
-        log.step(values, wait_s)
-        if step == first + 1:
-            log.say(f"step {step:,}: compiled and computed in {perf_counter() - started:.0f} s")
-            log.restart_clock()
-        stopping = any_process(stop.requested)
+        pending.add(step, metrics, wait_s)
+        stopping = stop.after(step)
 
-        if values["skipped_in_a_row"] >= settings.max_bad_steps:
-            raise UserError(
-                f"step {step}: loss or gradient was not finite in {settings.max_bad_steps} steps "
-                "in a row; lower optim.learning_rate and start again: "
-                f"{parts.run.path} {parts.checkpoints.kept()}"
-            )
-        if due(step, settings.log_every_steps) or step == settings.steps:
-            log_window(parts, step, int(values["skipped"]))
-        if due(step, settings.checkpoint_every_steps):
+        # The host waits for this step only if it then uses the state.
+        saves = due(step, settings.checkpoint_every_steps)
+        validates = due(step, settings.validate_every_steps)
+        samples = not is_clip and due(step, settings.sample_every_steps)
+        ends = stopping or step == settings.steps
+        waits = saves or validates or samples or ends or step == first + 1
+        for report in pending.read(last=waits):
+            log.step(report.metrics, report.wait_s)
+            if report.step == first + 1:
+                log.say(f"step {step:,}: compiled and computed in {perf_counter() - started:.0f} s")
+                log.restart_clock()
+            after_step(parts, report)
+        if saves:
             save(parts, state)
-        if parts.validator is not None and due(step, settings.validate_every_steps):
+        if validates and parts.validator is not None:
             report_validation(log, parts.validator, state)
-        if samples and due(step, settings.sample_every_steps):
+        if samples:
             report_samples(log, parts.preview, state)
 
     if parts.checkpoints.latest_step != step:
@@ -192,16 +188,17 @@ def save(parts: Parts, state: TrainState) -> None:
     parts.checkpoints.save(state, {"loader": parts.loader.state(), "log": parts.log.state()})
 
 
-def log_window(parts: Parts, step: int, skipped: int) -> None:
-    """Logs the steps since the last call; the optimizer has not counted the skipped ones."""
-    optim = parts.run.config.optim
-    parts.log.write_window(
-        step,
-        learning_rate=float(learning_rate(optim)(max(step - 1 - skipped, 0))),
-        truncated_captions=parts.run.tokenizer.truncated,
-        bad_records=parts.loader.bad_records,
-        **peak_memory(),
-    )
+def after_step(parts: Parts, report: StepReport) -> None:
+    """Logs the last steps if a line is due. Raises UserError after too many bad steps in a row."""
+    settings, step = parts.run.config.train, report.step
+    if report.metrics["skipped_in_a_row"] >= settings.max_bad_steps:
+        raise UserError(
+            f"step {step}: loss or gradient was not finite in {settings.max_bad_steps} steps "
+            "in a row; lower optim.learning_rate and start again: "
+            f"{parts.run.path} {parts.checkpoints.kept()}"
+        )
+    if due(step, settings.log_every_steps) or step == settings.steps:
+        report_window(parts.log, parts.run, report, parts.loader.bad_records)
 
 
 @dataclass(frozen=True, kw_only=True)

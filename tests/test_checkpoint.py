@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers.kill_while_saving import SIZE, state_of
 from helpers.tiny import get_config
@@ -21,7 +22,7 @@ from helpers.tiny import get_config
 from glide_jax import UserError
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.runs.checkpoint import Checkpoints
-from glide_jax.runs.fingerprint import fingerprints
+from glide_jax.runs.fingerprint import _fingerprints, fingerprints
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import saved_steps
 
@@ -86,6 +87,17 @@ def test_a_fingerprint_depends_on_every_bit_and_not_on_the_sharding():
     for kind in ("int32", "bfloat16", "uint8", "bool"):
         y = jnp.arange(3).astype(kind)
         assert fingerprints({"x": y}) != fingerprints({"x": y[::-1]})
+
+
+def test_parameters_ema_and_moments_have_one_program_for_their_fingerprints():
+    params = {name: jnp.full((3, size), size) for name, size in (("a", 5), ("b", 6), ("c", 7))}
+    moments = optax.adam(0.1).init(params)
+    compiled = _fingerprints._cache_size()
+    found = fingerprints({"params": params, "ema": dict(params), "optimizer": moments})
+    assert _fingerprints._cache_size() == compiled + 2  # the other one is of optax's counter
+    names = [f"{part}/{name}" for part in ("ema", "params") for name in params]
+    assert [name for name in found if name in names] == names
+    assert found["ema/a"] == found["params/a"] == fingerprints({"a": np.asarray(params["a"])})["a"]
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])

@@ -28,7 +28,7 @@ def batch():
     """Eight different images and captions."""
     rng = np.random.default_rng(0)
     return {
-        "image": rng.uniform(-1, 1, (B, 8, 8, 3)).astype(np.float32),
+        "image": rng.integers(0, 256, (B, 8, 8, 3), np.uint8),
         "tokens": rng.integers(0, 500, (B, 8)).astype(np.int32),
         "token_mask": np.arange(8)[None] < rng.integers(3, 8, (B, 1)),
     }

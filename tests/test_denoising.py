@@ -28,12 +28,12 @@ def a_batch(config, px=None):
     px = px or config.model.resolution_px
     length = config.model.text.length
     batch = {
-        "image": rng.uniform(-1, 1, (B, px, px, 3)).astype(np.float32),
+        "image": rng.integers(0, 256, (B, px, px, 3), np.uint8),
         "tokens": rng.integers(0, 300, (B, length)).astype(np.int32),
         "token_mask": rng.random((B, length)) < 0.7,
     }
     if config.model.inpaint:
-        batch["mask"] = (rng.random((B, px, px, 1)) < 0.5).astype(np.float32)
+        batch["mask"] = rng.random((B, px, px, 1)) < 0.5
     return jax.tree.map(jnp.asarray, batch)
 
 
@@ -74,8 +74,9 @@ def test_an_upsampler_that_corrects_starts_from_the_low_resolution_image():
     objective = Denoising(config)
     batch = a_batch(config)
     px = config.model.resolution_px
-    small = jax.image.resize(batch["image"], (B, px // 2, px // 2, 3), "linear")
-    smooth = batch | {"image": jax.image.resize(small, (B, px, px, 3), "bilinear")}
+    small = jax.image.resize(batch["image"].astype(jnp.float32), (B, px // 2, px // 2, 3), "linear")
+    large = jax.image.resize(small, (B, px, px, 3), "bilinear")
+    smooth = batch | {"image": jnp.round(large).astype(jnp.uint8)}
     params = objective.network.init(seed=0)
     validate = jax.jit(objective.validate)
     rough, smooth = (validate(params, {}, b, jax.random.key(0)) for b in (batch, smooth))

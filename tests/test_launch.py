@@ -131,7 +131,9 @@ def test_with_processes_found_by_jax_the_lead_listens_on_one_interface():
 
 WAITING = """
 import os, time, tyro
-from glide_jax.parallel.launch import Launch, LaunchFlags, any_process, joined
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from glide_jax.parallel.launch import Launch, LaunchFlags, joined
 def last_step():
     time.sleep(1)  # as a bucket may
     return 40
@@ -139,7 +141,7 @@ with joined(Launch.of(tyro.cli(LaunchFlags), os.environ), last_step) as group:
     group.barrier()
     print("here", flush=True)
     while True:
-        any_process(False)
+        process_allgather(np.array(False))
 """
 
 

@@ -76,11 +76,10 @@ def test_a_batch_has_the_promised_shapes(source: FolderSource) -> None:
         batch = next(loader)
     shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
     assert shapes == {
-        "image": ((6, 8, 8, 3), np.float32),
+        "image": ((6, 8, 8, 3), np.uint8),
         "tokens": ((6, 8), np.int32),
         "token_mask": ((6, 8), np.bool_),
     }
-    assert -1 <= batch["image"].min() <= batch["image"].max() <= 1
 
 
 def test_captions_belong_to_their_images(source: FolderSource) -> None:
@@ -304,8 +303,8 @@ def test_inpainting_batches_have_masks_and_their_location_in_captions(source: Fo
     settings = with_model(config(masks=masks, caption_dropout=0.0), inpaint=True)
     with Loader(source, TOKENIZER, settings) as loader:
         first, second = (next(loader) for _ in range(2))
-    assert first["mask"].shape == (8, 8, 8, 1) and first["mask"].dtype == np.float32
-    assert set(np.unique(first["mask"])) == {0, 1}
+    assert first["mask"].shape == (8, 8, 8, 1) and first["mask"].dtype == np.bool_
+    assert 0 < first["mask"].mean() < 1
     assert (first["mask"] != second["mask"]).any()
     again = [validation_examples(source, settings, 2) for _ in range(2)]
     np.testing.assert_array_equal(*([example.mask for example in found] for found in again))

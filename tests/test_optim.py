@@ -1,14 +1,16 @@
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny
 from helpers.unread_source import UnreadSource
+from optax.tree_utils import tree_get
 
 from glide_jax import UserError
 from glide_jax.config import OptimConfig
 from glide_jax.training.build import require_startable
-from glide_jax.training.optim import learning_rate
+from glide_jax.training.optim import learning_rate, optimizer
 
 
 def test_learning_rate_warms_up_and_decays():
@@ -53,3 +55,20 @@ def test_steps_with_a_learning_rate_of_zero_are_refused():
         UserError, match=r"train.steps \(240\) is beyond .* --optim.decay-steps 240"
     ):
         require_startable(with_decay(200), source, 8)
+
+
+def test_the_first_moment_can_be_bfloat16():
+    params = {"a.kernel": jnp.full((4, 4), 0.5), "a.bias": jnp.zeros(4)}
+    grads = {name: jnp.full_like(x, 0.3) for name, x in params.items()}
+    updates = {}
+    for dtype in ("float32", "bfloat16"):
+        config = OptimConfig(first_moment_dtype=dtype, warmup_steps=0)
+        transform = optimizer(config, dict.fromkeys(params, True))
+        state = transform.init(params)
+        for _ in range(3):
+            updates[dtype], state = transform.update(grads, state, params)
+        for name, of in (("mu", dtype), ("nu", "float32")):
+            assert {str(x.dtype) for x in tree_get(state, name).values()} == {of}
+    for name, exact in updates["float32"].items():
+        assert updates["bfloat16"][name].dtype == jnp.float32
+        np.testing.assert_allclose(updates["bfloat16"][name], exact, rtol=0.01)

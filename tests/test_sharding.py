@@ -43,11 +43,13 @@ def gradient(config, mesh):
     rng = np.random.default_rng(0)
 
     def some(shape):
+        if shape.dtype == jnp.bool_ and len(shape.shape) == 4:
+            return rng.random(shape.shape) < 0.5  # of inpainting
         if shape.dtype == jnp.bool_:
             return np.arange(shape.shape[1])[None] < rng.integers(2, 8, (shape.shape[0], 1))
         if shape.dtype == jnp.int32:
             return rng.integers(0, 300, shape.shape).astype(np.int32)
-        return rng.uniform(-1, 1, shape.shape).astype(np.float32)
+        return rng.integers(0, 256, shape.shape, np.uint8)
 
     batch = jax.tree.map(some, abstract_batch(config))
     trainer = Trainer(config, make_objective(config), mesh)

@@ -26,7 +26,7 @@ def with_train(**changes):
 def batch():
     rng = np.random.default_rng(0)
     return {
-        "image": rng.uniform(-1, 1, (8, 8, 8, 3)).astype(np.float32),
+        "image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8),
         "tokens": rng.integers(0, 300, (8, 8)).astype(np.int32),
         "token_mask": rng.random((8, 8)) < 0.7,
     }
@@ -94,14 +94,16 @@ def test_a_bfloat16_step_has_the_float32_gradient_up_to_its_rounding(params, bat
 
 def test_a_step_that_is_not_finite_changes_only_its_counters(trainer, batch):
     state = trainer.init()
-    before = jax.device_get(state)
-    bad = dict(batch, image=np.full_like(batch["image"], np.nan))
-    state, metrics = trainer.step(state, bad)
+    name, kernel = next((n, x) for n, x in state.params.items() if n.endswith(".kernel"))
+    bad = dataclasses.replace(state, params=state.params | {name: jnp.full_like(kernel, jnp.nan)})
+    before = jax.device_get(bad)
+    state, metrics = trainer.step(bad, batch)
     assert not np.isfinite(metrics["loss"])
     for name in ("params", "ema", "opt_state"):
         after = jax.device_get(getattr(state, name))
         jax.tree.map(np.testing.assert_array_equal, getattr(before, name), after)
     assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (1, 1, 1)
+    state = dataclasses.replace(state, params=trainer.init().params)
     state, metrics = trainer.step(state, batch)
     assert np.isfinite(metrics["loss"])
     assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (2, 1, 0)

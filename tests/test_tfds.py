@@ -19,7 +19,7 @@ from glide_jax.config import DataConfig, Tfds
 from glide_jax.data.records import BadRecordError, Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.tfds import feature_kind, features_of, provide_tensorflow_types
-from glide_jax.data.transforms import load_pixels, to_float
+from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
 
 COUNTS = {"train": 12, "test": 3}
@@ -95,7 +95,7 @@ def test_a_tfds_data_set_is_prepared_and_read(data_dir: str) -> None:
     record = source[5]
     assert record.captions == source.captions(5) == ("number 5",)
     assert record.name == "numbered_captions/1.0.0 train record 5"
-    assert numbers(to_float(load_pixels(record.image, 8))[None]) == [5]
+    assert numbers(load_pixels(record.image, 8)[None]) == [5]
     assert len(open_tfds(data_dir, "test")) == COUNTS["test"]
     assert open_tfds(data_dir, "train[50%:]")[0].captions == ("number 6",)
     assert "tensorflow" not in sys.modules
@@ -122,7 +122,7 @@ def test_a_pattern_selects_captions_and_their_images(data_dir: str) -> None:
     source = open_tfds(data_dir, **pattern, max_bad_fraction=0.5)
     assert len(source) == 3
     assert source[1].captions == source.captions(1) == ("two 5",)
-    assert numbers(to_float(load_pixels(source[1].image, 8))[None]) == [5]
+    assert numbers(load_pixels(source[1].image, 8)[None]) == [5]
     with pytest.raises(UserError, match="4 of 12 records cannot be used"):
         open_tfds(data_dir, **pattern, max_bad_fraction=0.1)
     with pytest.raises(UserError, match=r"no caption matches data.caption_pattern 'seven'"):

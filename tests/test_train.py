@@ -139,8 +139,7 @@ def test_the_first_stop_request_is_recorded_and_the_second_one_interrupts(number
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         said = queue.Queue()
-        with StopRequest(said.put) as stop:
-            stop.step = 36
+        with StopRequest(said.put, step=35) as stop:
             assert not stop.requested
             signal.raise_signal(number)
             assert stop.requested
@@ -225,6 +224,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(trained_run, monkeypa
     ("flags", "line"),
     [
         (("--model.unet.channels", "64"), "model.unet.channels is 64, but the run in"),
+        (("--optim.first-moment-dtype", "bfloat16"), "optim.first_moment_dtype is bfloat16, but"),
         (("--diffusion.schedule", "linear"), "diffusion.schedule is linear, but the run in"),
         (("--model.unet.channels", "33"), "model.unet.channels (33) must be divisible by 32"),
         (("--data.source", "folder", "nowhere"), "nowhere"),

@@ -4,6 +4,7 @@ import io
 import struct
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -40,11 +41,12 @@ def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
 R, G, B, W = (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)
 
 
-def test_to_float_spans_minus_one_to_one() -> None:
-    image = to_float(np.array([[[[0, 255, 51]]]], np.uint8))
-    assert image.dtype == np.float32
-    np.testing.assert_allclose(image, [[[[-1, 1, -0.6]]]], atol=1e-7)
-    assert image[..., 1] == 1
+def test_to_float_divides_exactly_on_the_host_and_in_a_program() -> None:
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    expected = levels.astype(np.float32) / np.float32(127.5) - 1
+    assert expected.dtype == np.float32 and expected.min() == -1 and expected.max() == 1
+    for image in (to_float(levels), jax.jit(to_float)(levels)):
+        np.testing.assert_array_equal(image, expected, strict=True)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
+from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import Bool, Int32, UInt8
 
 from glide_jax.config import ClipConfig, Config, ModelConfig
@@ -21,13 +22,16 @@ from glide_jax.data.masks import random_mask, with_place
 from glide_jax.data.mixture import MixtureSource, in_proportion, parts_of
 from glide_jax.data.records import Record, RecordReader, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.data.transforms import load_pixels, to_float
+from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch
 
 INDEX_SHUFFLE_RECORDS = 5000
 """Smaller sources use a stored permutation per epoch. Grain's index shuffle stores nothing but is
 slow for few records: 1 ms per example for 20 records."""
+
+DEVICE_BATCHES = 1
+"""Batches on the devices that wait for their step, beside the one that is being copied."""
 
 ClipCaptions = Callable[[Sequence[str]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
 """Maps captions to a CLIP model's tokens and their mask."""
@@ -49,7 +53,8 @@ class Loader(Iterator[Batch]):
     An example has one of its record's captions, or the empty caption with probability
     data.caption_dropout. An epoch has each record once, except for replacements of broken records.
     For a CLIP, no batch has a record twice: see `distinct_in_batches`.
-    Call `close` or use the loader as a context manager to stop its threads.
+    Batches are placed on devices while the steps before them compute. Call `close` or use the
+    loader as a context manager to stop its threads.
 
     Args:
         source: at least one record. Batches larger than the source repeat records; a CLIP's must
@@ -60,6 +65,7 @@ class Loader(Iterator[Batch]):
         process_count: number of processes that share a batch.
         clip_tokenizer: tokenizer of an auxiliary CLIP loss, see `Batch`.
         state: state of an earlier loader to continue from.
+        place: converts NumPy batches to arrays on devices, in a thread. None: none.
 
     Raises:
         UserError: the batch size is not divisible by process_count. During iteration: too many
@@ -76,6 +82,7 @@ class Loader(Iterator[Batch]):
         process_count: int = 1,
         clip_tokenizer: ClipCaptions | None = None,
         state: dict[str, int] | None = None,
+        place: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self._config = config
         self._readers = [
@@ -94,7 +101,7 @@ class Loader(Iterator[Batch]):
         batches = self._examples(source, config.train.seed)[self._past :].batch(
             own_examples, drop_remainder=True, batch_fn=collate
         )[process_index::process_count]
-        self._iterator = _prefetched(batches, config)
+        self._iterator = _prefetched(batches, config, place)
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
@@ -228,11 +235,11 @@ def collated(
     """A process's part of a batch."""
     captions = [example.caption for example in examples]
     tokens, token_mask = tokenizer.encode(captions, config.model.text.length)
-    image = to_float(np.stack([example.pixels for example in examples]))
+    image = np.stack([example.pixels for example in examples])
     batch = {"image": image, "tokens": tokens, "token_mask": token_mask}
     masks = [example.mask for example in examples if example.mask is not None]
     if masks:
-        batch["mask"] = np.stack(masks).astype(np.float32)
+        batch["mask"] = np.stack(masks)
     if clip_tokenizer is not None:
         tokens, token_mask = clip_tokenizer(captions)
         batch |= {"clip_tokens": tokens, "clip_token_mask": token_mask}
@@ -240,12 +247,13 @@ def collated(
     return cast(Batch, batch)
 
 
-def _prefetched(batches: Any, config: Config) -> Any:
+def _prefetched(batches: Any, config: Config, place: Callable[[Batch], Batch] | None) -> Any:
     """A grain iterator that prefetches in threads. `next` raises their errors."""
     # Each thread makes a complete batch: passing single examples costs as much as making them.
     threads = config.data.loader_threads
-    return iter(
-        batches.to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-        )
+    batches = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     )
+    if place is not None:
+        batches = ThreadPrefetchIterDataset(batches.map(place), prefetch_buffer_size=DEVICE_BATCHES)
+    return iter(batches)

@@ -181,13 +181,6 @@ def _located(launch: Launch) -> tuple[Launch, socket.socket | None]:
     return dataclasses.replace(launch, coordinator=address, **numbers), listener
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag of any process is set. All processes must call it."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
-
-
 def require_same(group: ProcessGroup, config: Config, images: int) -> None:
     """Checks that all processes have the same settings, versions and data.
 

@@ -199,8 +199,9 @@ def search(
     """
     devices = topology_devices(topology)
     chips, chip = len(devices), known_chip(devices[0])
-    # Parameters, EMA, two moments and a gradient, in float32.
-    state_bytes = 20 * make_objective(config).network.parameter_count
+    # Parameters, EMA, a gradient and the second moment in float32, and the first moment.
+    each = 16 + jnp.dtype(config.optim.first_moment_dtype).itemsize
+    state_bytes = each * make_objective(config).network.parameter_count
     meshes = [2**i for i in range(chips.bit_length()) if chips % 2**i == 0]
     made = 0
     for remat, micro_batches in SEARCHED:

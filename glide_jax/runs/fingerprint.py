@@ -15,14 +15,22 @@ import jax.numpy as jnp
 def fingerprints(tree: Any) -> dict[str, int]:
     """The fingerprint of every array in a tree, by path. Elements have 32, 16 or 8 bits.
 
-    Arrays are processed one at a time: on CPU devices, collectives of concurrent programs can
-    deadlock.
+    One program serves a flat dict of arrays: parameters, EMA and moments share it. Each call is
+    waited for: on CPU devices, collectives of concurrent programs can deadlock.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): int(_fingerprint(leaf))
-        for path, leaf in leaves
-    }
+    parts = jax.tree.leaves(tree, is_leaf=_on_devices)
+    found = [jax.device_get(_fingerprints(part)) for part in parts]
+    return {name: int(x) for name, x in zip(named(tree), jax.tree.leaves(found), strict=True)}
+
+
+def _on_devices(tree: Any) -> bool:
+    """Whether a tree is a flat dict of device arrays. Host arrays are copied there one by one."""
+    return isinstance(tree, dict) and all(isinstance(x, jax.Array) for x in tree.values())
+
+
+@jax.jit
+def _fingerprints(tree: Any) -> Any:
+    return jax.tree.map(_fingerprint, tree)
 
 
 @jax.jit

@@ -234,7 +234,7 @@ def _require_resumable(folder: AnyPath, config: Config) -> None:
     if not saved:
         return
     before = Config.load(folder / CONFIG)
-    for part in ("model", "diffusion", "train.trainable"):
+    for part in ("model", "diffusion", "train.trainable", "optim.first_moment_dtype"):
         old, new = (operator.attrgetter(part)(c) for c in (before, config))
         difference = _first_difference(old, new, part)
         if difference is not None:

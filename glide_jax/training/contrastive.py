@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.config import Config
+from glide_jax.data.transforms import to_float
 from glide_jax.diffusion import timestep_sampling
 from glide_jax.diffusion.process import q_sample
 from glide_jax.diffusion.schedule import Schedule
@@ -16,7 +17,7 @@ from glide_jax.diffusion.timestep_sampling import LossHistory
 from glide_jax.models.clip import Clip, clip_network
 from glide_jax.models.network import Network
 from glide_jax.models.platform import ANY_PLATFORM, Platform
-from glide_jax.shapes import Batch, Image, Params, TokenMask, Tokens
+from glide_jax.shapes import Batch, Image, Params, Pixels, TokenMask, Tokens
 from glide_jax.training.objective import (
     BatchGradient,
     Validation,
@@ -111,7 +112,8 @@ class Contrastive:
         scale = jnp.minimum(params["logit_scale"], jnp.log(MAX_SCALE))
         return params | {"logit_scale": scale}
 
-    def _noised(self, image: Image, t: Int[Array, "b"], key: PRNGKeyArray) -> Image:
+    def _noised(self, pixels: Pixels, t: Int[Array, "b"], key: PRNGKeyArray) -> Image:
+        image = to_float(pixels)
         if self.timestep_count == 1:
             return image
         return q_sample(self._schedule, image, t, jax.random.normal(key, image.shape))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.config import Config
+from glide_jax.data.transforms import to_float
 from glide_jax.diffusion import timestep_sampling
 from glide_jax.diffusion.loss import HybridLoss, hybrid_loss, min_snr_weights
 from glide_jax.diffusion.parameterization import Parameterization
@@ -188,9 +189,11 @@ class Denoising:
         dropout_key: PRNGKeyArray | None,
         platform: Platform,
     ) -> _Losses:
-        image = batch["image"]  # (b, h, w, 3)
+        image = to_float(batch["image"])  # (b, h, w, 3)
         x_t = q_sample(self.schedule, image, draws.t, draws.eps)
-        parameterization, out = self._predict(params, batch, x_t, draws, dropout_key, platform)
+        parameterization, out = self._predict(
+            params, batch, image, x_t, draws, dropout_key, platform
+        )
         hybrid = hybrid_loss(parameterization, image, draws.t, draws.eps, x_t, out, self._weights)
         if self._clip is None:
             return _Losses(hybrid.loss, hybrid, None)
@@ -205,6 +208,7 @@ class Denoising:
         self,
         params: Params,
         batch: Batch,
+        image: Image,
         x_t: Image,
         draws: _Draws,
         dropout_key: PRNGKeyArray | None,
@@ -212,12 +216,12 @@ class Denoising:
     ) -> tuple[Parameterization, ModelOutput]:
         """The network's output for x_t, conditioned on the batch, and its parameterization."""
         model, inpaint = self.network.bind(params, platform), self.model.inpaint
-        low_res, low_res_t = self._low_res(batch["image"], draws.low_res)
+        low_res, low_res_t = self._low_res(image, draws.low_res)
         text = model.encode_text(batch["tokens"], batch["token_mask"], low_res_t)
         condition = model.condition(
             low_res,
-            known=batch["image"] if inpaint else None,
-            mask=batch["mask"] if inpaint else None,
+            known=image if inpaint else None,
+            mask=batch["mask"].astype(jnp.float32) if inpaint else None,
         )
         diffusion = self.config.diffusion
         guess = model.upsampled_low_res(condition) if diffusion.low_res_std else None

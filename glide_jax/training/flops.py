@@ -25,12 +25,12 @@ def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
     px = config.data.low_res.crop_px or config.model.resolution_px
     shape = jax.ShapeDtypeStruct
     batch: Any = {
-        "image": shape((b, px, px, 3), jnp.float32),
+        "image": shape((b, px, px, 3), jnp.uint8),
         "tokens": shape((b, l), jnp.int32),
         "token_mask": shape((b, l), jnp.bool_),
     }
     if not isinstance(config.model, ClipConfig) and config.model.inpaint:
-        batch["mask"] = shape((b, px, px, 1), jnp.float32)
+        batch["mask"] = shape((b, px, px, 1), jnp.bool_)
     if clip is not None:
         batch["clip_tokens"] = shape((b, clip.text.length), jnp.int32)
         batch["clip_token_mask"] = shape((b, clip.text.length), jnp.bool_)

@@ -99,10 +99,10 @@ class RunLog:
     ) -> None:
         self.close()
 
-    def before_step(self) -> None:
-        """Starts or ends the profile if a step of its range is next."""
+    def before_step(self, state: Any) -> None:
+        """Starts or ends the profile if a step of its range is next, once `state` is computed."""
         with self._writing(PROFILE):
-            if self._profile.before_step(self._files.path / PROFILE):
+            if self._profile.before_step(self._files.path / PROFILE, state):
                 self.copy()
                 self._say_profile()
 

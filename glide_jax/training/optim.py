@@ -37,6 +37,7 @@ def optimizer(config: OptimConfig, trained: Mapping[str, bool]) -> optax.Gradien
         optax.adamw(
             learning_rate(config),
             b1=config.b1,
+            mu_dtype=config.first_moment_dtype,
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -50,16 +51,19 @@ class Profile:
             )
         return cls(int(match[1]), int(match[2]))
 
-    def before_step(self, folder: Path) -> bool:
+    def before_step(self, folder: Path, state: Any = None) -> bool:
         """Starts or ends the profile if its first or last step is next; call it before each step.
 
         Args:
             folder: where the profile is written.
+            state: of the steps before, which are waited for: they are computed in the background.
 
         Returns:
             Whether a profile was written.
         """
         step, self._steps = self._steps, self._steps + 1
+        if step in (self._first, self._last):
+            jax.block_until_ready(state)
         if step == self._first:
             jax.profiler.start_trace(str(folder))
             self._running = True

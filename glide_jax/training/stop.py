@@ -1,11 +1,22 @@
-"""Requests to stop a run: Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes."""
+"""Requests to stop a run: Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes.
+
+All processes stop after the same step. They compare their requests over the connections of the
+process group, which no device waits for, after steps that they agree on in advance: after every
+step at first, then at intervals of about AGREE_EVERY_S seconds.
+"""
 
 import os
 import signal
 import threading
 from collections.abc import Callable
+from time import perf_counter
 from types import TracebackType
 from typing import Any
+
+from glide_jax.parallel.process_group import ProcessGroup
+
+AGREE_EVERY_S = 2.0
+"""Seconds between comparisons; a preempted machine may have no more than 30."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -21,13 +32,35 @@ class StopRequest:
 
     Args:
         say: prints a line.
+        group: the processes of the run.
+        step: steps already taken.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, say: Callable[[str], None], group: ProcessGroup | None = None, step: int = 0
+    ) -> None:
         self.requested = False
-        self.step = 0
-        """The step that is computed now."""
+        self.step = step + 1
+        """The next step after which the run can stop."""
         self._say = say
+        self._group = group or ProcessGroup()
+        self._compared = step, perf_counter()
+
+    def after(self, step: int) -> bool:
+        """Whether the run stops after this step. All processes must call it after every step."""
+        if step < self.step:
+            return False
+        if self._group.count == 1:
+            self.step = step + 1
+            return self.requested
+        (last_step, last_s), now_s = self._compared, perf_counter()
+        steps = step - last_step
+        answers = self._group.gather([self.requested, (now_s - last_s) / steps])
+        slowest_s = max(step_s for _, step_s in answers)
+        # At most twice the last interval: the first steps may only have been dispatched.
+        self.step = step + max(1, min(2 * steps, int(AGREE_EVERY_S / slowest_s)))
+        self._compared = step, perf_counter()
+        return any(requested for requested, _ in answers)
 
     def __enter__(self) -> "StopRequest":
         self._before: dict[int, Any] = {

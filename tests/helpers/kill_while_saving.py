@@ -28,11 +28,12 @@ SIZE = 300_000
 def state_of(step: int) -> TrainState:
     numbers = np.random.default_rng(step).standard_normal(SIZE, np.float32)
     params = {"w": jnp.asarray(numbers), "b": jnp.arange(7) + jnp.float32(step)}
+    opt_state = optax.adam(0.1, mu_dtype="bfloat16").init(params)
     return TrainState(
         step=jnp.int32(step),
         params=params,
         ema=params,
-        opt_state=optax.adam(0.1).init(params),
+        opt_state=jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), opt_state),
         skipped=jnp.int32(0),
         skipped_in_a_row=jnp.int32(0),
         history=None,

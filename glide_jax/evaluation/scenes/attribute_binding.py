@@ -21,7 +21,7 @@ from glide_jax.cli import keep_compiled_programs, parse_flags
 from glide_jax.config.bounds import SEED
 from glide_jax.data.scenes.graph import RELATED, Scene, make, phrase
 from glide_jax.data.scenes.workers import encoded_scene
-from glide_jax.data.transforms import load_pixels, to_float
+from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.scenes.flags import SCENES, SplitFlags, require_scenes
 from glide_jax.runs.folder import Run
@@ -136,7 +136,7 @@ def measure(
         for name, captioned in ({"true": caption} | WRONG).items():
             texts = [captioned(scene) for scene in scenes]
             tokens, token_mask = run.tokenizer.encode(texts, config.denoiser.text.length)
-            batch = {"image": to_float(images), "tokens": tokens, "token_mask": token_mask}
+            batch = {"image": images, "tokens": tokens, "token_mask": token_mask}
             result = jax.device_get(validate(params, {}, jax.tree.map(jnp.asarray, batch), key))
             losses["t"], losses[name] = result.t[: len(part)], result.values["loss"][: len(part)]
         batches.append(losses)
