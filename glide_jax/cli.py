@@ -5,15 +5,12 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
-
-import jax
 
 from glide_jax.config import AnySource, Config
 from glide_jax.config.bounds import Between, out_of_bounds
@@ -119,19 +116,6 @@ def _failed_line(path: Path, error: Exception) -> str:
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
-
-
-def keep_compiled_programs() -> None:
-    """Caches compiled programs in ~/.cache/glide_jax, for faster starts.
-
-    JAX_COMPILATION_CACHE_DIR names another folder; '' disables the cache, as does a user without a
-    home directory.
-    """
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if given is None:
-        cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        given = "" if cache.startswith("~") else str(Path(cache) / "glide_jax")
-    jax.config.update("jax_compilation_cache_dir", expand_home(given))
 
 
 def parse_flags(

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from glide_jax import Glide, UserError
-from glide_jax.cli import keep_compiled_programs, parse_flags
+from glide_jax.cli import parse_flags
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores, use_cores_to_sample
@@ -225,7 +225,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = args.pop(0) if args and args[0] in COMMANDS else "generate"
     args = join_texts(args, COMMANDS[name])
     command = parse_flags(COMMANDS[name], f"sample.py {name}", args, __doc__)
-    keep_compiled_programs()
     if isinstance(command, Rank):
         rank(command)
     else:

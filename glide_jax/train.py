@@ -16,7 +16,8 @@ from time import perf_counter
 import jax
 from jax.sharding import Mesh
 
-from glide_jax.cli import keep_compiled_programs, parse_command
+from glide_jax.cli import parse_command
+from glide_jax.compilation import keep_compiled_programs
 from glide_jax.config import ClipConfig, Config
 from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import parts_of

@@ -106,26 +106,12 @@ class Paths:
     prompt: str = ""
 
 
-def test_the_home_directory_is_expanded_in_flags_and_caches(monkeypatch):
+def test_the_home_directory_is_expanded_in_flags(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = ["--out=~/x.png", "--samples", "~/y.png", "--prompt", "~/z"]
     found = cli.parse_flags(Paths, "x", given)
     assert found == Paths(Path("/home/me/x.png"), Path("/home/me/y.png"), "~/z")
     assert cli.parse_flags(Paths, "x", []) == Paths()
-    kept = []
-    monkeypatch.setattr(cli.jax.config, "update", lambda name, value: kept.append(value))
-    for variables in ({"JAX_COMPILATION_CACHE_DIR": "~/jax"}, {"XDG_CACHE_HOME": "~/xdg"}, {}):
-        for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        cli.keep_compiled_programs()
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # KeyError: a user without an entry
-    cli.keep_compiled_programs()
-    assert kept.pop() == ""
-    home = "/home/me"
-    assert kept == [f"{home}/jax", f"{home}/xdg/glide_jax", f"{home}/.cache/glide_jax"]
 
 
 def test_arguments_that_are_not_utf8_are_refused():

@@ -11,7 +11,7 @@ import glide_jax
 
 PACKAGE = Path(__file__).parent.parent / "glide_jax"
 FLOORS = (
-    {"errors", "shapes", "storage", "fonts", "images", "config"},
+    {"errors", "shapes", "storage", "fonts", "images", "config", "compilation"},
     {"cli"},
     {"diffusion", "models", "data"},  # which do not know each other
     {"parallel"},
@@ -113,12 +113,17 @@ def test_import_is_quick():
     command = (
         "from time import process_time as now; before = now();"
         "import jax, flax.nnx; between = now(); import glide_jax;"
-        "print(between - before, now() - between); import sys; print(*sys.modules)"
+        "print(between - before, now() - between); import sys; print(*sys.modules);"
+        "print(jax.config.jax_compilation_cache_dir)"
     )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
 
     def import_s() -> tuple[float, float]:
-        done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
-        seconds, modules = done.stdout.splitlines()
+        done = subprocess.run(
+            [sys.executable, "-c", command], capture_output=True, text=True, env=environment
+        )
+        seconds, modules, cache = done.stdout.splitlines()
+        assert cache == "None"  # JAX's settings are changed when models are loaded, not before
         slow = {"tensorflow_datasets", "transformers", "torch", "tyro", "grain", "orbax"}
         assert not slow & set(modules.split())
         theirs, ours = map(float, seconds.split())

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import numpy as np
 
-from glide_jax.cli import ShardingFlags, keep_compiled_programs, parse_flags
+from glide_jax.cli import ShardingFlags, parse_flags
+from glide_jax.compilation import keep_compiled_programs
 from glide_jax.config.bounds import SEED, Between
 from glide_jax.config.diffusion import MAX_DIFFUSION_STEPS
 from glide_jax.data.transforms import to_float

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from PIL import Image
 
-from glide_jax.cli import keep_compiled_programs, parse_flags
+from glide_jax.cli import parse_flags
 from glide_jax.config.bounds import Between
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.evaluation.held_out import held_out_images
@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises UserError."""
     arguments: Arguments = parse_flags(Arguments, "python -m glide_jax.evaluation.upsampling", argv)
     require_file("--out", arguments.out, (".png",))
-    keep_compiled_programs()
     use_all_cores(arguments.batch_size or arguments.n)
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     config = glide.config("upsample")

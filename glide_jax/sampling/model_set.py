@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection
 from typing import Any, TypeVar
 
+from glide_jax.compilation import keep_compiled_programs
 from glide_jax.config import ClipConfig, Config, SampleConfig
 from glide_jax.errors import UserError, shown
 from glide_jax.runs.folder import Run
@@ -50,6 +51,8 @@ class ModelSet:
     ) -> Set:
         """Finds the models in run folders and in folders of run folders.
 
+        Compiled programs are kept between runs, see `keep_compiled_programs`.
+
         Args:
             folders: written by train.py, glide_jax.export or glide_jax.convert; "demo" and
                 "demo/base" name models shipped with the package, see `resolve_run`.
@@ -61,6 +64,7 @@ class ModelSet:
                 number of devices.
         """
         require_whole("fsdp", fsdp, 0, MAX_DEVICES)
+        keep_compiled_programs()
         for folder in folders:
             if not isinstance(folder, str | os.PathLike):
                 raise UserError(f"models are loaded from folders, not from {shown(folder)}")

@@ -15,7 +15,8 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import UInt8
 
-from glide_jax.cli import keep_compiled_programs, parse_flags
+from glide_jax.cli import parse_flags
+from glide_jax.compilation import keep_compiled_programs
 from glide_jax.config.bounds import Between
 from glide_jax.data.scenes.workers import encoded_scene
 from glide_jax.data.transforms import load_pixels

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from glide_jax.cli import keep_compiled_programs, parse_flags
+from glide_jax.cli import parse_flags
+from glide_jax.compilation import keep_compiled_programs
 from glide_jax.config.bounds import SEED
 from glide_jax.data.scenes.graph import RELATED, Scene, make, phrase
 from glide_jax.data.scenes.workers import encoded_scene

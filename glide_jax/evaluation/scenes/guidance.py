@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from glide_jax.cli import keep_compiled_programs, parse_flags
+from glide_jax.cli import parse_flags
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluation.metrics import diversity
@@ -75,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if settings.pop(name) is not None:
             flags = (f"--{flag.replace('_', '-')}" for flag in (name, instead))
             raise UserError("{}: give {} instead".format(*flags))
-    keep_compiled_programs()
     use_all_cores(arguments.batch_size or min(arguments.n * SEEDS, MAX_BATCH))
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     require_scenes(glide.config("base"))

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from glide_jax.cli import keep_compiled_programs, parse_flags
+from glide_jax.cli import parse_flags
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.errors import exit_on_user_error, memory_advice
@@ -98,7 +98,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     require_file("--out", arguments.out, (".png",))
     arguments.check()
-    keep_compiled_programs()
     use_all_cores(arguments.batch_size or min(arguments.n, MAX_BATCH))
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     role = "base-inpaint" if glide.has("base-inpaint") else "base"
