@@ -140,3 +140,22 @@ def test_alarms_of_xla_do_not_reach_users(monkeypatch):
             monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given)
         importlib.reload(glide_jax)
         assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == expected
+
+
+def test_files_and_functions_are_short():
+    """A file is one idea, of at most 350 lines; a function fits on a screen, 60 lines."""
+    root = PACKAGE.parent
+    files = [root / "train.py", root / "sample.py"]
+    for folder in ("glide_jax", "tests", "benchmarks", "examples", "configs"):
+        files += (root / folder).rglob("*.py")
+    too_long = []
+    for file in files:
+        source = file.read_bytes()
+        if (lines := source.count(b"\n")) > 350:
+            too_long.append(f"{file.relative_to(root)}: {lines} lines")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > 60:
+                    too_long.append(f"{file.relative_to(root)}:{node.lineno}: {lines} lines")
+    assert not too_long
