@@ -327,10 +327,16 @@ def _path_rule(info: Any) -> Any:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda words: Path(expand_home(words[0])),
+        instance_from_str=lambda words: _path(words[0]),
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda path: [str(path)],
     )
+
+
+def _path(word: str) -> Path:
+    if not word:  # Path("") is the current directory
+        raise ValueError('give a file or folder, not ""')
+    return Path(expand_home(word))
 
 
 def _default(one: dataclasses.Field[Any], instance: Any) -> Any:

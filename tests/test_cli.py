@@ -106,12 +106,15 @@ class Paths:
     prompt: str = ""
 
 
-def test_the_home_directory_is_expanded_in_flags(monkeypatch):
+def test_the_home_directory_is_expanded_in_flags(monkeypatch, capsys):
     monkeypatch.setenv("HOME", "/home/me")
     given = ["--out=~/x.png", "--samples", "~/y.png", "--prompt", "~/z"]
     found = cli.parse_flags(Paths, "x", given)
     assert found == Paths(Path("/home/me/x.png"), Path("/home/me/y.png"), "~/z")
     assert cli.parse_flags(Paths, "x", []) == Paths()
+    with pytest.raises(SystemExit):
+        cli.parse_flags(Paths, "x", ["--out", ""])  # not the current directory
+    assert "--out: give a file or folder" in capsys.readouterr().err
 
 
 def test_arguments_that_are_not_utf8_are_refused():

@@ -43,7 +43,10 @@ def test_a_run_does_not_resume_as_another_kind_of_model(before, tokenizer, tmp_p
     assert Run.open(tmp_path).config == old
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer/x.json", "checkpoints/3/params/d"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer/x.json", "checkpoints/3/params/d", "metrics.jsonl", "samples/3.png"],
+)
 @pytest.mark.parametrize("kind", ["a link", "not a regular file"])
 def test_links_and_special_files_in_a_run_folder_are_refused(name, kind, tokenizer, tmp_path):
     run = tmp_path / "run"
@@ -61,6 +64,8 @@ def test_links_and_special_files_in_a_run_folder_are_refused(name, kind, tokeniz
     # A link to a file that is missing, and a pipe as config.json, are no files: no run folder.
     with pytest.raises(UserError, match=f"{name} is {kind}|is not a run folder"):
         Run.open(run)
+    with pytest.raises(UserError, match=f"{name} is {kind}"):  # nor is anything written to it
+        Run.create(run, tiny.get_config(), tokenizer)
 
 
 def test_an_interrupted_write_leaves_the_configuration(tokenizer, tmp_path, monkeypatch):

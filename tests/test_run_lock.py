@@ -1,5 +1,7 @@
 """Locks of run folders, of files and of objects in a bucket."""
 
+import errno
+import os
 import shutil
 import threading
 
@@ -36,6 +38,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     line = f"cannot write the run folder {folder}"
     with pytest.raises(UserError, match=line), sole_training(folder):
         pass
+
+
+@pytest.mark.parametrize("why", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, why):
+    def refuse(*_):
+        raise OSError(why, os.strerror(why))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    if why == errno.EIO:  # a broken disk
+        with pytest.raises(UserError, match="cannot write the run folder"), sole_training(tmp_path):
+            pass
+    else:
+        with sole_training(tmp_path):
+            (tmp_path / "config.json").write_text("{}")
+        assert caplog.messages[0].startswith(f"{tmp_path}: its file system has no locks")
 
 
 @pytest.fixture

@@ -25,7 +25,18 @@ from glide_jax.models.build import build_network
 from glide_jax.models.network import Network
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.pretrained.weight_files import read_tensors, require_finite
-from glide_jax.runs.paths import CHECKPOINTS, CONFIG, TOKENIZER, WEIGHTS, resolve_run, saved_steps
+from glide_jax.runs.paths import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    PROFILE,
+    SAMPLES,
+    TENSORBOARD,
+    TOKENIZER,
+    WEIGHTS,
+    resolve_run,
+    saved_steps,
+)
 from glide_jax.runs.state import require_same_shapes
 from glide_jax.shapes import Params
 from glide_jax.storage import AnyPath, storage_errors, write_atomically
@@ -94,9 +105,10 @@ class Run:
         state depend on them.
 
         Raises:
-            UserError: the folder belongs to a run with other such settings, or holds only weights,
-                or cannot be written.
+            UserError: the folder belongs to a run with other such settings, or holds only weights
+                or links, or cannot be written.
         """
+        _require_plain_files(folder)
         _require_resumable(folder, config)
         with storage_errors("write the run folder", folder):
             (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -200,14 +212,14 @@ class Run:
 
 
 def _require_plain_files(folder: AnyPath) -> None:
-    """Raises UserError for links, pipes and devices among the files that are read.
+    """Raises UserError for links, pipes and devices among the files that are read or written.
 
-    A folder from others could make the program read, or wait for, any file of this machine.
+    A folder from others could make the program read, change or wait for any file of this machine.
     """
     if not isinstance(folder, Path):
         return
-    parts = [folder / name for name in (CONFIG, WEIGHTS, TOKENIZER, CHECKPOINTS)]
-    for path in parts:
+    written = (METRICS, SAMPLES, TENSORBOARD, PROFILE)
+    for path in (folder / name for name in (CONFIG, WEIGHTS, TOKENIZER, CHECKPOINTS, *written)):
         below = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
         for one in (path, *below):
             with contextlib.suppress(FileNotFoundError):  # training deletes old checkpoints

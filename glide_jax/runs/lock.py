@@ -1,10 +1,13 @@
 """A lock on a run folder, against a second training in it.
 
 Local folders: a lock of the operating system on a file, which a killed process releases; on
-network file systems it is as good as their locks. Buckets have none, so there a file is rewritten
-as long as the training lives: whoever finds one watches it, and takes it over if nothing changes.
+network file systems it is as good as their locks, and without any a warning says so. In buckets a
+file is rewritten as long as the training lives: whoever finds one watches it, and takes it over if
+nothing changes.
 """
 
+import errno
+import logging
 import os
 import socket
 import threading
@@ -18,6 +21,11 @@ import filelock
 
 from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, storage_errors
+
+logger = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of network file systems without locks, or whose lock service is down."""
 
 LOCK = ".lock"
 """Its file in a run folder."""
@@ -68,6 +76,14 @@ def _locked_file(folder: Path) -> Iterator[None]:
             lock.acquire()
         except filelock.Timeout:
             raise in_use(folder) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning(
+                "%s: its file system has no locks (%s): start no second training there",
+                folder,
+                error.strerror,
+            )
     try:
         yield
     finally:

@@ -76,7 +76,8 @@ def report_window(log: RunLog, run: Run, report: StepReport, bad_records: int) -
 def report_validation(log: RunLog, validator: Validator, state: TrainState) -> None:
     """Logs the losses of the held-out images. All processes must call it."""
     step, started = int(state.step), perf_counter()
-    log.say(f"step {step:,}: validating on {validator.examples:,} images")
+    images = "1 image" if validator.examples == 1 else f"{validator.examples:,} images"
+    log.say(f"step {step:,}: validating on {images}")
     values = validator(state)
     log.write(step, values)
     log.say(f"step {step:,}: {validation_line(values, perf_counter() - started)}")
