@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-beam test-tpu bench lint clean
+.PHONY: demo test test-slow test-all test-beam test-tpu test-cuda bench lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,12 +41,15 @@ test-all: $(INSTALLED)
 	$(PYTEST)
 
 # Each in an environment of its own: Beam holds back the versions of what the other tests run with,
-# and the TPU compiler, which needs no TPU, is large.
+# and the compilers for TPUs and GPUs, which need none, are large.
 test-beam: $(VENV)-beam/.installed
 	$(VENV)-beam/bin/python -m pytest tests/test_prepare_beam.py
 
 test-tpu: $(VENV)-tpu/.installed
 	$(VENV)-tpu/bin/python -m pytest tests/test_plan.py tests/test_tpu_attention.py
+
+test-cuda: $(VENV)-cuda/.installed
+	$(VENV)-cuda/bin/python -m pytest tests/test_plan.py tests/test_gpu_attention.py
 
 # This project's speed against PyTorch's. On a machine without a GPU, PyTorch's smaller build is
 # enough: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make bench
@@ -65,4 +68,4 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-tpu $(VENV)-bench out .compiled *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-tpu $(VENV)-cuda $(VENV)-bench out .compiled *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -26,7 +26,8 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
 
 from glide_jax.models import tpu_attention  # noqa: E402
-from glide_jax.plan.slices import known_chip, topology_devices  # noqa: E402
+from glide_jax.plan.forecast import known_chip  # noqa: E402
+from glide_jax.plan.topologies import topology_devices  # noqa: E402
 
 IMAGES = 32
 WIDTH = 64

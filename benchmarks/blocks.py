@@ -22,7 +22,8 @@ from glide_jax.models.remat import block_input, recomputed
 from glide_jax.models.unet import AttentionBlock, Block, ResBlock, TextKV
 from glide_jax.parallel import sharding
 from glide_jax.plan.compiled import usage
-from glide_jax.plan.slices import EFFORTS, compile_for, known_chip, shares, topology_devices
+from glide_jax.plan.forecast import EFFORTS, compile_for, known_chip, shares
+from glide_jax.plan.topologies import topology_devices
 from glide_jax.shapes import Params
 from glide_jax.training.flops import matmul_flops
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from glide_jax.plan.slices import EFFORTS
+from glide_jax.plan.forecast import EFFORTS
 from glide_jax.plan.training import TrainForecast, table
 
 ROOT = Path(__file__).parent.parent

@@ -11,16 +11,19 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.cuda import with_cuda
 from helpers.model_set import upsampler_config
 
 from glide_jax.config import UNetConfig
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
-from glide_jax.parallel.chips import GIB
+from glide_jax.parallel.chips import GIB, chip_of
+from glide_jax.plan import roofline
 from glide_jax.plan.__main__ import main
+from glide_jax.plan.forecast import compile_for
 from glide_jax.plan.sampling import SamplingForecast, abstract_inputs, require_even
-from glide_jax.plan.slices import compile_for, topology_devices
+from glide_jax.plan.topologies import GPUS, topology_devices
 from glide_jax.plan.training import TrainForecast, saved_activations, table
 from glide_jax.sampling.programs import Inputs
 from glide_jax.sampling.stage import Conditions, Known, Stage
@@ -56,6 +59,7 @@ FORECAST = TrainForecast(
     collective_s={"all-gather": 0.2},
     collective_bytes={"all-gather": 5e9},
     peak_flops=459e12,
+    timing="the TPU compiler's cycles",
     compile_s=60.0,
     effort="full",
 )
@@ -111,10 +115,37 @@ def test_rematerialization_saves_fewer_activations():
     assert saved["none"] > 2 * saved["matmuls"] > 2 * saved["blocks"] > 0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="it is installed")
-def test_a_missing_compiler_is_named():
-    with pytest.raises(UserError, match=r"^plans need the TPU compiler: pip"):
-        main(["--config", tiny.__file__, "--topology", "v5e:2x2"])
+@pytest.mark.parametrize(
+    ("package", "topology", "compiler"),
+    [("libtpu", "v5e:2x2", "TPU"), ("jax_cuda13_plugin", "h100:8", "CUDA")],
+)
+def test_a_missing_compiler_is_named(package, topology, compiler):
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip("it is installed")
+    with pytest.raises(UserError, match=f"^plans need the {compiler} compiler: pip"):
+        main(["--config", tiny.__file__, "--topology", topology])
+
+
+@pytest.mark.parametrize(
+    ("topology", "line"),
+    [
+        ("h100:9", "--topology h100:9: give 1 to 8 GPUs, such as h100:8"),
+        ("h100:many", "--topology h100:many: give 1 to 8 GPUs, such as h100:8"),
+        ("rtx5090", "give a TPU slice, such as v5e:4x4 or v5p:4x4x4, or GPUs: rtx3090, rtx4090,"),
+    ],
+)
+def test_unknown_gpus_are_named(topology, line):
+    with pytest.raises(UserError, match=line):
+        topology_devices(topology)
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_a_gpu_has_peak_rates_and_its_tensor_cores_give_them(gpu):
+    chip = chip_of(gpu.kind)
+    # FLOPs of a multiprocessor and cycle, in bfloat16: whole powers of two.
+    assert chip is not None and chip.usable_bytes < chip.hbm_bytes
+    per_cycle = chip.flops / gpu.cores / (gpu.clock_ghz * 1e9)
+    assert min(abs(per_cycle / peak - 1) for peak in (512, 1024, 2048, 4096)) < 0.1
 
 
 @with_compiler
@@ -128,6 +159,19 @@ def test_the_train_step_compiles_for_tpus(tmp_path):
     assert made["collective_bytes"]["all-reduce"] > 0
     assert made["operation_s"]["dot_general"] > 0 and made["hbm_bytes"] == 16 * GIB
     assert "fits" in found.stdout
+
+
+@with_cuda
+@pytest.mark.slow
+def test_the_train_step_compiles_for_gpus(tmp_path):
+    out = tmp_path / "plans.jsonl"
+    found = plan("--topology", "a100-40:4", "--mesh", "2x2", "--json", str(out))
+    assert found.returncode == 0, found.stderr
+    made = json.loads(out.read_text())
+    assert (made["chips"], made["mesh"], made["hbm_bytes"]) == (4, [2, 2], 38 * GIB)
+    assert made["temporary_bytes"] > 0 and sum(made["collective_bytes"].values()) > 0
+    assert made["operation_s"]["conv_general_dilated"] > 0 and made["timing"] == roofline.SOURCE
+    assert "of 38 GiB: fits" in found.stdout and "not measured" in found.stdout
 
 
 @with_compiler
@@ -182,7 +226,7 @@ def test_collectives_on_sparse_cores_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("--mesh", "3x2"), "--mesh 3x2: 3 x 2 is not the slice's 4 chips"),
+        (("--mesh", "3x2"), "--mesh 3x2: 3 x 2 is not the topology's 4 chips"),
         (("--mesh", "many"), "--mesh many: give DATAxFSDP, such as 16x4"),
         (("--topology", "v5e:9"), "--topology v5e:9: no such slice"),
         (("--train.batch-examples", "6"), "(6) must be divisible by the number of devices (4)"),
@@ -212,6 +256,7 @@ SAMPLING = SamplingForecast(
     exposed_s=0.05,
     collective_s={"all-gather": 0.1},
     collective_bytes={"all-gather": 14e9},
+    timing="the TPU compiler's cycles",
     compile_s=60.0,
     effort="full",
 )

@@ -15,7 +15,7 @@ from glide_jax.models.attention import attend, attend_on_tpu
 from glide_jax.models.platform import ANY_PLATFORM, Platform
 from glide_jax.models.text import SelfAttention
 from glide_jax.parallel.sharding import batch_sharding
-from glide_jax.plan.slices import topology_devices
+from glide_jax.plan.topologies import topology_devices
 
 
 def normal(key, *shape):

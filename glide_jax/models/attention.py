@@ -109,9 +109,16 @@ def attend_fused(
         q, k, v, heads, causal: as of `attend`.
         implementation: cudnn, or xla, on any platform, for tests.
     """
-    split = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))  # b q n k, b l n k
-    out = jax.nn.dot_product_attention(*split, is_causal=causal, implementation=implementation)
-    return out.reshape(q.shape)
+    # JAX refuses odd lengths wherever it may take gradients: one more row, which is masked.
+    even = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0))) for x in (q, k, v))
+    b, l = k.shape[:2]
+    out = jax.nn.dot_product_attention(
+        *(x.reshape(*x.shape[:2], heads, -1) for x in even),  # b q n k, b l n k
+        key_value_seq_lengths=jnp.full(b, l, jnp.int32) if l % 2 else None,
+        is_causal=causal,
+        implementation=implementation,
+    )
+    return out[:, : q.shape[1]].reshape(q.shape)  # b q d
 
 
 def cudnn_takes(dtype: jnp.dtype, width: int) -> bool:

@@ -1,1 +1,1 @@
-"""Plan TPU runs without hardware: memory and step time from the TPU compiler."""
+"""Plan TPU and GPU runs without hardware: memory and step time from their compilers."""

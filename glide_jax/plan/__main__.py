@@ -1,10 +1,12 @@
-r"""Plan a training or sampling run on a TPU slice, without TPUs: memory, speed, cost.
+r"""Plan a training or sampling run on TPUs or GPUs, without them: memory, speed, cost.
 
     python -m glide_jax.plan --config base64_3b5 --topology v5p:4x4x4 --mesh 8x8
+    python -m glide_jax.plan --config scenes_base64 --topology rtx4090
 
-Compiles the real train step with the TPU compiler (pip install -e ".[tpu]") and reports its memory,
-operations and collectives. `--search` ranks meshes, rematerialization and micro-batches.
-`--sampler` plans sampling instead, with the configuration's sampling settings, on all chips.
+Compiles the real train step with the compiler of TPUs (pip install -e ".[tpu]") or of NVIDIA GPUs
+(pip install -e ".[cuda]") and reports its memory, operations and collectives. `--search` ranks
+meshes, rematerialization and micro-batches. `--sampler` plans sampling instead, with the
+configuration's sampling settings, on all chips.
 """
 
 import dataclasses
@@ -21,18 +23,20 @@ from glide_jax.cli import parse_command
 from glide_jax.config import Config
 from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError, exit_on_user_error
+from glide_jax.plan.forecast import Forecast
 from glide_jax.plan.sampling import forecast_sampling
-from glide_jax.plan.slices import SliceForecast, fsdp_of, topology_devices
+from glide_jax.plan.topologies import fsdp_of, topology_devices
 from glide_jax.plan.training import forecast_training, search, table
 from glide_jax.storage import require_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """The TPU slice, and what to plan on it."""
+    """The TPUs or GPUs, and what to plan on them."""
 
     topology: str = "v5e:4x4"
-    """TPU slice: v5e:4x4, v5p:4x4x4."""
+    """TPU slice: v5e:4x4, v5p:4x4x4. GPUs of a machine: rtx3090, rtx4090, a100-40, a100-80, l40s,
+    h100, h200, and their number, as h100:8."""
     mesh: str = ""
     """Mesh, as DATAxFSDP; the product is the number of chips. Empty: by train.fsdp."""
     effort: Literal["full", "quick"] = "full"
@@ -63,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator
     chips = len(topology_devices(flags.topology))
 
-    def report(plan: SliceForecast) -> None:
+    def report(plan: Forecast) -> None:
         print(plan.report(), flush=True)
         if flags.json:
             with flags.json.open("a", encoding="utf-8") as out:
@@ -80,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(forecast_training(*on_slice))
 
 
-def _search(
-    config: Config, name: str, flags: Flags, report: Callable[[SliceForecast], None]
-) -> None:
+def _search(config: Config, name: str, flags: Flags, report: Callable[[Forecast], None]) -> None:
     plans = []
     for found in search(config, name, flags.topology, flags.effort, flags.max_plans):
         if isinstance(found, UserError):

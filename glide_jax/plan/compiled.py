@@ -1,40 +1,26 @@
-"""Time and communication of a TPU program, from its optimized HLO text.
+"""Time and communication of a TPU's or GPU's program, from its optimized HLO text.
 
-The text lists instructions in the order of execution. Most have the compiler's estimate in cycles;
-attention kernels have their FLOPs. Collectives have no estimate: their time follows from the bytes
-that cross the links of the compiler's rings, by default both directions of one axis of the torus
-("How to Scale Your Model", jax-ml.github.io/scaling-book, sec. 3). An asynchronous collective is
-exposed only as far as the computation between its start and its end does not overlap it. It is a
-pair of instructions, or a chain with fusions that compute something else in between, or a call on
-the sparse cores.
+The text lists instructions in the order of execution. Most of a TPU's have the compiler's estimate
+in cycles; attention kernels have their FLOPs. A GPU's have none: see roofline.py. Collectives have
+no estimate: their time follows from the bytes that cross the links of the compiler's rings, by
+default both directions of one axis of the torus ("How to Scale Your Model",
+jax-ml.github.io/scaling-book, sec. 3). An asynchronous collective is exposed only as far as the
+computation between its start and its end does not overlap it. It is a pair of instructions, or a
+chain with fusions that compute something else in between, or a call on the sparse cores.
 """
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from glide_jax.parallel.chips import Chip
-
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+from glide_jax.plan import roofline
+from glide_jax.plan.hlo import Computations, Instruction, bytes_of, called, computations_of, loop
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-_COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((%[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One instruction of the text."""
-
-    name: str
-    shape: str
-    operation: str
-    first_operand: str
-    line: str
 
 
 @dataclass
@@ -94,56 +80,46 @@ def usage(text: str, chip: Chip) -> Usage:
     """Estimates the time and communication of a program.
 
     Args:
-        text: `jax.stages.Compiled.as_text()` of a program compiled for TPUs.
-        chip: the TPU it is compiled for.
+        text: `jax.stages.Compiled.as_text()` of a program compiled for TPUs or GPUs.
+        chip: what it is compiled for.
     """
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
     return _usage(entry, computations, chip)
 
 
-def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    computations: dict[str, list[Instruction]] = {}
-    entry, current = "", []
-    for line in text.splitlines():
-        header = _COMPUTATION.match(line)
-        if header is not None:
-            current = computations[header[2]] = []
-            if header[1]:
-                entry = header[2]
-            continue
-        found = _INSTRUCTION.match(line)
-        if found is not None:
-            current.append(Instruction(found[1], found[2], found[3], found[4] or "", line))
-    return computations, entry
+def timing(chip: Chip) -> str:
+    """Where the times of `usage` come from."""
+    return "the TPU compiler's cycles" if chip.clock_hz else roofline.SOURCE
 
 
-def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) -> Usage:
+def _usage(name: str, computations: Computations, chip: Chip) -> Usage:
     total = Usage()
+    compute_s = _timer(name, computations, chip)
     started: dict[str, tuple[float, float]] = {}  # by name or chain: start and duration
     for instruction in computations[name]:
         if instruction.operation == "while":
-            body, turns = _loop(instruction, computations)
+            body, turns = loop(instruction, computations)
             total.add(_usage(body, computations, chip), turns)
             continue
         if instruction.operation.endswith("-done"):
-            if instruction.first_operand.strip("%") in started:
-                start, takes_s = started.pop(instruction.first_operand.strip("%"))
+            if instruction.operands[0] in started:
+                start, takes_s = started.pop(instruction.operands[0])
                 total.exposed_s += max(0.0, takes_s - (total.step_s - start))
             continue
         collective = next(_collectives(instruction, computations), None)
         if collective is None:
-            total.add_computation(_operation(instruction), _compute_s(instruction, chip))
+            total.add_computation(_operation(instruction), compute_s(instruction))
             continue
         chain = _chain(instruction, computations)
         starts_chain = instruction.name.startswith("async-collective-start")
         if chain and not starts_chain:  # possibly in a loop
-            total.add_computation(_operation(instruction), _compute_s(instruction, chip))
+            total.add_computation(_operation(instruction), compute_s(instruction))
             if chain in started and instruction.name.startswith("async-collective-done"):
                 start, takes_s = started.pop(chain)
                 total.exposed_s += max(0.0, takes_s - (total.step_s - start))
             continue
         kind, size = collective
-        links = _links(instruction, computations)
+        links = _links(instruction, computations, chip)
         takes_s = _takes_s(kind, size, _group(instruction, computations), links, chip)
         total.add_collective(kind, takes_s, size)
         if instruction.operation.endswith("-start"):
@@ -155,34 +131,14 @@ def _usage(name: str, computations: dict[str, list[Instruction]], chip: Chip) ->
     return total
 
 
-def _loop(instruction: Instruction, computations: dict[str, list[Instruction]]) -> tuple[str, int]:
-    """The body of a while loop and its trip count, the constant its counter is compared with."""
-    condition, body = (
-        re.search(rf"{part}=%([\w.-]+)", instruction.line)[1]  # type: ignore[index]
-        for part in ("condition", "body")
-    )
-    constants = (re.search(r"constant\((\d+)\)", i.line) for i in computations[condition])
-    return body, max((int(found[1]) for found in constants if found), default=1)
-
-
-def _called(
-    instruction: Instruction, computations: dict[str, list[Instruction]]
-) -> list[Instruction]:
-    """The instruction and those of the computation it calls."""
-    called = re.search(r"calls=%([\w.-]+)", instruction.line)
-    if instruction.operation == "call-start":
-        called = re.search(r"to_apply=%([\w.-]+)", instruction.line)
-    return [instruction, *(computations.get(called[1], []) if called else [])]
-
-
 def _collectives(
-    instruction: Instruction, computations: dict[str, list[Instruction]]
+    instruction: Instruction, computations: Computations
 ) -> Iterator[tuple[str, float]]:
     """Kind and bytes of the collectives in an instruction."""
-    for part in _called(instruction, computations):
+    for part in called(instruction, computations):
         kind = part.operation.removesuffix("-start")
         if kind in COLLECTIVES:
-            size = _bytes(part)
+            size = bytes_of(part)
             if kind == "reduce-scatter":
                 size *= _group(part, computations)
             if "all-reduce-scatter" in instruction.line:
@@ -190,26 +146,15 @@ def _collectives(
             yield kind, size
 
 
-def _chain(instruction: Instruction, computations: dict[str, list[Instruction]]) -> str:
+def _chain(instruction: Instruction, computations: Computations) -> str:
     """The chain an instruction belongs to; empty if none."""
-    found = (re.search(r'chain_id="\d+"', i.line) for i in _called(instruction, computations))
+    found = (re.search(r'chain_id="\d+"', i.line) for i in called(instruction, computations))
     return next((link[0] for link in found if link), "")
 
 
-def _bytes(instruction: Instruction) -> float:
-    """Bytes of the result; of a start, of its largest array."""
-    shapes = re.findall(r"(\w+)\[([\d,]*)\]", instruction.shape)
-    sizes = [
-        BYTES.get(kind, 0) * math.prod(int(n) for n in axes.split(",") if n)
-        for kind, axes in shapes
-    ]
-    combined = max if instruction.operation.endswith("-start") else sum
-    return float(combined(sizes or [0]))
-
-
-def _group(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
+def _group(instruction: Instruction, computations: Computations) -> int:
     """Number of chips in a collective."""
-    for part in _called(instruction, computations):
+    for part in called(instruction, computations):
         line = part.line
         if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line):
             sizes = {axis: int(n) for axis, n in re.findall(r"'(\w+)'=(\d+)", found[1])}
@@ -221,13 +166,13 @@ def _group(instruction: Instruction, computations: dict[str, list[Instruction]])
     return 2  # collective-permute: between two chips
 
 
-def _links(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
+def _links(instruction: Instruction, computations: Computations, chip: Chip) -> int:
     """Number of links of a chip in use at once, in one direction."""
-    for part in _called(instruction, computations):
+    for part in called(instruction, computations):
         rings = re.search(r'"strategy":"UniDirection\w*","debug":"[^"]*?colors:(\d+)', part.line)
         if rings:
             return int(rings[1])
-    return 2
+    return chip.links
 
 
 def _takes_s(kind: str, size: float, group: int, links: int, chip: Chip) -> float:
@@ -245,8 +190,15 @@ def _operation(instruction: Instruction) -> str:
     return named[1] if named else instruction.operation
 
 
-def _compute_s(instruction: Instruction, chip: Chip) -> float:
-    if cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.line):
-        return int(cycles[1]) / chip.clock_hz
-    kernel = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.line)
-    return 0.0 if kernel is None else int(kernel[1]) / chip.kernel_flops
+def _timer(name: str, computations: Computations, chip: Chip) -> Callable[[Instruction], float]:
+    """`instruction -> seconds`, for the instructions of a computation."""
+    if not chip.clock_hz:
+        return roofline.timer(name, computations, chip)
+
+    def compute_s(instruction: Instruction) -> float:
+        if cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.line):
+            return int(cycles[1]) / chip.clock_hz
+        kernel = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.line)
+        return 0.0 if kernel is None else int(kernel[1]) / chip.kernel_flops
+
+    return compute_s

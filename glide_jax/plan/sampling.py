@@ -1,4 +1,4 @@
-"""Forecast of sampling on a TPU slice: memory, and time per denoiser call and per batch."""
+"""Forecast of sampling on TPUs or GPUs: memory, and time per denoiser call and per batch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,14 @@ from glide_jax.config import Config, ModelConfig
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
-from glide_jax.plan.compiled import usage
-from glide_jax.plan.slices import SliceForecast, compile_for, known_chip, topology_devices
+from glide_jax.plan.compiled import timing, usage
+from glide_jax.plan.forecast import Forecast, compile_for, known_chip
+from glide_jax.plan.topologies import topology_devices
 from glide_jax.sampling.programs import Inputs, Programs, Recipe, chunk_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingForecast(SliceForecast):
+class SamplingForecast(Forecast):
     """Memory of the sampling programs; time and communication of one denoiser call."""
 
     images: int
@@ -68,7 +69,7 @@ def forecast_sampling(
     effort: str = "full",
     images: int | None = None,
 ) -> SamplingForecast:
-    """Compiles a run's sampling programs for a slice, with its sampling settings.
+    """Compiles a run's sampling programs for a topology, with its sampling settings.
 
     CLIP guidance, which would need a second model, is left out.
 
@@ -93,7 +94,7 @@ def forecast_sampling(
     chunk = chunk_size(calls)
     begin, advance, compile_s = _compile(programs, images, chunk, recipe, topology, effort)
     once, repeated = begin.memory_analysis(), advance.memory_analysis()
-    assert once is not None and repeated is not None  # always available on TPUs
+    assert once is not None and repeated is not None
     parameter_bytes = sharding.bytes_a_device(*_placed_params(programs))
     arguments = max(0, repeated.argument_size_in_bytes - parameter_bytes)
     return SamplingForecast(
@@ -105,13 +106,14 @@ def forecast_sampling(
         calls=calls,
         guided=recipe.guided,
         chips=len(devices),
-        hbm_bytes=chip.hbm_bytes,
+        hbm_bytes=chip.usable_bytes,
         parameter_bytes=parameter_bytes,
         temporary_bytes=max(once.temp_size_in_bytes, repeated.temp_size_in_bytes),
         batch_bytes=arguments + repeated.output_size_in_bytes,
         code_bytes=once.generated_code_size_in_bytes + repeated.generated_code_size_in_bytes,
         begin_s=usage(begin.as_text() or "", chip).step_s,
         **usage(advance.as_text() or "", chip).fields(runs=chunk),
+        timing=timing(chip),
         compile_s=compile_s,
         effort=effort,
     )
@@ -164,7 +166,7 @@ def require_even(images: int | None, chips: int) -> int:
     if images is None:
         return chips
     if images < 1 or (images > 1 and images % chips):
-        raise UserError(f"--images {images}: give 1 or a multiple of the slice's {chips} chips")
+        raise UserError(f"--images {images}: give 1 or a multiple of the topology's {chips} chips")
     return images
 
 

@@ -1,4 +1,4 @@
-"""Forecast of training on a TPU slice: memory, step time, MFU; and a search for what fits best."""
+"""Forecast of training on TPUs or GPUs: memory, step time, MFU; a search for what fits best."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +12,9 @@ from glide_jax.errors import UserError
 from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import GIB
-from glide_jax.plan.compiled import usage
-from glide_jax.plan.slices import SliceForecast, compile_for, known_chip, topology_devices
+from glide_jax.plan.compiled import timing, usage
+from glide_jax.plan.forecast import Forecast, compile_for, known_chip
+from glide_jax.plan.topologies import topology_devices
 from glide_jax.shapes import Batch, Params
 from glide_jax.training.build import make_objective
 from glide_jax.training.flops import abstract_batch, step_flops
@@ -31,7 +32,7 @@ SEARCHED: tuple[tuple[Remat, int], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainForecast(SliceForecast):
+class TrainForecast(Forecast):
     """Memory, time and communication of a train step."""
 
     remat: str
@@ -46,10 +47,10 @@ class TrainForecast(SliceForecast):
     fewer. Part of `temporary_bytes`."""
     model_flops: float
     """FLOPs of a step, over all chips: see `flops.step_flops`."""
-    compiled_flops: float
-    """The compiler's count for one chip, with every loop counted once."""
-    accessed_bytes: float
-    """The compiler's count of HBM traffic of one chip, with every loop counted once."""
+    compiled_flops: float | None
+    """The compiler's count for one chip, with every loop counted once; TPUs only."""
+    accessed_bytes: float | None
+    """The compiler's count of HBM traffic of one chip, with every loop counted once; TPUs only."""
     peak_flops: float
 
     @property
@@ -84,24 +85,27 @@ class TrainForecast(SliceForecast):
             "micro-batch(es)"
         )
         exposed = self.exposed_s / self.step_s
-        estimates = (
+        estimates = [
             f"computation         {self.compute_s:9.3f} s",
             f"exposed collectives {self.exposed_s:9.3f} s ({exposed:.1%})",
             f"step                {self.step_s:9.3f} s",
             f"images              {self.batch_examples / self.step_s:9.0f} /s",
             f"model FLOPs         {self.model_flops / 1e12:9.1f} T/step",
             f"MFU                 {self.mfu:9.1%}",
-            f"compiler FLOPs      {self.compiled_flops / 1e12:9.1f} T/chip, "
-            f"{self.accessed_bytes / 1e9:.0f} GB of HBM traffic (loops counted once)",
             f"{self.steps:,} steps: {total_h:,.0f} h, {total_h * self.chips:,.0f} chip-hours",
-        )
+        ]
+        if self.compiled_flops is not None and self.accessed_bytes is not None:
+            estimates.append(
+                f"compiler FLOPs      {self.compiled_flops / 1e12:9.1f} T/chip, "
+                f"{self.accessed_bytes / 1e9:.0f} GB of HBM traffic (loops counted once)"
+            )
         return self._report(program, sizes, "step", estimates)
 
 
 def forecast_training(
     config: Config, name: str, topology: str, fsdp: int, effort: str = "full"
 ) -> TrainForecast:
-    """Compiles a run's train step for a slice.
+    """Compiles a run's train step for a topology.
 
     Args:
         config: the run.
@@ -111,7 +115,7 @@ def forecast_training(
         effort: a key of EFFORTS.
 
     Raises:
-        UserError: the slice or the batch does not divide, or train.clip_loss_weight is set.
+        UserError: the topology or the batch does not divide, or train.clip_loss_weight is set.
     """
     if config.train.clip_loss_weight:
         raise UserError("plans do not support train.clip_loss_weight: set it to 0")
@@ -124,8 +128,8 @@ def forecast_training(
     batch = abstract_batch(config)
     lowered = trainer.lower(batch)
     compiled, compile_s = compile_for(topology, lowered, effort)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    assert memory is not None and cost is not None  # always available on TPUs
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    assert memory is not None
     state, shardings = trainer.abstract_state, trainer.state_shardings
     part = {
         field: sharding.bytes_a_device(getattr(state, field), getattr(shardings, field))
@@ -140,7 +144,7 @@ def forecast_training(
         batch_examples=config.train.batch_examples,
         steps=config.train.steps,
         chips=len(devices),
-        hbm_bytes=chip.hbm_bytes,
+        hbm_bytes=chip.usable_bytes,
         parameter_bytes=part["params"],
         ema_bytes=part["ema"],
         optimizer_bytes=part["opt_state"],
@@ -149,10 +153,11 @@ def forecast_training(
         batch_bytes=max(0, memory.argument_size_in_bytes - sum(part.values())),
         code_bytes=memory.generated_code_size_in_bytes,
         model_flops=step_flops(objective, batch),
-        compiled_flops=cost["flops"],
-        accessed_bytes=cost["bytes accessed"],
+        compiled_flops=cost.get("flops"),
+        accessed_bytes=cost.get("bytes accessed"),
         **usage(compiled.as_text() or "", chip).fields(),
         peak_flops=chip.flops,
+        timing=timing(chip),
         compile_s=compile_s,
         effort=effort,
     )
@@ -215,7 +220,7 @@ def search(
             continue
         activations = saved_activations(tried, devices)
         for fsdp in meshes:
-            if made == max_plans or state_bytes // fsdp + activations > chip.hbm_bytes:
+            if made == max_plans or state_bytes // fsdp + activations > chip.usable_bytes:
                 continue
             made += 1
             try:

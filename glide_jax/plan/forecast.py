@@ -1,8 +1,5 @@
-"""TPU slices without TPUs: their devices, their compiler, and forecasts of compiled programs."""
+"""Forecasts of programs compiled for absent devices: memory, time, communication."""
 
-import importlib.util
-import os
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,7 +8,7 @@ from typing import Any
 
 import jax
 
-from glide_jax.errors import UserError, first_line, shown
+from glide_jax.errors import UserError, first_line
 from glide_jax.parallel.chips import GIB, Chip, chip_of
 
 EFFORTS: dict[str, dict[str, Any]] = {
@@ -19,39 +16,6 @@ EFFORTS: dict[str, dict[str, Any]] = {
     "full": {},
 }
 """Compiler options by effort; training compiles with `full`."""
-
-
-def topology_devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
-    """The devices of a TPU slice, without the TPUs.
-
-    Args:
-        name: generation and shape: v5e:4x4, v5p:4x4x4, v6e:8x8.
-        slices: number of such slices.
-
-    Raises:
-        UserError: libtpu is not installed, or has no such slice.
-    """
-    from jax.experimental import topologies
-
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError('plans need the TPU compiler: pip install -e ".[tpu]"')
-    # The environment of a slice's worker, so that libtpu does not query the cloud.
-    for variable, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_WORKER_ID", "0"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-    ):
-        os.environ.setdefault(variable, value)
-    try:
-        several = {"num_slices": slices} if slices > 1 else {}
-        return topologies.get_topology_desc(name, "tpu", **several).devices
-    except Exception as error:  # libtpu and JAX raise several types
-        raise UserError(
-            f"--topology {name}: no such slice ({first_line(error)}); give a generation "
-            "and a shape in chips, such as v5e:4x4, v5p:4x4x4 or v6e:8x8"
-        ) from None
 
 
 def known_chip(device: jax.Device) -> Chip:
@@ -65,7 +29,7 @@ def known_chip(device: jax.Device) -> Chip:
 def compile_for(
     topology: str, lowered: jax.stages.Lowered, effort: str
 ) -> tuple[jax.stages.Compiled, float]:
-    """Compiles a program for a slice; also returns the compile time in seconds.
+    """Compiles a program for a topology; also returns the compile time in seconds.
 
     Args:
         topology: see `topology_devices`.
@@ -85,19 +49,8 @@ def compile_for(
     return compiled, time.perf_counter() - started
 
 
-def fsdp_of(text: str, chips: int) -> int:
-    """The fsdp axis of `--mesh DATAxFSDP`. Raises UserError unless the mesh has `chips` chips."""
-    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
-    if match is None:
-        raise UserError(f"--mesh {shown(text)}: give DATAxFSDP, such as 16x4")
-    data, fsdp = int(match[1]), int(match[2])
-    if data * fsdp != chips:
-        raise UserError(f"--mesh {text}: {data} x {fsdp} is not the slice's {chips} chips")
-    return fsdp
-
-
 @dataclass(frozen=True, kw_only=True)
-class SliceForecast(ABC):
+class Forecast(ABC):
     """Memory, time and communication of compiled programs; bytes and seconds are per chip."""
 
     config: str
@@ -106,6 +59,7 @@ class SliceForecast(ABC):
     """Data x fsdp."""
     chips: int
     hbm_bytes: int
+    """`Chip.usable_bytes`."""
     parameter_bytes: int
     temporary_bytes: int
     """Temporary buffers of a program, including gradients and gathered parameters."""
@@ -118,6 +72,8 @@ class SliceForecast(ABC):
     """Estimated exposed communication: collectives that no computation overlaps."""
     collective_s: dict[str, float]
     collective_bytes: dict[str, float]
+    timing: str
+    """How the times were estimated; see `compiled.timing`."""
     compile_s: float
     effort: str
 
@@ -147,7 +103,7 @@ class SliceForecast(ABC):
 
         Args:
             program: description of the program.
-            sizes: bytes of a chip's HBM, by use.
+            sizes: bytes of a chip's memory, by use.
             unit: period of the collectives and operations: a step, a denoiser call.
             estimates: lines of the last section.
         """
@@ -159,9 +115,9 @@ class SliceForecast(ABC):
             f"{self.config} on {self.topology}: {self.chips} chips as {self.mesh[0]} data x "
             f"{self.mesh[1]} fsdp, {program} (compiled in {self.compile_s:.0f} s, effort "
             f"{self.effort})",
-            "HBM per chip",
+            "Memory per chip",
             *(f"  {name:20}{size / GIB:9.2f} GiB" for name, size in sizes.items()),
-            f"  of {self.hbm_bytes / GIB:.0f} GiB: {fits}",
+            f"  of {self.hbm_bytes / GIB:g} GiB: {fits}",
             f"Collectives per {unit}",
             *(
                 f"  {kind:20}{size / 1e9:9.2f} GB {1e3 * self.collective_s[kind]:9.1f} ms"
@@ -169,7 +125,7 @@ class SliceForecast(ABC):
             ),
             f"Computation per {unit}: operations of at least 2%",
             *shares(self.operation_s),
-            "Estimates",
+            f"Estimates from {self.timing}, not measured",
             *(f"  {line}" for line in estimates),
         ]
         if self.effort == "quick":
