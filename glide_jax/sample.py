@@ -29,6 +29,7 @@ from glide_jax.cli import parse_flags
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores, use_cores_to_sample
+from glide_jax.sampling.buckets import bucket
 from glide_jax.sampling.clip import best_first
 from glide_jax.sampling.commands import COMMANDS, Command, Generate, Rank, join_texts
 from glide_jax.sampling.flags import LESS_MEMORY, recorded_flags
@@ -92,7 +93,8 @@ def sample_and_save(
     limit = command.batch_size or MAX_BATCH * jax.local_device_count()
     jobs_per_batch = max(min(limit // n, len(jobs)), 1)
     # One batch size for all, so that the last jobs need no programs of their own.
-    options = {"batch_size": min(limit, jobs_per_batch * n), "progress": True, **command.settings}
+    size = bucket(jobs_per_batch * n, jax.local_device_count())
+    options = {"batch_size": min(limit, size), "progress": True, **command.settings}
     for start in range(0, len(jobs), jobs_per_batch):
         some = jobs[start : start + jobs_per_batch]
         samples = command.sample(glide, some, seed=[job.seed for job in some], **options)

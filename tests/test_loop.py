@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from glide_jax.diffusion.guidance import classifier_free
 from glide_jax.diffusion.loop import (
+    Calls,
     Hooks,
     advance,
     begin,
@@ -295,11 +296,15 @@ def test_ddpm_adds_variance_times_gradient_to_the_mean_only():
 def test_sampling_in_parts_changes_nothing(sampler):
     plan = sampler_plan(sampler, TEN)
     whole = jax.jit(lambda x_T: sample(wavy, plan, x_T, NOISE))(X_T)
-    part = jax.jit(lambda state, first: advance(wavy, plan, state, NOISE, first=first, calls=2))
-    assert plan.calls % 2 == 0
-    state = begin(plan, X_T)
-    for first in range(0, plan.calls, 2):
-        state = part(state, first)
+
+    @jax.jit
+    def part(state, calls, count):
+        return advance(wavy, plan.solver, state, calls, NOISE, count=count)
+
+    calls, state = Calls.of(plan), begin(plan.solver, X_T)
+    for first in range(0, plan.calls, 4):  # the rows after the last call are not run
+        count = min(plan.calls - first, 4)
+        state = part(state, calls.part(first, count, length=4), count)
     np.testing.assert_allclose(state.x_t, whole, rtol=0, atol=1e-5)
 
 

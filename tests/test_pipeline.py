@@ -14,8 +14,9 @@ from glide_jax import Glide, UserError
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
+from glide_jax.sampling.chunks import Values, chunks
 from glide_jax.sampling.model_set import ROLES
-from glide_jax.sampling.programs import Inputs, Recipe
+from glide_jax.sampling.programs import Inputs
 from glide_jax.sampling.settings import changed_settings
 from glide_jax.sampling.stage import Conditions, Stage
 from glide_jax.sampling.user_images import square_image, square_known
@@ -46,6 +47,7 @@ def test_one_program_serves_other_prompts_seeds_and_scales(glide):
     compiled = program._cache_size()
     generate(glide, ["all blue", "", "x", "y"], sampler="ddpm", seed=9)
     generate(glide, ["z"], guidance_scale=7.5, negative_prompt="all red", sampler="ddpm")
+    generate(glide, ["z"], sampler="ddpm", steps=3, temperature=0.9, guidance_rescale=0.7)
     assert program._cache_size() == compiled
 
 
@@ -96,23 +98,24 @@ def test_text_is_encoded_outside_the_loop_over_steps(glide):
     length, width = stage.model.text.length, stage.model.text.width
     inputs = Inputs(**stage._inputs(["all red"], [0], Conditions(), None))
     negative = stage.tokenizer.encode([""], length)
-    recipe = Recipe.of(changed_settings(stage.config.sample, steps=4), rows=4)
+    settings = changed_settings(stage.config.sample, steps=4)
+    plan = stage.programs.plan(settings)
+    values, (recipe, table, _) = Values.of(settings, plan.schedule), chunks(plan, settings)[0]
     assert recipe.guided
     begun = jax.make_jaxpr(
-        lambda params: stage.programs.begin(params, inputs, negative, recipe=recipe),
+        lambda params: stage.programs.begin(params, inputs, negative, values, recipe=recipe),
         return_shape=True,
     )
     before, (conditioned, state) = begun(stage.params)
-    scales = jnp.float32(2.0), jnp.float32(0.0)
     loop = jax.make_jaxpr(
         lambda params, conditioned, state: stage.programs.advance(
-            params, None, inputs, conditioned, state, scales, jnp.int32(0), clip=None, calls=4,
-            recipe=recipe,
+            params, None, inputs.of_steps, conditioned, state, values, table, jnp.int32(4),
+            clip=None, recipe=recipe,
         )
     )(stage.params, conditioned, state)  # fmt: skip
     hidden = f"f32[2,{length},{4 * width}]"
     assert hidden in str(before) and hidden not in str(loop)
-    assert str(loop).count(" scan[") == 1
+    assert str(loop).count(" while[") == 1
 
 
 def test_errors_name_what_is_wrong(glide):

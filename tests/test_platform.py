@@ -30,7 +30,9 @@ def mesh_of(platform, kind="", compute_capability="7.5"):
 def test_other_platforms_take_xlas_implementations_and_cpus_shifted_matmuls(platform, training):
     batch = batch_sharding(one_device_mesh())
     shifted = platform == "cpu" and not training
-    expected = Platform(batch, convolve=convolve_on_cpu if shifted else convolve)
+    expected = Platform(
+        batch, convolve=convolve_on_cpu if shifted else convolve, training=training
+    )
     assert Platform.of(mesh_of(platform), batch, training=training) == expected
     assert (expected.attend, expected.repeat_x2) == (attend, repeat_x2)
 

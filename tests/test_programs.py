@@ -2,6 +2,7 @@
 
 from unittest.mock import create_autospec
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from helpers.one_device import one_device_mesh
 from glide_jax.config import DiffusionConfig, ModelConfig, SampleConfig, UNetConfig
 from glide_jax.diffusion.loop import initial_noise
 from glide_jax.models.glide import GlideModel
-from glide_jax.sampling.programs import Conditioned, Inputs, Programs, Recipe
+from glide_jax.sampling.chunks import Values, chunks
+from glide_jax.sampling.programs import Conditioned, Programs
 
 SCALE, PHI = 6.0, 0.7
 T = 500
@@ -26,9 +28,8 @@ def programs(px, low_res_px=0, **diffusion):
 
 def first_noise(programs, count):
     """The first values of x_T of seeds 0 and 7."""
-    inputs = Inputs(*[None] * len(Inputs._fields))._replace(seeds=jnp.array([0, 7], jnp.uint32))
-    px = programs.model.resolution_px
-    return np.asarray(initial_noise(programs._keys(inputs), (px, px, 3))).reshape(2, -1)[:, :count]
+    px, seeds = programs.model.resolution_px, jnp.array([0, 7], jnp.uint32)
+    return np.asarray(initial_noise(programs._keys(seeds), (px, px, 3))).reshape(2, -1)[:, :count]
 
 
 def test_an_upsampler_has_other_noise_than_its_base_model():
@@ -48,15 +49,24 @@ def fixed_model(out):
     return model
 
 
+def denoiser(programs, out, condition=None, **settings):
+    """The programs' denoiser with a network of fixed predictions."""
+    settings = SampleConfig(**settings)
+    plan = programs.plan(settings)
+    recipe = chunks(plan, settings)[0].recipe
+    values = jax.device_put(Values.of(settings, plan.schedule))
+    conditioned = Conditioned(None, None, condition)
+    return programs._denoiser(fixed_model(out), conditioned, values, recipe)
+
+
 @pytest.mark.parametrize("diffusion", [{}, {"prediction": "v"}])
 def test_guidance_rescale_acts_on_the_networks_prediction(diffusion):
     """Eqs. 15 and 16, arXiv 2305.08891, of v for a model of v, before its conversion to eps."""
     rng = np.random.default_rng(0)
     x_t, caption, empty, fraction = rng.normal(size=(4, 2, 4, 4, 3)).astype(np.float32)
     out = np.concatenate([np.concatenate([caption, empty]), np.concatenate([fraction] * 2)], -1)
-    recipe = Recipe.of(SampleConfig(guidance_scale=SCALE, guidance_rescale=PHI), rows=100)
     ours = programs(8, **diffusion)
-    denoise = ours._denoiser(fixed_model(out), Conditioned(None, None), jnp.float32(SCALE), recipe)
+    denoise = denoiser(ours, out, guidance_scale=SCALE, guidance_rescale=PHI)
     guided = empty + SCALE * (caption - empty)
     std = [x.std((1, 2, 3), keepdims=True) for x in (caption, guided)]
     expected = PHI * guided * std[0] / std[1] + (1 - PHI) * guided
@@ -76,14 +86,7 @@ def test_a_guided_correction_is_of_the_rows_own_guess():
     out = np.concatenate([np.concatenate([caption, caption])] * 2, -1)
     settings = {"prediction": "v", "low_res_std": 0.1}
     ours = programs(8, low_res_px=4, **settings)
-    both = Conditioned(None, jnp.concatenate([guess, guess]))
-    scale = jnp.float32(1)
-    guided = ours._denoiser(fixed_model(out), both, scale, Recipe.of(SampleConfig(), 100))
-    plain = ours._denoiser(
-        fixed_model(out[:2]),
-        Conditioned(None, guess),
-        scale,
-        Recipe.of(SampleConfig(guidance_scale=1.0), 100),
-    )
+    guided = denoiser(ours, out, guess)
+    plain = denoiser(ours, out[:2], guess, guidance_scale=1.0)
     t = jnp.full(2, T)
     np.testing.assert_allclose(guided(x_t, t), plain(x_t, t), atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.guidance import classifier
-from glide_jax.diffusion.loop import Hooks, sample, trajectory
+from glide_jax.diffusion.loop import Hooks, per_image_noise, sample, trajectory
 from glide_jax.diffusion.samplers import SAMPLERS, sampler_plan
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 
@@ -218,3 +218,12 @@ def test_guidance_by_a_classifier_multiplies_its_probability(sampler, steps):
     expected = precisions @ [mean, y] / precisions.sum()
     assert abs(x_0.mean() - expected) < 0.01
     assert abs(x_0.std() - precisions.sum() ** -0.5) < 0.01
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [*((name, 0.0) for name in SAMPLERS), ("ddim", 0.7)])
+def test_only_stochastic_samplers_draw_random_numbers(sampler, eta):
+    keys = jax.random.split(jax.random.key(0), 2)
+    plan, draw = sampler_plan(sampler, SEVEN, eta), per_image_noise(keys, X_T.shape[1:])
+    x_T = jnp.asarray(X_T, jnp.float32)
+    program = jax.make_jaxpr(lambda x_T: sample(denoise, plan, x_T, draw))(x_T)
+    assert ("random_bits" in str(program)) == (sampler == "ddpm" or eta > 0)

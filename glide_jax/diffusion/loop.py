@@ -1,22 +1,23 @@
 """The sampling loop: one `lax.scan` from noise to images for every sampler.
 
-Each call of the denoiser predicts eps. The loop turns it into x_0, applies threshold and hooks, and
-the sampler's step, one of `samplers`, computes the next x_t.
+Each call of the denoiser predicts eps. The loop turns it into x_0 (see `process.x_0_from_eps`),
+applies threshold and hooks, and the sampler's step, one of `samplers`, computes the next x_t. All
+coefficients come from tables, a row a call.
 
 To start from an image (SDEdit, arXiv 2108.01073), plan the schedule's `first` rows and noise the
 image to the last of them.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from glide_jax.diffusion.process import eps_from_x_0, split_output, x_0_from_eps
-from glide_jax.diffusion.samplers import Prediction, SamplerPlan, StepInput, inverse_ddim
+from glide_jax.diffusion.process import split_output
+from glide_jax.diffusion.samplers import Prediction, SamplerPlan, Solver, StepInput, inverse_ddim
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.shapes import Denoiser
@@ -34,19 +35,19 @@ def static_threshold(x_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return jnp.clip(x_0, -1, 1)
 
 
-def dynamic_threshold(percentile: float) -> OnX0:
+def dynamic_threshold(percentile: float | Float[Array, ""]) -> OnX0:
     """Clip each image at a percentile of its own magnitudes and scale it into [-1, 1].
 
     Sec. 2.3, arXiv 2205.11487: s is the percentile of |x_0|, or 1 if that is more, and x_0 becomes
     clip(x_0, -s, s) / s. Strong guidance then saturates fewer pixels.
 
     Args:
-        percentile: as a fraction, in [0, 1]; 0.995 is usual.
+        percentile: as a fraction, in [0, 1]; 0.995 is usual. May be traced.
 
     Raises:
         UserError: percentile out of range.
     """
-    if not 0 <= percentile <= 1:
+    if not isinstance(percentile, jax.Array) and not 0 <= percentile <= 1:
         raise UserError(f"dynamic threshold ({percentile}) must be a fraction in [0, 1]")
 
     def threshold(x_0: jax.Array) -> jax.Array:
@@ -78,7 +79,47 @@ class State(NamedTuple):
 
     x_t: Float[Array, "b h w c"]
     past: tuple[Prediction, ...]
-    """The latest predictions, `SamplerPlan.history` of them."""
+    """The latest predictions, `Solver.history` of them."""
+
+
+class Calls(NamedTuple):
+    """Tables of denoiser calls, a row each, in order: what a compiled loop takes as arguments."""
+
+    k: Int[Array, "e"]
+    """Index of the call's step, for its noise."""
+    t: Int[Array, "e"]
+    """Original step index of x_t."""
+    recip_alpha: Float[Array, "e"]
+    """sqrt(1 / alpha_bar_t)."""
+    sigma: Float[Array, "e"]
+    """sqrt(1 / alpha_bar_t - 1)."""
+    noise: Float[Array, "e"]
+    """sqrt(1 - alpha_bar_t)."""
+    step: dict[str, Float[Array, "e"]]
+    """Coefficients of the solver's step."""
+
+    @classmethod
+    def of(cls, plan: SamplerPlan) -> "Calls":
+        """All calls of a plan, int32 and float32, on the host."""
+        schedule, rows = plan.schedule, plan.rows
+        tables: dict[str, Any] = {
+            "k": plan.step_of_call,
+            "t": schedule.timestep_map[rows],
+            "recip_alpha": schedule.sqrt_recip_alpha_bar[rows],
+            "sigma": schedule.sqrt_recipm1_alpha_bar[rows],
+            "noise": np.sqrt(1 - schedule.alpha_bar[rows]),
+            "step": plan.coefficients,
+        }
+        return cls(
+            **jax.tree.map(
+                lambda x: x.astype(np.int32 if x.dtype.kind == "i" else np.float32), tables
+            )
+        )
+
+    def part(self, first: int, count: int, length: int) -> "Calls":
+        """`count` calls from `first` on, padded to `length` rows."""
+        rows = np.minimum(np.arange(first, first + length), first + count - 1)
+        return jax.tree.map(lambda x: x[rows], self)
 
 
 def sample(
@@ -101,41 +142,46 @@ def sample(
     Returns:
         x_0; within the threshold, except for shifts by a gradient.
     """
-    return advance(denoise, plan, begin(plan, x_T), noise, hooks).x_t
+    state, solver = begin(plan.solver, x_T), plan.solver
+    return advance(denoise, solver, state, Calls.of(plan), noise, hooks).x_t
 
 
-def begin(plan: SamplerPlan, x_T: Float[Array, "b h w c"]) -> State:
+def begin(solver: Solver, x_T: Float[Array, "b h w c"]) -> State:
     """The state before the first call, for `advance`."""
     nothing = jnp.zeros_like(x_T)
-    return State(x_T, (Prediction(nothing, nothing),) * plan.history)
+    return State(x_T, (Prediction(nothing, nothing),) * solver.history)
 
 
 def advance(
     denoise: Denoiser,
-    plan: SamplerPlan,
+    solver: Solver,
     state: State,
+    calls: Calls,
     noise: Noise,
     hooks: Hooks = DEFAULT_HOOKS,
     *,
-    first: int | Int[Array, ""] = 0,
-    calls: int | None = None,
+    count: int | Int[Array, ""] | None = None,
 ) -> State:
-    """Run some of the plan's denoiser calls: `sample` in parts, with the host in between.
+    """Run some of a plan's denoiser calls: `sample` in parts, with the host in between.
 
     Args:
-        denoise, plan, noise, hooks: as for `sample`.
-        state: from `begin`, or from `advance` up to `first`.
-        first: the first call to run, from 0; may be traced, so one program serves all parts.
-        calls: number of calls; all unless given.
+        denoise, noise, hooks: as for `sample`.
+        solver: of the plan.
+        state: from `begin`, or from `advance` up to these calls.
+        calls: their tables; may be traced, so that one program serves all parts of all plans.
+        count: number of calls to run; all unless given. A traced one lets tables of a fixed length
+            hold fewer calls: rows after them cost nothing.
 
     Returns:
-        The state after these calls; after the last call its x_t is x_0.
+        The state after these calls; after the last call of a plan its x_t is x_0.
     """
-    body, rows = _loop(denoise, plan, noise, hooks)
-    if calls is not None:
-        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, calls), rows)
-    state, _ = jax.lax.scan(lambda state, call: (body(state, call)[0], None), state, rows)
-    return state
+    body, table = _loop(denoise, solver, noise, hooks), jax.tree.map(jnp.asarray, calls)
+    count = len(table.k) if count is None else count
+    # A lax.scan if the count is static. Else a while loop rather than a scan of conditionals, out
+    # of which the compiler would not move what does not depend on x_t.
+    return jax.lax.fori_loop(
+        0, count, lambda i, state: body(state, jax.tree.map(lambda x: x[i], table))[0], state
+    )
 
 
 def trajectory(
@@ -146,13 +192,14 @@ def trajectory(
     hooks: Hooks = DEFAULT_HOOKS,
 ) -> tuple[Float[Array, "s b h w c"], Float[Array, "s b h w c"]]:
     """`sample` with its steps: x_{t-1} and the predicted x_0 of each, first step first."""
-    body, calls = _loop(denoise, plan, noise, hooks)
+    body = _loop(denoise, plan.solver, noise, hooks)
 
-    def recorded(state: State, call: _Call) -> tuple[State, tuple[jax.Array, jax.Array]]:
+    def recorded(state: State, call: Calls) -> tuple[State, tuple[jax.Array, jax.Array]]:
         state, x_0 = body(state, call)
         return state, (state.x_t, x_0)
 
-    _, (x, x_0) = jax.lax.scan(recorded, begin(plan, x_T), calls)  # (e, b, h, w, c) each
+    calls = jax.tree.map(jnp.asarray, Calls.of(plan))
+    _, (x, x_0) = jax.lax.scan(recorded, begin(plan.solver, x_T), calls)  # (e, b, h, w, c) each
     last_calls = np.flatnonzero(np.diff(plan.step_of_call, append=plan.schedule.steps))
     return x[last_calls], x_0[last_calls]
 
@@ -211,52 +258,28 @@ def _normal(
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
-class _Call(NamedTuple):
-    """The scanned values: one row a call of the denoiser."""
-
-    k: jax.Array
-    row: jax.Array
-    t: jax.Array
-    sqrt_1m_alpha_bar: jax.Array
-    coefficients: dict[str, jax.Array]
-
-
-def _calls(plan: SamplerPlan) -> _Call:
-    schedule = plan.schedule
-    return _Call(
-        k=jnp.asarray(plan.step_of_call, jnp.int32),
-        row=jnp.asarray(plan.rows, jnp.int32),
-        t=jnp.asarray(schedule.timestep_map[plan.rows], jnp.int32),
-        sqrt_1m_alpha_bar=jnp.asarray(np.sqrt(1 - schedule.alpha_bar[plan.rows]), jnp.float32),
-        coefficients={
-            name: jnp.asarray(table, jnp.float32) for name, table in plan.coefficients.items()
-        },
-    )
-
-
 def _loop(
-    denoise: Denoiser, plan: SamplerPlan, noise: Noise, hooks: Hooks
-) -> tuple[Callable[[State, _Call], tuple[State, jax.Array]], _Call]:
-    """The scan's body, `(state, call) -> (state, x_0)`, and its calls."""
-    schedule = plan.schedule
+    denoise: Denoiser, solver: Solver, noise: Noise, hooks: Hooks
+) -> Callable[[State, Calls], tuple[State, jax.Array]]:
+    """The loop's body, `(state, one call) -> (state, x_0)`."""
     changes_x_0 = [change for change in (hooks.threshold, hooks.on_x_0) if change is not None]
 
-    def body(state: State, call: _Call) -> tuple[State, jax.Array]:
+    def body(state: State, call: Calls) -> tuple[State, jax.Array]:
         x_t, past = state
-        b = x_t.shape[0]
-        row, t = jnp.full(b, call.row), jnp.full(b, call.t)
+        t = jnp.full(x_t.shape[0], call.t)
         eps, variance_fraction = split_output(denoise(x_t, t))  # (b, h, w, c) each
-        x_0 = x_0_from_eps(schedule, x_t, row, eps)
+        x_0 = call.recip_alpha * x_t - call.sigma * eps
         for change in changes_x_0:
             x_0 = change(x_0)
         if changes_x_0:
-            eps = eps_from_x_0(schedule, x_t, row, x_0)
+            eps = (call.recip_alpha * x_t - x_0) / call.sigma
         shift = None if hooks.gradient is None else hooks.gradient(x_t, t)
-        if shift is not None and not plan.shifts_mean:
-            eps -= call.sqrt_1m_alpha_bar * shift
-            x_0 = x_0_from_eps(schedule, x_t, row, eps)
-        at = StepInput(row, x_t, x_0, eps, variance_fraction, noise(call.k), past, shift)
-        past = (Prediction(x_0, eps), *past)[: plan.history]
-        return State(plan.step(call.coefficients, at), past), x_0
+        if shift is not None and not solver.shifts_mean:
+            eps -= call.noise * shift
+            x_0 = call.recip_alpha * x_t - call.sigma * eps
+        fresh = noise(call.k) if solver.draws_noise else None
+        at = StepInput(x_t, x_0, eps, variance_fraction, fresh, past, shift)
+        past = (Prediction(x_0, eps), *past)[: solver.history]
+        return State(solver.step(call.step, at), past), x_0
 
-    return body, _calls(plan)
+    return body

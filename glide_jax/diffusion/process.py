@@ -138,9 +138,17 @@ def learned_log_variance(
     Returns:
         The log variance of p(x_{t-1} | x_t).
     """
-    f = (variance_fraction + 1) / 2
+    log_posterior_variance = table_at(schedule.posterior_log_variance_clipped, t)
     log_beta = table_at(np.log(schedule.betas), t)
-    return f * log_beta + (1 - f) * table_at(schedule.posterior_log_variance_clipped, t)
+    return log_variance_between(log_posterior_variance, log_beta, variance_fraction)
+
+
+def log_variance_between(
+    log_posterior_variance: Array, log_beta: Array, variance_fraction: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """`learned_log_variance` of given log beta~_t and log beta_t."""
+    f = (variance_fraction + 1) / 2
+    return f * log_beta + (1 - f) * log_posterior_variance
 
 
 def p_reverse(

@@ -6,7 +6,8 @@ All but ancestral sampling solve the probability flow, which is simplest in x_t 
 
 (Eq. 14, arXiv 2010.02502). DDIM without noise keeps eps constant over a step: Euler's method. The
 others correct DDIM's step by the change of eps over earlier predictions. A new sampler is a
-function `(schedule, eta) -> SamplerPlan` and a line in SAMPLERS.
+function `(schedule, eta) -> SamplerPlan` and a line in SAMPLERS. Steps are functions of this module
+that read all of their coefficients from tables: plans of one sampler share a compiled program.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from glide_jax.diffusion.process import learned_log_variance, q_posterior
+from glide_jax.diffusion.process import log_variance_between
 from glide_jax.diffusion.schedule import Schedule, Table
 from glide_jax.errors import UserError
 
@@ -34,8 +35,6 @@ class Prediction(NamedTuple):
 class StepInput(NamedTuple):
     """Input of a sampler's step; arrays are (b, h, w, c) float32 unless noted."""
 
-    row: jax.Array
-    """(b,): the schedule's row, the same for every example."""
     x_t: jax.Array
     x_0: jax.Array
     """See `Prediction`."""
@@ -43,12 +42,12 @@ class StepInput(NamedTuple):
     """See `Prediction`."""
     variance_fraction: jax.Array
     """The second half of the denoiser's output."""
-    noise: jax.Array
-    """Fresh standard normal noise."""
+    noise: jax.Array | None
+    """Fresh standard normal noise, for solvers that draw it."""
     past: tuple[Prediction, ...]
     """Predictions of earlier calls, latest first; zeros before the first call."""
     gradient: jax.Array | None
-    """The guidance gradient, for plans with `shifts_mean`; None without guidance."""
+    """The guidance gradient, for solvers with `shifts_mean`; None without guidance."""
 
 
 Coefficients = dict[str, jax.Array]
@@ -57,20 +56,29 @@ Step = Callable[[Coefficients, StepInput], jax.Array]
 """`(coefficients, input) -> next x_t`."""
 
 
+class Solver(NamedTuple):
+    """What a sampler compiles: equal for all plans of the sampler that draw noise, or do not."""
+
+    step: Step
+    history: int = 0
+    """Number of earlier predictions that the step uses."""
+    draws_noise: bool = False
+    """Whether the step adds noise."""
+    shifts_mean: bool = False
+    """Whether the step itself applies the guidance gradient. Otherwise the loop adds it to eps."""
+
+
 class SamplerPlan(NamedTuple):
     """A sampler resolved for a schedule: e denoiser calls, as tables in the order of calls."""
 
+    solver: Solver
     schedule: Schedule
     step_of_call: Int64[np.ndarray, "e"]
     """Index k of each call's step, from 0; a step may take several calls."""
     rows: Int64[np.ndarray, "e"]
     """The schedule's row of each call's x_t."""
     coefficients: dict[str, Float64[np.ndarray, "e"]]
-    step: Step
-    history: int = 0
-    """Number of earlier predictions that the step uses."""
-    shifts_mean: bool = False
-    """Whether the step itself applies the guidance gradient. Otherwise the loop adds it to eps."""
+    """Of the step, by name."""
 
     @property
     def calls(self) -> int:
@@ -99,17 +107,11 @@ def sampler_plan(sampler: str, schedule: Schedule, eta: float = 0.0) -> SamplerP
     return SAMPLERS[sampler](schedule, eta)
 
 
-def _one_call_a_step(
-    schedule: Schedule,
-    by_row: dict[str, Table],
-    step: Step,
-    history: int = 0,
-    shifts_mean: bool = False,
-) -> SamplerPlan:
+def _one_call_a_step(solver: Solver, schedule: Schedule, by_row: dict[str, Table]) -> SamplerPlan:
     """The plan that visits every row once, last to first, with coefficient tables by row."""
     backwards = {name: table[::-1] for name, table in by_row.items()}
     k = np.arange(schedule.steps)
-    return SamplerPlan(schedule, k, k[::-1], backwards, step, history, shifts_mean)
+    return SamplerPlan(solver, schedule, k, k[::-1], backwards)
 
 
 def ddpm(schedule: Schedule, eta: float) -> SamplerPlan:
@@ -121,16 +123,26 @@ def ddpm(schedule: Schedule, eta: float) -> SamplerPlan:
         schedule: s rows.
         eta: unused; only `ddim` uses it.
     """
+    tables = {
+        "x_0": schedule.posterior_mean_x_0,
+        "x_t": schedule.posterior_mean_x_t,
+        "log_beta": np.log(schedule.betas),
+        "log_posterior_variance": schedule.posterior_log_variance_clipped,
+        "noise": np.where(np.arange(schedule.steps) > 0, 1.0, 0.0),
+    }
+    solver = Solver(_ddpm_step, draws_noise=True, shifts_mean=True)
+    return _one_call_a_step(solver, schedule, tables)
 
-    def step(c: Coefficients, at: StepInput) -> jax.Array:
-        mean = q_posterior(schedule, at.x_0, at.x_t, at.row).mean
-        log_variance = learned_log_variance(schedule, at.variance_fraction, at.row)
-        if at.gradient is not None:
-            mean += jnp.exp(log_variance) * at.gradient
-        return mean + c["noise"] * jnp.exp(0.5 * log_variance) * at.noise
 
-    noise = np.where(np.arange(schedule.steps) > 0, 1.0, 0.0)
-    return _one_call_a_step(schedule, {"noise": noise}, step, shifts_mean=True)
+def _ddpm_step(c: Coefficients, at: StepInput) -> jax.Array:
+    mean = c["x_0"] * at.x_0 + c["x_t"] * at.x_t
+    log_variance = log_variance_between(
+        c["log_posterior_variance"], c["log_beta"], at.variance_fraction
+    )
+    if at.gradient is not None:
+        mean += jnp.exp(log_variance) * at.gradient
+    assert at.noise is not None
+    return mean + c["noise"] * jnp.exp(0.5 * log_variance) * at.noise
 
 
 def ddim(schedule: Schedule, eta: float) -> SamplerPlan:
@@ -148,16 +160,20 @@ def ddim(schedule: Schedule, eta: float) -> SamplerPlan:
     """
     if not 0 <= eta <= 1:
         raise UserError(f"eta ({eta}) must be in [0, 1]")
-
-    def step(c: Coefficients, at: StepInput) -> jax.Array:
-        return _ddim_step(c, at) + c["noise"] * at.noise
-
+    if eta == 0:
+        return _one_call_a_step(Solver(_ddim_step), schedule, _ddim_tables(schedule))
     s = eta * np.sqrt(schedule.posterior_variance)
-    return _one_call_a_step(schedule, _ddim_tables(schedule, s) | {"noise": s}, step)
+    solver = Solver(_noisy_ddim_step, draws_noise=True)
+    return _one_call_a_step(solver, schedule, _ddim_tables(schedule, s) | {"noise": s})
 
 
 def _ddim_step(c: Coefficients, at: StepInput) -> jax.Array:
     return c["x_0"] * at.x_0 + c["eps"] * at.eps
+
+
+def _noisy_ddim_step(c: Coefficients, at: StepInput) -> jax.Array:
+    assert at.noise is not None
+    return _ddim_step(c, at) + c["noise"] * at.noise
 
 
 def _ddim_tables(schedule: Schedule, s: Table | float = 0.0) -> dict[str, Table]:
@@ -185,12 +201,13 @@ def heun(schedule: Schedule, eta: float) -> SamplerPlan:
     half_step = np.sqrt(schedule.alpha_bar) * np.diff(sigma, append=sigma[-1]) / 2
     coefficients = {name: table[rows] * ~corrects for name, table in _ddim_tables(schedule).items()}
     coefficients |= {"x_t": 1.0 * corrects, "change": half_step[rows] * corrects}
+    solver = Solver(_heun_step, history=1)
+    return SamplerPlan(solver, schedule, visit - corrects, rows, coefficients)
 
-    def step(c: Coefficients, at: StepInput) -> jax.Array:
-        change = at.past[0].eps - at.eps
-        return _ddim_step(c, at) + c["x_t"] * at.x_t + c["change"] * change
 
-    return SamplerPlan(schedule, visit - corrects, rows, coefficients, step, history=1)
+def _heun_step(c: Coefficients, at: StepInput) -> jax.Array:
+    change = at.past[0].eps - at.eps
+    return _ddim_step(c, at) + c["x_t"] * at.x_t + c["change"] * change
 
 
 def plms(schedule: Schedule, eta: float) -> SamplerPlan:
@@ -208,14 +225,15 @@ def plms(schedule: Schedule, eta: float) -> SamplerPlan:
     # All weights sum to 1, so eps' - eps is a weighted sum of (earlier eps - eps).
     change = -np.sqrt(schedule.alpha_bar_prev) * np.diff(sigma, prepend=0.0) * weights.T
     changes = {f"change_{i}": table for i, table in enumerate(change, start=1)}
+    tables = _ddim_tables(schedule) | changes
+    return _one_call_a_step(Solver(_plms_step, history=3), schedule, tables)
 
-    def step(c: Coefficients, at: StepInput) -> jax.Array:
-        x = _ddim_step(c, at)
-        for i, earlier in enumerate(at.past, start=1):
-            x += c[f"change_{i}"] * (earlier.eps - at.eps)
-        return x
 
-    return _one_call_a_step(schedule, _ddim_tables(schedule) | changes, step, history=3)
+def _plms_step(c: Coefficients, at: StepInput) -> jax.Array:
+    x = _ddim_step(c, at)
+    for i, earlier in enumerate(at.past, start=1):
+        x += c[f"change_{i}"] * (earlier.eps - at.eps)
+    return x
 
 
 def dpmpp_2m(schedule: Schedule, eta: float) -> SamplerPlan:
@@ -232,11 +250,11 @@ def dpmpp_2m(schedule: Schedule, eta: float) -> SamplerPlan:
     share = np.zeros(schedule.steps)
     share[2:-1] = -np.expm1(-ascent[2:-1]) * ascent[2:-1] / (2 * ascent[3:])
     tables = _ddim_tables(schedule) | {"change": np.sqrt(schedule.alpha_bar_prev) * share}
+    return _one_call_a_step(Solver(_dpmpp_2m_step, history=1), schedule, tables)
 
-    def step(c: Coefficients, at: StepInput) -> jax.Array:
-        return _ddim_step(c, at) + c["change"] * (at.x_0 - at.past[0].x_0)
 
-    return _one_call_a_step(schedule, tables, step, history=1)
+def _dpmpp_2m_step(c: Coefficients, at: StepInput) -> jax.Array:
+    return _ddim_step(c, at) + c["change"] * (at.x_0 - at.past[0].x_0)
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -260,8 +278,8 @@ def inverse_ddim(schedule: Schedule) -> SamplerPlan:
         "x_t": root / np.sqrt(schedule.alpha_bar_prev),
         "eps": root * np.diff(schedule.sqrt_recipm1_alpha_bar, prepend=0.0),
     }
+    return SamplerPlan(Solver(_inverse_step), schedule, k, np.maximum(k - 1, 0), coefficients)
 
-    def step(c: Coefficients, at: StepInput) -> jax.Array:
-        return c["x_t"] * at.x_t + c["eps"] * at.eps
 
-    return SamplerPlan(schedule, k, np.maximum(k - 1, 0), coefficients, step)
+def _inverse_step(c: Coefficients, at: StepInput) -> jax.Array:
+    return c["x_t"] * at.x_t + c["eps"] * at.eps

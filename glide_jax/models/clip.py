@@ -117,9 +117,9 @@ class _Tower(nnx.Module):
         std = config.width**-0.5
         self.projection = _linear(config.width, d_embedding, std, float32, rngs, bias=False)
 
-    def _run(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    def _run(self, x: Float[Array, "b l d"], unrolled: bool = False) -> Float[Array, "b l d"]:
         x = x.astype(self.dtype)
-        return apply_blocks(self.blocks, x, self.remat, self.platform)
+        return apply_blocks(self.blocks, x, self.remat, self.platform, unrolled=unrolled)
 
     def _embed(self, feature: Float[Array, "b d"]) -> Float[Array, "b d2"]:
         z = self.projection(self.final_norm(feature))  # b d2
@@ -191,7 +191,7 @@ class ClipImage(_Tower):
         patches = patches.reshape(len(x), -1, patches.shape[-1])  # b l-1 d
         token = self.time_embedding[...][t][:, None]  # b 1 d
         x = jnp.concatenate([token, patches], 1) + self.position_embedding[...]  # b l d
-        x = self._run(self.input_norm(x))
+        x = self._run(self.input_norm(x), unrolled=not self.platform.training)
         return self._embed(x[:, 0])
 
 

@@ -59,7 +59,7 @@ def shifted_matmuls(
 
 
 class Conv(nnx.Conv):
-    """A convolution with float32 parameters, computed in `dtype`.
+    """A convolution, computed in `dtype`; its kernel is float32 or stored in `dtype`.
 
     Args:
         c_in: input channels.

@@ -46,11 +46,12 @@ class GlideModel(nnx.Module):
         d_emb, d_text = 4 * self.time_width, config.text.width
         self.text = TextTransformer(config.text, dtype, remat, platform, rngs)
         self.text_emb = linear(d_text, d_emb, dtype, rngs)
-        self.time_emb1 = linear(self.time_width, d_emb, dtype, rngs)
-        self.time_emb2 = linear(d_emb, d_emb, dtype, rngs)
+        emb_dtype = platform.embedding_dtype(dtype)
+        self.time_emb1 = linear(self.time_width, d_emb, emb_dtype, rngs)
+        self.time_emb2 = linear(d_emb, d_emb, emb_dtype, rngs)
         if config.low_res_noise:
-            self.low_res_emb1 = linear(self.time_width, d_emb, dtype, rngs)
-            self.low_res_emb2 = linear(d_emb, d_emb, dtype, rngs, zero=True)
+            self.low_res_emb1 = linear(self.time_width, d_emb, emb_dtype, rngs)
+            self.low_res_emb2 = linear(d_emb, d_emb, emb_dtype, rngs, zero=True)
         self.config = config
         in_channels = 3 + config.condition_channels
         self.unet = UNet(config.unet, in_channels, d_emb, d_text, dtype, remat, platform, rngs)

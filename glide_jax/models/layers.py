@@ -60,7 +60,7 @@ def add_bias(x: Float[Array, "*b c"], bias: Float[Array, "c"]) -> Float[Array, "
 
 
 class Linear(nnx.Linear):
-    """A dense layer with float32 parameters, computed in `dtype`."""
+    """A dense layer, computed in `dtype`; its kernel is float32 or stored in `dtype`."""
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """(..., d) to (..., d2), as nnx.Linear."""
@@ -76,18 +76,21 @@ def linear(
 
 
 def project_to_heads(
-    projection: Linear, x: Float[Array, "b l d"], heads: int, parts: int
+    projection: Linear, x: Float[Array, "b l d"], heads: int, parts: int, split_kernel: bool
 ) -> tuple[Float[Array, "b l d2"], ...]:
     """Queries, keys and values, or some of them, with the heads side by side in d2.
-
-    The kernel is split rather than its output, which TPUs would copy to reorder it.
 
     Args:
         projection: its columns are [head][part][k].
         x: features.
         heads: number of heads.
         parts: 3 for queries, keys and values; 2 for keys and values.
+        split_kernel: whether to split the kernel rather than the output: faster in training, but
+            sampling would split it again in every step.
     """
+    if not split_kernel:
+        out = projection(x).reshape(*x.shape[:2], heads, parts, -1)  # b l n parts k
+        return tuple(out[..., part, :].reshape(*x.shape[:2], -1) for part in range(parts))
     assert projection.bias is not None
     d = x.shape[-1]
     kernel = projection.kernel[...].astype(x.dtype).reshape(d, heads, parts, -1)  # d n parts k

@@ -10,7 +10,7 @@ module around given parameters, inside or outside of a traced function:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -35,6 +35,7 @@ class Network(Generic[M]):
     def __init__(self, build: Callable[[nnx.Rngs, Platform], M]) -> None:
         self._build = build
         self._abstract_modules: dict[Platform, tuple[Any, Any]] = {}
+        self._storage: dict[Platform, dict[str, jax.ShapeDtypeStruct]] = {}
 
     def init(self, seed: int) -> dict[str, np.ndarray]:
         """Initial values of all parameters, drawn on the host: the same for every mesh.
@@ -59,11 +60,29 @@ class Network(Generic[M]):
         bound = [(path, variable.replace(params[_name(path)])) for path, variable in variables]
         return nnx.merge(graphdef, nnx.from_flat_state(bound))
 
+    def storage(self, platform: Platform) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and type of every parameter as a program for `platform` reads it, by name.
+
+        All are float32 in training. Sampling stores them in the type in which their module
+        computes, so that no step casts them. Vectors (norms and biases) stay float32, in which they
+        are added. The modules compute in float32 what the original's half precision does: norms,
+        the linear layers of the time embedding and of AdaGN, and the output convolution.
+        """
+        if platform not in self._storage:
+            self._abstract(platform)
+        return self._storage[platform]
+
+    def stored(self, params: Mapping[str, Any], platform: Platform) -> dict[str, Any]:
+        """`params`, on the host or on devices, with the types of `storage`."""
+        storage = self.storage(platform)
+        return {
+            name: value.astype(storage[name].dtype, copy=False) for name, value in params.items()
+        }
+
     @cached_property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and type of every parameter by name; allocates none."""
-        _, variables = self._abstract(ANY_PLATFORM)
-        return {_name(path): variable.get_value() for path, variable in variables}
+        return self.storage(ANY_PLATFORM)
 
     @property
     def parameter_count(self) -> int:
@@ -78,8 +97,14 @@ class Network(Generic[M]):
             return self._build(_OneKey(jax.random.key(0)), platform)
 
         if platform not in self._abstract_modules:
-            graphdef, state = nnx.split(nnx.eval_shape(build))
-            self._abstract_modules[platform] = graphdef, list(nnx.to_flat_state(state))
+            module = nnx.eval_shape(build)
+            graphdef, state = nnx.split(module)
+            variables = list(nnx.to_flat_state(state))
+            self._abstract_modules[platform] = graphdef, variables
+            self._storage[platform] = {
+                _name(path): _stored(variable.get_value(), module, path, platform)
+                for path, variable in variables
+            }
         return self._abstract_modules[platform]
 
 
@@ -91,6 +116,18 @@ class _OneKey(nnx.Rngs):
 
     def params(self) -> jax.Array:
         return self.key
+
+
+def _stored(
+    shape: jax.ShapeDtypeStruct, module: nnx.Module, path: tuple[Any, ...], platform: Platform
+) -> jax.ShapeDtypeStruct:
+    """See `Network.storage`."""
+    if platform.training or len(shape.shape) < 2:
+        return shape
+    owner: Any = module
+    for key in path[:-1]:
+        owner = owner[key] if isinstance(key, int) else getattr(owner, key)
+    return jax.ShapeDtypeStruct(shape.shape, owner.dtype)
 
 
 def _name(path: tuple[Any, ...]) -> str:

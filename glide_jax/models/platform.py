@@ -8,10 +8,11 @@ network is computed, never its parameters:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from glide_jax.models.attention import (
@@ -42,6 +43,11 @@ class Platform:
     repeat_x2: RepeatX2 = repeat_x2
     row_major: Callable[[jax.Array], jax.Array] = any_layout
     """Applied to activations around attention, (b, l, d)."""
+    training: bool = True
+    """Whether all parameters are float32; else stored as `Network.storage` says."""
+    always_split_kernels: bool = False
+    """Whether sampling, too, splits the kernels of projections to heads: TPUs would copy outputs to
+    split them. The compiler moves the split out of the loop."""
 
     @classmethod
     def of(cls, mesh: Mesh, batch: NamedSharding | None, *, training: bool) -> "Platform":
@@ -54,7 +60,21 @@ class Platform:
         """
         device = mesh.devices.flat[0]
         choose = PLATFORMS.get(device.platform)
-        return cls(batch) if choose is None else choose(device, batch, training)
+        chosen = cls(batch) if choose is None else choose(device, batch, training)
+        return replace(chosen, training=training)
+
+    @property
+    def split_kernels(self) -> bool:
+        """Whether projections to heads split their kernels, as in training, or their outputs."""
+        return self.training or self.always_split_kernels
+
+    def embedding_dtype(self, dtype: jnp.dtype) -> jnp.dtype:
+        """Type of the linear layers of time and noise level, and of those that apply them (AdaGN).
+
+        Sampling computes them in float32, as the original does in half precision; training, in the
+        type of all other matmuls.
+        """
+        return dtype if self.training else jnp.dtype("float32")
 
     def constrain_batch(self, x: jax.Array) -> jax.Array:
         """`x` (b, ...), each device holding its own examples."""
@@ -77,6 +97,7 @@ def _tpu(device: jax.Device, batch: NamedSharding | None, training: bool) -> Pla
         attend=partial(attend_on_tpu, kind=device.device_kind, batch=batch),
         repeat_x2=repeat_x2_by_padding,
         row_major=partial(row_major, batch=batch),
+        always_split_kernels=True,
     )
 
 

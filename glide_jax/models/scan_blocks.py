@@ -14,7 +14,12 @@ from glide_jax.models.remat import block_input, offloading, recomputed
 
 
 def apply_blocks(
-    blocks: Sequence[nnx.Module], x: Float[Array, "b l d"], remat: Remat, platform: Platform
+    blocks: Sequence[nnx.Module],
+    x: Float[Array, "b l d"],
+    remat: Remat,
+    platform: Platform,
+    *,
+    unrolled: bool = False,
 ) -> Float[Array, "b l d"]:
     """`x` through blocks of the same shape, one after the other.
 
@@ -28,8 +33,10 @@ def apply_blocks(
         x: features.
         remat: the policy; see `remat`.
         platform: constrains each block's input.
+        unrolled: compile every block, under any policy: for a network inside a sampling loop, which
+            would stack the parameters in every step.
     """
-    if remat == "matmuls":
+    if unrolled or remat == "matmuls":
         for block in blocks:
             x = recomputed(block.__call__, remat)(block_input(platform.constrain_batch(x)))
         return platform.constrain_batch(x)

@@ -24,7 +24,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Attention among all positions; the projection's columns are [head][q|k|v][k]."""
-        q, k, v = project_to_heads(self.qkv, x, self.heads, parts=3)  # b l d
+        q, k, v = project_to_heads(self.qkv, x, self.heads, 3, self.platform.split_kernels)  # b l d
         return self.out(self.platform.attend(q, k, v, self.heads))
 
 

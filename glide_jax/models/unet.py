@@ -67,7 +67,7 @@ class ResBlock(nnx.Module):
         self.resample = resample
         self.norm1 = GroupNorm(c_in)
         self.conv1 = conv(c_in, c_out, 3)
-        self.emb = linear(d_emb, 2 * c_out, dtype, rngs)
+        self.emb = linear(d_emb, 2 * c_out, platform.embedding_dtype(dtype), rngs)
         self.norm2 = GroupNorm(c_out)
         self.dropout_rate = dropout_rate
         self.conv2 = conv(c_out, c_out, 3, zero=True)
@@ -135,14 +135,18 @@ class AttentionBlock(nnx.Module):
 
     def project_text(self, text: Float[Array, "b l d"]) -> TextKV:
         """Keys and values of the text; the projection's columns are [head][k|v][k]."""
-        return TextKV(*project_to_heads(self.text_kv, text, self.heads, parts=2))
+        return TextKV(
+            *project_to_heads(self.text_kv, text, self.heads, 2, self.platform.split_kernels)
+        )
 
     def __call__(self, x: Float[Array, "b h w c"], text: TextKV) -> Float[Array, "b h w c"]:
         """x + attention(norm(x)); the projection's columns are [head][q|k|v][k]."""
         b, h, w, c = x.shape
         platform = self.platform
         pixels = platform.row_major(self.norm(x).reshape(b, h * w, c))  # b h*w c
-        q, k, v = project_to_heads(self.qkv, pixels, self.heads, parts=3)  # b h*w c
+        q, k, v = project_to_heads(
+            self.qkv, pixels, self.heads, 3, platform.split_kernels
+        )  # b h*w c
         k = save_matmul(jnp.concatenate([text.k, k], 1))  # b l+h*w c
         v = save_matmul(jnp.concatenate([text.v, v], 1))  # b l+h*w c
         out = self.out(platform.attend(q, k, v, self.heads))  # b h*w c
@@ -242,6 +246,7 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.dtype = dtype
+        self.emb_dtype = platform.embedding_dtype(dtype)
         self.remat = remat
         self.platform = platform
         conv = partial(Conv, rngs=rngs, convolve=platform.convolve)
@@ -305,7 +310,7 @@ class UNet(nnx.Module):
             key: of dropout; None switches dropout off.
         """
         run = offloading(self._through_blocks, self.remat)
-        h = run(x, emb.astype(self.dtype), text, key)  # b h w c2
+        h = run(x, emb.astype(self.emb_dtype), text, key)  # b h w c2
         return self.conv_out(silu(self.norm_out(h.astype(jnp.float32))))  # b h w 6
 
     def _through_blocks(

@@ -5,15 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from glide_jax.config import Config, ModelConfig
-from glide_jax.diffusion.schedule import Schedule
+from glide_jax.config import Config, ModelConfig, SampleConfig
+from glide_jax.diffusion.samplers import SamplerPlan
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
 from glide_jax.plan.compiled import timing, usage
 from glide_jax.plan.forecast import Forecast, compile_for, known_chip
 from glide_jax.plan.topologies import topology_devices
-from glide_jax.sampling.programs import Inputs, Programs, Recipe, chunk_size
+from glide_jax.sampling.chunks import Values, chunks
+from glide_jax.sampling.programs import Inputs, Programs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +91,8 @@ def forecast_sampling(
     images = require_even(images, len(devices))
     programs = Programs(config.denoiser, config.diffusion, sharding.local_mesh(fsdp, devices))
     settings = config.sample
-    recipe = Recipe.of(settings, Schedule.of(config.diffusion, settings.steps).steps)
-    calls = programs.denoiser_calls(recipe)
-    chunk = chunk_size(calls)
-    begin, advance, compile_s = _compile(programs, images, chunk, recipe, topology, effort)
+    plan = programs.plan(settings)
+    begin, advance, compile_s = _compile(programs, images, plan, settings, topology, effort)
     once, repeated = begin.memory_analysis(), advance.memory_analysis()
     assert once is not None and repeated is not None
     parameter_bytes = sharding.bytes_a_device(*_placed_params(programs))
@@ -103,8 +103,8 @@ def forecast_sampling(
         mesh=(len(devices) // fsdp, fsdp),
         images=images,
         sampler=settings.sampler,
-        calls=calls,
-        guided=recipe.guided,
+        calls=plan.calls,
+        guided=settings.guidance_scale != 1,
         chips=len(devices),
         hbm_bytes=chip.usable_bytes,
         parameter_bytes=parameter_bytes,
@@ -112,7 +112,7 @@ def forecast_sampling(
         batch_bytes=arguments + repeated.output_size_in_bytes,
         code_bytes=once.generated_code_size_in_bytes + repeated.generated_code_size_in_bytes,
         begin_s=usage(begin.as_text() or "", chip).step_s,
-        **usage(advance.as_text() or "", chip).fields(runs=chunk),
+        **usage(advance.as_text() or "", chip).fields(),  # of a loop of any length: one call
         timing=timing(chip),
         compile_s=compile_s,
         effort=effort,
@@ -122,12 +122,12 @@ def forecast_sampling(
 def _compile(
     programs: Programs,
     images: int,
-    chunk: int,
-    recipe: Recipe,
+    plan: SamplerPlan,
+    settings: SampleConfig,
     topology: str,
     effort: str,
 ) -> tuple[jax.stages.Compiled, jax.stages.Compiled, float]:
-    """Compiles `Programs.begin`, and `Programs.advance` of a chunk; also returns the seconds."""
+    """Compiles `Programs.begin` and `advance`, guided if it ever is; also returns the seconds."""
     model = programs.model
     params = jax.tree.map(_on, *_placed_params(programs))
     inputs = jax.tree.map(
@@ -136,28 +136,33 @@ def _compile(
     negative = tuple(
         jax.ShapeDtypeStruct((1, model.text.length), kind) for kind in (jnp.int32, jnp.bool_)
     )
-    lowered = programs.begin.lower(params, inputs, negative, recipe=recipe)
+    parts = chunks(plan, settings)
+    chunk = next((part for part in parts if part.recipe.guided), parts[0])
+    values, table, calls = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        (Values.of(settings, plan.schedule), chunk.table, np.int32(chunk.calls)),
+    )
+    lowered = programs.begin.lower(params, inputs, negative, values, recipe=chunk.recipe)
     begin, begin_s = compile_for(topology, lowered, effort)
     conditioned, state = jax.tree.map(_on, lowered.out_info, begin.output_shardings)
-    scale = jax.ShapeDtypeStruct((), jnp.float32)
     lowered = programs.advance.lower(
         params,
         None,
-        inputs,
+        inputs.of_steps,
         conditioned,
         state,
-        (scale, scale),
-        jax.ShapeDtypeStruct((), jnp.int32),
+        values,
+        table,
+        calls,
         clip=None,
-        calls=chunk,
-        recipe=recipe,
+        recipe=chunk.recipe,
     )
     advance, advance_s = compile_for(topology, lowered, effort)
     return begin, advance, begin_s + advance_s
 
 
 def _placed_params(programs: Programs) -> tuple[Any, Any]:
-    shapes = programs.network.shapes
+    shapes = programs.storage
     return shapes, sharding.infer(shapes, programs.mesh)
 
 

@@ -12,6 +12,7 @@ from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import to_float
 from glide_jax.models.clip import Clip, clip_network
 from glide_jax.models.network import Network
+from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import infer, local_mesh
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.user_images import square_image
@@ -38,7 +39,9 @@ class ClipScorer:
         self.config = config.clip
         self.diffusion = config.diffusion
         self.network = clip_network(self.config)
-        self.params = jax.device_put(params, infer(params, local_mesh(fsdp)))
+        mesh = local_mesh(fsdp)
+        stored = self.network.stored(params, Platform.of(mesh, None, training=False))
+        self.params = jax.device_put(stored, infer(stored, mesh))
         self.tokenizer = tokenizer
         self._encode_text, self._encode_image = _encoders(self.network)
 

@@ -2,25 +2,25 @@
 
 `begin` computes once what does not depend on x_t: encoded text, conditions and the first noise.
 `advance` runs a chunk of the denoiser's calls; about ten chunks make a batch, so that the host can
-show progress in between. Prompts and seeds are arguments of `begin`, and guidance scales of
-`advance`: their values never recompile. Another `Recipe` does, and so does turning guidance on or
-off (guidance_scale 1, clip_guidance_scale 0). The mesh may be of devices that this machine does not
-have, as in glide_jax.plan.
+show progress in between. Prompts, seeds, `Values` and the tables of the calls, and so the number of
+steps, are arguments. Only another `Recipe`, batch size or kind of condition compiles another
+program. The mesh may be of devices that this machine does not have, as in glide_jax.plan.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from glide_jax.config import DiffusionConfig, ModelConfig, SampleConfig
 from glide_jax.diffusion.guidance import classifier_free
 from glide_jax.diffusion.loop import (
+    Calls,
     Hooks,
     OnX0,
     State,
@@ -39,7 +39,8 @@ from glide_jax.models.clip import Clip, similarity_gradient
 from glide_jax.models.glide import GlideModel, TextFeatures, glide_network
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
-from glide_jax.parallel.sharding import batch_sharding, replicated
+from glide_jax.parallel.sharding import batch_sharding, infer, replicated
+from glide_jax.sampling.chunks import Recipe, Values
 from glide_jax.shapes import Denoiser, Image, Params, TokenMask, Tokens
 
 LOW_RES_NOISE = 2**31 - 2
@@ -50,7 +51,7 @@ base model's. Above all step indices."""
 
 
 class Inputs(NamedTuple):
-    """The arguments of both programs with one row per image."""
+    """The arguments of `begin` with one row per image."""
 
     tokens: Tokens
     token_mask: TokenMask
@@ -61,30 +62,29 @@ class Inputs(NamedTuple):
     start: Image | None
     clip_text: Float[Array, "b d"] | None
 
+    @property
+    def of_steps(self) -> "StepInputs":
+        """Those that `advance` reads: other low-resolution or start images compile nothing."""
+        return StepInputs(self.seeds, self.known, self.mask, self.clip_text)
+
+
+class StepInputs(NamedTuple):
+    """The arguments of `advance` with one row per image; see `Inputs`."""
+
+    seeds: UInt32[Array, "b"]
+    known: Image | None
+    mask: Float[Array, "b h w 1"] | None
+    clip_text: Float[Array, "b d"] | None
+
 
 class Conditioned(NamedTuple):
-    """The denoiser's conditioning; classifier-free guidance doubles its rows."""
+    """The denoiser's conditioning, b rows each."""
 
     text: TextFeatures
+    """Of the prompts."""
+    negative: TextFeatures | None
+    """Of the negative prompt; None without classifier-free guidance."""
     condition: Float[Array, "b h w c"] | None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The static arguments of both programs, which are compiled once per recipe."""
-
-    settings: SampleConfig
-    """With neutral guidance scales: the scales are traced."""
-    rows: int
-    """Rows of the respaced schedule to visit: all of them, or the first ones in SDEdit."""
-    guided: bool
-    """Whether classifier-free guidance doubles the batch."""
-
-    @classmethod
-    def of(cls, settings: SampleConfig, rows: int) -> "Recipe":
-        """The recipe for these settings."""
-        neutral = dataclasses.replace(settings, guidance_scale=1.0, clip_guidance_scale=0.0)
-        return cls(neutral, rows, settings.guidance_scale != 1)
 
 
 class Programs:
@@ -103,16 +103,15 @@ class Programs:
         self._sharded = Platform.of(mesh, batch_sharding(mesh), training=False)
         self._replicated = Platform.of(mesh, None, training=False)
         self.begin = jax.jit(self._begin, static_argnames="recipe")
-        """`(params, inputs, negative, *, recipe) -> (conditioned, state)`
+        """`(params, inputs, negative, values, *, recipe) -> (conditioned, state)`
 
         `negative` is the negative prompt's tokens and mask, one row each.
         """
-        self.advance = jax.jit(self._advance, static_argnames=("recipe", "clip", "calls"))
-        """`(params, clip_params, inputs, conditioned, state, scales, first, *, recipe, clip, calls)
+        self.advance = jax.jit(self._advance, static_argnames=("recipe", "clip"))
+        """`(params, clip_params, inputs, conditioned, state, values, table, calls, *, recipe, clip)
         -> state`
 
-        Makes `calls` calls of the denoiser from call number `first` on. `scales` are the
-        classifier-free and the CLIP guidance scale; `clip` is the guiding CLIP's network or None.
+        Makes the calls of a `Chunk`. `clip` is the guiding CLIP's network or None.
         """
 
     @staticmethod
@@ -121,9 +120,25 @@ class Programs:
         """The programs of a model, shared by all stages that sample it: compiled once."""
         return Programs(model, diffusion, mesh)
 
-    def denoiser_calls(self, recipe: Recipe) -> int:
-        """Number of denoiser calls of a batch."""
-        return self._plan(recipe).calls
+    def plan(self, settings: SampleConfig, rows: int | None = None) -> SamplerPlan:
+        """The sampler's plan.
+
+        Args:
+            settings: of sampling.
+            rows: of the respaced schedule to visit, the first ones in SDEdit; all unless given.
+        """
+        schedule = Schedule.of(self.diffusion, settings.steps)
+        schedule = schedule if rows is None else schedule.first(rows)
+        return sampler_plan(settings.sampler, schedule, settings.eta)
+
+    @property
+    def storage(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of the parameters that the programs take, see `Network.storage`."""
+        return self.network.storage(self._sharded)
+
+    def place(self, params: Mapping[str, np.ndarray | jax.Array]) -> Params:
+        """Parameters on the mesh, with the types of `storage`."""
+        return jax.device_put(self.network.stored(params, self._sharded), infer(params, self.mesh))
 
     def placement(self, images: int) -> NamedSharding:
         """Sharding of a batch: over all devices if they divide it, else a copy on each."""
@@ -134,22 +149,18 @@ class Programs:
         """The platform of a program for a batch of this size."""
         return self._replicated if images % self.mesh.size else self._sharded
 
-    def _plan(self, recipe: Recipe) -> SamplerPlan:
-        settings = recipe.settings
-        schedule = Schedule.of(self.diffusion, settings.steps).first(recipe.rows)
-        return sampler_plan(settings.sampler, schedule, settings.eta)
-
     def _begin(
         self,
         params: Params,
         inputs: Inputs,
         negative: tuple[Int[Array, "1 l"], Bool[Array, "1 l"]],
+        values: Values,
         *,
         recipe: Recipe,
     ) -> tuple[Conditioned, State]:
         model = self.network.bind(params, self._platform(len(inputs.tokens)))
         tokens, token_mask = inputs.tokens, inputs.token_mask
-        low_res, low_res_t = self._noised_low_res(inputs, recipe)
+        low_res, low_res_t = self._noised_low_res(inputs, values)
         condition = model.condition(
             low_res,
             inputs.known if self.model.inpaint else None,
@@ -160,54 +171,53 @@ class Programs:
             token_mask = jnp.concatenate(
                 [token_mask, jnp.broadcast_to(negative[1], token_mask.shape)]
             )
-            if condition is not None:
-                condition = jnp.concatenate([condition, condition])
             if low_res_t is not None:
                 low_res_t = jnp.concatenate([low_res_t, low_res_t])
 
-        plan = self._plan(recipe)
         px = self.model.resolution_px
-        x_T = recipe.settings.temperature * initial_noise(self._keys(inputs), (px, px, 3))
+        x_T = values.temperature * initial_noise(self._keys(inputs.seeds), (px, px, 3))
         if inputs.start is not None:
-            last = jnp.full(x_T.shape[0], recipe.rows - 1)
-            x_T = q_sample(plan.schedule, inputs.start, last, x_T)
-        state = begin(plan, x_T)
-        text = model.encode_text(tokens, token_mask, low_res_t)
-        return Conditioned(text, condition), state
+            x_T = values.start_alpha * inputs.start + values.start_noise * x_T
+        text, empty = model.encode_text(tokens, token_mask, low_res_t), None
+        if recipe.guided:
+            text, empty = (
+                jax.tree.map(lambda x, half=half: jnp.split(x, 2)[half], text) for half in (0, 1)
+            )
+        return Conditioned(text, empty, condition), begin(recipe.solver, x_T)
 
     def _noised_low_res(
-        self, inputs: Inputs, recipe: Recipe
+        self, inputs: Inputs, values: Values
     ) -> tuple[Image | None, Int[Array, "b"] | None]:
         """An upsampler's low-resolution images with settings.low_res_noise, and its step."""
         low_res = inputs.low_res if self.model.low_res_px else None
         if low_res is None or not self.model.low_res_noise:
             return low_res, None
-        t = jnp.full(len(low_res), recipe.settings.low_res_noise)
+        t = jnp.full(len(low_res), values.low_res_noise)
         _, h, w, c = low_res.shape
-        noise = per_image_noise(self._keys(inputs), (h, w, c))(jnp.int32(LOW_RES_NOISE))
+        noise = per_image_noise(self._keys(inputs.seeds), (h, w, c))(jnp.int32(LOW_RES_NOISE))
         return q_sample(Schedule.of(self.diffusion), low_res, t, noise), t
 
     def _advance(
         self,
         params: Params,
         clip_params: Params | None,
-        inputs: Inputs,
+        inputs: StepInputs,
         conditioned: Conditioned,
         state: State,
-        scales: tuple[Float[Array, ""], Float[Array, ""]],
-        first: Int[Array, ""],
+        values: Values,
+        table: Calls,
+        calls: Int[Array, ""],
         *,
         recipe: Recipe,
         clip: Network[Clip] | None,
-        calls: int,
     ) -> State:
-        px, settings = self.model.resolution_px, recipe.settings
+        px = self.model.resolution_px
         platform = self._platform(len(state.x_t))
         model = self.network.bind(params, platform)
-        denoise = self._denoiser(model, conditioned, scales[0], recipe)
+        denoise = self._denoiser(model, conditioned, values, recipe)
         threshold: OnX0 = static_threshold
-        if settings.dynamic_threshold:
-            threshold = dynamic_threshold(settings.dynamic_threshold)
+        if recipe.dynamic_threshold:
+            threshold = dynamic_threshold(values.dynamic_threshold)
         known, mask = inputs.known, inputs.mask
 
         def put_back(x_0: jax.Array) -> jax.Array:
@@ -218,49 +228,40 @@ class Programs:
         if clip is not None:
             assert clip_params is not None and inputs.clip_text is not None
             bound = clip.bind(clip_params, platform)
-            gradient = similarity_gradient(bound, inputs.clip_text, scales[1])
+            gradient = similarity_gradient(bound, inputs.clip_text, values.clip_guidance_scale)
         return advance(
             denoise,
-            self._plan(recipe),
+            recipe.solver,
             state,
-            per_image_noise(self._keys(inputs), (px, px, 3)),
+            table,
+            per_image_noise(self._keys(inputs.seeds), (px, px, 3)),
             Hooks(threshold, None if known is None else put_back, gradient),
-            first=first,
-            calls=calls,
+            count=calls,
         )
 
     def _denoiser(
-        self,
-        model: GlideModel,
-        conditioned: Conditioned,
-        guidance_scale: Float[Array, ""],
-        recipe: Recipe,
+        self, model: GlideModel, conditioned: Conditioned, values: Values, recipe: Recipe
     ) -> Denoiser:
         """The model's denoiser of eps, with classifier-free guidance if the recipe has it."""
-        network, condition = model.denoiser(*conditioned), conditioned.condition
+        text, negative, condition = conditioned
+        diffusion = self.diffusion
+        guess = model.upsampled_low_res(condition) if diffusion.low_res_std else None
+        if recipe.guided:
+            text, condition = jax.tree.map(
+                lambda *halves: jnp.concatenate(halves), (text, condition), (negative, condition)
+            )
+        network = model.denoiser(text, condition)
         if recipe.guided:
             # Guidance acts on the network's own prediction, v or eps, as arXiv 2305.08891 does.
             network = classifier_free(
-                network,
-                guidance_scale,
-                interval=recipe.settings.guidance_interval,
-                rescale=recipe.settings.guidance_rescale or None,
+                network, values.guidance_scale, rescale=values.guidance_rescale
             )
-            condition = None if condition is None else condition[: len(condition) // 2]
-        diffusion = self.diffusion
-        guess = model.upsampled_low_res(condition) if diffusion.low_res_std else None
         return Parameterization.of(diffusion, guess).denoiser(network)
 
-    def _keys(self, inputs: Inputs) -> Key[Array, "b"]:
+    def _keys(self, seeds: UInt32[Array, "b"]) -> Key[Array, "b"]:
         """A random key for each image, from its seed and, of an upsampler, from its resolution."""
-        keys = jax.vmap(jax.random.key)(inputs.seeds)
+        keys = jax.vmap(jax.random.key)(seeds)
         if not self.model.low_res_px:
             return keys
         salt = UPSAMPLER + self.model.resolution_px
         return jax.vmap(lambda key: jax.random.fold_in(key, salt))(keys)
-
-
-def chunk_size(total: int) -> int:
-    """Denoiser calls per run of `Programs.advance`: at most a tenth, in chunks of equal size."""
-    parts = next(parts for parts in range(min(total, 10), total + 1) if total % parts == 0)
-    return total // parts

@@ -1,12 +1,13 @@
 """One trained denoiser, ready to sample: a base model or an upsampler, for inpainting or not."""
 
+import dataclasses
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from glide_jax.data.transforms import to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.images import to_uint8
-from glide_jax.parallel.sharding import infer, local_mesh
+from glide_jax.parallel.sharding import infer, local_mesh, replicated
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.arguments import (
     MAX_BATCH_SIZE,
@@ -25,8 +26,10 @@ from glide_jax.sampling.arguments import (
     require_seeds,
     require_whole,
 )
+from glide_jax.sampling.buckets import bucket
+from glide_jax.sampling.chunks import Chunk, Recipe, Values, chunks
 from glide_jax.sampling.clip import ClipScorer
-from glide_jax.sampling.programs import Inputs, Programs, Recipe, chunk_size
+from glide_jax.sampling.programs import Inputs, Programs
 from glide_jax.sampling.settings import require_guide, require_usable
 from glide_jax.shapes import Params
 
@@ -62,6 +65,16 @@ class Conditions(NamedTuple):
     """Images to start from, noised, instead of from noise alone (SDEdit, arXiv 2108.01073)."""
 
 
+class _Task(NamedTuple):
+    """What all batches of a call of `Stage.sample` share."""
+
+    negative: tuple[np.ndarray, np.ndarray]
+    values: Values
+    chunks: list[Chunk]
+    guide: ClipScorer | None
+    bar: tqdm
+
+
 class Stage:
     """A trained denoiser: parameters on devices, tokenizer and compiled programs.
 
@@ -83,9 +96,12 @@ class Stage:
         self.model = config.denoiser
         self.tokenizer = tokenizer
         self._mesh = local_mesh(fsdp)
-        self.use(params)
         self.programs = Programs.of(self.model, config.diffusion, self._mesh)
+        self.use(params)
         self._compiled: set[tuple[Recipe, int, bool]] = set()
+        # Accelerators get the next batch before the last is read. CPU devices might deadlock: the
+        # programs of two batches at a time, with collectives, share their threads.
+        self._queued = 0 if self._mesh.devices.flat[0].platform == "cpu" else 1
 
     @classmethod
     def load(cls, run: Run, fsdp: int = 1) -> "Stage":
@@ -104,8 +120,8 @@ class Stage:
         return cls(run.config, params, run.tokenizer, fsdp)
 
     def use(self, params: Weights) -> None:
-        """Replaces the parameters."""
-        self.params: Params = jax.device_put(params, infer(params, self._mesh))
+        """Replaces the parameters; stores them with the types of `Network.storage`."""
+        self.params: Params = self.programs.place(params)
 
     def sample(
         self,
@@ -132,7 +148,7 @@ class Stage:
             strength: fraction of the steps taken from `conditions.start`, in (0, 1].
             clip: the guide, if settings.clip_guidance_scale is not 0.
             batch_size: images per batch, rounded up to a multiple of the devices if above 1; None
-                for at most MAX_BATCH per device.
+                for at most MAX_BATCH per device, in a `bucket`.
             progress: show a progress bar over the steps.
 
         Returns:
@@ -144,71 +160,91 @@ class Stage:
         size = self._batch_size(prompts, seeds, batch_size)
         guide = clip if settings.clip_guidance_scale else None
         self._require_sampleable(settings, conditions, strength, clip)
-        rows = Schedule.of(self.config.diffusion, settings.steps).steps
-        if conditions.start is not None:
-            # 0.55 * 100 is a little above 55, and must not be 56.
-            rows = max(math.ceil(round(strength * rows, 6)), 1)
-        recipe = Recipe.of(settings, rows)
+        plan = self.programs.plan(settings, self._rows(settings, conditions, strength))
         inputs = self._inputs(prompts, seeds, conditions, guide)
-        tokens, mask = self.tokenizer.encode([negative_prompt], self.model.text.length)
-        negative = tokens, mask
-        scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.clip_guidance_scale)
-        calls = self.programs.denoiser_calls(recipe)
+        negative = self.tokenizer.encode([negative_prompt], self.model.text.length)
+        values = jax.device_put(Values.of(settings, plan.schedule), replicated(self._mesh))
         starts = range(0, len(prompts), size)
-        images = []
-        with tqdm(total=len(starts) * calls, unit="step", disable=not progress, leave=False) as bar:
+        total = len(starts) * plan.calls
+        images: list[np.ndarray] = []
+        with tqdm(total=total, unit="step", disable=not progress, leave=False) as bar:
+            task = _Task(negative, values, chunks(plan, settings), guide, bar)
+            queue: deque[tuple[jax.Array, int]] = deque()
+
+            def fetch() -> None:
+                x_0, last_calls = queue.popleft()
+                images.append(_on_host(x_0))
+                bar.update(last_calls)
+
             for start in starts:
                 # The last batch repeats the last image, to fit the compiled programs.
                 which = np.minimum(np.arange(start, start + size), len(prompts) - 1)
                 chosen = {k: None if x is None else x[which] for k, x in inputs.items()}
                 batch = Inputs(**jax.device_put(chosen, self.programs.placement(size)))
-                x_0 = self._sample_batch(batch, negative, scales, recipe, guide, bar)
-                images.append(x_0[: len(prompts) - start])
-        sampled = np.concatenate(images)
+                queue.append(self._dispatch(batch, task))
+                if len(queue) > self._queued:
+                    fetch()
+            while queue:
+                fetch()
+        sampled = np.concatenate(images)[: len(prompts)]
         return sampled if conditions.known is None else conditions.known.put_back(sampled)
 
-    def _sample_batch(
-        self,
-        batch: Inputs,
-        negative: tuple[np.ndarray, np.ndarray],
-        scales: tuple[jax.Array, jax.Array],
-        recipe: Recipe,
-        guide: ClipScorer | None,
-        bar: tqdm,
-    ) -> UInt8[np.ndarray, "b h w 3"]:
-        """Runs both programs on one batch; advances the bar after each chunk of steps."""
-        calls = self.programs.denoiser_calls(recipe)
-        chunk = chunk_size(calls)
-        program = recipe, len(batch.seeds), guide is not None
-        if program not in self._compiled:
+    def _rows(
+        self, settings: SampleConfig, conditions: Conditions, strength: float | int
+    ) -> int | None:
+        """Rows of the schedule to visit; None for all."""
+        if conditions.start is None:
+            return None
+        rows = Schedule.of(self.config.diffusion, settings.steps).steps
+        # 0.55 * 100 is a little above 55, and must not be 56.
+        return max(math.ceil(round(strength * rows, 6)), 1)
+
+    def _dispatch(self, batch: Inputs, task: _Task) -> tuple[jax.Array, int]:
+        """Queues the programs of a batch.
+
+        With a progress bar, one chunk is queued while the one before it runs.
+
+        Returns:
+            x_0, still to be computed, and the number of calls that the bar does not show yet.
+        """
+        _, values, parts, guide, bar = task
+        guided = any(chunk.recipe.guided for chunk in parts)
+        recipe = dataclasses.replace(parts[0].recipe, guided=guided)
+        if not self._is_compiled(parts[0].recipe, batch, guide):
             bar.set_description("compiling")
-        conditioned, state = self.programs.begin(self.params, batch, negative, recipe=recipe)
-        for first in range(0, calls, chunk):
+        conditioned, state = self.programs.begin(
+            self.params, batch, task.negative, values, recipe=recipe
+        )
+        captions = conditioned._replace(negative=None)
+        shown_late = 0
+        for recipe, table, calls in parts:
+            compiled = self._is_compiled(recipe, batch, guide)
+            if not compiled:
+                bar.set_description("compiling")
+            before = state
             state = self.programs.advance(
                 self.params,
                 None if guide is None else guide.params,
-                batch,
-                conditioned,
+                batch.of_steps,
+                conditioned if recipe.guided else captions,
                 state,
-                scales,
-                jnp.int32(first),
+                values,
+                table,
+                np.int32(calls),
                 clip=None if guide is None else guide.network,
-                calls=chunk,
                 recipe=recipe,
             )
-            if not bar.disable:
-                jax.block_until_ready(state)
-                bar.update(chunk)
-            if program not in self._compiled:
-                self._compiled.add(program)
+            if not compiled:
+                self._compiled.add((recipe, len(batch.seeds), guide is not None))
                 bar.set_description("sampling")
-        x_0 = np.asarray(state.x_t)
-        if not np.isfinite(x_0).all():
-            raise UserError(
-                "sampling gave numbers that are not finite: the weights are damaged, or a setting "
-                "is extreme (scales, temperature)"
-            )
-        return to_uint8(x_0)
+            if not bar.disable:
+                jax.block_until_ready(before)
+                bar.update(shown_late)
+            shown_late = calls
+        return state.x_t, shown_late
+
+    def _is_compiled(self, recipe: Recipe, batch: Inputs, guide: ClipScorer | None) -> bool:
+        return (recipe, len(batch.seeds), guide is not None) in self._compiled
 
     def _batch_size(
         self, prompts: Sequence[str], seeds: Sequence[int], batch_size: int | None
@@ -220,9 +256,9 @@ class Stage:
             raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each")
         require_seeds(seeds)
         devices = self._mesh.size
-        size = min(len(prompts), MAX_BATCH * devices)
-        if batch_size is not None:
-            size = require_whole("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+        if batch_size is None:
+            return bucket(min(len(prompts), MAX_BATCH * devices), devices)
+        size = require_whole("batch_size", batch_size, 1, MAX_BATCH_SIZE)
         return size if size == 1 else -(-size // devices) * devices
 
     def _require_sampleable(
@@ -279,3 +315,14 @@ class Stage:
             "start": image(start, px),
             "clip_text": None if clip is None else np.asarray(clip.encode_text(prompts)),
         }
+
+
+def _on_host(x_0: jax.Array) -> UInt8[np.ndarray, "b h w 3"]:
+    """Images of a batch, once they are sampled. Raises UserError if they are not finite."""
+    images = np.asarray(x_0)
+    if not np.isfinite(images).all():
+        raise UserError(
+            "sampling gave numbers that are not finite: the weights are damaged, or a setting "
+            "is extreme (scales, temperature)"
+        )
+    return to_uint8(images)
