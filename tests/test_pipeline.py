@@ -2,7 +2,6 @@ import dataclasses
 import re
 import weakref
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,20 +101,13 @@ def test_text_is_encoded_outside_the_loop_over_steps(glide):
     plan = stage.programs.plan(settings)
     values, (recipe, table, _) = Values.of(settings, plan.schedule), chunks(plan, settings)[0]
     assert recipe.guided
-    begun = jax.make_jaxpr(
-        lambda params: stage.programs.begin(params, inputs, negative, values, recipe=recipe),
-        return_shape=True,
-    )
-    before, (conditioned, state) = begun(stage.params)
-    loop = jax.make_jaxpr(
-        lambda params, conditioned, state: stage.programs.advance(
-            params, None, inputs.of_steps, conditioned, state, values, table, jnp.int32(4),
-            clip=None, recipe=recipe,
-        )
-    )(stage.params, conditioned, state)  # fmt: skip
+    programs, params = stage.programs, stage.params
+    begun = programs.begin.trace(params, inputs, negative, values, recipe=recipe)
+    given = (inputs.of_steps, *begun.out_info, values, table, jnp.int32(4))
+    loop = str(programs.advance.trace(params, None, *given, clip=None, recipe=recipe).jaxpr)
     hidden = f"f32[2,{length},{4 * width}]"
-    assert hidden in str(before) and hidden not in str(loop)
-    assert str(loop).count(" while[") == 1
+    assert hidden in str(begun.jaxpr) and hidden not in loop
+    assert loop.count(" while[") == 1
 
 
 def test_errors_name_what_is_wrong(glide):

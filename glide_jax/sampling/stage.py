@@ -164,30 +164,38 @@ class Stage:
         inputs = self._inputs(prompts, seeds, conditions, guide)
         negative = self.tokenizer.encode([negative_prompt], self.model.text.length)
         values = jax.device_put(Values.of(settings, plan.schedule), replicated(self._mesh))
-        starts = range(0, len(prompts), size)
-        total = len(starts) * plan.calls
-        images: list[np.ndarray] = []
+        batches = -(-len(prompts) // size)
+        total = batches * plan.calls
         with tqdm(total=total, unit="step", disable=not progress, leave=False) as bar:
             task = _Task(negative, values, chunks(plan, settings), guide, bar)
-            queue: deque[tuple[jax.Array, int]] = deque()
-
-            def fetch() -> None:
-                x_0, last_calls = queue.popleft()
-                images.append(_on_host(x_0))
-                bar.update(last_calls)
-
-            for start in starts:
-                # The last batch repeats the last image, to fit the compiled programs.
-                which = np.minimum(np.arange(start, start + size), len(prompts) - 1)
-                chosen = {k: None if x is None else x[which] for k, x in inputs.items()}
-                batch = Inputs(**jax.device_put(chosen, self.programs.placement(size)))
-                queue.append(self._dispatch(batch, task))
-                if len(queue) > self._queued:
-                    fetch()
-            while queue:
-                fetch()
-        sampled = np.concatenate(images)[: len(prompts)]
+            sampled = self._sample_batches(inputs, batches, size, task)[: len(prompts)]
         return sampled if conditions.known is None else conditions.known.put_back(sampled)
+
+    def _sample_batches(
+        self, inputs: Mapping[str, np.ndarray | None], batches: int, size: int, task: _Task
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """Images of all batches; the last repeats the last image, to fit the compiled programs."""
+        images: list[np.ndarray] = []
+        queue: deque[tuple[jax.Array, int]] = deque()
+
+        def fetch() -> None:
+            x_0, last_calls = queue.popleft()
+            images.append(_on_host(x_0))
+            task.bar.update(last_calls)
+
+        for start in range(0, batches * size, size):
+            which = np.arange(start, start + size)
+            chosen = {
+                name: None if x is None else x[np.minimum(which, len(x) - 1)]
+                for name, x in inputs.items()
+            }
+            batch = Inputs(**jax.device_put(chosen, self.programs.placement(size)))
+            queue.append(self._dispatch(batch, task))
+            if len(queue) > self._queued:
+                fetch()
+        while queue:
+            fetch()
+        return np.concatenate(images)
 
     def _rows(
         self, settings: SampleConfig, conditions: Conditions, strength: float | int
