@@ -26,6 +26,7 @@ import jax
 import torch
 
 from benchmarks import pairs
+from benchmarks.programs import fastest
 from benchmarks.train_step import benchmark_config
 from glide_jax.config import ModelConfig
 
@@ -37,7 +38,7 @@ def compare(work: str, dtype: str, device: str, turns: int) -> None:
             calls = pairs.steps(benchmark_config(32, dtype), device)
         else:
             calls = pairs.calls(ModelConfig(dtype=dtype), rows, device, compiled=rows == 16)  # type: ignore[arg-type]
-        times = pairs.fastest(calls, turns, device)
+        times = fastest(calls, turns, device)
         name = f"{work}, batch {32 if work == 'step' else rows}, {dtype}"
         columns = (f"{framework} {s:.4g} s" for framework, s in times.items())
         ratios = (
@@ -58,9 +59,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
-    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(1)
+    device = pairs.torch_device()
     where = torch.cuda.get_device_name() if device == "cuda" else "one CPU core, CPU seconds"
     print(f"{where}; jax {jax.__version__}, torch {torch.__version__}")
     for name, difference in pairs.check(device).items():

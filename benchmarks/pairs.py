@@ -1,107 +1,46 @@
-"""The same work in this project and in PyTorch: denoiser calls and train steps, checked equal.
+"""The same work in this project and in PyTorch, checked equal."""
 
-A program runs its work once and waits for it. Weights are random with the variance of a network at
-initialization, so that outputs are neither zero nor infinite.
-"""
-
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import cache
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
+from benchmarks.programs import (
+    Arrays,
+    Call,
+    our_call,
+    our_step,
+    random_batch,
+    random_params,
+    small_model,
+)
 from benchmarks.torch_training import TorchTrainer
 from benchmarks.torch_twin import Twin
-from glide_jax.config import Config, ModelConfig, TextConfig, UNetConfig
+from glide_jax.config import Config, ModelConfig
+from glide_jax.data.transforms import to_float
 from glide_jax.diffusion.loss import hybrid_loss
 from glide_jax.diffusion.parameterization import Noise
 from glide_jax.diffusion.process import q_sample
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.glide import glide_network
-from glide_jax.models.platform import Platform
-from glide_jax.parallel import sharding
-from glide_jax.training.denoising import Denoising
-from glide_jax.training.step import Trainer
-
-Program = Callable[[], Any]
-Arrays = dict[str, np.ndarray]
 
 
-def random_params(config: ModelConfig) -> Arrays:
-    """Parameters of which none is zero, the same for every dtype."""
-    return _random_params(replace(config, dtype="float32"))
-
-
-@cache
-def _random_params(config: ModelConfig) -> Arrays:
-    rng = np.random.default_rng(0)
-
-    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        normal = rng.standard_normal(shape, np.float32)
-        if name.endswith(".kernel"):
-            return normal / np.sqrt(np.prod(shape[:-1]), dtype=np.float32)
-        if name.endswith("_embedding"):
-            return normal
-        return 0.1 * normal + (1 if name.endswith(".scale") else 0)
-
-    return {name: draw(name, x.shape) for name, x in glide_network(config).shapes.items()}
-
-
-def random_batch(config: ModelConfig, examples: int) -> Arrays:
-    """Images, captions, timesteps and noise."""
-    rng = np.random.default_rng(1)
-    px, low, length = config.resolution_px, config.low_res_px, config.text.length
-    batch = {
-        "image": rng.uniform(-1, 1, (examples, px, px, 3)).astype(np.float32),
-        "tokens": rng.integers(0, config.text.vocab_size, (examples, length)).astype(np.int32),
-        "token_mask": np.arange(length) < rng.integers(0, length, examples)[:, None],
-        "t": rng.integers(0, 1000, examples).astype(np.int32),
-        "eps": rng.standard_normal((examples, px, px, 3), np.float32),
-    }
-    if low:
-        batch["low_res"] = rng.uniform(-1, 1, (examples, low, low, 3)).astype(np.float32)
-    return batch
+def torch_device() -> str:
+    """PyTorch's device for JAX's, prepared for speed: one thread, or tuned and TF32 allowed."""
+    if jax.default_backend() != "gpu":
+        torch.set_num_threads(1)
+        return "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")  # as JAX's default
+    return "cuda"
 
 
 def to_torch(batch: Mapping[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
     """The batch as tensors."""
     return {name: torch.tensor(value, device=device) for name, value in batch.items()}
-
-
-# One call of the denoiser, without gradients
-
-
-class Call(NamedTuple):
-    """A denoiser's calls, whose text was encoded before."""
-
-    run: Program
-    """Returns the output (b, h, w, 6), float32."""
-    compiled: Any = None
-    """Our compiled program."""
-
-
-def our_call(config: ModelConfig, params: Arrays, batch: Arrays) -> Call:
-    """A call as this project's samplers make it."""
-    network = glide_network(config)
-    platform = Platform.of(sharding.local_mesh(given=jax.devices()[:1]), None, training=False)
-    placed, arrays = jax.device_put(params), jax.device_put(batch)
-
-    @jax.jit
-    def prepare(params: Any, batch: Any) -> Any:
-        model = network.bind(params, platform)
-        text = model.encode_text(batch["tokens"], batch["token_mask"])
-        return text, model.condition(batch.get("low_res"))
-
-    text, condition = prepare(placed, arrays)
-    call = jax.jit(lambda params, x, t, *given: network.bind(params, platform)(x, t, *given))
-    given = placed, arrays["eps"], arrays["t"], text, condition
-    compiled = call.lower(*given).compile()
-    return Call(lambda: jax.block_until_ready(compiled(*given)), compiled)
 
 
 def torch_call(
@@ -129,25 +68,6 @@ def waited(out: Any, device: str) -> Any:
     return out
 
 
-# A train step
-
-
-def our_step(config: Config, params: Arrays, batch: Arrays) -> Call:
-    """A train step of this project on one device; returns the metrics."""
-    mesh = sharding.make_mesh(config, jax.devices()[:1])
-    trainer = Trainer(config, Denoising(config), mesh)
-    state = trainer.init(params)
-    names = ("image", "tokens", "token_mask")
-    arrays: Any = sharding.to_devices({name: batch[name] for name in names}, mesh)  # type: ignore[typeddict-item]
-
-    def run() -> Any:
-        nonlocal state
-        state, metrics = trainer.step(state, arrays)
-        return jax.block_until_ready((state, metrics))[1]
-
-    return Call(run)
-
-
 def torch_step(
     config: Config, params: Arrays, batch: Arrays, device: str, compiled: bool = False
 ) -> Call:
@@ -170,12 +90,22 @@ def calls(config: ModelConfig, rows: int, device: str, compiled: bool = False) -
     found = {"ours": our_call(*given), "PyTorch": torch_call(*given, device)}
     if compiled:
         found["torch.compile"] = torch_call(*given, device, compiled=True)
-    ours = found["ours"].run()
-    limit = 1e-4 if config.dtype == "float32" else 0.1
-    for name, call in found.items():
-        if not difference(ours, call.run()) < limit:
-            raise SystemExit(f"{name}'s output differs from this project's")
+    require_close(config, found["ours"], *found.values())
     return found
+
+
+def require_close(config: ModelConfig, ours: Call, *others: Call) -> None:
+    """Run calls and compare their outputs.
+
+    Raises:
+        SystemExit: they differ by more than the matmuls' type explains; TF32 has 10 bits.
+    """
+    on_gpu = jax.default_backend() == "gpu"
+    limit = 0.1 if config.dtype == "bfloat16" else 1e-2 if on_gpu else 1e-4
+    out = ours.run()
+    for call in others:
+        if not (found := difference(out, call.run())) < limit:
+            raise SystemExit(f"PyTorch's output differs from this project's by {found:.1e}")
 
 
 def steps(config: Config, device: str, compiled: bool = False) -> dict[str, Call]:
@@ -190,29 +120,7 @@ def steps(config: Config, device: str, compiled: bool = False) -> dict[str, Call
     return found
 
 
-def fastest(calls: Mapping[str, Call], turns: int, device: str) -> dict[str, float]:
-    """Seconds of each call's fastest turn: CPU time on a CPU, else wall time."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    best = dict.fromkeys(calls, float("inf"))
-    for _ in range(turns):
-        for name, call in calls.items():
-            start = clock()
-            call.run()
-            best[name] = min(best[name], clock() - start)
-    return best
-
-
 # Checks
-
-
-def small_model(low_res_px: int = 0) -> ModelConfig:
-    """A small model with every kind of layer."""
-    text = TextConfig(vocab_size=50, length=8, width=64, layers=2, heads=2)
-    unet = UNetConfig(
-        resolution_px=16, channels=32, channel_mult=(1, 2), res_blocks=1, attention_px=(8,),
-        head_width=32,
-    )  # fmt: skip
-    return ModelConfig(text, unet, low_res_px=low_res_px, dtype="float32")
 
 
 def check(device: str = "cpu") -> dict[str, float]:
@@ -225,10 +133,15 @@ def check(device: str = "cpu") -> dict[str, float]:
     Raises:
         SystemExit: outputs differ by more than 1e-5, or loss or gradient norm by more than 1e-4.
     """
-    found = {
-        "base": _output_difference(small_model(), device),
-        "upsampler": _output_difference(small_model(low_res_px=8), device),
-    } | _gradient_difference(small_model(), device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # not TF32, both frameworks' default on GPUs
+    flags = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with jax.default_matmul_precision("highest"), flags:
+        found = {
+            "base": _output_difference(small_model(), device),
+            "upsampler": _output_difference(small_model(low_res_px=8), device),
+        } | _gradient_difference(small_model(), device)
+    torch.set_float32_matmul_precision(before)
     for name, difference in found.items():
         limit = 1e-5 if name in {"base", "upsampler"} else 1e-4
         if not difference <= limit:
@@ -256,7 +169,7 @@ def _gradient_difference(model: ModelConfig, device: str) -> dict[str, float]:
     def our_loss(params: Any) -> jax.Array:
         bound = glide_network(model).bind(params)
         text = bound.encode_text(batch["tokens"], batch["token_mask"])
-        x_0, t, eps = (jnp.asarray(batch[name]) for name in ("image", "t", "eps"))
+        x_0, t, eps = to_float(batch["image"]), jnp.asarray(batch["t"]), jnp.asarray(batch["eps"])
         x_t = q_sample(parameterization.schedule, x_0, t, eps)
         out = bound(x_t, t, text)
         return jnp.mean(hybrid_loss(parameterization, x_0, t, eps, x_t, out).loss)

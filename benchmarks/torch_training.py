@@ -105,7 +105,8 @@ class TorchTrainer:
         self._loss: Callable[..., Tensor] = torch.compile(self.loss) if compiled else self.loss
 
     def loss(self, image: Tensor, tokens: Tensor, mask: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Mean loss of a batch with its noise."""
+        """Mean loss of a batch with its noise; images are 8-bit levels."""
+        image = image.float() / 127.5 - 1
         text = self.twin.encode_text(tokens, mask)
         return hybrid_loss(self._tables, image, t, eps, lambda x_t, t: self.twin(x_t, t, text))
 
@@ -122,7 +123,8 @@ class TorchTrainer:
     def step(self, image: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """One step with new noise: loss and gradient norm."""
         t = torch.randint(len(self._tables["image"]), image.shape[:1], device=image.device)
-        found = self.gradient(image, tokens, mask, t, torch.randn_like(image))
+        eps = torch.randn(image.shape, device=image.device)
+        found = self.gradient(image, tokens, mask, t, eps)
         self._optimizer.step()
         with torch.no_grad():
             self._update_ema(self._ema, self._params, 0)

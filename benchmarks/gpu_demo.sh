@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Trains two demo models on a machine with a GPU, in at most 5 minutes. Needs no network.
+#
+#   EMOJI=out/emoji benchmarks/gpu_demo.sh     results in out/gpu
+#   JAX_PLATFORMS=cpu benchmarks/gpu_demo.sh --tiny    a dry run without a GPU
+#
+# emoji64    emoji artwork with its names, from the folder that benchmarks/emoji_data.py makes
+# scenes64   the built-in scenes at 64 px: demo/base, fine-tuned at twice its resolution, where
+#            textures are visible; evaluated on held-out captions, also on those with textures
+#
+# Each is exported to the folder OUT in bfloat16, below 16 MiB a file, with samples and logs.
+# EMOJI_S and SCENES_S are the seconds of training, PYTHON the interpreter.
+set -uo pipefail # not -e: a failure of one model does not cost the other
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+python="${PYTHON:-python}" out="${OUT:-out/gpu}" emoji="${EMOJI:-out/emoji}"
+scenes_s="${SCENES_S:-115}" emoji_s="${EMOJI_S:-90}"
+batch=256 examples=256 steps=25 subset=full limit=()
+if [[ "${1:-}" == --tiny ]]; then
+	batch=2 examples=2 steps=2 subset=mini limit=(--train.steps 2) scenes_s=600 emoji_s=600
+fi
+mkdir -p "$out"
+runs="$(mktemp -d)"
+trap 'rm -rf "$runs"' EXIT
+
+# train SECONDS NAME FLAG...: SIGTERM saves a checkpoint, with exit status 0.
+train() {
+	timeout --preserve-status --signal=TERM --kill-after=20 "$1" "$python" train.py --train.run-dir "$runs/$2" \
+		--train.batch-examples "$batch" --train.sample-every-steps 0 --train.validate-every-steps 0 \
+		--data.loader-threads 16 "${@:3}" "${limit[@]}" 2>&1 | tee "$out/$2.log"
+}
+
+# publish NAME LICENSE
+publish() {
+	rm -rf "${out:?}/$1"
+	"$python" -m glide_jax.export "$runs/$1" --to "$out/$1" --license "$2"
+	cp "$runs/$1/metrics.jsonl" "$out/$1.jsonl"
+}
+
+# The first use renders the scenes: on the CPU, while the first model trains.
+JAX_PLATFORMS=cpu "$python" -c "from glide_jax.data.scenes.builder import load; load('train', '', '$subset')" \
+	>"$out/scenes_data.log" 2>&1 &
+
+if [[ -f "$emoji/captions.jsonl" ]]; then
+	train "$emoji_s" emoji64 --config benchmarks/emoji64.py --data.source folder "$emoji" &&
+		publish emoji64 "MIT; images: Fluent Emoji, Copyright (c) Microsoft Corporation, MIT" &&
+		cat "$emoji/ATTRIBUTION.md" >>"$out/emoji64/MODEL_CARD.md" &&
+		"$python" sample.py --checkpoint "$out/emoji64" --n 4 --steps "$steps" --out "$out/emoji64.png" \
+			--prompt "red apple" --prompt "smiling face with sunglasses" --prompt rocket --prompt "blue heart"
+else
+	echo "no $emoji/captions.jsonl: benchmarks/emoji_data.py makes it; training scenes only"
+fi
+wait
+
+train "$scenes_s" scenes64 --config scenes_base32 --train.init-from demo/base \
+	--model.unet.resolution-px 64 --model.unet.attention-px 16 --model.dtype bfloat16 \
+	--data.source scenes "$subset" --optim.learning-rate 5e-4 --optim.ema-decay 0.999 &&
+	publish scenes64 MIT &&
+	for caption in 0 1; do # colors, shapes and relation; all attributes, with textures
+		"$python" -m glide_jax.evaluation.scenes --checkpoint "$out/scenes64" --n "$examples" \
+			--steps "$steps" --caption-index "$caption" --out "$out/scenes64_$caption.png" |
+			tee "$out/scenes64_$caption.txt"
+	done
