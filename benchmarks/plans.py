@@ -1,6 +1,6 @@
-"""The tables of docs/scaling.md: the paper's models on TPU slices of three generations.
+"""The tables of docs/scaling.md: the paper's models on TPU slices of three generations and on GPUs.
 
-    pip install -e ".[tpu]"
+    pip install -e ".[tpu,cuda]"
     python benchmarks/plans.py --json out/plans.jsonl            # every plan: many hours
     python benchmarks/plans.py --json out/plans.jsonl --only base64_3b5 --effort quick
 
@@ -33,6 +33,11 @@ def batch(examples: int) -> tuple[str, str]:
     return "--train.batch-examples", str(examples)
 
 
+def micro_batches(number: int) -> tuple[str, str]:
+    """Flags of a step in this many parts."""
+    return "--train.micro-batches", str(number)
+
+
 PLANS = (
     ("base64_3b5", "v5p:4x4x4", "8x8", SPARSE_CORES, ()),
     ("base64_3b5", "v6e:8x8", "4x16", LARGE_TILES, ()),
@@ -56,8 +61,18 @@ PLANS = (
     ("noised_clip_vit_l", "v6e:16x16", "256x1", "", BLOCKS),
     ("noised_clip_vit_l", "v5e:16x16", "256x1", "", BLOCKS),
     ("noised_clip_vit_l", "v5e:16x16", "128x2", "", BLOCKS),
+    ("scenes_base64", "rtx4090", "1x1", "", ()),
+    ("scenes_base64", "rtx4090", "1x1", "", BLOCKS),
+    ("base64", "rtx4090", "1x1", "", micro_batches(64)),
+    ("base64", "h100:8", "8x1", "", ()),
+    ("base64_3b5", "h100:8", "1x8", "", micro_batches(8)),
+    ("upsample256", "rtx4090", "1x1", "", micro_batches(64)),
+    ("upsample256", "h100:8", "8x1", "", ()),
+    ("upsample256_1b5", "h100:8", "1x8", "", micro_batches(4)),
+    ("noised_clip", "h100:8", "8x1", "", ()),
+    ("noised_clip_vit_l", "h100:8", "8x1", "", BLOCKS),
 )
-"""Configuration, slice, data x fsdp, compiler flags, and changed settings."""
+"""Configuration, topology, data x fsdp, compiler flags, and changed settings."""
 
 
 def main() -> None:

@@ -60,5 +60,6 @@ def chip_of(device_kind: str) -> Chip | None:
         device_kind: `jax.Device.device_kind`.
     """
     kind = {"TPU v5e": "TPU v5 lite", "TPU v6e": "TPU v6 lite"}.get(device_kind, device_kind)
-    matching = [start for start in CHIPS if kind.startswith(start)]
+    # What follows a GeForce's number makes it another chip: Ti, D, Laptop GPU.
+    matching = [x for x in CHIPS if kind == x or ("GeForce" not in x and kind.startswith(x))]
     return CHIPS[max(matching, key=len)] if matching else None

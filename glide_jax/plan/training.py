@@ -237,7 +237,7 @@ def table(plans: Sequence[TrainForecast]) -> str:
     """Forecasts as a Markdown table, the fastest that fits first."""
     ranked = sorted(plans, key=lambda plan: (not plan.fits, plan.step_s))
     rows = [
-        "| slice | mesh | remat | micro-batches | images/chip | HBM, GiB | fits | step, s | MFU "
+        "| topology | mesh | remat | micro-batches | images/chip | HBM, GiB | fits | step, s | MFU "
         "| exposed comm. | images/s | hours | chip-hours |",
         "| --- " * 13 + "|",
     ]
