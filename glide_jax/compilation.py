@@ -1,11 +1,19 @@
-"""JAX's cache of compiled programs, for faster starts."""
+"""Compiled programs: kept between runs for faster starts, and the time that they take."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
 from glide_jax.storage import expand_home
+
+EVENTS = {
+    f"/jax/core/compile/{part}_duration"
+    for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
+}
+"""What JAX reports of tracing, lowering, and compiling or reading a compiled program."""
 
 
 def keep_compiled_programs() -> None:
@@ -19,3 +27,22 @@ def keep_compiled_programs() -> None:
         cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         given = "" if cache.startswith("~") else str(Path(cache) / "glide_jax")
     jax.config.update("jax_compilation_cache_dir", expand_home(given))
+
+
+@contextmanager
+def timed_compilation() -> Iterator[Callable[[], float]]:
+    """Yields a function: the seconds that compilation has taken since.
+
+    Compilation is tracing, lowering, and compiling or reading a program that was kept.
+    """
+    durations = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event in EVENTS:
+            durations.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: sum(durations)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

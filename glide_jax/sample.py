@@ -26,6 +26,7 @@ import numpy as np
 
 from glide_jax import Glide, UserError
 from glide_jax.cli import parse_flags
+from glide_jax.compilation import timed_compilation
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores, use_cores_to_sample
@@ -128,10 +129,14 @@ def run(command: Command) -> None:
     px = glide.config(command.role(glide)).denoiser.resolution_px
     if isinstance(command, Generate) and command.upsample and command.upsampler(glide) is None:
         print(f"no upsampler among the checkpoints: images are {px} x {px} px")
-    if into_folder:
-        fill_folder(glide, command, jobs)
-    else:
-        write_grid(glide, command, jobs, earlier)
+    with timed_compilation() as compile_s:
+        if into_folder:
+            fill_folder(glide, command, jobs)
+        else:
+            write_grid(glide, command, jobs, earlier)
+        if compile_s():
+            print(f"compiled in {compile_s():.1f} s")
+    if not into_folder:
         print(command.out)
 
 

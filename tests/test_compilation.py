@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from glide_jax import Glide
+from glide_jax.compilation import timed_compilation
 
 
 @pytest.fixture
@@ -38,3 +39,14 @@ def test_models_from_python_keep_their_programs_as_commands_do(kept, monkeypatch
 )
 def test_a_folder_of_the_users_own_stays(kept, given, expected):
     assert kept(given) == expected
+
+
+def test_compilation_is_timed():
+    double = jax.jit(lambda x: 2 * x)
+    with timed_compilation() as compile_s:
+        double(1.0)
+        once = compile_s()
+        double(2.0)
+        assert 0 < once == compile_s()
+    jax.jit(lambda x: 3 * x)(1.0)
+    assert compile_s() == once
