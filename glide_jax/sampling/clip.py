@@ -15,6 +15,7 @@ from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import infer, local_mesh
 from glide_jax.runs.folder import Run
+from glide_jax.sampling.buckets import bucket
 from glide_jax.sampling.user_images import square_image
 from glide_jax.shapes import Params
 
@@ -103,9 +104,9 @@ class ClipScorer:
     def _in_buckets(
         self, encode: Callable[..., jax.Array], *rows: np.ndarray
     ) -> Float[np.ndarray, "b d"]:
-        """Embeddings of any number of rows, by one program for each power of two to MAX_BATCH."""
+        """Embeddings of any number of rows, by one program for each `bucket` up to MAX_BATCH."""
         count = len(rows[0])
-        size = min(1 << (count - 1).bit_length(), MAX_BATCH)
+        size = min(bucket(count), MAX_BATCH)
         parts = []
         for start in range(0, count, size):
             # The last batch repeats the last row, to fill the bucket.
