@@ -65,6 +65,8 @@ def measure(rows: list[str], setup: Setup, file: Any) -> None:
                 if (result := worker.connection.recv()) is None:
                     break
                 write(file, name, started, result)
+                if result.get("backend") == "cpu" and not setup.tiny:
+                    raise SystemExit("JAX has no GPU here; --tiny is a dry run on a CPU")
             else:
                 raise TimeoutError(f"ended after {time.monotonic() - started:.0f} s")
         except (EOFError, OSError) as error:  # the worker crashed, or a TimeoutError
@@ -109,7 +111,7 @@ def work(connection: Connection, setup: Setup) -> None:
 def write(file: Any, name: str, started: float, result: dict[str, Any]) -> None:
     """Append a line, and print it."""
     after_s = round(time.monotonic() - started, 1)
-    line = json.dumps({"row": name, "after_s": after_s} | result)
+    line = json.dumps({"row": name, "after_s": after_s} | result, default=float)
     print(line, flush=True)
     file.write(line + "\n")
     file.flush()

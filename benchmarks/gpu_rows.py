@@ -56,7 +56,12 @@ def machine(setup: Setup) -> Results:
     import jax
 
     device = jax.devices()[0]
-    yield {"device": device.device_kind, "jax": jax.__version__, "devices": jax.device_count()}
+    yield {
+        "device": device.device_kind,
+        "backend": jax.default_backend(),
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+    }
     yield {f"matmul_{dtype}_flops": peak(dtype, setup.tiny) for dtype in ("bfloat16", "float32")}
 
 
