@@ -94,7 +94,7 @@ def logits(text):
 
 
 @with_cuda
-@pytest.mark.parametrize("remat", ["none", "matmuls", "blocks", "everything"])
+@pytest.mark.parametrize("remat", ["none", "matmuls", "blocks", "everything", "offload"])
 def test_a_train_step_on_gpus_runs_the_kernel_once_in_each_pass(remat):
     config = half_precision(remat)
     mesh = make_mesh(config, topology_devices("rtx4090"))

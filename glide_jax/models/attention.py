@@ -124,7 +124,7 @@ def attend_fused(
 def cudnn_takes(dtype: jnp.dtype, width: int) -> bool:
     """Whether cuDNN's fused kernel takes heads of this width, forward and backward.
 
-    Hopper also takes up to 256, but JAX would ask the attached GPU, which a plan has not.
+    Hopper takes up to 256, but JAX asks the attached GPU whether it is one, and a plan has none.
     """
     return dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
 

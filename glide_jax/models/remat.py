@@ -57,7 +57,7 @@ def offloading(network: Call, remat: Remat) -> Call:
         offload_src="device",
         offload_dst="pinned_host",
     )
-    return jax.checkpoint(network, policy=to_host)
+    return jax.checkpoint(network, policy=_and_cudnn_attention(to_host))
 
 
 def block_input(x: jax.Array) -> jax.Array:
@@ -76,10 +76,14 @@ def save_matmul(x: jax.Array) -> jax.Array:
 
 
 def _keep(*names: str) -> Call:
-    """The policy that keeps these names and what cuDNN's attention computes, which has none."""
-    named = jax.checkpoint_policies.save_only_these_names(*names)
-    return jax.checkpoint_policies.save_from_both_policies(named, _is_cudnn_attention)
+    return _and_cudnn_attention(jax.checkpoint_policies.save_only_these_names(*names))
 
 
-def _is_cudnn_attention(primitive: Any, *args: Any, **params: Any) -> bool:
-    return str(primitive).startswith("dot_product_attention_fwd")
+def _and_cudnn_attention(policy: Call) -> Call:
+    """The policy that keeps also what cuDNN's attention computes, which JAX does not name."""
+
+    def keep(primitive: Any, *args: Any, **params: Any) -> Any:
+        is_attention = str(primitive).startswith("dot_product_attention_fwd")
+        return is_attention or policy(primitive, *args, **params)
+
+    return keep
