@@ -2,13 +2,12 @@
 
 import sys
 
-try:
-    from glide_jax.errors import exit_on_user_error
-    from glide_jax.train import main
-except KeyboardInterrupt:  # importing JAX takes seconds
-    sys.stderr.write("interrupted\n")
-    raise SystemExit(130) from None
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # the loader's worker processes import this file
+    try:
+        from glide_jax.errors import exit_on_user_error
+        from glide_jax.train import main
+    except KeyboardInterrupt:  # importing JAX takes seconds
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
     with exit_on_user_error():
         main()

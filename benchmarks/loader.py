@@ -3,19 +3,22 @@
     python benchmarks/loader.py --config configs/scenes_tiny.py
     python benchmarks/loader.py --config configs/scenes_tiny.py --run runs/scenes_tiny
     python benchmarks/loader.py --config configs/base64.py --data.source shards DIR
+    python benchmarks/loader.py --config configs/scenes_tiny.py --data.loader-workers 2
 
-Accepts train.py's flags, such as --data.loader-threads 8. Training overlaps with the loader's
-threads but shares the cores with them, so the loader alone should be several times as fast.
+Accepts train.py's flags, such as --data.loader-threads 8. With --data.loader-workers, measures the
+threads of one process first, then the worker processes. Training overlaps with the loader's threads
+but shares the cores with them, so the loader alone should be several times as fast.
 """
 
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from glide_jax.cli import parse_command
 from glide_jax.config import Config
@@ -27,20 +30,27 @@ from glide_jax.errors import UserError, exit_on_user_error
 WARM_UP_BATCHES = 10
 
 
-def measure(config: Config, seconds: float) -> tuple[float, float]:
-    """Images per second, and microseconds of CPU time per image, over all threads."""
+def measure(config: Config, seconds: float) -> tuple[float, float, float]:
+    """Images per second; microseconds of CPU time per image, in all processes and in this one."""
     source = open_source(config.data, config.data.train_split)
     tokenizer = make_tokenizer(config.data, config.model.text.vocab_size, source)
     with Loader(source, tokenizer, config) as loader:
-        for _ in islice(loader, WARM_UP_BATCHES):
+        for _ in islice(loader, WARM_UP_BATCHES + 4 * config.data.loader_workers):
             pass
-        start, start_cpu, batches = time.perf_counter(), time.process_time(), 0
+        start, own, workers = time.perf_counter(), time.process_time(), worker_seconds()
+        batches = 0
         while time.perf_counter() - start < seconds:
             next(loader)
             batches += 1
-        elapsed, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+        elapsed = time.perf_counter() - start
+        own, workers = time.process_time() - own, worker_seconds() - workers
     images = batches * config.train.batch_examples
-    return images / elapsed, 1e6 * cpu / images
+    return images / elapsed, 1e6 * (own + workers) / images, 1e6 * own / images
+
+
+def worker_seconds() -> float:
+    """CPU time of the worker processes so far."""
+    return sum(sum(worker.cpu_times()[:2]) for worker in psutil.Process().children())
 
 
 def training_speed(run: Path) -> float:
@@ -74,12 +84,18 @@ def main() -> None:
     arguments = sys.argv[1:]
     about = "Measures the speed of the loader alone."
     _, config, flags = parse_command(arguments, "benchmarks/loader.py", about, Flags)
-    images_per_s, cpu_us = measure(config, flags.seconds)
-    print(
-        f"loader alone: {images_per_s:,.0f} images/s of {config.model.resolution_px} px in "
-        f"batches of {config.train.batch_examples}, {config.data.loader_threads} threads, "
-        f"{cpu_us:.0f} us CPU time per image: {1e6 / cpu_us:,.0f} images/s per core"
-    )
+    print(f"{config.model.resolution_px} px, batches of {config.train.batch_examples}")
+    images_per_s = 0.0
+    for workers in sorted({0, config.data.loader_workers}):
+        tried = replace(config, data=replace(config.data, loader_workers=workers))
+        images_per_s, cpu_us, own_us = measure(tried, flags.seconds)
+        made_by = f"{config.data.loader_threads} threads"
+        if workers:
+            made_by = f"{workers} processes of {made_by}"
+        print(
+            f"loader alone, {made_by}: {images_per_s:,.0f} images/s, {cpu_us:.0f} us CPU time per "
+            f"image ({own_us:.0f} us in this process): {1e6 / cpu_us:,.0f} images/s per core"
+        )
     if flags.run is not None:
         needed = training_speed(flags.run)
         print(f"training {flags.run}: {needed:,.1f} images/s; the loader is ", end="")

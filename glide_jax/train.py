@@ -104,7 +104,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     share = {
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
-        "clip_tokenizer": clip and clip.tokenize,
+        "clip_tokenizer": clip and partial(clip.tokenizer.encode, length=clip.config.text.length),
     }
     place = partial(sharding.to_devices, mesh=mesh)
     loader = Loader(source, run.tokenizer, config, **share, state=resumed["loader"], place=place)

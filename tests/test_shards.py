@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -62,6 +63,7 @@ def check(source: Source) -> None:
 def test_a_local_folder_is_not_copied(folder: Path, tmp_path: Path) -> None:
     source = open_shards(folder, tmp_path / "cache")
     check(source)
+    check(pickle.loads(pickle.dumps(source)))  # for worker processes
     assert source[7].name == f"{folder}/{shard_name('train', 2, 3)} record 1"
     assert len(open_shards(folder, tmp_path, "validation")) == 1
     assert not (tmp_path / "cache").exists()

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import pickle
 import shutil
 import socket
 import sys
@@ -96,6 +97,7 @@ def test_a_tfds_data_set_is_prepared_and_read(data_dir: str) -> None:
     assert record.captions == source.captions(5) == ("number 5",)
     assert record.name == "numbered_captions/1.0.0 train record 5"
     assert numbers(load_pixels(record.image, 8)[None]) == [5]
+    assert pickle.loads(pickle.dumps(source))[5] == record  # for worker processes
     assert len(open_tfds(data_dir, "test")) == COUNTS["test"]
     assert open_tfds(data_dir, "train[50%:]")[0].captions == ("number 6",)
     assert "tensorflow" not in sys.modules

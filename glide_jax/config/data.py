@@ -86,7 +86,10 @@ class DataConfig(Settings):
     """Bad records are skipped and counted. Above this fraction of the records read, the run stops.
     """
     loader_threads: Annotated[int, Between(1, 1024)] = 4
-    """Threads that read and decode images, per process."""
+    """Threads that read and decode images, in this process or in each of loader_workers."""
+    loader_workers: Annotated[int, Between(0, 256)] = 0
+    """Processes that make batches, for each process of the run. 0: threads only, which share one
+    core for their Python code."""
 
     def _check(self) -> None:
         try:

@@ -36,37 +36,46 @@ def distinct_in_batches(places: Any, first: int, batch_examples: int, images: in
         batch_examples: size of a batch, over all processes.
         images: number of different places, at least batch_examples.
     """
+    return places.map_with_index(_Distinct(places, first, batch_examples, images).choice)
 
-    def others(start: int, taken: frozenset[Place] | set[Place]) -> Iterator[Place]:
-        """Different places from `start` on, without those taken."""
-        seen = set(taken)
-        for number in range(start, start + 2 * images):  # a complete epoch, at least
-            if places[number] not in seen:
-                seen.add(places[number])
-                yield places[number]
 
-    @lru_cache(maxsize=16)  # threads may make different batches
-    def batch(start: int) -> tuple[tuple[Place, ...], frozenset[Place]]:
-        end = start + batch_examples
-        planned = [places[number] for number in range(start, end)]
-        replacements = others(end, set(planned))
+class _Distinct:
+    """The choices of `distinct_in_batches`; it can be pickled, for worker processes."""
+
+    def __init__(self, places: Any, first: int, batch_examples: int, images: int) -> None:
+        self._places, self._first = places, first
+        self._batch_examples, self._images = batch_examples, images
+
+    def choice(self, number: int, _: Place) -> Choice:
+        """The choice for example `number`."""
+        slot = (number - self._first) % self._batch_examples
+        start = number - slot
+        return Choice(self._batch(start)[0][slot], partial(self._spares, start, slot))
+
+    @lru_cache(maxsize=16)  # noqa: B019  (threads may make different batches)
+    def _batch(self, start: int) -> tuple[tuple[Place, ...], frozenset[Place]]:
+        end = start + self._batch_examples
+        planned = [self._places[number] for number in range(start, end)]
+        replacements = self._others(end, set(planned))
         chosen: dict[Place, None] = {}  # in order
         for place in planned:
             unused = next(replacements, None) if place in chosen else place
             if unused is None:
                 raise UserError(
-                    f"train.batch_examples ({batch_examples}) must be at most the number of images "
-                    f"({images}) in a CLIP's batch"
+                    f"train.batch_examples ({self._batch_examples}) must be at most the number of "
+                    f"images ({self._images}) in a CLIP's batch"
                 )
             chosen[unused] = None
         return tuple(chosen), frozenset(chosen)
 
-    def spares(start: int, slot: int) -> Iterator[Place]:
-        return islice(others(start + batch_examples, batch(start)[1]), slot, None, batch_examples)
+    def _spares(self, start: int, slot: int) -> Iterator[Place]:
+        size = self._batch_examples
+        return islice(self._others(start + size, self._batch(start)[1]), slot, None, size)
 
-    def choice(number: int, _: Place) -> Choice:
-        slot = (number - first) % batch_examples
-        start = number - slot
-        return Choice(batch(start)[0][slot], partial(spares, start, slot))
-
-    return places.map_with_index(choice)
+    def _others(self, start: int, taken: frozenset[Place] | set[Place]) -> Iterator[Place]:
+        """Different places from `start` on, without those taken."""
+        seen = set(taken)
+        for number in range(start, start + 2 * self._images):  # a complete epoch, at least
+            if self._places[number] not in seen:
+                seen.add(self._places[number])
+                yield self._places[number]

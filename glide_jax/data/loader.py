@@ -9,20 +9,20 @@ whatever the batch sizes were, and batches do not depend on the number of proces
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import grain
 import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int32
 
-from glide_jax.config import ClipConfig, Config, ModelConfig
-from glide_jax.data.distinct import Choice, Place, distinct_in_batches
-from glide_jax.data.masks import random_mask, with_place
+from glide_jax.config import ClipConfig, Config
+from glide_jax.data.distinct import distinct_in_batches
+from glide_jax.data.examples import Example, ExampleReader
 from glide_jax.data.mixture import MixtureSource, in_proportion, parts_of
-from glide_jax.data.records import Record, RecordReader, Source
+from glide_jax.data.records import RecordReader, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.data.transforms import load_pixels
+from glide_jax.data.workers import in_workers, worker_errors
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch
 
@@ -37,16 +37,6 @@ ClipCaptions = Callable[[Sequence[str]], tuple[Int32[np.ndarray, "b l"], Bool[np
 """Maps captions to a CLIP model's tokens and their mask."""
 
 
-class Example(NamedTuple):
-    """One example of a batch."""
-
-    pixels: UInt8[np.ndarray, "h w 3"]
-    caption: str
-    """One of the record's captions, or empty if dropped."""
-    mask: Bool[np.ndarray, "h w 1"] | None
-    """Inpainting only: True for known pixels."""
-
-
 class Loader(Iterator[Batch]):
     """An endless iterator over this process's part of the training batches, as NumPy arrays.
 
@@ -54,7 +44,7 @@ class Loader(Iterator[Batch]):
     data.caption_dropout. An epoch has each record once, except for replacements of broken records.
     For a CLIP, no batch has a record twice: see `distinct_in_batches`.
     Batches are placed on devices while the steps before them compute. Call `close` or use the
-    loader as a context manager to stop its threads.
+    loader as a context manager to stop its threads and processes.
 
     Args:
         source: at least one record. Batches larger than the source repeat records; a CLIP's must
@@ -69,7 +59,7 @@ class Loader(Iterator[Batch]):
 
     Raises:
         UserError: the batch size is not divisible by process_count. During iteration: too many
-            broken records.
+            broken records, or a lost worker process.
     """
 
     def __init__(
@@ -101,10 +91,19 @@ class Loader(Iterator[Batch]):
         batches = self._examples(source, config.train.seed)[self._past :].batch(
             own_examples, drop_remainder=True, batch_fn=collate
         )[process_index::process_count]
-        self._iterator = _prefetched(batches, config, place)
+        # Each thread makes a complete batch: passing single examples costs as much as making them.
+        threads, workers = config.data.loader_threads, config.data.loader_workers
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+        batches = in_workers(batches.to_iter_dataset(options), workers, self._readers, tokenizer)
+        if place is not None:
+            batches = ThreadPrefetchIterDataset(
+                batches.map(place), prefetch_buffer_size=DEVICE_BATCHES
+            )
+        self._iterator = iter(batches)
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
+        with worker_errors():
+            batch = next(self._iterator)
         self._past += self._config.train.batch_examples
         return batch
 
@@ -118,7 +117,7 @@ class Loader(Iterator[Batch]):
         return sum(reader.bad_records for reader in self._readers)
 
     def close(self) -> None:
-        """Stops the threads and discards unfinished batches."""
+        """Stops the threads and processes, and discards unfinished batches."""
         self._iterator.close()
 
     def __enter__(self) -> "Loader":
@@ -139,65 +138,13 @@ class Loader(Iterator[Batch]):
             places = in_proportion(orders, source.weights).seed(seed)
         else:
             places = _shuffled(len(source), seed).map(lambda index: (0, index))
+        reader = ExampleReader(self._config, self._readers)
         if not isinstance(self._config.model, ClipConfig):
-            return places.random_map(self._read)
+            return places.random_map(reader.read)
         images = sum(map(len, parts_of(source)))
         batch_examples = self._config.train.batch_examples
         choices = distinct_in_batches(places, self._past, batch_examples, images)
-        return choices.random_map(self._read_distinct)
-
-    def _read(self, place: Place, rng: np.random.Generator) -> Example:
-        part, index = place
-        return self._readers[part].read(index, partial(self._prepare, rng))
-
-    def _read_distinct(self, choice: Choice, rng: np.random.Generator) -> Example:
-        """The example at the first of the places whose record is not broken."""
-        for part, index in choice.places():
-            example = self._readers[part].attempt(index, partial(self._prepare, rng))
-            if example is not None:
-                return example
-        raise UserError(
-            "a record cannot be used, and no image remains to replace it in a CLIP's batch: repair "
-            "or remove it, or reduce train.batch_examples"
-        )
-
-    def _prepare(self, rng: np.random.Generator, record: Record) -> Example:
-        data, model = self._config.data, self._config.model
-        caption = record.captions[rng.integers(len(record.captions))]
-        if rng.random() < data.caption_dropout and isinstance(model, ModelConfig):
-            caption = ""
-        pixels = load_pixels(
-            record.image,
-            model.resolution_px,
-            rng,
-            crop=data.crop,
-            horizontal_flip=data.horizontal_flip,
-            name=record.name,
-        )
-        return masked(random_crop(pixels, self._config, rng), caption, self._config, rng)
-
-
-def random_crop(
-    pixels: UInt8[np.ndarray, "h w 3"], config: Config, rng: np.random.Generator
-) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """A random crop of data.low_res.crop_px, or the full image if that is 0."""
-    px = config.data.low_res.crop_px
-    if not px:
-        return pixels
-    y, x = rng.integers(0, len(pixels) - px + 1, 2)
-    return pixels[y : y + px, x : x + px]
-
-
-def masked(
-    pixels: UInt8[np.ndarray, "h w 3"], caption: str, config: Config, rng: np.random.Generator
-) -> Example:
-    """An example, with a random mask for an inpainting model."""
-    if not (isinstance(config.model, ModelConfig) and config.model.inpaint):
-        return Example(pixels, caption, None)
-    mask = random_mask(rng, len(pixels), config.data.masks)
-    if rng.random() < config.data.masks.caption_location:
-        caption = with_place(caption, mask)
-    return Example(pixels, caption, mask)
+        return choices.random_map(reader.read_distinct)
 
 
 def _shuffled(records: int, seed: int) -> Any:
@@ -206,13 +153,14 @@ def _shuffled(records: int, seed: int) -> Any:
     if records >= INDEX_SHUFFLE_RECORDS:
         return indices.shuffle().repeat()
 
-    @lru_cache(maxsize=16)  # threads may be in different epochs
-    def order(epoch: int) -> list[int]:
-        return np.random.default_rng((seed, epoch)).permutation(records).tolist()
-
     return indices.repeat().map_with_index(
-        lambda place, _: order(place // records)[place % records]
+        lambda place, _: _permutation(records, seed, place // records)[place % records]
     )
+
+
+@lru_cache(maxsize=16)  # threads may be in different epochs
+def _permutation(records: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng((seed, epoch)).permutation(records).tolist()
 
 
 def part_of_batch(config: Config, process_count: int) -> int:
@@ -245,15 +193,3 @@ def collated(
         batch |= {"clip_tokens": tokens, "clip_token_mask": token_mask}
     # NumPy arrays here; sharding.to_devices converts them to the jax.Arrays of Batch.
     return cast(Batch, batch)
-
-
-def _prefetched(batches: Any, config: Config, place: Callable[[Batch], Batch] | None) -> Any:
-    """A grain iterator that prefetches in threads. `next` raises their errors."""
-    # Each thread makes a complete batch: passing single examples costs as much as making them.
-    threads = config.data.loader_threads
-    batches = batches.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-    )
-    if place is not None:
-        batches = ThreadPrefetchIterDataset(batches.map(place), prefetch_buffer_size=DEVICE_BATCHES)
-    return iter(batches)

@@ -10,11 +10,11 @@ import json
 import logging
 import math
 import random
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from glide_jax.data.locks import Lock
 from glide_jax.errors import UserError
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ class RecordReader:
     def __init__(self, source: Source, max_bad_fraction: float) -> None:
         self._source = source
         self._max_bad_fraction = max_bad_fraction
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._reads = 0
         self._problems: dict[int, str] = {}
 
@@ -199,6 +199,21 @@ class RecordReader:
         except BadRecordError as error:
             self._count(index, str(error))
             return None
+
+    def counted(self) -> tuple[int, list[tuple[int, str]]]:
+        """The number of records read, and the problems of broken ones by index, in order."""
+        return self._reads, list(self._problems.items())
+
+    def add(self, reads: int, problems: Mapping[int, str]) -> None:
+        """Counts what a reader in another process has counted.
+
+        Raises:
+            UserError: too many records are broken.
+        """
+        with self._lock:
+            self._reads += reads
+        for index, problem in problems.items():
+            self._count(index, problem)
 
     def nothing_usable(self) -> UserError:
         """The error of a source of broken records."""

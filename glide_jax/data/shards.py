@@ -23,6 +23,7 @@ import fsspec
 
 from glide_jax.data.records import BadRecordError, Record, clean_captions
 from glide_jax.data.shard_folder import INDEX_FILE, Shard, ShardFolder
+from glide_jax.data.tfds import parse_example
 
 DATASET = "images"
 """The data set's name in file names and in TFDS."""
@@ -140,13 +141,14 @@ class ShardsSource:
     """
 
     def __init__(self, folder: str, split: str, cache_dir: Path) -> None:
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        self._parse = tf_example_pb2.Example.FromString
+        self._arguments = folder, split, cache_dir
         self._folder = ShardFolder(folder, cache_dir)
         self._shards = self._folder.shards(split)
         self._ends = list(itertools.accumulate(shard.records for shard in self._shards))
         self._reader = lru_cache(MAX_OPEN_SHARDS)(self._open)
+
+    def __reduce__(self) -> tuple[type["ShardsSource"], tuple[str, str, Path]]:
+        return ShardsSource, self._arguments  # a worker process opens its own files
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -172,7 +174,7 @@ class ShardsSource:
         name = f"{self._folder.url}/{shard.file} record {position}"
         reader = self._reader(number)
         try:
-            return self._parse(reader[position]).features.feature, name
+            return parse_example(reader[position]).features.feature, name
         except Exception as error:  # array_record and protobuf raise many kinds on damaged bytes
             raise BadRecordError(f"{name}: {str(error).splitlines()[0]}") from error
 

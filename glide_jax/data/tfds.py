@@ -24,6 +24,13 @@ CONNECT_S = 5.0
 """Time to connect to a server of a download."""
 
 
+def parse_example(content: bytes) -> Any:
+    """A stored tf.Example. Raises many kinds of errors on damaged bytes."""
+    from tensorflow_datasets.proto import tf_example_pb2  # here: it takes half a second
+
+    return tf_example_pb2.Example.FromString(content)
+
+
 class TfdsSource:
     """One split of a TFDS data set in the array_record format.
 
@@ -37,8 +44,6 @@ class TfdsSource:
     """
 
     def __init__(self, records: Any, image_key: str, caption_key: str) -> None:
-        from tensorflow_datasets.proto import tf_example_pb2
-
         info = records.dataset_info
         require_features(info, image_key, caption_key)
         self._name = f"{info.full_name} {records.split}"
@@ -46,7 +51,6 @@ class TfdsSource:
         # TFDS decodes every feature of a record in Python, which takes ten times as long as reading
         # it. The stored tf.Example holds the two needed, still encoded, under their paths.
         self._stored = records.data_source
-        self._parse = tf_example_pb2.Example.FromString
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -63,7 +67,7 @@ class TfdsSource:
     def _read(self, index: int) -> tuple[Sequence[bytes], Sequence[bytes], str]:
         name = f"{self._name} record {index}"
         try:
-            feature = self._parse(self._stored[index]).features.feature
+            feature = parse_example(self._stored[index]).features.feature
         except Exception as error:  # array_record and protobuf raise many types for damaged files
             raise BadRecordError(f"{name}: {_first_line(error)}") from error
         images, captions = feature[self._image_key], feature[self._caption_key]

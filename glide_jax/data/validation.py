@@ -7,14 +7,8 @@ from functools import partial
 import numpy as np
 
 from glide_jax.config import Config
-from glide_jax.data.loader import (
-    ClipCaptions,
-    Example,
-    collated,
-    masked,
-    part_of_batch,
-    random_crop,
-)
+from glide_jax.data.examples import Example, masked, random_crop
+from glide_jax.data.loader import ClipCaptions, collated, part_of_batch
 from glide_jax.data.records import Record, RecordReader, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import load_pixels

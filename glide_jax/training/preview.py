@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from glide_jax.config import ClipConfig, Config
-from glide_jax.data.loader import Example
+from glide_jax.data.examples import Example
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.validation import validation_examples

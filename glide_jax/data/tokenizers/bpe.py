@@ -6,7 +6,6 @@ padding: the unconditional input.
 """
 
 import json
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from glide_jax.data.locks import Lock
 from glide_jax.data.tokenizers.files import (
     MAX_BYTES,
     read_json,
@@ -64,7 +64,7 @@ class Tokenizer:
         # "<|endoftext|>" in a caption is ordinary text.
         backend.encode_special_tokens = True
         self._backend = backend
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.end_token: str = end_token
         self.end_id: int = end_id
         """The padding id."""

@@ -8,7 +8,6 @@ tokens enclose the caption, and zeros pad it.
 import gzip
 import html
 import json
-import threading
 from collections.abc import Iterable, Sequence
 
 import ftfy
@@ -17,6 +16,7 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from glide_jax.data.locks import Lock
 from glide_jax.data.tokenizers.bpe import (
     GPT2_FILES,
     Tokenizer,
@@ -79,7 +79,7 @@ class ClipTokenizer(Tokenizer):
         self._words = self._backend.pre_tokenizer
         self._model = self._backend.model
         self._special = {token: vocab[token] for token in (START_TOKEN, END_TOKEN)}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.start_id: int = vocab[START_TOKEN]
         self.end_id: int = vocab[END_TOKEN]
         self.vocab_size: int = 1 + max(vocab.values())
