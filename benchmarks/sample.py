@@ -26,8 +26,9 @@ import numpy as np
 
 from glide_jax.cli import load_config
 from glide_jax.config import ModelConfig
+from glide_jax.models.convolution import convolve
 from glide_jax.models.glide import glide_network
-from glide_jax.models.platform import ANY_PLATFORM, Platform
+from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import local_mesh
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -93,7 +94,10 @@ def measure(config: ModelConfig, rows: int, turns: int, clock: Clock, shift: boo
     x_t = jnp.asarray(rng.standard_normal((rows, px, px, 3), np.float32))
     t = jnp.full(rows, 500)
     one_device = local_mesh(given=jax.devices()[:1])
-    platform = Platform.of(one_device, None, training=False) if shift else ANY_PLATFORM
+    platform = Platform.of(one_device, None, training=False)
+    if not shift:
+        platform = dataclasses.replace(platform, convolve=convolve)
+    params = network.stored(params, platform)
 
     def call(params, text, x_t):
         model = network.bind(params, platform)

@@ -25,7 +25,7 @@ class SampleConfig(Settings):
     temperature: Annotated[float, ANY_NUMBER] = 1.0
     """Standard deviation of the initial noise (released upsampler: 0.997)."""
     guidance_interval: Annotated[tuple[int, int], Between(-(2**31), 2**31 - 1)] = (0, 1_000_000)
-    """Lowest and highest timestep t with guidance (arXiv 2404.07724)."""
+    """Lowest and highest timestep t with guidance (arXiv 2404.07724); other steps cost half."""
     guidance_rescale: Annotated[float, FRACTION] = 0.0
     """Rescale a guided prediction (eps or v) toward the standard deviation of the conditional one,
     in [0, 1] (arXiv 2305.08891)."""

@@ -46,13 +46,13 @@ class Usage:
         """Total time."""
         return self.compute_s + self.exposed_s
 
-    def fields(self, runs: int = 1) -> dict[str, Any]:
-        """The fields that a forecast has in common with this, for one of several equal runs."""
+    def fields(self) -> dict[str, Any]:
+        """The fields that a forecast has in common with this."""
         return {
-            "operation_s": {name: s / runs for name, s in self.operation_s.items()},
-            "exposed_s": self.exposed_s / runs,
-            "collective_s": {kind: s / runs for kind, s in self.collective_s.items()},
-            "collective_bytes": {kind: b / runs for kind, b in self.collective_bytes.items()},
+            "operation_s": dict(self.operation_s),
+            "exposed_s": self.exposed_s,
+            "collective_s": dict(self.collective_s),
+            "collective_bytes": dict(self.collective_bytes),
         }
 
     def add(self, other: "Usage", times: int) -> None:

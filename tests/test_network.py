@@ -1,4 +1,4 @@
-"""What the compiled sampling loop does with parameters: it reads them as they are stored."""
+"""How networks store parameters for sampling, and that no step of the loop casts or copies them."""
 
 import dataclasses
 
@@ -40,12 +40,13 @@ def spoiled(jaxpr, from_parameters, in_loop=False):
             yield eqn.primitive.name
         known |= dict.fromkeys(eqn.outvars, only_parameters)
         inner, loops = inner_program(eqn)
-        if inner is not None:
-            assert len(inner.invars) <= len(given), eqn.primitive
-            yield from spoiled(inner, given[-len(inner.invars) :], in_loop or loops)
-        if in_loop and eqn.primitive.name == "scan":  # a slice of its inputs in every turn
-            skipped = eqn.params["num_consts"] + eqn.params["num_carry"]
-            yield from ["scan"] * any(given[skipped:])
+        if inner is None:
+            continue
+        passed = list(zip(eqn.invars, given, strict=True))[-len(inner.invars) :]
+        yield from spoiled(inner, [flag for _, flag in passed], in_loop or loops)
+        for (outer, flag), x in zip(passed, inner.invars, strict=True):
+            if in_loop and flag and outer.aval.shape != x.aval.shape:
+                yield eqn.primitive.name  # a scan slices its inputs in every turn
 
 
 def inner_program(eqn):
