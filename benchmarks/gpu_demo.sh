@@ -15,9 +15,9 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python="${PYTHON:-python}" out="${OUT:-out/gpu}" emoji="${EMOJI:-out/emoji}"
 scenes_s="${SCENES_S:-115}" emoji_s="${EMOJI_S:-90}"
-batch=256 examples=256 steps=25 subset=full limit=()
+batch=256 examples=256 steps=25 n=4 subset=full limit=()
 if [[ "${1:-}" == --tiny ]]; then
-	batch=2 examples=2 steps=2 subset=mini limit=(--train.steps 2) scenes_s=600 emoji_s=600
+	batch=2 examples=2 steps=2 n=1 subset=mini limit=(--train.steps 2) scenes_s=600 emoji_s=600
 fi
 mkdir -p "$out"
 runs="$(mktemp -d)"
@@ -45,7 +45,7 @@ if [[ -f "$emoji/captions.jsonl" ]]; then
 	train "$emoji_s" emoji64 --config benchmarks/emoji64.py --data.source folder "$emoji" &&
 		publish emoji64 "MIT; images: Fluent Emoji, Copyright (c) Microsoft Corporation, MIT" &&
 		cat "$emoji/ATTRIBUTION.md" >>"$out/emoji64/MODEL_CARD.md" &&
-		"$python" sample.py --checkpoint "$out/emoji64" --n 4 --steps "$steps" --out "$out/emoji64.png" \
+		"$python" sample.py --checkpoint "$out/emoji64" --n "$n" --steps "$steps" --out "$out/emoji64_samples.png" \
 			--prompt "red apple" --prompt "smiling face with sunglasses" --prompt rocket --prompt "blue heart"
 else
 	echo "no $emoji/captions.jsonl: benchmarks/emoji_data.py makes it; training scenes only"
