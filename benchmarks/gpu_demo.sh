@@ -15,9 +15,9 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python="${PYTHON:-python}" out="${OUT:-out/gpu}" emoji="${EMOJI:-out/emoji}"
 scenes_s="${SCENES_S:-115}" emoji_s="${EMOJI_S:-90}"
-batch=256 examples=256 steps=25 n=4 subset=full limit=()
+batch=256 examples=256 steps=25 n=4 subset=full flags=(--data.loader-workers 8)
 if [[ "${1:-}" == --tiny ]]; then
-	batch=2 examples=2 steps=2 n=1 subset=mini limit=(--train.steps 2) scenes_s=600 emoji_s=600
+	batch=2 examples=2 steps=2 n=1 subset=mini flags=(--train.steps 2) scenes_s=600 emoji_s=600
 fi
 mkdir -p "$out"
 runs="$(mktemp -d)"
@@ -27,7 +27,7 @@ trap 'rm -rf "$runs"' EXIT
 train() {
 	timeout --preserve-status --signal=TERM --kill-after=20 "$1" "$python" train.py --train.run-dir "$runs/$2" \
 		--train.batch-examples "$batch" --train.sample-every-steps 0 --train.validate-every-steps 0 \
-		--data.loader-threads 16 "${@:3}" "${limit[@]}" 2>&1 | tee "$out/$2.log"
+		"${@:3}" "${flags[@]}" 2>&1 | tee "$out/$2.log"
 }
 
 # publish NAME LICENSE
