@@ -301,7 +301,7 @@ def test_sampling_in_parts_changes_nothing(sampler):
     def part(state, calls, count):
         return advance(wavy, plan.solver, state, calls, NOISE, count=count)
 
-    calls, state = Calls.of(plan), begin(plan.solver, X_T)
+    calls, state = Calls.of(plan), begin(X_T, plan.solver.history)
     for first in range(0, plan.calls, 4):  # the rows after the last call are not run
         count = min(plan.calls - first, 4)
         state = part(state, calls.part(first, count, length=4), count)

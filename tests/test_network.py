@@ -96,7 +96,7 @@ def test_no_step_casts_stacks_or_slices_a_parameter(bfloat16):
     text = jax.ShapeDtypeStruct((2, clip.embedding_width), jnp.float32)
     negative = (inputs.tokens.update(shape=(1, 8)), inputs.token_mask.update(shape=(1, 8)))
     params, clip_params = programs.storage, guide.storage(SAMPLING)
-    begun = programs.begin.eval_shape(params, inputs, negative, values, recipe=recipe)
+    begun = programs.begin.eval_shape(params, inputs, negative, values, guided=True, history=0)
     inputs = inputs.of_steps._replace(clip_text=text)
     given = (params, clip_params, inputs, *begun, values, table, count)
     traced = programs.advance.trace(*given, clip=guide, recipe=recipe).jaxpr.jaxpr

@@ -102,7 +102,7 @@ def test_text_is_encoded_outside_the_loop_over_steps(glide):
     values, (recipe, table, _) = Values.of(settings, plan.schedule), chunks(plan, settings)[0]
     assert recipe.guided
     programs, params = stage.programs, stage.params
-    begun = programs.begin.trace(params, inputs, negative, values, recipe=recipe)
+    begun = programs.begin.trace(params, inputs, negative, values, guided=True, history=0)
     given = (inputs.of_steps, *begun.out_info, values, table, jnp.int32(4))
     loop = str(programs.advance.trace(params, None, *given, clip=None, recipe=recipe).jaxpr)
     hidden = f"f32[2,{length},{4 * width}]"

@@ -105,6 +105,7 @@ def test_values_steps_and_numbers_of_prompts_do_not_recompile(recorded):
     # One program at a time: guided and unguided, clipped and with a dynamic threshold.
     compiled = list(recorder.traced), list(recorder.texts)
     assert len(compiled[0]) == 4 and sorted(set(compiled[0])) == [12, 24]
+    assert compiled[1] == [24, 24]  # with and without images to start from
     for change in (
         {"guidance_scale": 5.0},
         {"guidance_scale": 1.0},

@@ -142,14 +142,15 @@ def sample(
     Returns:
         x_0; within the threshold, except for shifts by a gradient.
     """
-    state, solver = begin(plan.solver, x_T), plan.solver
+    solver = plan.solver
+    state = begin(x_T, solver.history)
     return advance(denoise, solver, state, Calls.of(plan), noise, hooks).x_t
 
 
-def begin(solver: Solver, x_T: Float[Array, "b h w c"]) -> State:
-    """The state before the first call, for `advance`."""
+def begin(x_T: Float[Array, "b h w c"], history: int) -> State:
+    """The state before the first call, for `advance`, with the solver's `history`."""
     nothing = jnp.zeros_like(x_T)
-    return State(x_T, (Prediction(nothing, nothing),) * solver.history)
+    return State(x_T, (Prediction(nothing, nothing),) * history)
 
 
 def advance(
@@ -199,7 +200,9 @@ def trajectory(
         return state, (state.x_t, x_0)
 
     calls = jax.tree.map(jnp.asarray, Calls.of(plan))
-    _, (x, x_0) = jax.lax.scan(recorded, begin(plan.solver, x_T), calls)  # (e, b, h, w, c) each
+    _, (x, x_0) = jax.lax.scan(
+        recorded, begin(x_T, plan.solver.history), calls
+    )  # (e, b, h, w, c) each
     last_calls = np.flatnonzero(np.diff(plan.step_of_call, append=plan.schedule.steps))
     return x[last_calls], x_0[last_calls]
 

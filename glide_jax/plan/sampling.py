@@ -142,7 +142,8 @@ def _compile(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         (Values.of(settings, plan.schedule), chunk.table, np.int32(chunk.calls)),
     )
-    lowered = programs.begin.lower(params, inputs, negative, values, recipe=chunk.recipe)
+    static = {"guided": chunk.recipe.guided, "history": plan.solver.history}
+    lowered = programs.begin.lower(params, inputs, negative, values, **static)
     begin, begin_s = compile_for(topology, lowered, effort)
     conditioned, state = jax.tree.map(_on, lowered.out_info, begin.output_shardings)
     lowered = programs.advance.lower(

@@ -48,7 +48,7 @@ class Values(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """The static arguments of both programs, which are compiled once per recipe."""
+    """What `Programs.advance` is compiled for."""
 
     solver: Solver
     dynamic_threshold: bool

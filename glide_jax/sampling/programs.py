@@ -102,10 +102,11 @@ class Programs:
         self.network = glide_network(self.model)
         self._sharded = Platform.of(mesh, batch_sharding(mesh), training=False)
         self._replicated = Platform.of(mesh, None, training=False)
-        self.begin = jax.jit(self._begin, static_argnames="recipe")
-        """`(params, inputs, negative, values, *, recipe) -> (conditioned, state)`
+        self.begin = jax.jit(self._begin, static_argnames=("guided", "history"))
+        """`(params, inputs, negative, values, *, guided, history) -> (conditioned, state)`
 
-        `negative` is the negative prompt's tokens and mask, one row each.
+        `negative` is the negative prompt's tokens and mask, one row each; `guided`, whether any
+        chunk is; `history`, the solver's.
         """
         self.advance = jax.jit(self._advance, static_argnames=("recipe", "clip"))
         """`(params, clip_params, inputs, conditioned, state, values, table, calls, *, recipe, clip)
@@ -156,7 +157,8 @@ class Programs:
         negative: tuple[Int[Array, "1 l"], Bool[Array, "1 l"]],
         values: Values,
         *,
-        recipe: Recipe,
+        guided: bool,
+        history: int,
     ) -> tuple[Conditioned, State]:
         model = self.network.bind(params, self._platform(len(inputs.tokens)))
         tokens, token_mask = inputs.tokens, inputs.token_mask
@@ -166,7 +168,7 @@ class Programs:
             inputs.known if self.model.inpaint else None,
             inputs.mask if self.model.inpaint else None,
         )
-        if recipe.guided:
+        if guided:
             tokens = jnp.concatenate([tokens, jnp.broadcast_to(negative[0], tokens.shape)])
             token_mask = jnp.concatenate(
                 [token_mask, jnp.broadcast_to(negative[1], token_mask.shape)]
@@ -179,11 +181,11 @@ class Programs:
         if inputs.start is not None:
             x_T = values.start_alpha * inputs.start + values.start_noise * x_T
         text, empty = model.encode_text(tokens, token_mask, low_res_t), None
-        if recipe.guided:
+        if guided:
             text, empty = (
                 jax.tree.map(lambda x, half=half: jnp.split(x, 2)[half], text) for half in (0, 1)
             )
-        return Conditioned(text, empty, condition), begin(recipe.solver, x_T)
+        return Conditioned(text, empty, condition), begin(x_T, history)
 
     def _noised_low_res(
         self, inputs: Inputs, values: Values

@@ -1,6 +1,5 @@
 """One trained denoiser, ready to sample: a base model or an upsampler, for inpainting or not."""
 
-import dataclasses
 import logging
 import math
 from collections import deque
@@ -217,11 +216,11 @@ class Stage:
         """
         _, values, parts, guide, bar = task
         guided = any(chunk.recipe.guided for chunk in parts)
-        recipe = dataclasses.replace(parts[0].recipe, guided=guided)
+        history = parts[0].recipe.solver.history
         if not self._is_compiled(parts[0].recipe, batch, guide):
             bar.set_description("compiling")
         conditioned, state = self.programs.begin(
-            self.params, batch, task.negative, values, recipe=recipe
+            self.params, batch, task.negative, values, guided=guided, history=history
         )
         captions = conditioned._replace(negative=None)
         shown_late = 0
