@@ -6,7 +6,7 @@
 The second command starts from runs/base64 (or --train.init-from) and trains with 20% of the
 captions empty, for classifier-free guidance (section 3.2, arXiv 2112.10741).
 
-Hardware: a TPU pod or several GPUs. Not trained by this project.
+Hardware: as base64, for fewer steps. Not trained by this project.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ known pixels and their mask, with weights initialized to zero (section 3.3, arXi
 trains with 20% of the captions empty, for classifier-free guidance. The paper erases "random
 regions"; the masks here are the defaults of data.masks.
 
-Hardware: a TPU pod or several GPUs. Not trained by this project.
+Hardware: as base64, for fewer steps. Not trained by this project.
 """
 
 import dataclasses
