@@ -17,6 +17,7 @@ and gradient are compared with ours.
 
 import argparse
 import os
+import time
 
 if hasattr(os, "sched_setaffinity"):  # before JAX and PyTorch start their threads
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -38,7 +39,7 @@ def compare(work: str, dtype: str, device: str, turns: int) -> None:
             calls = pairs.steps(benchmark_config(32, dtype), device)
         else:
             calls = pairs.calls(ModelConfig(dtype=dtype), rows, device, compiled=rows == 16)  # type: ignore[arg-type]
-        times = fastest(calls, turns, device)
+        times = fastest(calls, turns, time.process_time if device == "cpu" else time.perf_counter)
         name = f"{work}, batch {32 if work == 'step' else rows}, {dtype}"
         columns = (f"{framework} {s:.4g} s" for framework, s in times.items())
         ratios = (

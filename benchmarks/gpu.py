@@ -8,11 +8,12 @@ rows that are left. A second process meanwhile computes on the CPU what some row
 import argparse
 import json
 import multiprocessing
-import os
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from benchmarks import gpu_rows
 from benchmarks.gpu_rows import REFERENCE, ROWS, Setup
@@ -44,7 +45,7 @@ def main() -> None:
 
 def compute_reference(setup: Setup) -> None:
     """Compute on the CPU, in a process of its own, what rows compare with."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     gpu_rows.write_reference(setup)
 
 

@@ -186,7 +186,7 @@ def call(setup: Setup, name: Released, images: int) -> Results:
     compiled_s = time.monotonic() - started
     ours.run()
     about = {"model": name, "batch": rows, "dtype": config.dtype}
-    ours_s = fastest({"ours": ours}, setup.turns, "cuda")["ours"]
+    ours_s = fastest({"ours": ours}, setup.turns)["ours"]
     yield about | {
         "ours_s": ours_s,
         "mfu": ours.flops / ours_s / peak("bfloat16", setup.tiny),
@@ -198,7 +198,7 @@ def call(setup: Setup, name: Released, images: int) -> Results:
     device = pairs.torch_device()
     eager = pairs.torch_call(*given, device)
     pairs.require_close(config, ours, eager)
-    yield about | _ratio(fastest({"ours": ours, "eager": eager}, setup.turns, "cuda"))
+    yield about | _ratio(fastest({"ours": ours, "eager": eager}, setup.turns))
 
 
 def compiled_call(setup: Setup, name: Released) -> Results:
@@ -212,7 +212,7 @@ def compiled_call(setup: Setup, name: Released) -> Results:
     theirs = pairs.torch_call(*given, pairs.torch_device(), compiled=True)
     theirs.run()
     about = {"model": name, "batch": rows, "torch_compiled_in_s": time.monotonic() - started}
-    yield about | {"torch_compile_s": fastest({"t": theirs}, setup.turns, "cuda")["t"]}
+    yield about | {"torch_compile_s": fastest({"t": theirs}, setup.turns)["t"]}
 
 
 def train_step(setup: Setup, name: str, examples: int) -> Results:
@@ -232,14 +232,14 @@ def train_step(setup: Setup, name: str, examples: int) -> Results:
     ours.run()
     about = {"config": name, "batch": examples, "dtype": model.dtype, "remat": model.remat}
     compiled_s = time.monotonic() - started
-    ours_s = fastest({"ours": ours}, setup.turns, "cuda")["ours"]
+    ours_s = fastest({"ours": ours}, setup.turns)["ours"]
     mfu = ours.flops / ours_s / peak("bfloat16", setup.tiny)
     yield about | {"ours_s": ours_s, "mfu": mfu, "compiled_s": compiled_s}
     from benchmarks import pairs
 
     eager = pairs.torch_step(*given, pairs.torch_device())
     eager.run()
-    yield about | _ratio(fastest({"ours": ours, "eager": eager}, setup.turns, "cuda"))
+    yield about | _ratio(fastest({"ours": ours, "eager": eager}, setup.turns))
 
 
 def profile(setup: Setup) -> Results:
@@ -287,7 +287,7 @@ def _fastest_s(run: Callable[[], Any], turns: int) -> float:
     from benchmarks.programs import Call, fastest
 
     run()
-    return fastest({"run": Call(run)}, turns, "cuda")["run"]
+    return fastest({"run": Call(run)}, turns)["run"]
 
 
 def free_memory() -> None:
