@@ -199,10 +199,8 @@ def trajectory(
         state, x_0 = body(state, call)
         return state, (state.x_t, x_0)
 
-    calls = jax.tree.map(jnp.asarray, Calls.of(plan))
-    _, (x, x_0) = jax.lax.scan(
-        recorded, begin(x_T, plan.solver.history), calls
-    )  # (e, b, h, w, c) each
+    calls, state = jax.tree.map(jnp.asarray, Calls.of(plan)), begin(x_T, plan.solver.history)
+    _, (x, x_0) = jax.lax.scan(recorded, state, calls)  # (e, b, h, w, c) each
     last_calls = np.flatnonzero(np.diff(plan.step_of_call, append=plan.schedule.steps))
     return x[last_calls], x_0[last_calls]
 
