@@ -1,7 +1,9 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import tiny
 from helpers.unread_source import UnreadSource
@@ -66,9 +68,46 @@ def test_the_first_moment_can_be_bfloat16():
         transform = optimizer(config, dict.fromkeys(params, True))
         state = transform.init(params)
         for _ in range(3):
-            updates[dtype], state = transform.update(grads, state, params)
+            updates[dtype], state = transform.update(grads, state, params, finite=jnp.array(True))
         for name, of in (("mu", dtype), ("nu", "float32")):
             assert {str(x.dtype) for x in tree_get(state, name).values()} == {of}
     for name, exact in updates["float32"].items():
         assert updates["bfloat16"][name].dtype == jnp.float32
         np.testing.assert_allclose(updates["bfloat16"][name], exact, rtol=0.01)
+
+
+@pytest.mark.parametrize("first_moment_dtype", ["float32", "bfloat16"])
+def test_an_update_is_that_of_optax_and_a_skipped_one_changes_no_state(first_moment_dtype):
+    rng = np.random.default_rng(0)
+    shapes = {"a.kernel": (4, 3), "a.bias": (3,), "text.kernel": (2, 2)}
+    params, *grads = (
+        {
+            name: jnp.asarray(rng.standard_normal(shape, np.float32))
+            for name, shape in shapes.items()
+        }
+        for _ in range(4)
+    )
+    config = OptimConfig(
+        weight_decay=0.1, warmup_steps=2, first_moment_dtype=first_moment_dtype, clip_norm=2.0
+    )
+    reference = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config),
+            weight_decay=config.weight_decay,
+            mu_dtype=first_moment_dtype,
+            mask={name: len(shape) > 1 for name, shape in shapes.items()},
+        ),
+    )
+    ours = optimizer(config, dict.fromkeys(shapes, True))
+    state, expected_state = ours.init(params), reference.init(params)
+    for grad in grads:
+        broken = jax.tree.map(lambda x: x * jnp.nan, grad)
+        _, skipped = ours.update(broken, state, params, finite=jnp.array(False))
+        jax.tree.map(np.testing.assert_array_equal, skipped, state)
+        updates, state = ours.update(grad, state, params, finite=jnp.array(True))
+        expected, expected_state = reference.update(grad, expected_state, params)
+        jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    for name in ("mu", "nu"):
+        found = tree_get(state, name), tree_get(expected_state, name)
+        jax.tree.map(np.testing.assert_array_equal, *found)

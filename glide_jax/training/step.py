@@ -19,7 +19,7 @@ from glide_jax.runs.state import TrainState
 from glide_jax.shapes import Batch, Params
 from glide_jax.training.ema import ema_decay, ema_update
 from glide_jax.training.objective import BatchGradient, Objective, Validation
-from glide_jax.training.optim import optimizer
+from glide_jax.training.optim import optimizer, select
 
 
 class Trainer:
@@ -132,24 +132,22 @@ class Trainer:
         """
         found = self.gradient(frozen, state, batch)
         grad_norm = optax.global_norm(found.grads)
-        updates, opt_state = self.optimizer.update(found.grads, state.opt_state, state.params)
+        finite = jnp.isfinite(found.metrics["loss"]) & jnp.isfinite(grad_norm)
+        updates, opt_state = self.optimizer.update(
+            found.grads, state.opt_state, state.params, finite=finite
+        )
         params = self._objective.constrain(optax.apply_updates(state.params, updates))
-        decay = ema_decay(self.config.optim, state.step)
+        params = select(finite, params, state.params)
+        ema = ema_update(state.ema, params, ema_decay(self.config.optim, state.step))
         history = state.history
         if history is not None:
-            history = update(history, found.t, found.losses)
+            history = select(finite, update(history, found.t, found.losses), history)
         new = replace(
             state,
             params=params,
             opt_state=opt_state,
-            ema=ema_update(state.ema, params, decay),
+            ema=select(finite, ema, state.ema),
             history=history,
-        )
-
-        finite = jnp.isfinite(found.metrics["loss"]) & jnp.isfinite(grad_norm)
-        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-        new = replace(
-            new,
             step=state.step + 1,
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
