@@ -69,7 +69,7 @@ PLANS = (
     ("upsample256", "rtx4090", "1x1", "", micro_batches(64)),
     ("upsample256", "h100:8", "8x1", "", ()),
     ("upsample256_1b5", "h100:8", "1x8", "", micro_batches(4)),
-    ("noised_clip", "h100:8", "8x1", "", ()),
+    ("noised_clip", "h100:8", "8x1", "", BLOCKS),
     ("noised_clip_vit_l", "h100:8", "8x1", "", BLOCKS),
 )
 """Configuration, topology, data x fsdp, compiler flags, and changed settings."""

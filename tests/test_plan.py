@@ -21,6 +21,7 @@ from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import GIB, chip_of
 from glide_jax.plan import roofline
 from glide_jax.plan.__main__ import main
+from glide_jax.plan.compiled import usage
 from glide_jax.plan.forecast import compile_for
 from glide_jax.plan.sampling import SamplingForecast, abstract_inputs, require_even
 from glide_jax.plan.topologies import GPUS, topology_devices
@@ -172,6 +173,17 @@ def test_the_train_step_compiles_for_gpus(tmp_path):
     assert made["temporary_bytes"] > 0 and sum(made["collective_bytes"].values()) > 0
     assert made["operation_s"]["conv_general_dilated"] > 0 and made["timing"] == roofline.SOURCE
     assert "of 38 GiB: fits" in found.stdout and "not measured" in found.stdout
+
+
+@with_cuda
+def test_matmuls_whose_tiles_a_gpu_would_measure_are_planned():
+    chip = jax.sharding.SingleDeviceSharding(topology_devices("h100")[0])
+    x = jax.ShapeDtypeStruct((32, 64, 64, 3), "float32", sharding=chip)
+    resize = jax.jit(lambda x: jax.image.resize(x, (32, 256, 256, 3), "linear"))
+    text = compile_for("h100", resize.lower(x), "full")[0].as_text()
+    matmuls = 2 * 32 * 3 * 64 * 256 * (64 + 256)
+    least_s = matmuls / (chip_of("NVIDIA H100").flops / 2)
+    assert usage(text, chip_of("NVIDIA H100")).operation_s["dot_general"] > least_s
 
 
 @with_compiler

@@ -17,6 +17,9 @@ EFFORTS: dict[str, dict[str, Any]] = {
 }
 """Compiler options by effort; training compiles with `full`."""
 
+ONLY_CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+"""Compiler options for GPUs: all matmuls by cuBLAS, none by Triton."""
+
 
 def known_chip(device: jax.Device) -> Chip:
     """The chip of a device. Raises UserError if it is not in `chips.CHIPS`."""
@@ -40,8 +43,15 @@ def compile_for(
         UserError: the program needs more memory than the chips have.
     """
     started = time.perf_counter()
+    options = EFFORTS[effort]
     try:
-        compiled = lowered.compile(compiler_options=EFFORTS[effort])
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "output tile sizes" not in str(error):
+                raise
+            # Tiles of Triton's matmuls are measured on a GPU; without one, cuBLAS takes all shapes.
+            compiled = lowered.compile(compiler_options={**options, **ONLY_CUBLAS})
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
