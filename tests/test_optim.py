@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from optax.tree_utils import tree_get
 from glide_jax import UserError
 from glide_jax.config import OptimConfig
 from glide_jax.training.build import require_startable
-from glide_jax.training.optim import learning_rate, optimizer
+from glide_jax.training.optim import learning_rate, optimizer, select
 
 
 def test_learning_rate_warms_up_and_decays():
@@ -111,3 +112,18 @@ def test_an_update_is_that_of_optax_and_a_skipped_one_changes_no_state(first_mom
     for name in ("mu", "nu"):
         found = tree_get(state, name), tree_get(expected_state, name)
         jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_the_compiled_update_copies_no_moments():
+    params = {"a.kernel": jnp.ones((4, 3)), "b.kernel": jnp.ones((5, 6))}
+    transform = optimizer(OptimConfig(), dict.fromkeys(params, True))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, grads):
+        finite = jnp.isfinite(optax.global_norm(grads))
+        updates, state = transform.update(grads, state, params, finite=finite)
+        return select(finite, optax.apply_updates(params, updates), params), state
+
+    text = step.lower(params, transform.init(params), params).compile().as_text()
+    assert " fusion(" in text
+    assert not [line for line in text.splitlines() if " copy(" in line and "f32[" in line]
