@@ -6,7 +6,8 @@ It sees images with the base model's noise and is conditioned on the timestep (s
 2112.10741). Nothing is published about its training: iterations, batch and weight decay are those
 of the paper's ViT-L (noised_clip_vit_l), other values those of CLIP's ViT-B (arXiv 2103.00020).
 
-Hardware: a TPU pod. Not trained by this project.
+Hardware: a TPU pod. Not trained by this project. Planned, not measured (docs/scaling.md): with
+--model.remat blocks it takes 80 GiB of each of eight GPUs, more than H100 have.
 """
 
 from glide_jax.config import ClipConfig, Config, DataConfig, OptimConfig, Tfds, TrainConfig
