@@ -8,7 +8,7 @@ the known pixels of the high-resolution image and their mask, with weights initi
 low-resolution image is complete (section 3.3, arXiv 2112.10741). The paper erases "random regions";
 the masks here are the defaults of data.masks.
 
-Hardware: a TPU pod or several GPUs. Not trained by this project.
+Hardware: as upsample256. Not trained by this project.
 """
 
 import dataclasses
