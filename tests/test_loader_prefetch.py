@@ -1,6 +1,7 @@
 """Batches that are made ahead: copied to devices, and made in worker processes."""
 
 import dataclasses
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,23 @@ def test_a_worker_makes_the_batches_of_a_thread(
     same_in_workers(tmp_path, settings, workers=1)
 
 
+def test_workers_get_no_signals_from_the_start(
+    source: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that starts them blocks signals, which they inherit; the main thread does not."""
+
+    def place(batch: Batch) -> Batch:
+        blocked.update(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return batch
+
+    blocked: set[int] = set()
+    monkeypatch.setattr(grain.IterDataset, "mp_prefetch", lambda batches, options, start: batches)
+    with Loader(source, TOKENIZER, config(loader_workers=1), place=place) as loader:
+        next(loader)
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= blocked
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_a_lost_worker_is_named(source: FolderSource, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended() -> Iterator[Batch]:
         raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search")
@@ -114,7 +132,7 @@ from glide_jax.data.folder import open_folder
 from glide_jax.data.loader import Loader
 if __name__ == "__main__":
     source = open_folder(Path(sys.argv[2]), "all", 0.0)
-    loader = Loader(source, TOKENIZER, config(loader_workers=2))
+    loader = Loader(source, TOKENIZER, config(loader_workers=2), place=lambda batch: batch)
     next(loader), next(loader)  # one of each
     print("ready", flush=True)
     sys.stdin.read()

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import grain
@@ -101,11 +102,23 @@ def _counted(
     return batch
 
 
+@contextmanager
+def without_signals() -> Iterator[None]:
+    """Threads that start inside, and their worker processes, get no signal to stop.
+
+    A terminal or a cluster signals all processes; the training still needs batches to stop.
+    """
+    resource_tracker.ensure_running()  # else a worker's start would start it, and unblock signals
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(index: int, count: int) -> None:
     """Prepares a worker process."""
-    # A terminal or a cluster signals all processes; the training still needs batches to stop.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     # The training logs broken records once for all workers.
     logging.getLogger("glide_jax").setLevel(logging.ERROR)
     threading.Thread(target=_end_with_parent, daemon=True).start()
