@@ -16,12 +16,14 @@ import time
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import psutil
 
 from glide_jax.cli import parse_command
 from glide_jax.config import Config
+from glide_jax.config.bounds import Between
 from glide_jax.data.loader import Loader
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizers.build import make_tokenizer
@@ -75,7 +77,7 @@ class Flags:
 
     run: Path | None = None
     """Run folder of a training to compare with."""
-    seconds: float = 5.0
+    seconds: Annotated[float, Between(0.1, 3600)] = 5.0
     """Duration of the measurement."""
 
 

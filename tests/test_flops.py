@@ -77,6 +77,7 @@ def test_an_auxiliary_clip_counts_too():
         ("TPU v6e", "v6e"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA A100-SXM4-40GB", "A100 40 GB"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
     ],
 )
@@ -85,7 +86,9 @@ def test_chips_are_known_by_their_kind(kind, name):
 
 
 def test_unknown_devices_have_no_peak_flops():
-    assert chip_of("cpu") is None and chip_of("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+    laptop, slower, part = "GeForce RTX 4090 Laptop GPU", "H100 PCIe", "H100 80GB HBM3 MIG 1g.10gb"
+    for kind in ("cpu", *(f"NVIDIA {gpu}" for gpu in (laptop, slower, part))):
+        assert chip_of(kind) is None
     # Multiply-adds a cycle, from the sizes and numbers of the matrix units.
     macs = {"v5e": 65_536, "v5p": 131_072, "v6e": 262_144, "v4": 131_072}
     for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"):

@@ -3,7 +3,8 @@
 TPUs: cloud.google.com/tpu/docs/system-architecture-tpu-vm; their links: "How to Scale Your Model"
 (jax-ml.github.io/scaling-book). GPUs: NVIDIA's data sheets (A100, H100, H200: SXM; L40S) and the
 white papers of GA102 (RTX 3090) and Ada (RTX 4090): dense bfloat16 with float32 accumulation, half
-of NVLink's bandwidth, or PCIe 4.0 x16.
+of NVLink's bandwidth, or PCIe 4.0 x16. The L40S's memory is what nvidia-smi shows: error correction
+takes the rest of 48 GB.
 """
 
 from dataclasses import dataclass
@@ -44,22 +45,31 @@ CHIPS: dict[str, Chip] = {
     "TPU v6 lite": Chip("v6e", 918e12, 32 * GIB, 1.6e12, 9e10, 2, 1.75e9, 2.71e14),
     "NVIDIA GeForce RTX 3090": Chip("RTX 3090", 71e12, 24 * GIB, 9.36e11, 3.2e10, 1),
     "NVIDIA GeForce RTX 4090": Chip("RTX 4090", 165e12, 24 * GIB, 1.008e12, 3.2e10, 1),
-    "NVIDIA L40S": Chip("L40S", 362e12, 48 * GIB, 8.64e11, 3.2e10, 1),
+    "NVIDIA L40S": Chip("L40S", 362e12, 45 * GIB, 8.64e11, 3.2e10, 1),
     "NVIDIA A100-SXM4-40GB": Chip("A100 40 GB", 312e12, 40 * GIB, 1.555e12, 3e11, 1),
-    "NVIDIA A100": Chip("A100", 312e12, 80 * GIB, 2.0e12, 3e11, 1),
-    "NVIDIA H100": Chip("H100", 989e12, 80 * GIB, 3.35e12, 4.5e11, 1),
+    "NVIDIA A100-SXM4-80GB": Chip("A100", 312e12, 80 * GIB, 2.0e12, 3e11, 1),
+    "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80 * GIB, 3.35e12, 4.5e11, 1),
     "NVIDIA H200": Chip("H200", 989e12, 141 * GIB, 4.8e12, 4.5e11, 1),
 }
-"""Chips, by the start of their device kind."""
+"""Chips, by their device kind."""
+
+_OTHER_KINDS = {
+    "TPU v5e": "TPU v5 lite",
+    "TPU v5p": "TPU v5",
+    "TPU v6e": "TPU v6 lite",
+    "NVIDIA A100-PCIE-40GB": "NVIDIA A100-SXM4-40GB",
+    "NVIDIA A100 80GB PCIe": "NVIDIA A100-SXM4-80GB",
+}
+"""Device kinds with the peak rate of another one."""
 
 
 def chip_of(device_kind: str) -> Chip | None:
     """The chip of a device kind; None for CPUs and unlisted accelerators.
 
+    Only the full name tells: an H100 PCIe, an RTX 4090 Laptop GPU or a part of a GPU (MIG) is
+    slower than the chip whose name it begins with.
+
     Args:
         device_kind: `jax.Device.device_kind`.
     """
-    kind = {"TPU v5e": "TPU v5 lite", "TPU v6e": "TPU v6 lite"}.get(device_kind, device_kind)
-    # What follows a GeForce's number makes it another chip: Ti, D, Laptop GPU.
-    matching = [x for x in CHIPS if kind == x or ("GeForce" not in x and kind.startswith(x))]
-    return CHIPS[max(matching, key=len)] if matching else None
+    return CHIPS.get(_OTHER_KINDS.get(device_kind, device_kind))

@@ -78,7 +78,7 @@ class TrainForecast(Forecast):
             "batch": self.batch_bytes,
             "code": self.code_bytes,
             "temporary": self.temporary_bytes,
-            "  saved activations": self.activation_bytes,
+            "  saved, as traced": self.activation_bytes,
         }
         program = (
             f"remat {self.remat}, batch {self.batch_examples} in {self.micro_batches} "
@@ -218,9 +218,14 @@ def search(
         )
         if tried.train.batch_examples % (tried.train.micro_batches * chips):
             continue
-        activations = saved_activations(tried, devices)
+        # The compiler keeps results of matmuls, but fuses what follows them with its uses.
+        kept: Remat = "matmuls" if remat == "none" else remat
+        traced = replace(tried, model=replace(model, remat=kept))
+        activations = saved_activations(traced, devices)
         for fsdp in meshes:
-            if made == max_plans or state_bytes // fsdp + activations > chip.usable_bytes:
+            if made == max_plans:
+                return
+            if state_bytes // fsdp + activations > chip.usable_bytes:
                 continue
             made += 1
             try:
