@@ -172,6 +172,8 @@ def sample_base_images(
     Returns:
         A job for each image to save, which upsamples its base image.
     """
+    ranks = command.keep is not None
+    glide.require_stages(command.role(glide), command.upsampler(glide), ranks, command.settings)
     base = dataclasses.replace(command, keep=None, upsample=False, out=folder)
     common = png_metadata(glide, base)
     stages = [job.base_jobs(folder) for job in jobs]
@@ -183,7 +185,7 @@ def sample_base_images(
     upsampled = []
     for job, stage in zip(jobs, stages, strict=True):
         files = [one.files[0] for one in stage]
-        order = range(job.n) if command.keep is None else best_first(glide.rank(files, job.prompt))
+        order = best_first(glide.rank(files, job.prompt)) if ranks else range(job.n)
         for file, i in zip(job.files, order, strict=False):
             upsampled.append(Job(job.prompt, stage[i].seed, (file,), staged=files[i]))
     return upsampled

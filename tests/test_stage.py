@@ -17,6 +17,7 @@ from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.models.clip import Clip
 from glide_jax.models.glide import GlideModel, TextFeatures
 from glide_jax.models.network import Network
+from glide_jax.parallel.sharding import local_mesh
 from glide_jax.sampling import stage as stage_module
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.programs import Programs
@@ -136,6 +137,25 @@ def test_the_unconditional_half_is_computed_inside_the_guidance_interval_only(
     inside = (t >= 100) & (t <= 800)
     assert rows == [24 if inside_now else 12 for inside_now in inside[::-1]]
     assert 0 < inside.sum() < len(inside)
+
+
+def test_all_chunks_on_several_devices_share_a_program(recorded, monkeypatch):
+    """Their states have one sharding: jax.jit would compile for another one, without tracing."""
+    stage, recorder = recorded
+    mesh, shardings = local_mesh(fsdp=2), []
+    programs = Programs(stage.model, stage.config.diffusion, mesh)
+    programs.network = recorder
+    advance = programs.advance
+
+    def recording(*arguments, **static):
+        shardings.append({x.sharding for x in jax.tree.leaves(arguments[3:5])})
+        return advance(*arguments, **static)
+
+    programs.advance = recording
+    monkeypatch.setattr(stage, "programs", programs)
+    monkeypatch.setattr(stage, "_mesh", mesh)
+    images(stage, 8, sampler="plms", steps=2)
+    assert shardings == [{programs.placement(8)}] * 2
 
 
 @pytest.mark.parametrize(

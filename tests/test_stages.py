@@ -25,6 +25,7 @@ class Models:
         self.loaded: list[str] = []
         self.sampled: list[tuple[str, int]] = []
         """Role and seed of each image."""
+        self.batch_sizes: list[tuple[str, int | None]] = []
         self.kill_at: tuple[str, int] | None = None
 
     def load(self, run, fsdp):
@@ -36,7 +37,10 @@ class StubStage(Stage):
     def __init__(self, models, config):
         self.models, self.config, self.role = models, config, role_of(config)
 
-    def sample(self, prompts, seeds, settings, conditions, *, negative_prompt, strength, **_):
+    def sample(
+        self, prompts, seeds, settings, conditions, *, negative_prompt, strength, batch_size, **_
+    ):
+        self.models.batch_sizes.append((self.role, batch_size))
         if self.models.kill_at in [(self.role, seed) for seed in seeds]:
             raise KeyboardInterrupt
         self.models.sampled += [(self.role, seed) for seed in seeds]
@@ -156,6 +160,35 @@ def test_only_kept_images_are_upsampled(models):
     assert [seed for _, seed in models.sampled[16:]] == kept.seeds
 
 
+@pytest.mark.parametrize(
+    ("count", "n", "keep", "sizes"), [(1, 16, 2, [2]), (5, 4, 1, [4, 4]), (2, 64, 24, [16, 16])]
+)
+def test_kept_images_are_not_padded_to_all_that_were_sampled(
+    models, tmp_path, monkeypatch, count, n, keep, sizes
+):
+    monkeypatch.setattr("jax.local_device_count", lambda: 1)
+    sample.run(
+        Generate(
+            checkpoint=("demo",), prompt=("all red",) * count, n=n, keep=keep, out=tmp_path / "a"
+        )
+    )
+    assert [size for role, size in models.batch_sizes if role == "upsample"] == sizes
+    models.batch_sizes.clear()
+    Glide.load("demo").generate(PROMPTS * 2, n=16, keep=2, batch_size=16)
+    assert models.batch_sizes == [("base", 16), ("upsample", 8)]
+
+
+@pytest.mark.parametrize("out", ["folder", "grid.png"])
+def test_nothing_is_sampled_without_the_models_of_later_stages(models, tmp_path, out):
+    command = Generate(
+        checkpoint=("demo/base",), prompt=PROMPTS, n=2, keep=1, one_at_a_time=True,
+        out=tmp_path / out,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="no clip model is given"):
+        sample.run(command)
+    assert models.sampled == []
+
+
 def test_inpainted_images_are_upsampled_with_their_known_pixels(models, photo):
     glide = Glide.load("demo")
     pixels = np.asarray(Image.open(photo).convert("RGB"))
@@ -193,3 +226,21 @@ def test_clip_compiles_once_for_all_numbers_of_images_of_a_bucket():
             embedded = scorer._in_buckets(encode, rows, -rows)
             np.testing.assert_array_equal(embedded, np.stack([rows, -rows], 1))
         assert set(shapes) == buckets
+
+
+def test_clip_waits_for_each_batch():
+    """On CPU devices, programs with collectives deadlock if several are dispatched at a time."""
+    scorer, events = StubClip(None, None), []
+    scorer.params = None
+
+    class Embeddings:
+        def __init__(self, rows):
+            events.append("dispatched")
+            self.rows = rows
+
+        def __array__(self, dtype=None, copy=None):
+            events.append("read")
+            return self.rows
+
+    scorer._in_buckets(lambda _, x: Embeddings(x), np.zeros((3 * MAX_BATCH, 2)))
+    assert events == ["dispatched", "read"] * 3

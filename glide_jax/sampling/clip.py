@@ -111,7 +111,8 @@ class ClipScorer:
         for start in range(0, count, size):
             # The last batch repeats the last row, to fill the bucket.
             which = np.minimum(np.arange(start, start + size), count - 1)
-            parts.append(encode(self.params, *(x[which] for x in rows)))
+            # One program at a time: several with collectives might deadlock on CPU devices.
+            parts.append(np.asarray(encode(self.params, *(x[which] for x in rows))))
         return np.concatenate(parts)[:count]
 
 

@@ -251,6 +251,30 @@ class Glide(ModelSet):
         ranked = as_images(images)
         return self.clip.scores(ranked, broadcast_prompts(prompts, len(ranked)))
 
+    def require_stages(
+        self, first: str, second: str | None, ranks: bool, settings: Mapping[str, Any]
+    ) -> None:
+        """Raises UserError for all that can be refused before sampling, which may take hours.
+
+        Args:
+            first: role of the model that samples.
+            second: role of the model that upsamples its images; None for none.
+            ranks: whether CLIP ranks them.
+            settings: changes to those of the first model.
+        """
+        self._require_usable(first, settings)
+        if second is not None:
+            self._require_usable(second, {})
+            px = self.config(first).denoiser.resolution_px
+            low_res_px = self.config(second).denoiser.low_res_px
+            if low_res_px != px:
+                raise UserError(
+                    f"the {second} model upsamples {low_res_px} px, but the {first} model samples "
+                    f"{px} px"
+                )
+        if ranks:
+            self.config("clip")
+
     def _roles(self, request: Request) -> tuple[str, str]:
         """Roles of the model that samples and of the model that upsamples."""
         inpaints = request.known is not None
@@ -264,28 +288,16 @@ class Glide(ModelSet):
         first, second = self._roles(request)
         px = self.config(first).denoiser.resolution_px
         upsample = self.has(second) if request.upsample is None else request.upsample
-        # Sampling may take hours: all that can be refused is refused before it starts.
-        self._require_usable(first, request.settings)
-        if upsample:
-            self._require_usable(second, {})
-            low_res_px = self.config(second).denoiser.low_res_px
-            if low_res_px != px:
-                raise UserError(
-                    f"the {second} model upsamples {low_res_px} px, but the {first} model samples "
-                    f"{px} px"
-                )
-        if request.keep is not None:
-            self.config("clip")
-            if request.keep > request.n:
-                raise UserError(f"keep ({request.keep}) must be between 1 and n ({request.n})")
+        ranks = request.keep is not None
+        self.require_stages(first, second if upsample else None, ranks, request.settings)
+        if request.keep is not None and request.keep > request.n:
+            raise UserError(f"keep ({request.keep}) must be between 1 and n ({request.n})")
 
         samples = self._run_stage(first, request, request.conditions(px))
         if request.keep is not None:
             samples = self._best(samples, request.n, request.keep)
         if upsample:
-            request = dataclasses.replace(
-                request, prompts=samples.prompts, seeds=samples.seeds, settings={}
-            )
+            request = request.to_upsample(samples.prompts, samples.seeds)
             upsampled = self._upsample(request, samples.images)
             samples = dataclasses.replace(samples, images=upsampled.images)
         return samples

@@ -9,7 +9,7 @@ program. The mesh may be of devices that this machine does not have, as in glide
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ from glide_jax.parallel.sharding import batch_sharding, infer, replicated
 from glide_jax.sampling.chunks import Recipe, Values
 from glide_jax.shapes import Denoiser, Image, Params, TokenMask, Tokens
 
+T = TypeVar("T")
 LOW_RES_NOISE = 2**31 - 2
 """Step index of the random key for the noise on low-resolution images; no sampler reaches it."""
 UPSAMPLER = 2**31
@@ -185,7 +186,7 @@ class Programs:
             text, empty = (
                 jax.tree.map(lambda x, half=half: jnp.split(x, 2)[half], text) for half in (0, 1)
             )
-        return Conditioned(text, empty, condition), begin(x_T, history)
+        return self._placed((Conditioned(text, empty, condition), begin(x_T, history)), len(x_T))
 
     def _noised_low_res(
         self, inputs: Inputs, values: Values
@@ -231,7 +232,7 @@ class Programs:
             assert clip_params is not None and inputs.clip_text is not None
             bound = clip.bind(clip_params, platform)
             gradient = similarity_gradient(bound, inputs.clip_text, values.clip_guidance_scale)
-        return advance(
+        state = advance(
             denoise,
             recipe.solver,
             state,
@@ -240,6 +241,11 @@ class Programs:
             Hooks(threshold, None if known is None else put_back, gradient),
             count=calls,
         )
+        return self._placed(state, len(state.x_t))
+
+    def _placed(self, rows: T, images: int) -> T:
+        """`rows` (b, ...), sharded alike by both programs: otherwise `advance` compiles again."""
+        return jax.lax.with_sharding_constraint(rows, self.placement(images))
 
     def _denoiser(
         self, model: GlideModel, conditioned: Conditioned, values: Values, recipe: Recipe

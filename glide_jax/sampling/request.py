@@ -1,7 +1,7 @@
 """`Request`: one call of a sampling method of `Glide`, with a prompt and a seed per image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -17,6 +17,7 @@ from glide_jax.sampling.arguments import (
     require_text,
     require_whole,
 )
+from glide_jax.sampling.buckets import bucket
 from glide_jax.sampling.stage import Conditions, Known
 from glide_jax.sampling.user_images import Fit, square_image, square_known
 
@@ -72,6 +73,18 @@ class Request:
             n=n,
             **rest,
         )
+
+    def to_upsample(self, prompts: Sequence[str], seeds: Sequence[int]) -> "Request":
+        """The request for the model that upsamples the images of these prompts and seeds.
+
+        With `keep`, their batches are smaller: padding would cost as much as images. The batch
+        size still serves the last, smaller part of a command's images.
+        """
+        size = self.batch_size
+        if size is not None and self.keep is not None:
+            kept_per_batch = max(size // self.n, 1) * self.keep
+            size = min(size, bucket(max(kept_per_batch, len(prompts))))
+        return replace(self, prompts=prompts, seeds=seeds, settings={}, batch_size=size)
 
     def conditions(
         self, px: int, low_res: UInt8[np.ndarray, "b h2 w2 3"] | None = None
