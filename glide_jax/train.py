@@ -39,13 +39,12 @@ from glide_jax.training.flops import utilization_flops
 from glide_jax.training.logging import RunLog
 from glide_jax.training.pending import PendingMetrics, StepReport
 from glide_jax.training.preview import Preview
-from glide_jax.training.profiling import Profile, ProfileFlags
+from glide_jax.training.profiling import Profile, ProfileFlags, peak_memory
 from glide_jax.training.reports import (
     report_end,
     report_samples,
     report_start,
     report_validation,
-    report_window,
 )
 from glide_jax.training.step import Trainer
 from glide_jax.training.stop import StopRequest
@@ -199,7 +198,12 @@ def after_step(parts: Parts, report: StepReport) -> None:
             f"{parts.run.path} {parts.checkpoints.kept()}"
         )
     if due(step, settings.log_every_steps) or step == settings.steps:
-        report_window(parts.log, parts.run, report, parts.loader.bad_records)
+        parts.log.write_window(
+            step,
+            truncated_captions=parts.run.tokenizer.truncated,
+            bad_records=parts.loader.bad_records,
+            **peak_memory(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,13 +125,14 @@ def strict_lines(run_dir):
 def test_a_window_has_the_last_counts_and_the_means_of_finite_values(tmp_path):
     log = run_log(tmp_path)
     for skipped, loss in ((0, 1.0), (1, float("nan")), (2, float("inf")), (2, 4.0)):
-        log.step({"loss": loss, "grad_norm": np.nan, "skipped": float(skipped)}, 0.0)
-    log.write_window(4, learning_rate=1e-3)
+        metrics = {"learning_rate": skipped / 4, "skipped": float(skipped)}
+        log.step(metrics | {"loss": loss, "grad_norm": np.nan}, 0.0)
+    log.write_window(4)
     log.write(4, {"validation_loss": float("nan"), "validation_mse": 0.5})
     log.close()
     window, validation = strict_lines(tmp_path)
     assert (window["loss"], window["skipped"], window["grad_norm"]) == (2.5, 2, None)
-    assert window["learning_rate"] == 1e-3
+    assert window["learning_rate"] == 0.5
     assert validation == {"step": 4, "validation_loss": None, "validation_mse": 0.5}
     assert shown_numbers(tmp_path)[4, "skipped"] == 2  # TensorBoard
     curves = read_curves(tmp_path)

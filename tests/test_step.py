@@ -107,6 +107,7 @@ def test_a_step_that_is_not_finite_changes_only_its_counters(trainer, batch):
     state, metrics = trainer.step(state, batch)
     assert np.isfinite(metrics["loss"])
     assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (2, 1, 0)
+    assert metrics["learning_rate"] == 0  # still the first step of the warm-up
 
 
 def test_training_lowers_the_loss_and_validation_is_repeatable(trainer, batch):

@@ -84,7 +84,7 @@ def updates_by_hand(batches):
             params[name] = params[name] - learning_rate * step
         params["a.bias"] = np.minimum(params["a.bias"], 0.25)
         ema = {name: decay * ema[name] + (1 - decay) * params[name] for name in ema}
-        yield dict(params), dict(ema), norm
+        yield dict(params), dict(ema), norm, learning_rate
 
 
 @pytest.mark.parametrize("fsdp", [None, 2])
@@ -100,11 +100,12 @@ def test_an_update_is_clipping_adamw_and_ema(fsdp, monkeypatch):
     batches = [s * rng.standard_normal((8, 2, 2, 3), np.float32) for s in scales]
     text = {"tokens": np.zeros((8, 4), np.int32), "token_mask": np.ones((8, 4), bool)}
     norms = []
-    for image, (params, ema, norm) in zip(batches, updates_by_hand(batches), strict=True):
+    for image, (params, ema, norm, rate) in zip(batches, updates_by_hand(batches), strict=True):
         batch = sharding.to_devices({"image": image} | text, mesh)
         state, metrics = trainer.step(state, batch)
         norms.append(norm)
         np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+        np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
         for name in INITIAL:
             np.testing.assert_allclose(state.params[name], params[name], rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(state.ema[name], ema[name], rtol=1e-5, atol=1e-6)

@@ -28,8 +28,8 @@ from glide_jax.training.profiling import Profile
 UPLOAD = ""
 """The whole run folder, where warnings name a file."""
 
-COUNTERS = frozenset({"skipped", "skipped_in_a_row"})
-"""Metrics of a step that count since the start of training."""
+NOT_AVERAGED = frozenset({"learning_rate", "skipped", "skipped_in_a_row"})
+"""Metrics of a step of which the last value is logged."""
 
 
 class RunLog:
@@ -282,9 +282,9 @@ def _is_until(step: int, line: bytes) -> bool:
 def summarized(name: str, values: Sequence[float]) -> float | None:
     """One value for a metric of several steps.
 
-    A counter's last value; of others the mean over the finite values, None if there are none.
+    The last value of `NOT_AVERAGED`; of others the mean over finite values, None if there are none.
     """
-    if name in COUNTERS:
+    if name in NOT_AVERAGED:
         return values[-1]
     finite = [value for value in values if math.isfinite(value)]
     return float(np.mean(finite)) if finite else None

@@ -12,10 +12,8 @@ from glide_jax.runs.folder import Run
 from glide_jax.runs.state import TrainState
 from glide_jax.training.data_report import data_report
 from glide_jax.training.logging import RunLog, validation_line
-from glide_jax.training.optim import learning_rate
-from glide_jax.training.pending import StepReport
 from glide_jax.training.preview import Preview
-from glide_jax.training.profiling import memory_report, peak_memory
+from glide_jax.training.profiling import memory_report
 from glide_jax.training.step import Trainer
 from glide_jax.training.validation import Validator
 
@@ -52,25 +50,6 @@ def report_end(log: RunLog, run: Run, step: int) -> None:
     steps = run.config.train.steps
     stopped = f"stopped at step {step:,} of {steps:,}; the same command resumes"
     log.say(stopped if step < steps else f"done: {step:,} steps in {run.path}")
-
-
-def report_window(log: RunLog, run: Run, report: StepReport, bad_records: int) -> None:
-    """Logs the steps since the last call. The optimizer has not counted the skipped ones.
-
-    Args:
-        log: of the run.
-        run: the run.
-        report: of the last step.
-        bad_records: counted by the loader.
-    """
-    taken = max(report.step - 1 - int(report.metrics["skipped"]), 0)
-    log.write_window(
-        report.step,
-        learning_rate=float(learning_rate(run.config.optim)(taken)),
-        truncated_captions=run.tokenizer.truncated,
-        bad_records=bad_records,
-        **peak_memory(),
-    )
 
 
 def report_validation(log: RunLog, validator: Validator, state: TrainState) -> None:

@@ -19,7 +19,7 @@ from glide_jax.runs.state import TrainState
 from glide_jax.shapes import Batch, Params
 from glide_jax.training.ema import ema_decay, ema_update
 from glide_jax.training.objective import BatchGradient, Objective, Validation
-from glide_jax.training.optim import optimizer, select
+from glide_jax.training.optim import learning_rate, optimizer, select
 
 
 class Trainer:
@@ -128,6 +128,7 @@ class Trainer:
         Returns:
             The new state, and the metrics of the objective with
             grad_norm: global norm of the gradient before clipping;
+            learning_rate: of this step: the optimizer has not counted the skipped ones;
             skipped, skipped_in_a_row: see `TrainState`.
         """
         found = self.gradient(frozen, state, batch)
@@ -154,6 +155,7 @@ class Trainer:
         )
         return new, found.metrics | {
             "grad_norm": grad_norm,
+            "learning_rate": learning_rate(self.config.optim)(state.step - state.skipped),
             "skipped": new.skipped,
             "skipped_in_a_row": new.skipped_in_a_row,
         }
