@@ -30,6 +30,7 @@ from benchmarks import pairs
 from benchmarks.programs import fastest
 from benchmarks.train_step import benchmark_config
 from glide_jax.config import ModelConfig
+from glide_jax.parallel.host_memory import keep_freed_memory
 
 
 def compare(work: str, dtype: str, device: str, turns: int) -> None:
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
+    keep_freed_memory()  # as commands do; PyTorch has it too
     device = pairs.torch_device()
     where = torch.cuda.get_device_name() if device == "cuda" else "one CPU core, CPU seconds"
     print(f"{where}; jax {jax.__version__}, torch {torch.__version__}")

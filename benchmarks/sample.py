@@ -1,15 +1,15 @@
 """Sampling with the released model sizes: seconds, FLOP/s and memory of base and upsampler.
 
     python benchmarks/sample.py [--dtype float32] [--batch 4] [--models base upsample]
-    taskset -c 1 python benchmarks/sample.py --cpu-time [--no-shift]
+    taskset -c 1 python benchmarks/sample.py --cpu-time [--xla]
 
 Weights are random: time does not depend on them. Base: 64 px with classifier-free guidance, so that
 one image is a batch of two. Upsampler: 256 px without guidance. One call of the denoiser is timed,
 for one image and for a batch: the fastest of several calls, because machines are noisy. The cascade
 takes 100 calls of the base model and 27 of the upsampler, the released settings. FLOPs are XLA's
 count for the compiled program; the peak is that of a large matmul of the same type, measured here.
---no-shift leaves wide bfloat16 convolutions to XLA, for comparison with
-`convolution.shifted_matmuls`. --cpu-time measures CPU time instead of wall time, for a busy core.
+--xla takes XLA's own operations, for comparison with those of glide_jax.models.platform. --cpu-time
+measures CPU time instead of wall time, for a busy core.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import numpy as np
 
 from glide_jax.cli import load_config
 from glide_jax.config import ModelConfig
-from glide_jax.models.convolution import convolve
 from glide_jax.models.glide import glide_network
 from glide_jax.models.platform import Platform
+from glide_jax.parallel.host_memory import keep_freed_memory
 from glide_jax.parallel.sharding import local_mesh
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -73,11 +73,12 @@ def matmul_peak(dtype: str, turns: int, clock: Clock) -> float:
     """FLOP/s of a large square matmul."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size), dtype)
-    matmul = jax.jit(lambda a: a @ a)
+    # Of a float32 result, for which alone XLA has a CPU's bfloat16 instructions.
+    matmul = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     return 2 * size**3 / fastest(lambda: matmul(a), turns, clock)
 
 
-def measure(config: ModelConfig, rows: int, turns: int, clock: Clock, shift: bool) -> Measured:
+def measure(config: ModelConfig, rows: int, turns: int, clock: Clock, xla: bool) -> Measured:
     """Compile and time one call of a model's denoiser on a batch of `rows`."""
     network = glide_network(config)
     rng = np.random.default_rng(0)
@@ -94,9 +95,8 @@ def measure(config: ModelConfig, rows: int, turns: int, clock: Clock, shift: boo
     x_t = jnp.asarray(rng.standard_normal((rows, px, px, 3), np.float32))
     t = jnp.full(rows, 500)
     one_device = local_mesh(given=jax.devices()[:1])
-    platform = Platform.of(one_device, None, training=False)
-    if not shift:
-        platform = dataclasses.replace(platform, convolve=convolve)
+    xlas = Platform(training=False)
+    platform = xlas if xla else Platform.of(one_device, None, training=False)
     params = network.stored(params, platform)
 
     def call(params, text, x_t):
@@ -120,9 +120,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--batch", type=int, default=2, help="images per call, measured beside one")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--no-shift", action="store_true", help="leave all convolutions to XLA")
+    parser.add_argument("--xla", action="store_true", help="take XLA's own operations")
     parser.add_argument("--cpu-time", action="store_true", help="measure CPU time, not wall time")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as commands do
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     peak = matmul_peak(arguments.dtype, arguments.turns, clock)
     print(
@@ -137,7 +138,7 @@ def main() -> None:
         config = dataclasses.replace(config, dtype=arguments.dtype)
         for images in sizes:
             rows = model.rows * images
-            m = measure(config, rows, arguments.turns, clock, shift=not arguments.no_shift)
+            m = measure(config, rows, arguments.turns, clock, xla=arguments.xla)
             seconds[name, images] = model.calls * m.call_s
             print(
                 f"{name:9}{images:4} image(s): call {m.call_s:6.2f} s, "

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -98,9 +97,10 @@ def programs(
         (jax.sharding.AxisType.Auto,) * 2,
         devices=jax.devices()[:devices],
     )
-    platform = Platform.of(mesh, sharding.batch_sharding(mesh), training=True)
+    sharded = sharding.batch_sharding(mesh)
+    platform = Platform.of(mesh, sharded, training=True)
     if attend is not None:
-        platform = replace(platform, attend=attend)
+        platform = Platform(sharded, attend)
     trainer = Trainer(config, Denoising(config), mesh, platform)
     rng = np.random.default_rng(0)
     b, px = config.train.batch_examples, config.model.resolution_px

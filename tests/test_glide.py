@@ -9,10 +9,13 @@ import pytest
 from helpers.golden_models import UNETS, load_golden
 from helpers.one_device import one_device_mesh
 
-from glide_jax.models import convolution
-from glide_jax.models.convolution import convolve, convolve_on_cpu, shifted_matmuls
+from glide_jax.models import cpu_convolution
+from glide_jax.models.attention import attend, attend_on_cpu
+from glide_jax.models.convolution import convolve
+from glide_jax.models.cpu_convolution import convolve_on_cpu
 from glide_jax.models.glide import glide_network
 from glide_jax.models.layers import gelu
+from glide_jax.models.matmul import matmul_on_cpu
 from glide_jax.models.platform import ANY_PLATFORM, Platform
 
 
@@ -91,30 +94,52 @@ def test_gelu_matches_pytorch_in_float32_and_bfloat16():
     np.testing.assert_array_equal(gelu(x), gelu(x.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
-def test_shifted_matmuls_equal_the_convolution():
+def values_and_gradients(function, *inputs):
+    """The value of a function, and gradients of a sum with other weights for every number."""
+
+    def weighted(*inputs):
+        out = function(*inputs).astype(jnp.float32)
+        return jnp.sum(out * (jnp.arange(out.size) % 5 - 2.0).reshape(out.shape)), out
+
+    gradient = jax.value_and_grad(weighted, range(len(inputs)), has_aux=True)
+    (_, out), gradients = jax.jit(gradient)(*inputs)
+    return out, *gradients
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("size", "height"), [(1, 6), (3, 6), (3, 5)])
+def test_convolutions_on_a_cpu_equal_xlas_with_their_gradients(size, height, dtype, monkeypatch):
+    monkeypatch.setattr(cpu_convolution, "MIN_CHANNELS", 4)
+    monkeypatch.setattr(cpu_convolution, "MIN_PRODUCTS", 0)
+    rng = np.random.default_rng(0)  # small integers: products and their sums are exact
+    shapes = (2, height, 4, 4), (size, size, 4, 8), (8,)
+    inputs = [jnp.asarray(rng.integers(-2, 3, shape), dtype) for shape in shapes]
+    ours = values_and_gradients(convolve_on_cpu, *inputs)
+    expected = values_and_gradients(convolve, *(x.astype(jnp.float32) for x in inputs))
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(a.astype(dtype), b.astype(dtype))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_on_a_cpu_equals_attention(causal):
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 6, 5, 4)), rng.normal(size=(3, 3, 4, 8))
-    x, kernel, bias = jnp.float32(x), jnp.float32(kernel), jnp.arange(8.0)
-    expected = convolve(x, kernel, bias)
-    np.testing.assert_allclose(shifted_matmuls(x, kernel, bias), expected, rtol=0, atol=1e-4)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, n, 16)), jnp.float32) for n in (5, 7, 7))
+    k *= 100  # logits whose exponentials overflow
+    ours = attend_on_cpu(q, k, v, 4, causal=causal)
+    np.testing.assert_allclose(ours, attend(q, k, v, 4, causal=causal), atol=1e-6)
 
 
-def test_sampling_on_a_cpu_takes_shifted_matmuls_and_stays_near_float32(golden, monkeypatch):
-    monkeypatch.setattr(convolution, "MIN_SHIFTED_CHANNELS", 32)
+@pytest.mark.parametrize("training", [False, True])
+def test_cpus_take_matmuls_and_stay_near_float32(golden, monkeypatch, training):
+    monkeypatch.setattr(cpu_convolution, "MIN_CHANNELS", 32)
+    monkeypatch.setattr(cpu_convolution, "MIN_PRODUCTS", 0)
     config, params, g = golden
     config = dataclasses.replace(config, dtype="bfloat16")
-
-    def traced(training):
-        platform = Platform.of(one_device_mesh(), None, training=training)
-        assert platform.convolve is (convolve if training else convolve_on_cpu)
-        return jax.jit(lambda params: run(config, params, g, platform=platform)).trace(params)
-
-    def convolutions(program):
-        return str(program.jaxpr).count("conv_general_dilated")
-
-    sampling = traced(training=False)
-    close(sampling.lower().compile()(params), g["out"], 0.03)
-    assert convolutions(sampling) < convolutions(traced(training=True))
+    platform = Platform.of(one_device_mesh(), None, training=training)
+    assert (platform.convolve, platform.matmul) == (convolve_on_cpu, matmul_on_cpu)
+    program = jax.jit(lambda params: run(config, params, g, platform=platform)).trace(params)
+    close(program.lower().compile()(params), g["out"], 0.03)
+    assert str(program.jaxpr).count("conv_general_dilated") == 2  # 3 channels in, 6 out
 
 
 def test_tokens_under_the_padding_mask_change_nothing(golden):

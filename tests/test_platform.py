@@ -11,11 +11,13 @@ from helpers import tiny
 from helpers.one_device import one_device_mesh
 from jax.sharding import Mesh
 
-from glide_jax.models.attention import attend, attend_on_gpu, attend_on_tpu
-from glide_jax.models.convolution import convolve, convolve_on_cpu
+from glide_jax.models.attention import attend, attend_on_cpu, attend_on_gpu, attend_on_tpu
+from glide_jax.models.convolution import convolve
+from glide_jax.models.cpu_convolution import convolve_on_cpu
 from glide_jax.models.glide import glide_network
+from glide_jax.models.matmul import matmul_on_cpu
 from glide_jax.models.platform import ANY_PLATFORM, Platform
-from glide_jax.models.resampling import repeat_x2, repeat_x2_by_padding
+from glide_jax.models.resampling import repeat_x2_by_padding
 from glide_jax.parallel.sharding import batch_sharding
 
 
@@ -27,12 +29,15 @@ def mesh_of(platform, kind="", compute_capability="7.5"):
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("training", [True, False])
-def test_other_platforms_take_xlas_implementations_and_cpus_shifted_matmuls(platform, training):
+def test_gpus_of_before_take_xlas_implementations_and_cpus_their_matmuls(platform, training):
     batch = batch_sharding(one_device_mesh())
-    shifted = platform == "cpu" and not training
-    expected = Platform(batch, convolve=convolve_on_cpu if shifted else convolve, training=training)
+    expected = Platform(batch, training=training)
+    if platform == "cpu":
+        attention = attend if training else attend_on_cpu
+        expected = replace(
+            expected, attend=attention, convolve=convolve_on_cpu, matmul=matmul_on_cpu
+        )
     assert Platform.of(mesh_of(platform), batch, training=training) == expected
-    assert (expected.attend, expected.repeat_x2) == (attend, repeat_x2)
 
 
 def test_tpus_take_their_own_implementations_of_sharded_batches():

@@ -32,7 +32,42 @@ def attend(
         heads: number of heads.
         causal: whether a query sees only the keys up to its own position.
     """
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))  # b q n k, b l n k
+    weights = jax.nn.softmax(_logits(q, k, heads, causal), axis=-1).astype(v.dtype)  # b n q l
+    v = v.reshape(*v.shape[:2], heads, -1)  # b l n k
+    out = jnp.einsum("bnql,blnk->bqnk", weights, v)
+    return out.reshape(*q.shape[:2], -1)  # b q d
+
+
+def attend_on_cpu(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b l d"],
+    v: Float[Array, "b l d"],
+    heads: int,
+    *,
+    causal: bool = False,
+) -> Float[Array, "b q d"]:
+    """`attend`, which normalizes the output instead of the weights (as arXiv 2205.14135).
+
+    On a CPU this saves passes over the weights when sampling; gradients take longer.
+
+    Args:
+        q, k, v, heads, causal: as of `attend`.
+    """
+    logits = _logits(q, k, heads, causal)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))  # b n q l, at most 1
+    v = v.reshape(*v.shape[:2], heads, -1)  # b l n k
+    out = jnp.einsum(
+        "bnql,blnk->bnqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)  # b n q k
+    return out.swapaxes(1, 2).reshape(q.shape)  # b q d
+
+
+def _logits(
+    q: Float[Array, "b q d"], k: Float[Array, "b l d"], heads: int, causal: bool
+) -> Float[Array, "b n q l"]:
+    """q k^T / sqrt(head width) of every head, float32; -inf where a query must not see a key."""
+    q, k = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k))  # b q n k, b l n k
     # As in GLIDE, both factors are scaled: half-precision matmuls stay small.
     scale = q.shape[-1] ** -0.25
     logits = jnp.einsum(
@@ -42,9 +77,7 @@ def attend(
         logits = jnp.where(
             jnp.tri(logits.shape[-2], logits.shape[-1], dtype=bool), logits, -jnp.inf
         )
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bnql,blnk->bqnk", weights, v)
-    return out.reshape(*q.shape[:2], -1)  # b q d
+    return logits
 
 
 def attend_on_tpu(

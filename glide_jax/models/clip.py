@@ -7,7 +7,8 @@ image tower is conditioned on t by a learned class token for each timestep.
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,17 +36,14 @@ def _embedding(rows: int, width: int, std: float, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(normal(rngs.params(), (rows, width), std))
 
 
-def _linear(
-    d_in: int, d_out: int, std: float, dtype: jnp.dtype, rngs: nnx.Rngs, bias: bool = True
-) -> Linear:
+def _linear(d_in: int, d_out: int, std: float, bias: bool = True, **options: Any) -> Linear:
     return Linear(
         d_in,
         d_out,
         use_bias=bias,
-        dtype=dtype,
         kernel_init=lambda key, shape, _: normal(key, shape, std),
         bias_init=lambda key, shape, _: np.zeros(shape, np.float32),
-        rngs=rngs,
+        **options,
     )
 
 
@@ -77,13 +75,14 @@ class ClipBlock(nnx.Module):
         inner = width**-0.5
         residual = inner * (2 * config.layers) ** -0.5
         self.norm1 = LayerNorm(width)
-        self.q = _linear(width, width, inner, dtype, rngs)
-        self.k = _linear(width, width, inner, dtype, rngs, bias=False)
-        self.v = _linear(width, width, inner, dtype, rngs)
-        self.out = _linear(width, width, residual, dtype, rngs)
+        dense = partial(_linear, dtype=dtype, rngs=rngs, matmul=platform.matmul)
+        self.q = dense(width, width, inner)
+        self.k = dense(width, width, inner, bias=False)
+        self.v = dense(width, width, inner)
+        self.out = dense(width, width, residual)
         self.norm2 = LayerNorm(width)
-        self.mlp_in = _linear(width, 4 * width, (2 * width) ** -0.5, dtype, rngs)
-        self.mlp_out = _linear(4 * width, width, residual, dtype, rngs)
+        self.mlp_in = dense(width, 4 * width, (2 * width) ** -0.5)
+        self.mlp_out = dense(4 * width, width, residual)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """x + attention(norm(x)), then x + mlp(norm(x))."""
@@ -115,7 +114,9 @@ class _Tower(nnx.Module):
         self.final_norm = LayerNorm(config.width)
         float32 = jnp.dtype("float32")
         std = config.width**-0.5
-        self.projection = _linear(config.width, d_embedding, std, float32, rngs, bias=False)
+        self.projection = _linear(
+            config.width, d_embedding, std, bias=False, dtype=float32, rngs=rngs
+        )
 
     def _run(self, x: Float[Array, "b l d"], unrolled: bool = False) -> Float[Array, "b l d"]:
         x = x.astype(self.dtype)

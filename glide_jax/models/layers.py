@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from glide_jax.config import GROUPS
+from glide_jax.models.matmul import Matmul, matmul
 from glide_jax.models.remat import save_always, save_matmul
 from glide_jax.shapes import Timesteps
 
@@ -60,19 +61,38 @@ def add_bias(x: Float[Array, "*b c"], bias: Float[Array, "c"]) -> Float[Array, "
 
 
 class Linear(nnx.Linear):
-    """A dense layer, computed in `dtype`; its kernel is float32 or stored in `dtype`."""
+    """A dense layer, computed in `dtype`; its kernel is float32 or stored in `dtype`.
+
+    Args:
+        d_in: input width.
+        d_out: output width.
+        matmul: the platform's implementation.
+        options: of nnx.Linear.
+    """
+
+    def __init__(self, d_in: int, d_out: int, *, matmul: Matmul = matmul, **options: Any) -> None:
+        super().__init__(d_in, d_out, **options)
+        self.matmul = matmul
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """(..., d) to (..., d2), as nnx.Linear."""
-        out = inputs.astype(self.dtype) @ self.kernel[...].astype(self.dtype)  # ... d2
+        x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        out = self.matmul(x, kernel)  # ... d2
         return save_matmul(out if self.bias is None else add_bias(out, self.bias[...]))
 
 
 def linear(
-    d_in: int, d_out: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, zero: bool = False
+    d_in: int,
+    d_out: int,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    *,
+    matmul: Matmul = matmul,
+    zero: bool = False,
 ) -> Linear:
     """A `Linear` with PyTorch's initial values, or zeros."""
-    return Linear(d_in, d_out, dtype=dtype, rngs=rngs, **uniform_init(d_in, zero))
+    init = uniform_init(d_in, zero)
+    return Linear(d_in, d_out, matmul=matmul, dtype=dtype, rngs=rngs, **init)
 
 
 def project_to_heads(
@@ -96,7 +116,11 @@ def project_to_heads(
     kernel = projection.kernel[...].astype(x.dtype).reshape(d, heads, parts, -1)  # d n parts k
     bias = projection.bias[...].reshape(heads, parts, -1)  # n parts k
     return tuple(
-        save_matmul(add_bias(x @ kernel[:, :, part].reshape(d, -1), bias[:, part].reshape(-1)))
+        save_matmul(
+            add_bias(
+                projection.matmul(x, kernel[:, :, part].reshape(d, -1)), bias[:, part].reshape(-1)
+            )
+        )
         for part in range(parts)
     )
 

@@ -18,11 +18,14 @@ from jax.sharding import Mesh, NamedSharding
 from glide_jax.models.attention import (
     Attend,
     attend,
+    attend_on_cpu,
     attend_on_gpu,
     attend_on_tpu,
     has_cudnn_attention,
 )
-from glide_jax.models.convolution import Convolve, convolve, convolve_on_cpu
+from glide_jax.models.convolution import Convolve, convolve
+from glide_jax.models.cpu_convolution import convolve_on_cpu
+from glide_jax.models.matmul import Matmul, matmul, matmul_on_cpu
 from glide_jax.models.placement import row_major
 from glide_jax.models.resampling import RepeatX2, repeat_x2, repeat_x2_by_padding
 
@@ -40,6 +43,7 @@ class Platform:
     """Sharding of activations (b, ...); None leaves it to the compiler."""
     attend: Attend = attend
     convolve: Convolve = convolve
+    matmul: Matmul = matmul
     repeat_x2: RepeatX2 = repeat_x2
     row_major: Callable[[jax.Array], jax.Array] = any_layout
     """Applied to activations around attention, (b, l, d)."""
@@ -86,7 +90,8 @@ ANY_PLATFORM = Platform()
 
 
 def _cpu(device: jax.Device, batch: NamedSharding | None, training: bool) -> Platform:
-    return Platform(batch, convolve=convolve if training else convolve_on_cpu)
+    attention = attend if training else attend_on_cpu
+    return Platform(batch, attention, convolve_on_cpu, matmul_on_cpu)
 
 
 def _tpu(device: jax.Device, batch: NamedSharding | None, training: bool) -> Platform:

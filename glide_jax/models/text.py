@@ -19,8 +19,8 @@ class SelfAttention(nnx.Module):
     ) -> None:
         self.heads = heads
         self.platform = platform
-        self.qkv = linear(width, 3 * width, dtype, rngs)
-        self.out = linear(width, width, dtype, rngs)
+        self.qkv = linear(width, 3 * width, dtype, rngs, matmul=platform.matmul)
+        self.out = linear(width, width, dtype, rngs, matmul=platform.matmul)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Attention among all positions; the projection's columns are [head][q|k|v][k]."""
@@ -37,8 +37,8 @@ class TransformerBlock(nnx.Module):
         self.norm1 = LayerNorm(width)
         self.attention = SelfAttention(width, heads, dtype, platform, rngs)
         self.norm2 = LayerNorm(width)
-        self.mlp_in = linear(width, 4 * width, dtype, rngs)
-        self.mlp_out = linear(4 * width, width, dtype, rngs)
+        self.mlp_in = linear(width, 4 * width, dtype, rngs, matmul=platform.matmul)
+        self.mlp_out = linear(4 * width, width, dtype, rngs, matmul=platform.matmul)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """x + attention(norm(x)), then x + mlp(norm(x))."""

@@ -129,9 +129,10 @@ class AttentionBlock(nnx.Module):
         self.heads = channels // head_width
         self.platform = platform
         self.norm = GroupNorm(channels)
-        self.qkv = linear(channels, 3 * channels, dtype, rngs)
-        self.text_kv = linear(d_text, 2 * channels, dtype, rngs)
-        self.out = linear(channels, channels, dtype, rngs, zero=True)
+        dense = partial(linear, dtype=dtype, rngs=rngs, matmul=platform.matmul)
+        self.qkv = dense(channels, 3 * channels)
+        self.text_kv = dense(d_text, 2 * channels)
+        self.out = dense(channels, channels, zero=True)
 
     def project_text(self, text: Float[Array, "b l d"]) -> TextKV:
         """Keys and values of the text; the projection's columns are [head][k|v][k]."""

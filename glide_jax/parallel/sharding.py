@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.config import Config
 from glide_jax.errors import UserError
+from glide_jax.parallel.host_memory import keep_freed_memory
 from glide_jax.shapes import Batch, Params
 
 Rule = tuple[str, PartitionSpec | Literal["fsdp", "replicate"]]
@@ -40,7 +41,8 @@ def use_all_cores(batch_examples: int, processes: int = 1, sharing: int = 1) -> 
 
     XLA runs many operations of a small U-Net on a single core. With one device per core, each with
     its part of the batch, all cores are busy (benchmarks/train_step.py). Accelerators are not
-    affected. The environment variable JAX_NUM_CPU_DEVICES takes precedence.
+    affected. The environment variable JAX_NUM_CPU_DEVICES takes precedence. Programs on CPUs also
+    reuse their memory: see `host_memory`.
 
     Args:
         batch_examples: size of a micro-batch, over all processes.
@@ -70,6 +72,7 @@ def _cores() -> int:
 
 
 def _set_cpu_devices(devices: int) -> None:
+    keep_freed_memory()
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # too late: JAX is already in use
             jax.config.update("jax_num_cpu_devices", devices)
