@@ -22,7 +22,7 @@ from glide_jax.data.examples import Example, ExampleReader
 from glide_jax.data.mixture import MixtureSource, in_proportion, parts_of
 from glide_jax.data.records import RecordReader, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.data.workers import in_workers, without_signals, worker_errors
+from glide_jax.data.workers import in_workers, start, worker_errors
 from glide_jax.errors import UserError
 from glide_jax.shapes import Batch
 
@@ -99,10 +99,7 @@ class Loader(Iterator[Batch]):
             batches = ThreadPrefetchIterDataset(
                 batches.map(place), prefetch_buffer_size=DEVICE_BATCHES
             )
-        self._iterator = iter(batches)
-        if workers and place is not None:
-            with without_signals():
-                self._iterator.start_prefetch()
+        self._iterator = start(batches) if workers else iter(batches)
 
     def __next__(self) -> Batch:
         with worker_errors():

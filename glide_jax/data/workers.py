@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -102,19 +103,28 @@ def _counted(
     return batch
 
 
-@contextmanager
-def without_signals() -> Iterator[None]:
-    """Threads that start inside, and their worker processes, get no signal to stop.
+def start(batches: Any) -> Any:
+    """The iterator of batches of `in_workers`, whose processes start now and get no signal to stop.
 
     A terminal or a cluster signals all processes; the training still needs batches to stop.
+
+    Args:
+        batches: a grain.IterDataset that prefetches in a thread; without one, processes start later
+            and get signals.
     """
-    resource_tracker.ensure_running()  # else a worker's start would start it, and unblock signals
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        yield
+        # Python's process that removes shared memory after an error, of which it would warn.
+        sys.warnoptions.append("ignore:resource_tracker")
+        resource_tracker.ensure_running()
+        sys.warnoptions.pop()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # its start unblocks some
+        iterator = iter(batches)
+        iterator.start_prefetch()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return iterator
 
 
 def _start(index: int, count: int) -> None:
