@@ -16,8 +16,10 @@ The default command is `generate`. `sample.py COMMAND --help` lists a command's 
 Each PNG file records its prompt, seed, all flags, and a fingerprint of the weights.
 """
 
+import contextlib
 import dataclasses
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -37,7 +39,6 @@ from glide_jax.sampling.flags import LESS_MEMORY, recorded_flags
 from glide_jax.sampling.outputs import (
     Job,
     earlier_images,
-    grid_folder,
     is_folder,
     remove_images,
     remove_stage,
@@ -196,16 +197,15 @@ def write_grid(
 ) -> None:
     """Samples all images; several become a grid, beside a folder with these images only."""
     images: list[np.ndarray] = []
-    folder = grid_folder(command.out)
-    remove_stage(folder)
-    to_sample = jobs
-    if len(jobs) > 1 and isinstance(command, Generate) and command.in_stages(glide):
-        to_sample = sample_base_images(glide, command, jobs, stage_folder(folder))
-    for batch in sample_and_save(glide, command, to_sample):
-        if not images:  # not before there are new ones
-            remove_images([file for file in earlier if file not in batch])
-        images += batch.values()
-    remove_stage(folder)
+    with contextlib.ExitStack() as stack:
+        if len(jobs) > 1 and isinstance(command, Generate) and command.in_stages(glide):
+            # Not in the folder of the images, where base images of another command may wait.
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
+            jobs = sample_base_images(glide, command, jobs, Path(temporary))
+        for batch in sample_and_save(glide, command, jobs):
+            if not images:  # not before there are new ones
+                remove_images([file for file in earlier if file not in batch])
+            images += batch.values()
     if len(images) > 1:
         prompts = [job.prompt for job in jobs for _ in job.files]
         columns = command.images_per_prompt if command.images_per_prompt > 1 else 4

@@ -154,6 +154,20 @@ def test_a_killed_command_resumes_in_both_stages(models, tmp_path, capsys):
     assert models.loaded == []
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_grid_of_the_same_name_leaves_the_base_images_of_a_folder(models, tmp_path, n):
+    night = Generate(
+        checkpoint=("demo",), prompt=PROMPTS, n=2, batch_size=2, one_at_a_time=True,
+        out=tmp_path / "night",
+    )  # fmt: skip
+    models.kill_at = ("upsample", 0)
+    with pytest.raises(KeyboardInterrupt):
+        sample.run(night)
+    models.kill_at = None
+    sample.run(dataclasses.replace(night, prompt=("x",), n=n, out=tmp_path / "night.png"))
+    assert len(list(stage_folder(night.out).iterdir())) == 4
+
+
 def test_only_kept_images_are_upsampled(models):
     kept = Glide.load("demo").generate(PROMPTS, n=8, keep=2)
     assert [role for role, _ in models.sampled] == ["base"] * 16 + ["upsample"] * 4
