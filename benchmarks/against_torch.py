@@ -1,10 +1,7 @@
 """This project's speed against PyTorch's, side by side in one run, in at most 5 minutes.
 
-    make bench
-
-which is, in an environment with the extra `bench`:
-
-    python -m benchmarks.against_torch
+    make bench                                  on a CPU
+    python -m benchmarks.against_torch          on a GPU, with the extras `bench` and `cuda`
 
 Both take turns, the fastest turn counts, and the ratio is PyTorch's time divided by ours: above 1,
 this project is faster. The train step is of benchmarks/train_step.py's model with a batch of 32;

@@ -33,8 +33,8 @@ train() {
 # publish NAME LICENSE
 publish() {
 	rm -rf "${out:?}/$1"
-	"$python" -m glide_jax.export "$runs/$1" --to "$out/$1" --license "$2"
-	cp "$runs/$1/metrics.jsonl" "$out/$1.jsonl"
+	"$python" -m glide_jax.export "$runs/$1" --to "$out/$1" --license "$2" &&
+		cp "$runs/$1/metrics.jsonl" "$out/$1.jsonl"
 }
 
 # The first use renders the scenes: on the CPU, while the first model trains.

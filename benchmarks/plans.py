@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from glide_jax.plan.forecast import EFFORTS
+from glide_jax.plan.topologies import GPUS
 from glide_jax.plan.training import TrainForecast, table
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +86,8 @@ def main() -> None:
     for config, topology, mesh, flags, changes in PLANS:
         if given.only in (None, config):
             command = ("--config", f"configs/{config}.py", "--topology", topology, "--mesh", mesh)
-            command = (*command, "--effort", given.effort, *changes)
+            effort = "full" if topology.partition(":")[0] in GPUS else given.effort
+            command = (*command, "--effort", effort, *changes)
             if not any(row["command"] == list(command) for row in rows(given.json)):
                 make(command, flags, given.json)
     for config in dict.fromkeys(row["plan"]["config"] for row in rows(given.json)):

@@ -318,6 +318,7 @@ def test_a_batch_that_does_not_divide_is_named():
     ("flags", "line"),
     [
         (("--search", "--sampler"), "--search is for training: give --sampler a --mesh"),
+        (("--topology", "h100:8", "--effort", "quick"), "--effort quick is for TPUs"),
         (("--images", "4"), "--images is for --sampler"),
         (("--images", "0"), "--images is for --sampler"),
     ],

@@ -25,7 +25,7 @@ from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.plan.forecast import Forecast
 from glide_jax.plan.sampling import forecast_sampling
-from glide_jax.plan.topologies import fsdp_of, topology_devices
+from glide_jax.plan.topologies import GPUS, fsdp_of, topology_devices
 from glide_jax.plan.training import forecast_training, search, table
 from glide_jax.storage import require_file
 
@@ -40,7 +40,8 @@ class Flags:
     mesh: str = ""
     """Mesh, as DATAxFSDP; the product is the number of chips. Empty: by train.fsdp."""
     effort: Literal["full", "quick"] = "full"
-    """Compiler effort: full, as in training, or quick, for a faster but less accurate plan."""
+    """Compiler effort: full, as in training, or quick, for a faster but less accurate plan of
+    TPUs."""
     search: bool = False
     """Search for plans that fit and rank them."""
     sampler: bool = False
@@ -55,6 +56,8 @@ class Flags:
     def __post_init__(self) -> None:
         if self.search and self.sampler:
             raise UserError("--search is for training: give --sampler a --mesh")
+        if self.effort == "quick" and self.topology.partition(":")[0] in GPUS:
+            raise UserError("--effort quick is for TPUs; a plan of GPUs takes minutes without it")
         if self.images is not None and not self.sampler:
             raise UserError("--images is for --sampler; for training, --train.batch-examples")
 
