@@ -32,7 +32,7 @@ from glide_jax.compilation import timed_compilation
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.images import save_grid, save_png
 from glide_jax.parallel.sharding import use_all_cores, use_cores_to_sample
-from glide_jax.sampling.buckets import bucket
+from glide_jax.sampling.buckets import bucket, equal_part
 from glide_jax.sampling.clip import best_first
 from glide_jax.sampling.commands import COMMANDS, Command, Generate, Rank, join_texts
 from glide_jax.sampling.flags import LESS_MEMORY, recorded_flags
@@ -93,7 +93,7 @@ def sample_and_save(
     """
     n = jobs[0].n if jobs else 1
     limit = command.batch_size or MAX_BATCH * jax.local_device_count()
-    jobs_per_batch = max(min(limit // n, len(jobs)), 1)
+    jobs_per_batch = equal_part(max(len(jobs), 1), max(limit // n, 1))
     # One batch size for all, so that the last jobs need no programs of their own.
     size = bucket(jobs_per_batch * n, jax.local_device_count())
     options = {"batch_size": min(limit, size), "progress": True, **command.settings}

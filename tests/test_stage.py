@@ -139,6 +139,23 @@ def test_the_unconditional_half_is_computed_inside_the_guidance_interval_only(
     assert 0 < inside.sum() < len(inside)
 
 
+@pytest.mark.parametrize(
+    ("count", "batch_size", "size"),
+    [
+        (16, None, 16),
+        (17, None, 12),
+        (33, None, 12),
+        (24, 16, 12),
+        (5, 16, 16),
+        (11, 5, 4),
+        (3, 1, 1),
+    ],
+)
+def test_batches_are_equal(recorded, count, batch_size, size):
+    stage, _ = recorded
+    assert stage._batch_size(["x"] * count, range(count), batch_size) == size
+
+
 def test_all_chunks_on_several_devices_share_a_program(recorded, monkeypatch):
     """Their states have one sharding: jax.jit would compile for another one, without tracing."""
     stage, recorder = recorded

@@ -175,7 +175,7 @@ def test_only_kept_images_are_upsampled(models):
 
 
 @pytest.mark.parametrize(
-    ("count", "n", "keep", "sizes"), [(1, 16, 2, [2]), (5, 4, 1, [4, 4]), (2, 64, 24, [16, 16])]
+    ("count", "n", "keep", "sizes"), [(1, 16, 2, [2]), (5, 4, 1, [3, 3]), (2, 64, 24, [16, 16])]
 )
 def test_kept_images_are_not_padded_to_all_that_were_sampled(
     models, tmp_path, monkeypatch, count, n, keep, sizes

@@ -25,7 +25,7 @@ from glide_jax.sampling.arguments import (
     require_seeds,
     require_whole,
 )
-from glide_jax.sampling.buckets import bucket
+from glide_jax.sampling.buckets import bucket, equal_part
 from glide_jax.sampling.chunks import Chunk, Recipe, Values, chunks
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.programs import Inputs, Programs
@@ -146,8 +146,8 @@ class Stage:
             negative_prompt: what guidance leads away from; the empty caption by default.
             strength: fraction of the steps taken from `conditions.start`, in (0, 1].
             clip: the guide, if settings.clip_guidance_scale is not 0.
-            batch_size: images per batch, rounded up to a multiple of the devices if above 1; None
-                for at most MAX_BATCH per device, in a `bucket`.
+            batch_size: of a batch, rounded up to a multiple of the devices if above 1; more images
+                are equal batches of at most this size. None is MAX_BATCH per device, or a `bucket`.
             progress: show a progress bar over the steps.
 
         Returns:
@@ -263,10 +263,13 @@ class Stage:
             raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each")
         require_seeds(seeds)
         devices = self._mesh.size
-        if batch_size is None:
-            return bucket(min(len(prompts), MAX_BATCH * devices), devices)
-        size = require_whole("batch_size", batch_size, 1, MAX_BATCH_SIZE)
-        return size if size == 1 else -(-size // devices) * devices
+        limit = MAX_BATCH * devices
+        if batch_size is not None:
+            size = require_whole("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+            limit = size if size == 1 else -(-size // devices) * devices
+            if len(prompts) <= limit:
+                return limit  # a command's last, smaller batch needs no program of its own
+        return min(bucket(equal_part(len(prompts), limit), devices), limit)
 
     def _require_sampleable(
         self,
