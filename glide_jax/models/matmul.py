@@ -15,13 +15,23 @@ def matmul(x: Float[Array, "*b d"], kernel: Float[Array, "d d2"]) -> Float[Array
     return x @ kernel
 
 
-@jax.custom_vjp
+MIN_PRODUCTS = 2**24
+"""Fewest multiplications for which `matmul_on_cpu` is worth its time of compilation."""
+
+
 def matmul_on_cpu(x: Float[Array, "*b d"], kernel: Float[Array, "d d2"]) -> Float[Array, "*b d2"]:
-    """`x @ kernel`, computed with the CPU's bfloat16 instructions, as are its gradients.
+    """`x @ kernel`; large ones with the CPU's bfloat16 instructions, as are their gradients.
 
     XLA has them for matmuls with a float32 result only, and for rows by columns only: transposed
     factors are therefore copied first, which pays for float32 too.
     """
+    if x.size * kernel.shape[1] < MIN_PRODUCTS:
+        return matmul(x, kernel)
+    return _copying_transposed(x, kernel)
+
+
+@jax.custom_vjp
+def _copying_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _product(x, kernel)
 
 
@@ -40,4 +50,4 @@ def _backward(saved: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax
     return d_x, _product(columns, d_out.reshape(-1, d_out.shape[-1]))
 
 
-matmul_on_cpu.defvjp(_forward, _backward)
+_copying_transposed.defvjp(_forward, _backward)

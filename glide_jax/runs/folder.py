@@ -222,7 +222,8 @@ def _require_plain_files(folder: AnyPath) -> None:
     for path in (folder / name for name in (CONFIG, WEIGHTS, TOKENIZER, CHECKPOINTS, *written)):
         below = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
         for one in (path, *below):
-            with contextlib.suppress(FileNotFoundError):  # training deletes old checkpoints
+            # Training deletes old checkpoints; a run folder below a file is refused later.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 mode = one.lstat().st_mode
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                     kind = "a link" if stat.S_ISLNK(mode) else "not a regular file"

@@ -17,6 +17,8 @@ from glide_jax.parallel.process_group import ProcessGroup
 
 AGREE_EVERY_S = 2.0
 """Seconds between comparisons; a preempted machine may have no more than 30."""
+MAX_AGREE_STEPS = 64
+"""Most steps between comparisons, should steps become slower."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -58,7 +60,7 @@ class StopRequest:
         answers = self._group.gather([self.requested, (now_s - last_s) / steps])
         slowest_s = max(step_s for _, step_s in answers)
         # At most twice the last interval: the first steps may only have been dispatched.
-        self.step = step + max(1, min(2 * steps, int(AGREE_EVERY_S / slowest_s)))
+        self.step = step + max(1, min(2 * steps, MAX_AGREE_STEPS, int(AGREE_EVERY_S / slowest_s)))
         self._compared = step, perf_counter()
         return any(requested for requested, _ in answers)
 
