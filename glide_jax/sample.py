@@ -1,6 +1,6 @@
 """Sample, inpaint, edit, upsample and rank images with trained models.
 
-    python sample.py --checkpoint demo --prompt "a red star" --n 4 --out out.png
+    python sample.py --checkpoint demo --prompt "a red star" --n 4 --out samples.png
     python sample.py inpaint --checkpoint models --image cat.png --mask mask.png --prompt "a hat"
     python sample.py edit --checkpoint models --image sketch.png --prompt "a house" --strength 0.6
     python sample.py upsample --checkpoint models --low-res small.png --prompt "a house"

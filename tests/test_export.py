@@ -275,7 +275,7 @@ def test_shipped_models_are_found_by_name(demo, runs, monkeypatch):
         sys, "argv", ["sample.py", "--checkpoint", "demo", "--prompt", "all red", "--steps", "2"]
     )
     sample.main()
-    assert os.path.exists("out.png")
+    assert os.path.exists("samples.png")
     for name in ("demo/clip", "demo/base/tokenizer", "demo/.."):
         with pytest.raises(UserError, match=r"those are demo/base, demo/upsample"):
             resolve_run(name)

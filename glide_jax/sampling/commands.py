@@ -65,7 +65,7 @@ class Models(ShardingFlags):
 class Command(SamplingFlags, Models, ABC):
     """A command that samples images."""
 
-    out: Path = field(default=Path("out.png"), metadata=UNRECORDED)
+    out: Path = field(default=Path("samples.png"), metadata=UNRECORDED)
     """PNG file, or a folder."""
 
     @property
