@@ -1,4 +1,4 @@
-"""The sampling loop: one `lax.scan` from noise to images for every sampler.
+"""The sampling loop: one `lax.scan` from noise to images for every sampler, or parts of it.
 
 Each call of the denoiser predicts eps. The loop turns it into x_0 (see `process.x_0_from_eps`),
 applies threshold and hooks, and the sampler's step, one of `samplers`, computes the next x_t. All

@@ -104,7 +104,7 @@ def winograd(
 
     A tile of 2 x 2 outputs is A^T [(G g G^T) * (B^T d B)] A, of 4 x 4 inputs d and the kernel g.
     The products are matmuls over the channels, one for each of the 16 places, of all tiles. Their
-    factors are rounded to the input's type: in bfloat16, a network's error grows by a sixth.
+    factors are rounded to the input's type, which in bfloat16 adds to a network's rounding error.
 
     Args:
         x: of even height and width.

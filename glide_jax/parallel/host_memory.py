@@ -1,8 +1,7 @@
 """Memory of programs that run on a CPU: kept by the process instead of returned when freed.
 
-XLA allocates the temporary arrays of a CPU program anew in every call. By default glibc returns so
-much memory to the system at once, which then clears each page again for the next call: a seventh of
-a train step's time.
+XLA allocates the temporary arrays of a CPU program in every call. By default glibc returns so much
+memory to the system at once, which then has to clear each page again for the next call.
 """
 
 import ctypes
@@ -30,7 +29,7 @@ def keep_freed_memory() -> None:
 
 
 def computes_on_cpu() -> bool:
-    """Whether JAX will find no accelerator: it is told to take CPUs, or has no other plugin."""
+    """Whether JAX will find no accelerator: `jax_platforms` says so, or it has no plugin."""
     if chosen := jax.config.values["jax_platforms"]:
         return chosen == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
