@@ -95,26 +95,3 @@ def test_safetensors_headers_are_checked(tmp_path):
     path.unlink()
     path.symlink_to("/dev/zero")
     assert refused(path) == f"{path}: not a regular file"
-
-
-def test_pt_files_hold_the_numbers_that_they_declare(tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "x.pt"
-    half = torch.zeros(1, dtype=torch.float16)
-    torch.save({"a": half.expand(2**32)}, path)  # 16 GB in float32
-    assert "a has more numbers than the file holds" in refused(path)
-    # Each holds its numbers, but all share them.
-    shared = torch.zeros(2**12)
-    monkeypatch.setattr(weight_files, "SMALL_BYTES", 2**16)
-    torch.save({str(i): shared[:] for i in range(2**12)}, path)
-    assert "is refused: it declares 16,777,216 numbers" in refused(path)
-    tensors = {"a": torch.arange(5.0), "b": torch.arange(6.0).reshape(2, 3).t()}
-    for zipped in (True, False):
-        torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
-        for name, value in read_tensors(path).items():
-            np.testing.assert_array_equal(value, tensors[name].numpy())
-    torch.save(tensors, path)
-    with zipfile.ZipFile(path) as saved, zipfile.ZipFile(tmp_path / "y.pt", "w", 8) as packed:
-        for name in saved.namelist():
-            packed.writestr(name, saved.read(name))
-    assert "it is compressed" in refused(tmp_path / "y.pt")

@@ -18,7 +18,7 @@ from glide_jax.data.transforms import to_float
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.evaluation.held_out import held_out_images
-from glide_jax.evaluation.metrics import retrieval_accuracy
+from glide_jax.evaluation.metrics.retrieval import retrieval_accuracy
 from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.arguments import MAX_IMAGES

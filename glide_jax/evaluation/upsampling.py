@@ -17,7 +17,7 @@ from glide_jax.cli import parse_flags
 from glide_jax.config.bounds import Between
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.evaluation.held_out import held_out_images
-from glide_jax.evaluation.metrics import psnr
+from glide_jax.evaluation.metrics.image_quality import psnr
 from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.arguments import MAX_BATCH_SIZE, MAX_IMAGES

@@ -1,15 +1,14 @@
-"""Files of named tensors, .pt, .safetensors and .npz, read without executing their contents."""
+"""Files of named tensors: PyTorch's, .safetensors and .npz, read without running code in them."""
 
 import collections
 import math
 import os
-import pickle
-import re
 import shutil
 import tempfile
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from glide_jax.errors import UserError
+from glide_jax.pretrained.torch_files import read_torch, write_torch
 from glide_jax.storage import AnyPath
 
 Tensors = dict[str, np.ndarray]
@@ -27,25 +27,27 @@ zero weights stay below it; a hostile file of a few kilobytes can declare any si
 SMALL_BYTES = 2**26
 """Memory of tensors that needs no large file."""
 
-NO_TORCH = "needs PyTorch: pip install -e '.[convert]', or give .safetensors or .npz"
-
 
 def read_tensors(path: AnyPath) -> Tensors:
-    """All tensors of a file by name, as float32.
+    """All floating-point tensors of a file by name, as float32.
 
-    Sizes that a file declares are checked before memory is allocated.
+    Single integers, such as the counters of batch norms, are left out. Sizes that a file declares
+    are checked before memory is allocated.
 
     Raises:
         UserError: the file is missing, corrupt, of another format, declares more than it holds, or
-            contains anything but floating-point tensors of finite values.
+            contains anything but tensors of finite values.
     """
     read, _ = _format(path)
     if not path.is_file():
         raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
         tensors = read(path)
-    except UserError:
-        raise
+    except UserError as error:
+        text = str(error)
+        raise UserError(
+            text if text.startswith(str(path)) else f"{path} is refused: {text}"
+        ) from None
     except MemoryError:
         raise UserError(f"{path}: not enough memory to read it") from None
     # On truncated or corrupt files each library raises many exceptions of its own, even KeyError.
@@ -54,6 +56,11 @@ def read_tensors(path: AnyPath) -> Tensors:
             f"{path} is not a valid {path.suffix} file of tensors: it is truncated, corrupt or of "
             f"another format ({_reason(error)})"
         ) from error
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.size != 1 or tensor.dtype.kind not in "iub"
+    }
     for name, tensor in tensors.items():
         if not (np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == "bfloat16"):
             raise UserError(f"{path}: {name} is of type {tensor.dtype}, not floating-point")
@@ -96,56 +103,9 @@ def _format(path: AnyPath) -> tuple[Callable[[Any], Tensors], Callable[[Path, Te
     return FORMATS[path.suffix]
 
 
-def _read_pt(path: Path) -> Tensors:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{path} {NO_TORCH}") from None
-    archive = zipfile.is_zipfile(path)  # not so before PyTorch 1.6
-    if archive:
-        _require_uncompressed(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Mapped, not read: no more memory than the file, whatever sizes it declares.
-            found: Any = torch.load(str(path), map_location="cpu", weights_only=True, mmap=archive)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named is None:
-            raise
-        raise UserError(
-            f"{path} is refused: it contains {named[1]}, not only tensors, and unpickling that "
-            "could run code (none was run)"
-        ) from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} contains one {type(found).__name__}, not tensors by name")
-    for name, value in found.items():
-        if not isinstance(value, torch.Tensor):
-            raise UserError(
-                f"{path} must contain only tensors, but {name!r} is of type {type(value).__name__}"
-            )
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise UserError(f"{path}: {name} has more numbers than the file holds")
-    _require_plausible(path, sum(value.numel() for value in found.values()))
-    return {
-        str(name): (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy()
-        for name, x in found.items()
-    }
-
-
-def _require_uncompressed(path: Path) -> None:
-    """Raises ValueError if an archive is not as PyTorch writes it: its tensors are mapped."""
-    with zipfile.ZipFile(path) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed")
-
-
-def _write_pt(path: Path, tensors: Tensors) -> None:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"writing .pt files {NO_TORCH}") from None
-    torch.save({name: torch.from_numpy(np.array(x)) for name, x in tensors.items()}, path)
+def _read_torch(path: AnyPath) -> Tensors:
+    with _local_copy(path) as copy:
+        return read_torch(copy, partial(_require_plausible, copy))
 
 
 def _read_npz(path: Path) -> Tensors:
@@ -197,13 +157,21 @@ def _write_npz(path: Path, tensors: Tensors) -> None:
 
 
 def _read_safetensors(path: AnyPath) -> Tensors:
+    with _local_copy(path) as copy:
+        return safetensors.numpy.load_file(copy)  # load(bytes) does not support bfloat16
+
+
+@contextmanager
+def _local_copy(path: AnyPath) -> Iterator[Path]:
+    """A local file with the content of one that may be in a bucket."""
     if isinstance(path, Path):
-        return safetensors.numpy.load_file(path)
+        yield path
+        return
     with tempfile.TemporaryDirectory() as here:
         copy = Path(here) / path.name
         with path.open("rb") as remote, copy.open("wb") as local:
             shutil.copyfileobj(remote, local)
-        return safetensors.numpy.load_file(copy)  # load(bytes) does not support bfloat16
+        yield copy
 
 
 def _write_safetensors(path: Path, tensors: Tensors) -> None:
@@ -227,7 +195,7 @@ def _reason(error: Exception) -> str:
 
 
 FORMATS: dict[str, tuple[Callable[[Any], Tensors], Callable[[Path, Tensors], None]]] = {
-    ".pt": (_read_pt, _write_pt),
+    **dict.fromkeys((".pt", ".pth", ".bin"), (_read_torch, write_torch)),
     ".safetensors": (_read_safetensors, _write_safetensors),
     ".npz": (_read_npz, _write_npz),
 }

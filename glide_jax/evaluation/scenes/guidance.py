@@ -13,7 +13,7 @@ import numpy as np
 from glide_jax.cli import parse_flags
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
-from glide_jax.evaluation.metrics import diversity
+from glide_jax.evaluation.metrics.image_quality import diversity
 from glide_jax.evaluation.scenes.flags import SCENES, CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
 from glide_jax.images import new_figure, require_figure, save_figure
@@ -55,7 +55,7 @@ class Point:
     exact_match: float
     """Fraction of images that match their caption exactly."""
     diversity: float
-    """See `metrics.diversity`."""
+    """See `image_quality.diversity`."""
 
 
 @memory_advice(LESS_MEMORY)

@@ -1,4 +1,4 @@
-"""Metrics on any images and embeddings."""
+"""Metrics on pixels."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -23,19 +23,3 @@ def diversity(images: UInt8[np.ndarray, "n seeds h w 3"]) -> float:
     """
     variance = images.astype(np.float64).var(axis=1, ddof=1).mean(axis=(1, 2, 3))
     return float(np.sqrt(variance).mean())
-
-
-def retrieval_accuracy(
-    image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], among: int
-) -> float:
-    """Top-1 accuracy of retrieving each image's caption, in groups of `among`.
-
-    Args:
-        image, text: unit-length embeddings; row i of both belong together. Rows that do not fill a
-            group are left out.
-        among: captions per group.
-    """
-    groups = len(image) // among
-    image, text = (x[: groups * among].reshape(groups, among, -1) for x in (image, text))
-    nearest = np.einsum("gid,gjd->gij", image, text).argmax(-1)
-    return float((nearest == np.arange(among)).mean())

@@ -1,0 +1,1 @@
+"""Metrics as functions of arrays: they know no networks, files or runs."""
