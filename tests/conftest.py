@@ -151,6 +151,14 @@ def models(trained_run, shared_folder):
     return folder
 
 
+@pytest.fixture(scope="session")
+def efficientnet():
+    """The default feature extractor, on one device, 4 images at a time."""
+    from glide_jax.evaluation.features import load_extractor
+
+    return load_extractor(batch_size=4, devices=jax.devices()[:1])
+
+
 def pytest_collection_modifyitems(items):
     """Slow tests first, then those that need the trained run.
 

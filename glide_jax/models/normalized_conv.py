@@ -1,0 +1,79 @@
+"""Convolutions with batch normalization, for networks that are used and not trained here."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from glide_jax.models.convolution import Convolve, convolve
+from glide_jax.models.layers import add_bias, uniform_init
+
+EPSILON = 1e-3
+"""Added to the variance, as in TensorFlow's networks."""
+Padding = Literal["SAME", "VALID"]
+"""TensorFlow's: with a stride, SAME pads the end more than the start."""
+
+
+class NormalizedConv(nnx.Module):
+    """A convolution without bias, then batch normalization by running statistics, in float32.
+
+    Both are one convolution with a bias: scale / sqrt(variance + EPSILON) multiplies the kernel.
+
+    Args:
+        c_in: input channels.
+        c_out: output channels.
+        size: height and width of the kernel, px; one number for both.
+        rngs: initial values.
+        stride: in both directions, px.
+        padding: SAME or VALID.
+        groups: of channels that are convolved separately; `c_in` for a depthwise convolution.
+        convolve: the platform's implementation.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        size: int | tuple[int, int],
+        rngs: nnx.Rngs,
+        *,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        groups: int = 1,
+        convolve: Convolve = convolve,
+    ) -> None:
+        h, w = (size, size) if isinstance(size, int) else size
+        shape = (h, w, c_in // groups, c_out)
+        init = uniform_init(h * w * c_in // groups, False)["kernel_init"]
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.scale = nnx.Param(np.ones(c_out, np.float32))
+        self.bias = nnx.Param(np.zeros(c_out, np.float32))
+        self.mean = nnx.Param(np.zeros(c_out, np.float32))
+        self.variance = nnx.Param(np.ones(c_out, np.float32))
+        self.stride, self.padding, self.groups = stride, padding, groups
+        self.dtype = jnp.float32
+        # The platform's implementation takes square kernels only.
+        plain = stride == groups == 1 and padding == "SAME" and h == w
+        self.convolve = convolve if plain else self._convolve
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """The normalized output, before the activation."""
+        gain = self.scale[...] * jax.lax.rsqrt(self.variance[...] + EPSILON)  # c2
+        bias = self.bias[...] - self.mean[...] * gain
+        return self.convolve(x, self.kernel[...] * gain, bias)
+
+    def _convolve(self, x: Array, kernel: Array, bias: Array) -> Array:
+        layout: Any = ("NHWC", "HWIO", "NHWC")
+        strides = (self.stride, self.stride)
+        out = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            self.padding,
+            dimension_numbers=layout,
+            feature_group_count=self.groups,
+        )
+        return add_bias(out, bias)
