@@ -16,7 +16,7 @@ from glide_jax.models.remat import save_always, save_matmul
 from glide_jax.shapes import Timesteps
 
 EPSILON = 1e-5
-"""Added to the variance in every GroupNorm and LayerNorm."""
+"""Added to the variance in GroupNorm and LayerNorm."""
 
 
 # Initial values
@@ -129,9 +129,15 @@ def project_to_heads(
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalization (arXiv 1607.06450) in float32, in two passes for precision."""
+    """Layer normalization (arXiv 1607.06450) in float32, in two passes for precision.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the normalized axis.
+        epsilon: added to the variance.
+    """
+
+    def __init__(self, width: int, epsilon: float = EPSILON) -> None:
+        self.epsilon = epsilon
         self.scale = nnx.Param(np.ones(width, np.float32))
         self.bias = nnx.Param(np.zeros(width, np.float32))
 
@@ -143,7 +149,7 @@ class LayerNorm(nnx.Module):
         # skipped. (A second derivative would lack a term.)
         distance = x - jax.lax.stop_gradient(mean)
         variance = save_always(jnp.mean(jnp.square(distance), -1, keepdims=True))  # *b 1
-        gain = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]  # *b d
+        gain = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]  # *b d
         return (x - mean) * gain + self.bias[...]
 
 
@@ -202,10 +208,21 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return (precise * (0.5 + 0.5 * jax.lax.erf(precise * 0.5**0.5))).astype(x.dtype)
 
 
-def mlp(widen: Linear, narrow: Linear, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-    """A transformer's MLP: GELU between two linear layers."""
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x sigmoid(1.702 x), computed in float32: OpenAI CLIP's approximation of GELU."""
+    precise = x.astype(jnp.float32)
+    return (precise * jax.nn.sigmoid(1.702 * precise)).astype(x.dtype)
+
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def mlp(
+    widen: Linear, narrow: Linear, x: Float[Array, "b l d"], activation: Activation = gelu
+) -> Float[Array, "b l d"]:
+    """A transformer's MLP: an activation between two linear layers."""
     # Saved like a matmul, because the gradient of the second layer's kernel reads it.
-    hidden = save_matmul(gelu(widen(x)))  # b l 4d
+    hidden = save_matmul(activation(widen(x)))  # b l 4d
     return narrow(_materialize(hidden))
 
 
