@@ -11,7 +11,7 @@ import glide_jax
 
 PACKAGE = Path(__file__).parent.parent / "glide_jax"
 FLOORS = (
-    {"errors", "shapes", "storage", "fonts", "images", "config", "compilation"},
+    {"errors", "shapes", "storage", "hub", "fonts", "images", "config", "compilation"},
     {"cli"},
     {"diffusion", "models", "data"},  # which do not know each other
     {"parallel"},
@@ -124,7 +124,15 @@ def test_import_is_quick():
         )
         seconds, modules, cache = done.stdout.splitlines()
         assert cache == "None"  # JAX's settings are changed when models are loaded, not before
-        slow = {"tensorflow_datasets", "transformers", "torch", "tyro", "grain", "orbax"}
+        slow = {
+            "tensorflow_datasets",
+            "huggingface_hub",
+            "transformers",
+            "torch",
+            "tyro",
+            "grain",
+            "orbax",
+        }
         assert not slow & set(modules.split())
         theirs, ours = map(float, seconds.split())
         return theirs, ours

@@ -27,7 +27,8 @@ class Arguments:
     """Convert OpenAI's published weights to run folders, and models trained here back."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """Files of weights (.pt, .safetensors, .npz) of one set of models; or one run folder."""
+    """Files of weights (.pt, .safetensors, .npz) of one set of models, local or
+    hf://ORG/REPO/FILE; or one run folder."""
     to: Path
     """For files, the folder to write run folders to; for a run folder, the file to write."""
     tokenizer: str = "gpt2"

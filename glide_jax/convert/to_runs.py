@@ -15,6 +15,7 @@ from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.build import load_tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
+from glide_jax.hub import local_file
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 from glide_jax.pretrained.defaults import RELEASED
@@ -48,7 +49,7 @@ def files_to_runs(
     """Convert files to run folders: each denoiser when it is read, CLIP after all files.
 
     Args:
-        files: of one set of models, at most one of each kind.
+        files: of one set of models, at most one of each kind; local or hf:// URLs.
         to: folder for the run folders.
         tokenizer: of denoisers; a local folder or a name on the Hugging Face hub.
         clip_tokenizer: of CLIP; the same.
@@ -62,7 +63,8 @@ def files_to_runs(
         raise UserError(f"--to {to}: files are converted to a folder, so give a folder's name")
     seen: dict[str, Path] = {}
     clip: dict[str, Tensors] = {}
-    for file in files:
+    for place in files:
+        file = local_file(place)
         tensors = read_tensors(file)
         with _naming(str(file)):
             kind = kind_of(_shapes(tensors))

@@ -27,11 +27,11 @@ from glide_jax.evaluation.feature_networks import (
     read_params,
 )
 from glide_jax.evaluation.resizing import axis_weights, jitted_resize, normalize
+from glide_jax.hub import local_file
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import batch_sharding, local_mesh, replicated
 from glide_jax.sampling.user_images import as_image
-from glide_jax.storage import expand_home
 
 Features = dict[str, Float[np.ndarray, "n d"]]
 """Features of images by output of the network."""
@@ -199,7 +199,8 @@ def load_extractor(
 
     Args:
         network: a key of NETWORKS.
-        weights: their file, as published; "" is the network's Python package, if it has one.
+        weights: their file, as published, local or hf://ORG/REPO/FILE; "" is the network's Python
+            package, if it has one.
         resize, batch_size, devices: as for `FeatureExtractor`.
 
     Raises:
@@ -207,7 +208,7 @@ def load_extractor(
             those of another network.
     """
     resize = chosen_resizing(network, resize)
-    path = Path(expand_home(weights)) if weights else packaged_weights(network)
+    path = local_file(weights) if weights else packaged_weights(network)
     params = read_params(network, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return FeatureExtractor(network, params, digest, resize, batch_size, devices)

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 from glide_jax.errors import UserError
 from glide_jax.evaluation.metrics.estimate import Estimate, mean_estimate
+from glide_jax.hub import local_file
 from glide_jax.models.lpips import Trunk, lpips
 from glide_jax.pretrained.names import from_original
 from glide_jax.pretrained.vision_names import LPIPS
@@ -70,7 +71,7 @@ def load_lpips(trunk: Trunk, weights: str | Path, batch_size: int = 16) -> Perce
 
     Args:
         trunk: "alex" or "vgg".
-        weights: the file; SOURCES says where it is.
+        weights: the file, local or hf://ORG/REPO/FILE; SOURCES says where it is.
         batch_size: pairs per call.
 
     Raises:
@@ -78,7 +79,7 @@ def load_lpips(trunk: Trunk, weights: str | Path, batch_size: int = 16) -> Perce
     """
     if not weights:
         raise UserError(f"LPIPS needs the weights of its trunk: download {SOURCES[trunk]}")
-    path = Path(weights)
+    path = local_file(weights)
     tensors = {
         name: tensor
         for name, tensor in read_tensors(path).items()

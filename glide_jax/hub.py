@@ -1,0 +1,90 @@
+"""Files on the Hugging Face hub by URL: hf://ORG/REPO[@REVISION]/FILE."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from glide_jax.errors import UserError, first_line
+from glide_jax.storage import expand_home
+
+HUB_PREFIX = "hf://"
+
+
+def local_file(place: str | os.PathLike[str]) -> Path:
+    """A local file, downloaded first if it is on the Hugging Face hub.
+
+    Downloads stay in the hub's cache (HF_HOME). With HF_HUB_OFFLINE=1, only the cache is read.
+
+    Args:
+        place: a path, whose `~` is expanded, or hf://ORG/REPO[@REVISION]/FILE. A data set's
+            repository is hf://datasets/ORG/REPO.
+
+    Returns:
+        The path. A local file need not exist.
+
+    Raises:
+        UserError: another URL, or a file that cannot be downloaded.
+    """
+    # Path, the type of many flags, makes hf:/ of hf://.
+    text = re.sub(r"^(\w\w+):/(?=[^/])", r"\1://", expand_home(place))
+    if text.startswith(HUB_PREFIX):
+        return _downloaded(text)
+    if "://" in text:
+        raise UserError(f"{text}: use a local file, or {HUB_PREFIX}ORG/REPO/FILE")
+    return Path(text)
+
+
+def _downloaded(url: str) -> Path:
+    # A slow import, needed only for the hub.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfUriError
+    from huggingface_hub.utils import parse_hf_uri
+
+    try:
+        parsed = parse_hf_uri(url)
+    except HfUriError:
+        parsed = None
+    if parsed is None or parsed.type not in ("model", "dataset") or not parsed.path_in_repo:
+        raise UserError(f"{url}: use {HUB_PREFIX}ORG/REPO/FILE, or ORG/REPO@REVISION/FILE")
+    file: dict[str, Any] = {
+        "repo_id": parsed.id,
+        "filename": parsed.path_in_repo,
+        "repo_type": parsed.type,
+        "revision": parsed.revision,
+    }
+    try:
+        found = hf_hub_download(**file, dry_run=True)
+        if not found.is_cached:
+            print(f"downloading {url} ({(found.file_size or 0) / 1e6:,.1f} MB)", flush=True)
+        return Path(hf_hub_download(**file))
+    except Exception as error:  # the hub, HTTP and the disk raise many kinds
+        raise UserError(f"{url}: {_reason(error, parsed.id)}") from error
+
+
+def _reason(error: Exception, repository: str) -> str:
+    """Why a file cannot be downloaded, and the fix."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"its authors must grant access: ask at {constants.ENDPOINT}/{repository}, then run "
+            "`hf auth login`"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no repository {repository}, or a private one, which needs `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository} has no such revision"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if constants.is_offline_mode():
+            return (
+                f"not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids "
+                "downloads: unset it, or give a local file"
+            )
+        return (
+            f"{constants.ENDPOINT} cannot be reached: check the network, or give a local file "
+            f"({first_line(error.__cause__ or error)})"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{repository} has no such file"
+    return f"cannot be downloaded: {first_line(error)}"
