@@ -13,8 +13,10 @@ from PIL import Image
 from glide_jax import Glide, UserError, sample
 from glide_jax.config import SampleConfig
 from glide_jax.errors import exit_on_user_error
-from glide_jax.sample import fill_folder, write_grid
+from glide_jax.sample import write_grid
+from glide_jax.sampling import folders
 from glide_jax.sampling.commands import Generate, join_texts
+from glide_jax.sampling.folders import fill_folder
 from glide_jax.sampling.samples import Samples
 
 GLIDE = Mock(spec=Glide)
@@ -32,12 +34,14 @@ class Stub(Generate):
 @pytest.fixture
 def stub(monkeypatch, tmp_path):
     """Makes a command that samples nothing, into a folder."""
-    monkeypatch.setattr(sample, "png_metadata", lambda *_: {"first_seed": "0", "weights": ""})
+    for module in (sample, folders):
+        metadata = {"first_seed": "0", "weights": ""}
+        monkeypatch.setattr(module, "png_metadata", lambda *_, found=metadata: found)
     return lambda **flags: Stub(prompt=("a",), out=tmp_path / "night", **flags)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(stub, monkeypatch):
-    monkeypatch.setattr(sample, "save_png", lambda *_: None)
+    monkeypatch.setattr(folders, "save_png", lambda *_: None)
     peaks = []
     for n in (16, 1600):
         command = stub(n=n, batch_size=8)
@@ -104,7 +108,7 @@ def test_an_interrupted_grid_has_no_images_of_an_earlier_one(stub, monkeypatch):
 def test_images_of_two_checkpoints_are_not_mixed(stub, monkeypatch):
     command = stub(n=4, batch_size=2)
     found = iter("aab")  # the folder's, the first batch's, the second batch's
-    monkeypatch.setattr(sample, "png_metadata", lambda *_: {"weights": next(found)})
+    monkeypatch.setattr(folders, "png_metadata", lambda *_: {"weights": next(found)})
     with pytest.raises(UserError, match="was trained on while its images were sampled"):
         fill_folder(GLIDE, command, command.jobs())
     assert len(list(command.out.iterdir())) == 2

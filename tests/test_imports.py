@@ -21,7 +21,7 @@ FLOORS = (
     {"__init__"},
     {"training"},
     {"evaluation"},
-    {"train", "sample", "convert", "prepare", "plan", "plot", "export"},  # nor do these
+    {"train", "sample", "convert", "prepare", "plan", "plot", "export", "evaluate"},  # nor do these
 )
 APART = (FLOORS[2], FLOORS[-1])
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from glide_jax.errors import UserError
+from glide_jax.evaluation.metrics.estimate import jackknife_error
+from glide_jax.evaluation.metrics.frechet import frechet_distance
 from glide_jax.evaluation.statistics import RunningStatistics, Statistics, frechet
 from glide_jax.evaluation.statistics_files import has_statistics, read_statistics, write_statistics
 
@@ -51,6 +53,20 @@ def test_standard_error_of_the_frechet_distance():
     claimed = np.sqrt(np.mean([estimate.standard_error**2 for estimate in found]))
     assert 0.6 < claimed / spread < 1.6
     assert frechet(reference, reference).standard_error is None
+
+
+def test_the_jackknife_to_first_order_is_close():
+    reference = running(RANDOM.normal(0, 1, (500, 20))).statistics()
+    for n in (200, 500):
+        samples = running(RANDOM.normal(0.1, 1.2, (n, 20)))
+        found = frechet(samples, reference)
+        parts = list(samples.without_each_group())
+        pairs = [(part.mu, part.sigma, reference.mu, reference.sigma) for part in parts]
+        exact = jackknife_error([frechet_distance(*pair) for pair in pairs])
+        assert found.standard_error == pytest.approx(exact, rel=0.2)
+        whole = samples.statistics()
+        expected = frechet_distance(whole.mu, whole.sigma, reference.mu, reference.sigma)
+        assert found.value == pytest.approx(expected, rel=1e-12)
 
 
 def test_bad_features():

@@ -1,20 +1,26 @@
 """Published networks whose features metrics compare, and their files of weights."""
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glide_jax.config import ClipConfig
 from glide_jax.errors import UserError
-from glide_jax.evaluation.resizing import CLEAN, TF1, TORCH, Preprocessing
-from glide_jax.models import efficientnet, inception
+from glide_jax.evaluation.resizing import CLEAN, CLIP, EDM2, PIL, TF1, TORCH, Preprocessing
+from glide_jax.models import dinov2, efficientnet, inception, openai_clip
+from glide_jax.models.dinov2 import DinoConfig
 from glide_jax.models.network import Network
 from glide_jax.pretrained.feature_names import EFFICIENTNET, INCEPTION, INCEPTION_TENSORFLOW
 from glide_jax.pretrained.names import Rules, from_original, original_names
+from glide_jax.pretrained.vision_names import DINOV2, OPENAI_CLIP
 from glide_jax.pretrained.weight_files import read_tensors
+
+DINO_INPUT_PX = 224
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,45 @@ class FeatureNetwork:
     names: tuple[Rules, ...]
     source: str
     package: tuple[str, str] | None = None
+
+
+def _levels(values: Sequence[float]) -> tuple[float, float, float]:
+    """Numbers in [0, 1] as levels 0..255."""
+    red, green, blue = (255 * value for value in values)
+    return red, green, blue
+
+
+def _vit(name: str) -> str:
+    """ViT-B/32 of a name that ends in vit-b-32."""
+    *_, size, patch = name.split("-")
+    return f"ViT-{size.upper()}/{patch}"
+
+
+def _clip(name: str, config: ClipConfig) -> FeatureNetwork:
+    mean, std = _levels(openai_clip.PIXEL_MEAN), _levels(openai_clip.PIXEL_STD)
+    return FeatureNetwork(
+        title=f"CLIP {_vit(name)}",
+        network=partial(openai_clip.openai_clip, config),
+        input_px=config.resolution_px,
+        outputs=("pool",),
+        resizing={"clip": Preprocessing(CLIP, mean, std)},
+        names=(OPENAI_CLIP,),
+        source="download it from the addresses in github.com/openai/CLIP/blob/main/clip/clip.py",
+    )
+
+
+def _dinov2(name: str, config: DinoConfig) -> FeatureNetwork:
+    mean, std = _levels(dinov2.PIXEL_MEAN), _levels(dinov2.PIXEL_STD)
+    return FeatureNetwork(
+        title="DINOv2" if config.layers == 24 else f"DINOv2 {_vit(name)}",
+        network=partial(dinov2.dinov2, config),
+        input_px=DINO_INPUT_PX,
+        outputs=("pool",),
+        resizing={"pil": Preprocessing(PIL, mean, std), "edm2": Preprocessing(EDM2, mean, std)},
+        names=(DINOV2,),
+        source=f"download {name.replace('-vit-', '_vit').replace('-', '')}_pretrain.pth from "
+        "the model table of github.com/facebookresearch/dinov2",
+    )
 
 
 NETWORKS: dict[str, FeatureNetwork] = {
@@ -74,6 +119,8 @@ NETWORKS: dict[str, FeatureNetwork] = {
             "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
         ),
     ),
+    **{name: _clip(name, config) for name, config in openai_clip.RELEASED.items()},
+    **{name: _dinov2(name, config) for name, config in dinov2.RELEASED.items()},
 }
 """Networks by name."""
 

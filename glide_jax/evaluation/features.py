@@ -76,7 +76,7 @@ class FeatureExtractor:
         self._batch, self._everywhere = batch_sharding(mesh), replicated(mesh)
         self._devices = mesh.size
         self.batch_size = -(-max(batch_size, 1) // mesh.size) * mesh.size
-        self._params = jax.device_put(dict(params), self._everywhere)
+        self.params = jax.device_put(dict(params), self._everywhere)
         platform = Platform.of(mesh, self._batch, training=False)
         self._features = jax.jit(self._forward(spec.network(), platform))
 
@@ -126,7 +126,8 @@ class FeatureExtractor:
         def forward(params: Any, x: jax.Array) -> dict[str, jax.Array]:
             # Accelerators would round the factors of products to fewer bits.
             with jax.default_matmul_precision("highest"):
-                return network.bind(params, platform)(normalize(x, self._preprocessing))
+                found = network.bind(params, platform)(normalize(x, self._preprocessing))
+            return {name: found[name] for name in self.outputs}
 
         return forward
 
@@ -153,7 +154,7 @@ class FeatureExtractor:
         size = max(MAX_CANVAS_PX // largest // self._devices, 1) * self._devices
         parts = [self._resized(images[i : i + size]) for i in range(0, len(images), size)]
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-        return self._features(self._params, jax.device_put(x, self._batch))
+        return self._features(self.params, jax.device_put(x, self._batch))
 
     def _resized(self, images: list[np.ndarray]) -> jax.Array:
         """Levels of images as (b, side, side, 3) on the devices."""

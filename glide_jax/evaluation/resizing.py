@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
+from glide_jax.evaluation.crops import squeeze, torchvision_center_crop
+
 Weights = Callable[[int, int], Float[np.ndarray, "resized length"]]
 """`(length, resized) -> weights`: contribution of each of `length` pixels to each resized one."""
 
@@ -90,6 +92,14 @@ TORCH = Resize(_torch)
 """torch.nn.functional.interpolate(mode="bilinear"): pytorch-fid, dgm-eval."""
 CLEAN = Resize(_cubic, clip=True)
 """Pillow's bicubic filter, antialiased and not rounded: clean-fid (arXiv 2104.11222)."""
+
+
+CLIP = Resize(on_host=torchvision_center_crop)
+"""OpenAI CLIP's: the short side by Pillow's bicubic filter, then the central square."""
+PIL = Resize(on_host=squeeze)
+"""Pillow's bicubic filter, rounded: DINOv2's features in dgm-eval and EDM2's `pil`."""
+EDM2 = Resize(_cubic)
+"""PyTorch's antialiased bicubic filter, neither rounded nor clipped: EDM2's default for DINOv2."""
 
 
 @lru_cache(1024)

@@ -9,12 +9,14 @@ from jaxtyping import Float
 
 from glide_jax.errors import UserError
 from glide_jax.evaluation.metrics.estimate import GROUPS, Estimate, jackknife_error
-from glide_jax.evaluation.metrics.frechet import frechet_distance_to, square_root_factor
+from glide_jax.evaluation.metrics.frechet import frechet_gradient, square_root_factor
 
 logger = logging.getLogger(__name__)
 
 COMPARED = ("network", "weights", "resize")
-"""Settings that must be equal for features to compare."""
+"""Settings that must be equal for features to compare, if both sides say them."""
+COMPARED_IF_ONE = ("px", "crop", "blur")
+"""Settings that must be equal, or set on neither side, if both say COMPARED."""
 
 _BUFFERED = 256
 """Rows of a group that wait for one rank-k update of its covariance."""
@@ -142,8 +144,9 @@ class RunningStatistics:
 def frechet(samples: RunningStatistics | Statistics, reference: Statistics) -> Estimate:
     """The Frechet distance of samples from a reference.
 
-    Its standard error is the jackknife's over groups of samples, for the given reference; None for
-    samples of which only the statistics are known. The distance itself is biased: it grows as there
+    Its standard error is the jackknife's over groups of samples, for the given reference; the
+    effect of a group on the covariance is taken to first order. It is None for samples of which
+    only the statistics are known. The distance itself is biased: it grows as there
     are fewer samples, so only distances of equally many samples compare.
 
     Raises:
@@ -153,15 +156,18 @@ def frechet(samples: RunningStatistics | Statistics, reference: Statistics) -> E
     if isinstance(samples, RunningStatistics):
         parts, samples = samples.without_each_group(), samples.statistics()
     require_comparable(samples, reference)
-    for name, statistics in (("samples", samples), ("reference", reference)):
+    for name, statistics in (("samples", samples), ("reference images", reference)):
         warn_of_few(name, statistics)
-    factor = square_root_factor(reference.sigma)
+    of_covariances, gradient = frechet_gradient(square_root_factor(reference.sigma), samples.sigma)
 
-    def distance(statistics: Statistics) -> float:
-        return frechet_distance_to(reference.mu, factor, statistics.mu, statistics.sigma)
+    def of_means(statistics: Statistics) -> float:
+        return float(np.square(reference.mu - statistics.mu).sum())
 
-    without = [distance(part) for part in parts]
-    return Estimate(distance(samples), jackknife_error(without) if without else None)
+    without = [
+        of_means(part) + float(np.vdot(gradient, part.sigma - samples.sigma)) for part in parts
+    ]
+    error = jackknife_error(without) if without else None
+    return Estimate(of_means(samples) + of_covariances, error)
 
 
 def require_comparable(a: Statistics, b: Statistics) -> None:
@@ -179,6 +185,13 @@ def require_comparable(a: Statistics, b: Statistics) -> None:
             raise UserError(
                 f"statistics do not compare: {name} is {_short(found[0])} in one and "
                 f"{_short(found[1])} in the other; compute both with the same {name}"
+            )
+    for name in () if unknown else COMPARED_IF_ONE:
+        values = [statistics.settings.get(name, "not set") for statistics in (a, b)]
+        if values[0] != values[1]:
+            raise UserError(
+                f"statistics do not compare: {name} is {values[0]} in one and {values[1]} in the "
+                f"other; prepare both with the same --{name}"
             )
     if a.mu.shape != b.mu.shape:
         raise UserError(

@@ -1,5 +1,6 @@
 """DINOv2's vision transformers without registers (arXiv 2304.07193): ViT-S/14, B/14 and L/14."""
 
+from functools import cache
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -66,14 +67,16 @@ class Dino(nnx.Module):
         )
         self.norm_out = LayerNorm(width, 1e-6)
 
-    def __call__(
-        self, pixels: Float[Array, "b h w 3"]
-    ) -> tuple[Float[Array, "b d"], Float[Array, "b l d"]]:
-        """Features of the class token, and of all patches, row by row.
+    def __call__(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "..."]]:
+        """Features of images.
 
         Args:
             pixels: in [0, 1], normalized by PIXEL_MEAN and PIXEL_STD; h and w are multiples of
                 PATCH_PX.
+
+        Returns:
+            `pool`: (b, d), of the class token.
+            `patches`: (b, l, d), of all patches, row by row.
         """
         patches = self.patches(pixels)  # b h/14 w/14 d
         height, width = patches.shape[1:3]
@@ -83,7 +86,7 @@ class Dino(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm_out(x)
-        return x[:, 0], x[:, 1:]
+        return {"pool": x[:, 0], "patches": x[:, 1:]}
 
     def positions(self, height: int, width: int) -> Float[Array, "1 l d"]:
         """Position embeddings of the class token and of a grid of patches, interpolated to it."""
@@ -113,6 +116,15 @@ def _interpolation(size: int, to: int) -> Float[np.ndarray, "to size"]:
     return matrix.astype(np.float32)
 
 
+@cache
 def dinov2(config: DinoConfig) -> Network[Dino]:
     """The network without parameters."""
     return Network(lambda rngs, platform: Dino(config, platform, rngs))
+
+
+RELEASED = {
+    "dinov2-vit-s-14": DinoConfig(384, 12, 6),
+    "dinov2-vit-b-14": DinoConfig(768, 12, 12),
+    "dinov2-vit-l-14": DinoConfig(1024, 24, 16),
+}
+"""Sizes by name."""

@@ -4,6 +4,8 @@ It scores images against captions, and its embeddings and text states condition 
 noised CLIP that guides GLIDE is in clip.py: its activation, biases and inputs differ.
 """
 
+from functools import cache
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -36,6 +38,10 @@ class OpenAIClip(nnx.Module):
         self.text = TextTower(config.text, config.embedding_width, dtype, platform, rngs)
         self.image = ImageTower(config.image, config.embedding_width, dtype, platform, rngs)
         self.logit_scale = nnx.Param(np.float32(np.log(1 / 0.07)))
+
+    def __call__(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
+        """Features of images for metrics: `pool`, as `encode_image`."""
+        return {"pool": self.encode_image(pixels)}
 
     def encode_text(self, tokens: Tokens) -> Float[Array, "b d"]:
         """Embeddings of captions, not normalized."""
@@ -129,6 +135,28 @@ def _param(rngs: nnx.Rngs, rows: int, width: int) -> nnx.Param:
     return nnx.Param(normal(rngs.params(), (rows, width), width**-0.5))
 
 
+@cache
 def openai_clip(config: ClipConfig) -> Network[OpenAIClip]:
     """The network without parameters."""
     return Network(lambda rngs, platform: OpenAIClip(config, platform, rngs))
+
+
+def vit(
+    patch_px: int, width: int, layers: int, text_width: int, embedding_width: int
+) -> ClipConfig:
+    """Sizes of a released CLIP for images of 224 px, with heads of 64 channels."""
+    return ClipConfig(
+        text=ClipTextConfig(49_408, 77, text_width, 12, text_width // 64),
+        image=ClipImageConfig(224, patch_px, width, layers, width // 64),
+        embedding_width=embedding_width,
+        steps=1,
+        dtype="float32",
+    )
+
+
+RELEASED = {
+    "clip-vit-b-32": vit(32, 768, 12, 512, 512),
+    "clip-vit-b-16": vit(16, 768, 12, 512, 512),
+    "clip-vit-l-14": vit(14, 1024, 24, 768, 768),
+}
+"""Sizes by name (table 20 of arXiv 2103.00020)."""

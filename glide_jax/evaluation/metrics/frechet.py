@@ -5,7 +5,7 @@ With the pooled features of the FID Inception it is the FID (arXiv 1706.08500).
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 Mean = Float[np.ndarray, "d"]
 Covariance = Float[np.ndarray, "d d"]
@@ -24,27 +24,47 @@ def frechet_distance(mu1: Mean, sigma1: Covariance, mu2: Mean, sigma2: Covarianc
         mu1, mu2: means.
         sigma1, sigma2: covariances, symmetric and positive semidefinite.
     """
-    return frechet_distance_to(mu1, square_root_factor(sigma1), mu2, sigma2)
+    factor = square_root_factor(sigma1)
+    values = scipy.linalg.eigvalsh(factor.T @ sigma2 @ factor, check_finite=False)
+    root = np.sqrt(values[_positive(values, len(mu1))]).sum()
+    traces = np.trace(sigma1) + np.trace(sigma2)
+    return float(np.square(mu1 - mu2).sum() + traces - 2 * root)
 
 
 def square_root_factor(sigma: Covariance) -> Float[np.ndarray, "d r"]:
     """A with sigma = A A^T, without the directions in which sigma is zero to rounding."""
     values, vectors = scipy.linalg.eigh(sigma, check_finite=False)
-    positive = values > values[-1] * len(sigma) * np.finfo(np.float64).eps
+    positive = _positive(values, len(sigma))
     return vectors[:, positive] * np.sqrt(values[positive])
 
 
-def frechet_distance_to(
-    mu1: Mean, factor1: Float[np.ndarray, "d r"], mu2: Mean, sigma2: Covariance
-) -> float:
-    """`frechet_distance` with the `square_root_factor` of sigma1, for many distances to one."""
-    product = factor1.T @ sigma2 @ factor1
-    values = scipy.linalg.eigvalsh(product, check_finite=False) if product.size else np.zeros(1)
-    # Rounding turns zeros into values of both signs, whose square roots would add up.
-    values = np.where(values > values[-1] * len(mu1) * np.finfo(np.float64).eps, values, 0)
-    mean = np.square(mu1 - mu2).sum()
-    traces = np.square(factor1).sum() + np.trace(sigma2)
-    return float(mean + traces - 2 * np.sqrt(values).sum())
+def frechet_gradient(
+    factor1: Float[np.ndarray, "d r"], sigma2: Covariance
+) -> tuple[float, Covariance]:
+    """The part of the distance that depends on the covariances, and its gradient.
+
+    Args:
+        factor1: `square_root_factor` of sigma1.
+        sigma2: covariance.
+
+    Returns:
+        tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), and its derivative with respect to sigma2:
+        I - B B^T, with B = A V W^(-1/4) for the eigenvalues W and eigenvectors V of A^T sigma2 A.
+    """
+    values, vectors = scipy.linalg.eigh(factor1.T @ sigma2 @ factor1, check_finite=False)
+    positive = _positive(values, len(sigma2))
+    root = factor1 @ vectors[:, positive] / values[positive] ** 0.25  # d r2
+    distance = np.square(factor1).sum() + np.trace(sigma2) - 2 * np.sqrt(values[positive]).sum()
+    return float(distance), np.eye(len(sigma2)) - root @ root.T
+
+
+def _positive(values: Float[np.ndarray, "r"], dimensions: int) -> Bool[np.ndarray, "r"]:
+    """Which ascending eigenvalues are not zero to rounding.
+
+    Rounding turns zeros into values of both signs, whose square roots would add up.
+    """
+    largest = values[-1] if len(values) else 0.0
+    return values > largest * dimensions * np.finfo(np.float64).eps
 
 
 def frechet_distance_k_diffusion(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:

@@ -1,0 +1,86 @@
+"""guided-diffusion's .npz files of images, read and written one image at a time."""
+
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from glide_jax.errors import UserError, first_line
+
+IMAGES_ARRAY = "arr_0"
+"""Name of the images: uint8 (n, h, w, 3)."""
+
+
+def read_npz(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The images of a file, one after the other.
+
+    Raises:
+        UserError: it is damaged, or holds no images.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES_ARRAY}.npy") as file:
+            count, shape = _shape(path, file)
+            size = math.prod(shape)
+            for index in range(count):
+                content = file.read(size)
+                if len(content) < size:
+                    raise UserError(f"{path} is truncated after {index:,} of {count:,} images")
+                yield np.frombuffer(content, np.uint8).reshape(shape)
+    except KeyError:
+        raise UserError(f"{path} has no images: it has no array {IMAGES_ARRAY}") from None
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a valid .npz file: {first_line(error)}") from None
+
+
+def _shape(path: Path, file: Any) -> tuple[int, tuple[int, ...]]:
+    """Number and shape of the images of an array. Raises UserError if they are no images."""
+    version = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran_order, dtype = read(file)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order:
+        raise UserError(
+            f"{path}: {IMAGES_ARRAY} is {dtype} of shape {shape}: images must be uint8 levels "
+            "0..255 of shape (n, h, w, 3)"
+        )
+    return shape[0], shape[1:]
+
+
+def write_npz(path: Path, images: Iterator[UInt8[np.ndarray, "h w 3"]], count: int) -> None:
+    """Writes images as guided-diffusion's evaluator reads them, one after the other.
+
+    Args:
+        path: ends in .npz.
+        images: of one size.
+        count: number of images.
+
+    Raises:
+        UserError: an image has another size.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    first = next(images)
+    try:
+        with (
+            zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive,
+            archive.open(f"{IMAGES_ARRAY}.npy", "w", force_zip64=True) as file,
+        ):
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(first.tobytes())
+            for number, image in enumerate(images, 1):
+                if image.shape != first.shape:
+                    raise UserError(
+                        f"image {number} has the shape {image.shape}, the first {first.shape}: an "
+                        ".npz file needs one size; give --px"
+                    )
+                file.write(image.tobytes())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

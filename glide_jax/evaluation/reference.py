@@ -1,0 +1,183 @@
+"""References of metrics: images or files of statistics, measured once and cached by content."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from glide_jax.errors import UserError
+from glide_jax.evaluation.features import FeatureExtractor
+from glide_jax.evaluation.image_sets import EvaluatedImage, ImageSet, Preparation, open_images
+from glide_jax.evaluation.npz_images import IMAGES_ARRAY
+from glide_jax.evaluation.statistics import RunningStatistics, Statistics
+from glide_jax.evaluation.statistics_files import (
+    SUFFIXES,
+    has_statistics,
+    read_statistics,
+    write_statistics,
+)
+from glide_jax.evaluation.suite import Measured, Need, measure
+from glide_jax.storage import expand_home, write_atomically
+
+VERSION = 1
+"""Of the cached files."""
+
+
+def cache_folder() -> Path:
+    """Folder of cached references; $XDG_CACHE_HOME/glide_jax/references, ~/.cache by default."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(expand_home(cache)) / "glide_jax" / "references"
+
+
+def open_reference(
+    words: Sequence[str | Path],
+    split: str,
+    preparation: Preparation,
+    n: int | None,
+    network: str,
+) -> tuple[ImageSet | None, Measured]:
+    """A reference from the command line.
+
+    Args:
+        words: a file of statistics, or images as of `open_images`.
+        split, preparation, n: as of `open_images`.
+        network: whose statistics are read from a file with those of several.
+
+    Returns:
+        Its images, if it has any, and the statistics that its file has.
+
+    Raises:
+        UserError: there is no such reference.
+    """
+    path = Path(expand_home(words[0])) if len(words) == 1 else None
+    if path is None or path.suffix not in SUFFIXES or not has_statistics(path):
+        return open_images(words, split, preparation, n), Measured()
+    spatial = None
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if "mu_s.npy" in names:
+            spatial = read_statistics(path, "spatial")
+        has_images = f"{IMAGES_ARRAY}.npy" in names
+    else:
+        has_images = False
+    images = open_images(words, split, preparation, n) if has_images else None
+    return images, Measured(read_statistics(path, network=network), spatial)
+
+
+def measured_reference(
+    images: ImageSet | None,
+    known: Measured,
+    extractor: FeatureExtractor,
+    wanted: set[Need],
+) -> Measured:
+    """The features of a reference, from its file of statistics, the cache or its images.
+
+    Args:
+        images: of the reference; None if there are only statistics.
+        known: the statistics of its file, which are taken as they are.
+        extractor: of the features.
+        wanted: what the metrics read.
+
+    Raises:
+        UserError: its images cannot be read.
+    """
+    missing = {need for need in wanted if getattr(known, need) is None}
+    if images is None or not missing:
+        return known
+    key = [VERSION, images.digest(), extractor.settings]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    path = cache_folder() / f"{digest[:32]}.npz"
+    found = _cached(path, extractor.settings)
+    if any(getattr(found, need) is None for need in missing):
+        found = measure(pixels_of(images), extractor, missing, images.preparation.settings)
+        _store(path, found)
+    else:
+        print(f"{images.name}: features from {path}")
+    return Measured(
+        **{
+            need: getattr(known, need) if getattr(known, need) is not None else getattr(found, need)
+            for need in ("statistics", "spatial", "features", "logits")
+        },
+        n=found.n,
+    )
+
+
+def pixels_of(images: ImageSet, total: int | None = None) -> Iterator[Any]:
+    """The pixels of all images, with a progress bar."""
+    return (image.pixels for image in with_progress(images, images.name, total))
+
+
+def with_progress(
+    images: Iterable[EvaluatedImage], name: str, total: int | None = None
+) -> Iterator[EvaluatedImage]:
+    """The images, with a bar of images per second and, if their number is known, the time left."""
+    yield from tqdm.tqdm(images, desc=name, unit=" images", total=total, leave=False, delay=2)
+
+
+def _cached(path: Path, settings: Mapping[str, str]) -> Measured:
+    """What is cached; nothing if the file is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception:  # NumPy raises many types for damaged files; it is computed again
+        return Measured()
+
+    def statistics(ending: str) -> Statistics | None:
+        if f"mu{ending}" not in arrays:
+            return None
+        mu, sigma = arrays[f"mu{ending}"], arrays[f"sigma{ending}"]
+        return Statistics(mu, sigma, int(arrays["n"]), dict(settings))
+
+    found = (statistics(""), statistics("_s"), arrays.get("features"), arrays.get("logits"))
+    return Measured(*found, n=int(arrays["n"]))
+
+
+def _store(path: Path, found: Measured) -> None:
+    arrays: dict[str, Any] = {"n": found.n}
+    for ending, statistics in (("", found.statistics), ("_s", found.spatial)):
+        if statistics is not None:
+            fixed = fixed_statistics(statistics)
+            arrays |= {f"mu{ending}": fixed.mu, f"sigma{ending}": fixed.sigma}
+    for name in ("features", "logits"):
+        if getattr(found, name) is not None:
+            arrays[name] = getattr(found, name)
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(unfinished, allow_pickle=False, **arrays)
+        unfinished.replace(path)
+    except OSError as error:  # a full disk costs only time
+        print(f"cannot cache {path}: {error.strerror}")
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def fixed_statistics(statistics: RunningStatistics | Statistics) -> Statistics:
+    """The statistics so far."""
+    return statistics.statistics() if isinstance(statistics, RunningStatistics) else statistics
+
+
+def save_statistics(path: Path, reference: Measured) -> None:
+    """Writes the statistics of a reference for later runs and other evaluators.
+
+    Raises:
+        UserError: it has none, or the file cannot be written.
+    """
+    if reference.statistics is None:
+        raise UserError(f"--save-statistics {path}: no metric of statistics was asked for")
+    found = {"pool": fixed_statistics(reference.statistics)}
+    if reference.spatial is not None:
+        found["spatial"] = fixed_statistics(reference.spatial)
+    write_statistics(path, found)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a complete JSON file, or none."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
