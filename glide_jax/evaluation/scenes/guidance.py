@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-
 from glide_jax.cli import parse_flags
-from glide_jax.diffusion.samplers import SAMPLERS
-from glide_jax.errors import UserError, exit_on_user_error, memory_advice
+from glide_jax.errors import exit_on_user_error, memory_advice
+from glide_jax.evaluation.guidance_scales import ScaleFlags, draw_curve
 from glide_jax.evaluation.metrics.image_quality import diversity
 from glide_jax.evaluation.scenes.flags import SCENES, CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
 from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
-from glide_jax.sampling.flags import LESS_MEMORY, SamplingFlags
+from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
 
@@ -27,7 +25,7 @@ SEEDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SamplingFlags, CaptionFlags):
+class Arguments(ScaleFlags, CaptionFlags):
     """Samples the same captions at several scales of classifier-free and of CLIP guidance.
 
     Prints the fraction of exact matches and the diversity at each scale.
@@ -37,12 +35,6 @@ class Arguments(SamplingFlags, CaptionFlags):
     """Folder with a base model and a CLIP, or the run folder of a base model alone."""
     n: Annotated[int, SCENES] = 128
     """Number of captions: of the first scenes of the split."""
-    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-    """Classifier-free guidance scales; 1 is none."""
-    clip_scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
-    """CLIP guidance scales, if there is a CLIP; 0 is none."""
-    clip_sampler: str = "ddpm"
-    """Sampler for CLIP guidance; docs/samplers.md says why ddpm."""
     out: Path | None = None
     """PNG file for a plot."""
 
@@ -66,36 +58,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     require_figure("--out", arguments.out)
     arguments.check()
-    if arguments.clip_sampler not in SAMPLERS:
-        raise UserError(
-            f"--clip-sampler {arguments.clip_sampler}: must be one of {', '.join(SAMPLERS)}"
-        )
-    settings = arguments.settings
-    for name, instead in (("guidance_scale", "scales"), ("clip_guidance_scale", "clip_scales")):
-        if settings.pop(name) is not None:
-            flags = (f"--{flag.replace('_', '-')}" for flag in (name, instead))
-            raise UserError("{}: give {} instead".format(*flags))
+    arguments.check_scales()
     use_all_cores(arguments.batch_size or min(arguments.n * SEEDS, MAX_BATCH))
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     require_scenes(glide.config("base"))
     captions = arguments.captions(closeup=has_closeups(glide.config("base").data))
-    common = {"seed": arguments.seed, "batch_size": arguments.batch_size, **settings}
+    common = {"seed": arguments.seed, "batch_size": arguments.batch_size, **arguments.settings}
 
-    sampler = glide.settings("base", **settings).sampler
-    print("classifier-free guidance\n   scale  exact match  diversity")
+    def curve(kind: str, by_scale: dict[float, dict[str, Any]]) -> list[Point]:
+        print(f"{kind} guidance\n   scale  exact match  diversity")
+        return [measure(glide, captions, at, **common | own) for at, own in by_scale.items()]
+
+    sampler = glide.settings("base", **arguments.settings).sampler
     curves = {
-        f"classifier-free guidance, {sampler}": [
-            measure(glide, captions, scale, **common, guidance_scale=scale)
-            for scale in arguments.scales
-        ]
+        f"classifier-free guidance, {sampler}": curve("classifier-free", arguments.by_scale())
     }
     if glide.has("clip"):
-        common |= {"guidance_scale": 1.0, "sampler": arguments.clip_sampler}
-        print("CLIP guidance\n   scale  exact match  diversity")
-        curves[f"CLIP guidance, {arguments.clip_sampler}"] = [
-            measure(glide, captions, scale, **common, clip_guidance_scale=scale)
-            for scale in arguments.clip_scales
-        ]
+        name = f"CLIP guidance, {arguments.clip_sampler}"
+        curves[name] = curve("CLIP", arguments.by_clip_scale())
     if arguments.out is not None:
         plot(curves, arguments.out)
         print(arguments.out)
@@ -123,18 +103,15 @@ def plot(curves: dict[str, list[Point]], out: Path) -> None:
     figure = new_figure(6.5, 4.5)
     axes = figure.add_subplot()
     for name, points in curves.items():
-        x = np.array([point.diversity for point in points])
-        y = 100 * np.array([point.exact_match for point in points])
-        axes.plot(x, y, marker="o", label=name)
-        for point, at in zip(points, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{point.scale:g}", at, textcoords="offset points", xytext=(5, 4))
+        x = [point.diversity for point in points]
+        y = [100 * point.exact_match for point in points]
+        draw_curve(axes, name, [point.scale for point in points], x, y)
     axes.set(
         xlabel="diversity: standard deviation over seeds (levels of 0..255)",
         ylabel="exact match (%)",
         ylim=(0, 102),
         title="Accuracy and diversity by guidance scale",
     )
-    axes.grid(alpha=0.3)
     axes.legend()
     save_figure(out, figure)
 
