@@ -159,6 +159,17 @@ def efficientnet():
     return load_extractor(batch_size=4, devices=jax.devices()[:1])
 
 
+@pytest.fixture(scope="session")
+def inception():
+    """FID's Inception with weights by rule, by name of the resizing: one compiled program.
+
+    2 images at a time on one device; `inception("torch")` is a feature extractor.
+    """
+    from helpers.rule_weights import inception_extractor
+
+    return inception_extractor
+
+
 def pytest_collection_modifyitems(items):
     """Slow tests first, then those that need the trained run.
 

@@ -120,7 +120,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_devices_share_a_batch(efficientnet):
-    params = {name: np.asarray(x) for name, x in efficientnet._params.items()}
+    params = {name: np.asarray(x) for name, x in efficientnet.params.items()}
     devices = jax.devices()[:2]
     sharded = FeatureExtractor("efficientnet-lite0", params, "", batch_size=3, devices=devices)
     assert sharded.batch_size == 4

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from glide_jax.models.attention import attend, attend_on_cpu, attend_on_gpu, attend_on_tpu
 from glide_jax.models.convolution import convolve
-from glide_jax.models.cpu_convolution import convolve_on_cpu
+from glide_jax.models.cpu_convolution import convolve_often_on_cpu, convolve_on_cpu
 from glide_jax.models.glide import glide_network
 from glide_jax.models.matmul import matmul_on_cpu
 from glide_jax.models.platform import ANY_PLATFORM, Platform
@@ -35,7 +35,11 @@ def test_gpus_of_before_take_xlas_implementations_and_cpus_their_matmuls(platfor
     if platform == "cpu":
         attention = attend if training else attend_on_cpu
         expected = replace(
-            expected, attend=attention, convolve=convolve_on_cpu, matmul=matmul_on_cpu
+            expected,
+            attend=attention,
+            convolve=convolve_on_cpu,
+            convolve_often=convolve_often_on_cpu,
+            matmul=matmul_on_cpu,
         )
     assert Platform.of(mesh_of(platform), batch, training=training) == expected
 

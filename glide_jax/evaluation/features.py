@@ -11,6 +11,7 @@ are the same: `FeatureExtractor.settings`.
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from glide_jax.evaluation.feature_networks import (
     packaged_weights,
     read_params,
 )
-from glide_jax.evaluation.resizing import axis_weights, jitted_resize, normalize
+from glide_jax.evaluation.resizing import axis_weights, network_input
 from glide_jax.hub import local_file
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import batch_sharding, local_mesh, replicated
 from glide_jax.sampling.user_images import as_image
+from glide_jax.shapes import Params
 
 Features = dict[str, Float[np.ndarray, "n d"]]
 """Features of images by output of the network."""
@@ -39,6 +41,8 @@ Images = UInt8[np.ndarray, "n h w 3"]
 
 MAX_CANVAS_PX = 2**25
 """Pixels that are resized at once: float32 levels of 400 MB."""
+MAX_PER_CPU = 4
+"""Images per call of a CPU device: the activations of more leave its caches."""
 CANVAS_STEP_PX = 128
 """Images of different sizes are padded to multiples of this, for few compiled programs."""
 
@@ -51,7 +55,8 @@ class FeatureExtractor:
         params: by our names.
         weights: sha256 of their file.
         resize: a key of the network's `resizing`; "" is its default.
-        batch_size: images per call, rounded up to a multiple of the number of devices.
+        batch_size: most images per call, rounded up to a multiple of the number of devices. CPUs
+            take fewer, MAX_PER_CPU for each device.
         devices: all local ones unless given.
 
     Raises:
@@ -61,7 +66,7 @@ class FeatureExtractor:
     def __init__(
         self,
         network: str,
-        params: Mapping[str, np.ndarray],
+        params: Mapping[str, np.ndarray | jax.Array],
         weights: str,
         resize: str = "",
         batch_size: int = 32,
@@ -75,10 +80,13 @@ class FeatureExtractor:
         mesh = local_mesh(given=devices)
         self._batch, self._everywhere = batch_sharding(mesh), replicated(mesh)
         self._devices = mesh.size
-        self.batch_size = -(-max(batch_size, 1) // mesh.size) * mesh.size
+        per_device = max(-(-batch_size // mesh.size), 1)
+        if mesh.devices.flat[0].platform == "cpu":
+            per_device = min(per_device, MAX_PER_CPU)
+        self.batch_size = per_device * mesh.size
         self.params = jax.device_put(dict(params), self._everywhere)
         platform = Platform.of(mesh, self._batch, training=False)
-        self._features = jax.jit(self._forward(spec.network(), platform))
+        self._features = _program(spec.network(), platform, self.outputs)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -122,15 +130,6 @@ class FeatureExtractor:
         if not first:
             raise UserError("no images: there is nothing to compute features of")
 
-    def _forward(self, network: Network[Any], platform: Platform) -> Callable[..., Any]:
-        def forward(params: Any, x: jax.Array) -> dict[str, jax.Array]:
-            # Accelerators would round the factors of products to fewer bits.
-            with jax.default_matmul_precision("highest"):
-                found = network.bind(params, platform)(normalize(x, self._preprocessing))
-            return {name: found[name] for name in self.outputs}
-
-        return forward
-
     def _regrouped(self, batches: Iterable[Any]) -> Iterator[list[np.ndarray]]:
         """`batch_size` images at a time; fewer at the end."""
         group: list[np.ndarray] = []
@@ -157,7 +156,7 @@ class FeatureExtractor:
         return self._features(self.params, jax.device_put(x, self._batch))
 
     def _resized(self, images: list[np.ndarray]) -> jax.Array:
-        """Levels of images as (b, side, side, 3) on the devices."""
+        """The network's input (b, side, side, 3), on the devices."""
         weights = self._preprocessing.resize.weights
         sizes = [image.shape[:2] for image in images]
         if len(set(sizes)) == 1:
@@ -169,12 +168,13 @@ class FeatureExtractor:
                 place[: image.shape[0], : image.shape[1]] = image
         x = jax.device_put(canvas, self._batch)
         if weights is None:
-            return x.astype(jnp.float32)
+            return network_input(x, None, None, self._preprocessing)
         placed = self._everywhere if len(distinct) == 1 else self._batch
         side, (_, h, w, _) = self._side, canvas.shape
         rows = np.stack([axis_weights(weights, y, side, h) for y, _ in distinct])
         columns = np.stack([axis_weights(weights, x, side, w) for _, x in distinct])
-        return jitted_resize(x, *jax.device_put((rows, columns), placed))
+        axes = jax.device_put((rows, columns), placed)
+        return network_input(x, *axes, self._preprocessing)
 
     def _finish(self, outputs: dict[str, jax.Array], first: int, count: int) -> Features:
         """Features on the host, without the padding of a batch."""
@@ -236,3 +236,18 @@ def _levels(images: Any, first: int) -> UInt8[np.ndarray, "n h w 3"]:
     if not shape[0]:
         return np.zeros((0, 1, 1, 3), np.uint8)
     return np.stack([as_image(image, f"image {first + i}") for i, image in enumerate(images)])
+
+
+@cache
+def _program(
+    network: Network[Any], platform: Platform, outputs: tuple[str, ...]
+) -> Callable[..., dict[str, jax.Array]]:
+    """Features of `(params, input)`, compiled once for all resizings."""
+
+    def forward(params: Params, x: jax.Array) -> dict[str, jax.Array]:
+        # Accelerators would round the factors of products to fewer bits.
+        with jax.default_matmul_precision("highest"):
+            found = network.bind(params, platform)(x)
+        return {name: found[name] for name in outputs}
+
+    return jax.jit(forward)

@@ -6,7 +6,7 @@ on the host; the device multiplies whole batches by them. `Preprocessing` adds t
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -111,32 +111,41 @@ def axis_weights(
 
 
 def resize_squares(
-    images: UInt8[Array, "b h w 3"],
+    x: Float32[Array, "b h w 3"],
     rows: Float32[Array, "k side h"],
     columns: Float32[Array, "k side w"],
 ) -> Float32[Array, "b side side 3"]:
     """Multiplies both axes of images by weights, on the device.
 
     Args:
-        images: 8-bit levels.
+        x: levels.
         rows, columns: weights of the axes: of all images (k = 1) or of each (k = b).
     """
-    b, h, w, c = images.shape
-    x = images.astype(jnp.float32).reshape(b, h, w * c)
-    x = jnp.matmul(rows, x, precision="highest")  # b side (w c)
+    b, h, w, c = x.shape
+    x = jnp.matmul(rows, x.reshape(b, h, w * c), precision="highest")  # b side (w c)
     side = x.shape[1]
     x = x.reshape(b, side, w, c).swapaxes(1, 2).reshape(b, w, side * c)
     x = jnp.matmul(columns, x, precision="highest")  # b side2 (side c)
     return x.reshape(b, side, side, c).swapaxes(1, 2)
 
 
-def normalize(
-    x: Float32[Array, "b side side 3"], preprocessing: Preprocessing
+@partial(jax.jit, static_argnums=3)
+def network_input(
+    images: UInt8[Array, "b h w 3"] | Float32[Array, "b side side 3"],
+    rows: Float32[Array, "k side h"] | None,
+    columns: Float32[Array, "k side w"] | None,
+    preprocessing: Preprocessing,
 ) -> Float32[Array, "b side side 3"]:
-    """Resized levels as a network's input."""
+    """Resizes and normalizes images, on the device.
+
+    Args:
+        images: 8-bit levels, or levels that `on_host` has resized.
+        rows, columns: as for `resize_squares`; None if the images have the network's size.
+        preprocessing: of the network.
+    """
+    x = images.astype(jnp.float32)
+    if rows is not None and columns is not None:
+        x = resize_squares(x, rows, columns)
     if preprocessing.resize.clip:
         x = jnp.clip(x, 0, 255)
     return (x - jnp.asarray(preprocessing.mean)) / jnp.asarray(preprocessing.std)
-
-
-jitted_resize = jax.jit(resize_squares)

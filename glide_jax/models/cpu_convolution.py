@@ -21,24 +21,34 @@ MIN_CHANNELS = 64
 """Fewest input and output channels for which the matmuls are faster."""
 MIN_PRODUCTS = 2**30
 """Fewest multiplications of a convolution for which `winograd` is worth its time of compilation."""
+MIN_PRODUCTS_OFTEN = 2**28
+"""The same for networks that are compiled once for many calls."""
 Algorithm = Callable[[jax.Array, jax.Array], jax.Array]
 """`(x, kernel) -> out`: (b, h, w, c) and (3, 3, c, c2) to (b, h, w, c2)."""
 
 
 def convolve_on_cpu(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "size size c c2"], bias: Float[Array, "c2"]
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "size size c c2"],
+    bias: Float[Array, "c2"],
+    min_products: int | None = None,
 ) -> Float[Array, "b h w c2"]:
     """`convolve` by the fastest algorithm for the shapes and the type."""
     if kernel.shape[:2] == (1, 1):
         return add_bias(matmul_on_cpu(x, kernel[0, 0]), bias)
-    algorithm = fastest_algorithm(x, kernel)
+    algorithm = fastest_algorithm(x, kernel, min_products)
     if algorithm is None:
         return convolve(x, kernel, bias)
     return add_bias(_by(algorithm, x, kernel), bias)
 
 
+convolve_often_on_cpu = partial(convolve_on_cpu, min_products=MIN_PRODUCTS_OFTEN)
+
+
 def fastest_algorithm(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "size size c c2"]
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "size size c c2"],
+    min_products: int | None = None,
 ) -> Algorithm | None:
     """The algorithm that is faster than XLA's convolution, if any."""
     b, h, w, c = x.shape
@@ -46,8 +56,10 @@ def fastest_algorithm(
     if size != 3 or min(c, c2) < MIN_CHANNELS or x.dtype not in (jnp.float32, jnp.bfloat16):
         return None
     # For fewer tiles, transforming the kernel takes as long as is saved.
-    many_tiles = h % 2 == w % 2 == 0 and b * h * w // 4 >= c // 8
-    if many_tiles and b * h * w * kernel.size >= MIN_PRODUCTS:
+    many_tiles = b * h * w // 4 >= c // 8
+    unpadded = h % 2 == w % 2 == 0 or x.dtype == jnp.float32  # bfloat16 has `by_rows` for the rest
+    least = MIN_PRODUCTS if min_products is None else min_products
+    if unpadded and many_tiles and b * h * w * kernel.size >= least:
         return winograd
     return by_rows if x.dtype == jnp.bfloat16 else None
 
@@ -106,12 +118,11 @@ def winograd(
     The products are matmuls over the channels, one for each of the 16 places, of all tiles. Their
     factors are rounded to the input's type, which in bfloat16 adds to a network's rounding error.
 
-    Args:
-        x: of even height and width.
-        kernel: weights.
+    An odd height or width is padded to an even one, and the output cropped.
     """
-    (b, h, w, c), dtype = x.shape, x.dtype
-    padded = _pad(x.astype(jnp.float32))  # b h+2 w+2 c
+    (b, height, width, c), dtype = x.shape, x.dtype
+    h, w = height + height % 2, width + width % 2
+    padded = _pad(x.astype(jnp.float32), h - height, w - width)  # b h+2 w+2 c
     products = []  # by row and column of a tile: (n, c2) each
     kernels = _matmul(jnp.asarray(KERNEL_TRANSFORM, dtype), kernel.reshape(9, -1))
     kernels = kernels.astype(dtype).reshape(4, 4, c, -1)
@@ -127,7 +138,8 @@ def winograd(
     columns = [_outputs(column) for column in rows]  # by column and row
     tiles = _materialize([[columns[j][i].astype(dtype) for j in range(2)] for i in range(2)])
     out = jnp.stack([jnp.stack(row, 1) for row in tiles], 1)  # n 2 2 c2
-    return out.reshape(b, h // 2, w // 2, 2, 2, -1).swapaxes(2, 3).reshape(b, h, w, -1)
+    out = out.reshape(b, h // 2, w // 2, 2, 2, -1).swapaxes(2, 3).reshape(b, h, w, -1)
+    return out[:, :height, :width]
 
 
 _G = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.float32) / 2
@@ -151,6 +163,6 @@ def _outputs(m: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
 
 
-def _pad(x: jax.Array) -> jax.Array:
-    """`x` with a margin of one pixel of zeros."""
-    return _materialize(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+def _pad(x: jax.Array, bottom: int = 0, right: int = 0) -> jax.Array:
+    """`x` with a margin of one pixel of zeros, or more at the end."""
+    return _materialize(jnp.pad(x, ((0, 0), (1, 1 + bottom), (1, 1 + right), (0, 0))))

@@ -53,7 +53,7 @@ class InvertedResidual(nnx.Module):
         rngs: nnx.Rngs,
         platform: Platform,
     ) -> None:
-        conv = partial(NormalizedConv, rngs=rngs, convolve=platform.convolve)
+        conv = partial(NormalizedConv, rngs=rngs, convolve=platform.convolve_often)
         hidden = expansion * c_in
         self.expand = conv(c_in, hidden, 1) if expansion > 1 else None
         self.depthwise = conv(hidden, hidden, size, stride=stride, groups=hidden)
@@ -71,7 +71,7 @@ class EfficientNetLite0(nnx.Module):
     """The classifier and the features before it."""
 
     def __init__(self, rngs: nnx.Rngs, platform: Platform) -> None:
-        conv = partial(NormalizedConv, rngs=rngs, convolve=platform.convolve)
+        conv = partial(NormalizedConv, rngs=rngs, convolve=platform.convolve_often)
         self.stem = conv(3, STEM_CHANNELS, 3, stride=2)
         blocks, c = [], STEM_CHANNELS
         for count, size, stride, expansion, c_out in STAGES:

@@ -32,16 +32,27 @@ class ReluConv(NormalizedConv):
         return jax.nn.relu(super().__call__(x))
 
 
+class PooledConv(NormalizedConv):
+    """A 1x1 convolution of the means of 3 x 3 px, with ReLU.
+
+    The means are taken of the convolution's output, which has fewer channels: they are the same.
+    """
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
+        """The activations."""
+        return jax.nn.relu(average_pool(super().__call__(x)))
+
+
 class InceptionA(nnx.Module):
     """35 x 35 px: 1x1, 5x5 and two 3x3 convolutions."""
 
     def __init__(self, c: int, pool: int, rngs: nnx.Rngs, platform: Platform) -> None:
-        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve)
+        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve_often)
         self.branch1x1 = conv(c, 64, 1)
         self.branch5x5_1, self.branch5x5_2 = conv(c, 48, 1), conv(48, 64, 5)
         self.branch3x3dbl_1 = conv(c, 64, 1)
         self.branch3x3dbl_2, self.branch3x3dbl_3 = conv(64, 96, 3), conv(96, 96, 3)
-        self.branch_pool = conv(c, pool, 1)
+        self.branch_pool = PooledConv(c, pool, 1, rngs, convolve=platform.convolve_often)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
         """The branches' outputs, side by side."""
@@ -49,7 +60,7 @@ class InceptionA(nnx.Module):
             self.branch1x1(x),
             self.branch5x5_2(self.branch5x5_1(x)),
             self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            self.branch_pool(average_pool(x)),
+            self.branch_pool(x),
         )
         return jnp.concatenate(branches, -1)
 
@@ -58,7 +69,7 @@ class ReductionA(nnx.Module):
     """From 35 x 35 to 17 x 17 px."""
 
     def __init__(self, c: int, rngs: nnx.Rngs, platform: Platform) -> None:
-        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve)
+        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve_often)
         self.branch3x3 = conv(c, 384, 3, stride=2, padding="VALID")
         self.branch3x3dbl_1, self.branch3x3dbl_2 = conv(c, 64, 1), conv(64, 96, 3)
         self.branch3x3dbl_3 = conv(96, 96, 3, stride=2, padding="VALID")
@@ -73,7 +84,7 @@ class InceptionC(nnx.Module):
     """17 x 17 px: 1x1, one and two 7x7 convolutions, each as (1, 7) and (7, 1)."""
 
     def __init__(self, c7: int, rngs: nnx.Rngs, platform: Platform) -> None:
-        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve)
+        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve_often)
         c = 768
         self.branch1x1 = conv(c, 192, 1)
         self.branch7x7_1, self.branch7x7_2 = conv(c, c7, 1), conv(c7, c7, (1, 7))
@@ -81,7 +92,7 @@ class InceptionC(nnx.Module):
         self.branch7x7dbl_1, self.branch7x7dbl_2 = conv(c, c7, 1), conv(c7, c7, (7, 1))
         self.branch7x7dbl_3, self.branch7x7dbl_4 = conv(c7, c7, (1, 7)), conv(c7, c7, (7, 1))
         self.branch7x7dbl_5 = conv(c7, 192, (1, 7))
-        self.branch_pool = conv(c, 192, 1)
+        self.branch_pool = PooledConv(c, 192, 1, rngs, convolve=platform.convolve_often)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Array, Array]:
         """The branches' outputs, side by side, and that of the first alone."""
@@ -91,7 +102,7 @@ class InceptionC(nnx.Module):
             single,
             self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
             self.branch7x7dbl_5(self.branch7x7dbl_4(double)),
-            self.branch_pool(average_pool(x)),
+            self.branch_pool(x),
         )
         return jnp.concatenate(branches, -1), single
 
@@ -100,7 +111,7 @@ class ReductionC(nnx.Module):
     """From 17 x 17 to 8 x 8 px."""
 
     def __init__(self, c: int, rngs: nnx.Rngs, platform: Platform) -> None:
-        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve)
+        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve_often)
         self.branch3x3_1 = conv(c, 192, 1)
         self.branch3x3_2 = conv(192, 320, 3, stride=2, padding="VALID")
         self.branch7x7x3_1, self.branch7x7x3_2 = conv(c, 192, 1), conv(192, 192, (1, 7))
@@ -125,14 +136,18 @@ class InceptionE(nnx.Module):
     """
 
     def __init__(self, c: int, max_pool: bool, rngs: nnx.Rngs, platform: Platform) -> None:
-        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve)
+        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve_often)
         self.branch1x1 = conv(c, 320, 1)
         self.branch3x3_1 = conv(c, 384, 1)
         self.branch3x3_2a, self.branch3x3_2b = conv(384, 384, (1, 3)), conv(384, 384, (3, 1))
         self.branch3x3dbl_1, self.branch3x3dbl_2 = conv(c, 448, 1), conv(448, 384, 3)
         self.branch3x3dbl_3a, self.branch3x3dbl_3b = conv(384, 384, (1, 3)), conv(384, 384, (3, 1))
-        self.branch_pool = conv(c, 192, 1)
-        self.pool = max_pool_3x3 if max_pool else average_pool
+        self.branch_pool = (
+            conv(c, 192, 1)
+            if max_pool
+            else PooledConv(c, 192, 1, rngs, convolve=platform.convolve_often)
+        )
+        self.max_pool = max_pool
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
         """The branches' outputs, side by side."""
@@ -144,7 +159,7 @@ class InceptionE(nnx.Module):
             self.branch3x3_2b(single),
             self.branch3x3dbl_3a(double),
             self.branch3x3dbl_3b(double),
-            self.branch_pool(self.pool(x)),
+            self.branch_pool(max_pool(x) if self.max_pool else x),
         )
         return jnp.concatenate(branches, -1)
 
@@ -153,7 +168,7 @@ class Inception(nnx.Module):
     """The FID Inception network."""
 
     def __init__(self, rngs: nnx.Rngs, platform: Platform) -> None:
-        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve)
+        conv = partial(ReluConv, rngs=rngs, convolve=platform.convolve_often)
         at: Any = {"rngs": rngs, "platform": platform}
         self.conv_1a = conv(3, 32, 3, stride=2, padding="VALID")
         self.conv_2a = conv(32, 32, 3, padding="VALID")
@@ -211,7 +226,7 @@ def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
-def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Maxima of 3 x 3 px."""
     return nnx.max_pool(x, (3, 3), (1, 1), "SAME")
 

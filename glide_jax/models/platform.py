@@ -24,7 +24,7 @@ from glide_jax.models.attention import (
     has_cudnn_attention,
 )
 from glide_jax.models.convolution import Convolve, convolve
-from glide_jax.models.cpu_convolution import convolve_on_cpu
+from glide_jax.models.cpu_convolution import convolve_often_on_cpu, convolve_on_cpu
 from glide_jax.models.matmul import Matmul, matmul, matmul_on_cpu
 from glide_jax.models.placement import row_major
 from glide_jax.models.resampling import RepeatX2, repeat_x2, repeat_x2_by_padding
@@ -43,6 +43,8 @@ class Platform:
     """Sharding of activations (b, ...); None leaves it to the compiler."""
     attend: Attend = attend
     convolve: Convolve = convolve
+    convolve_often: Convolve = convolve
+    """`convolve` for networks that are compiled once for many calls."""
     matmul: Matmul = matmul
     repeat_x2: RepeatX2 = repeat_x2
     row_major: Callable[[jax.Array], jax.Array] = any_layout
@@ -91,7 +93,7 @@ ANY_PLATFORM = Platform()
 
 def _cpu(device: jax.Device, batch: NamedSharding | None, training: bool) -> Platform:
     attention = attend if training else attend_on_cpu
-    return Platform(batch, attention, convolve_on_cpu, matmul_on_cpu)
+    return Platform(batch, attention, convolve_on_cpu, convolve_often_on_cpu, matmul_on_cpu)
 
 
 def _tpu(device: jax.Device, batch: NamedSharding | None, training: bool) -> Platform:
