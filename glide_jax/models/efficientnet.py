@@ -56,7 +56,7 @@ class InvertedResidual(nnx.Module):
         conv = partial(NormalizedConv, rngs=rngs, convolve=platform.convolve_often)
         hidden = expansion * c_in
         self.expand = conv(c_in, hidden, 1) if expansion > 1 else None
-        self.depthwise = conv(hidden, hidden, size, stride=stride, groups=hidden)
+        self.depthwise = conv(hidden, hidden, size, stride=stride, depthwise=True)
         self.project = conv(hidden, c_out, 1)
         self.residual = stride == 1 and c_in == c_out
 
