@@ -1,4 +1,4 @@
-"""PyTorch's files of tensors, read and written without PyTorch.
+"""PyTorch's files of tensors, read without PyTorch.
 
 There are three kinds: zip archives of torch.save (.pt, .pth, .bin), its files before PyTorch 1.6,
 and TorchScript archives. In all of them a pickle describes the tensors as strided views of
@@ -8,7 +8,6 @@ storages, and the storages' numbers lie beside it.
 import collections
 import io
 import math
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,8 +18,13 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from glide_jax.errors import UserError
-from glide_jax.pretrained.pickles import RestrictedUnpickler, require_small_memo
+from glide_jax.errors import UserError, shown
+from glide_jax.pretrained.pickles import (
+    Globals,
+    RestrictedUnpickler,
+    Unbuilt,
+    require_plain_keys,
+)
 
 STORAGES = {
     "FloatStorage": np.dtype("<f4"),
@@ -39,6 +43,13 @@ STORAGES = {
 NESTED = ("state_dict", "model")
 """Entries of a training checkpoint that hold its tensors."""
 
+MAX_DIMENSIONS = 64
+"""Of NumPy's arrays."""
+MAX_PREFIX_CHARS = 500
+"""Of the names of modules in modules, which could fill the memory."""
+MAX_PICKLE_BYTES = 2**24
+"""Of the pickle that describes the tensors: enough for 100,000. Its objects take more memory."""
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
@@ -51,7 +62,7 @@ class Storage(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """A tensor: a strided view of a storage."""
 
@@ -59,12 +70,6 @@ class View:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        numbers = (self.offset, *self.shape, *self.strides)
-        plain = isinstance(self.storage, Storage) and len(self.shape) == len(self.strides)
-        if not plain or not all(type(x) is int and x >= 0 for x in numbers):
-            raise UserError("a tensor is not as PyTorch writes it")
 
     @property
     def size(self) -> int:
@@ -85,18 +90,54 @@ class View:
         return inside and self.size <= self.storage.size
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:
-    """torch._utils._rebuild_tensor_v2; the rest are hooks and whether it has a gradient."""
-    return View(storage, offset, tuple(shape), tuple(strides))
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _requires_grad: Any = False,
+    _hooks: Any = None,
+    flags: Any = None,
+) -> View:
+    """torch._utils._rebuild_tensor_v2, and _rebuild_tensor of PyTorch before 0.4."""
+    plain = type(storage) is Storage and type(shape) is tuple and type(strides) is tuple
+    if not (plain and len(shape) == len(strides) <= MAX_DIMENSIONS) or not all(
+        type(x) is int and 0 <= x < 2**63 for x in (offset, *shape, *strides)
+    ):
+        raise UserError("a tensor is not as PyTorch writes it")
+    if flags:
+        raise UserError("a tensor is negated or conjugated lazily, which is not supported")
+    return View(storage, offset, shape, strides)
 
 
-def _parameter(tensor: Any, *_: Any) -> Any:
-    """torch._utils._rebuild_parameter."""
-    return tensor
+def _first(value: Any, *_: Any) -> Any:
+    """A parameter's tensor, or a list of TorchScript, without what is said of it."""
+    return value
 
 
-class _Module:
+def _ordered_dict(items: Any = None) -> dict[Any, Any]:
+    """collections.OrderedDict, to which Python 2 gives a list of its items."""
+    found = {}
+    # Moved, not copied: a pickle can give one list many times.
+    for key, value in items or ():
+        require_plain_keys([key])
+        found[key] = value
+    if items:
+        items.clear()
+    return found
+
+
+class _Module(Unbuilt):
     """A module of TorchScript: its attributes."""
+
+    attributes: Mapping[str, Any] = {}
+
+    def build(self, state: Any) -> "_Module":
+        """The module with its attributes."""
+        if type(state) is not dict:
+            raise UserError(f"the state of a module is a {type(state).__name__}, not a dict")
+        self.attributes = state
+        return self
 
 
 class _Names(dict):
@@ -112,22 +153,34 @@ class _Names(dict):
 
 KNOWN = _Names(
     {
-        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("collections", "OrderedDict"): _ordered_dict,
+        ("torch._utils", "_rebuild_tensor"): _tensor,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-        ("torch._utils", "_rebuild_parameter"): _parameter,
-        **{("torch", name): dtype for name, dtype in STORAGES.items()},
+        ("torch._utils", "_rebuild_parameter"): _first,
+        **{("torch", name): name for name in STORAGES},
+        **{
+            ("torch.jit._pickle", name): _first
+            for name in (
+                "build_boollist",
+                "build_doublelist",
+                "build_intlist",
+                "build_tensorlist",
+                "restore_type_tag",
+            )
+        },
     }
 )
 
 
 def _storage(pid: Any) -> Storage:
-    """The storage of a persistent id: ("storage", type, key, device, size, ...)."""
-    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
+    """The storage of a persistent id: ("storage", type, key, device, size, view)."""
+    if not (type(pid) is tuple and len(pid) in (5, 6) and pid[0] == "storage"):
         raise UserError("a storage is not as PyTorch writes it")
-    _, dtype, key, _, size, *_ = pid
-    if not (isinstance(dtype, np.dtype) and isinstance(key, str) and type(size) is int):
+    _, kind, key, _, size, *view = pid
+    plain = type(kind) is str and kind in STORAGES and type(key) is str
+    if not plain or type(size) is not int or not 0 <= size < 2**63 or view not in ([], [None]):
         raise UserError("a storage is not as PyTorch writes it")
-    return Storage(key, dtype, size)
+    return Storage(key, STORAGES[kind], size)
 
 
 def read_torch(path: Path, check: Callable[[int], None]) -> dict[str, np.ndarray]:
@@ -163,6 +216,8 @@ def _read_zip(path: Path, check: Callable[[int], None]) -> dict[str, np.ndarray]
             raise ValueError("it is compressed")
         if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
             raise UserError("its numbers are big-endian")
+        if members[pickles[0]].file_size > MAX_PICKLE_BYTES:
+            raise UserError(f"its {pickles[0]} is larger than {MAX_PICKLE_BYTES / 1e6:.0f} MB")
         views = _views(io.BytesIO(archive.read(pickles[0])), check)
 
         def numbers(storage: Storage) -> np.ndarray:
@@ -190,21 +245,26 @@ def _read_legacy(path: Path, check: Callable[[int], None]) -> dict[str, np.ndarr
             (size,) = struct.unpack("<q", file.read(8))
             storage = declared.get(key)
             if storage is None or storage.size != size:
-                raise ValueError(f"storage {key} is not as declared")
-            content = file.read(size * storage.dtype.itemsize)
-            found[key] = np.frombuffer(content, storage.dtype, size)
+                raise ValueError(f"storage {shown(key)} is not as declared")
+            n_bytes = size * storage.dtype.itemsize
+            if n_bytes > path.stat().st_size - file.tell():
+                raise ValueError(f"storage {shown(key)} has {n_bytes:,} bytes, more than the file")
+            found[key] = np.frombuffer(file.read(n_bytes), storage.dtype, size)
         return _tensors(views, lambda storage: found[storage.key])
 
 
-def _load(file: Any) -> Any:
-    require_small_memo(file)
-    return RestrictedUnpickler(file, {}).load()
+def _load(file: Any, known: Globals | None = None, storage: Callable | None = None) -> Any:
+    """The object of a pickle, at whose end the file is then."""
+    start = file.tell()
+    content = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+    found = RestrictedUnpickler(content, {} if known is None else known, storage).load()
+    file.seek(start + content.tell())
+    return found
 
 
 def _views(file: Any, check: Callable[[int], None]) -> dict[str, View]:
     """The tensors of a pickle by name, checked against the storages that they declare."""
-    require_small_memo(file)
-    root = RestrictedUnpickler(file, KNOWN, _storage).load()
+    root = _load(file, KNOWN, _storage)
     if isinstance(root, View):
         raise UserError("it contains one Tensor, not tensors by name")
     if isinstance(root, dict):
@@ -213,14 +273,16 @@ def _views(file: Any, check: Callable[[int], None]) -> dict[str, View]:
     else:
         views = dict(_attributes(root))
     for name, view in views.items():
+        if not isinstance(name, str):
+            raise UserError(f"it must contain tensors by name, but one is named {shown(name)}")
         if not isinstance(view, View):
             raise UserError(
-                f"it must contain only tensors, but {name!r} is of type {type(view).__name__}"
+                f"it must contain only tensors, but {shown(name)} is of type {type(view).__name__}"
             )
         if not view.fits():
-            raise UserError(f"{name} has more numbers than the file holds")
+            raise UserError(f"{shown(name)} has more numbers than the file holds")
     check(sum(view.size for view in views.values()))
-    return {str(name): view for name, view in views.items()}
+    return views
 
 
 def _attributes(root: Any) -> list[tuple[str, View]]:
@@ -231,8 +293,10 @@ def _attributes(root: Any) -> list[tuple[str, View]]:
         prefix, module = waiting.pop()
         if id(module) in seen:
             continue
+        if len(prefix) > MAX_PREFIX_CHARS:
+            raise UserError(f"it contains a module of the name {shown(prefix)}")
         seen.add(id(module))
-        for name, value in vars(module).items() if isinstance(module, _Module) else ():
+        for name, value in module.attributes.items() if isinstance(module, _Module) else ():
             if isinstance(value, View):
                 found.append((f"{prefix}{name}", value))
             elif isinstance(value, _Module):
@@ -257,58 +321,3 @@ def _tensors(
         for name in names:
             tensors[name] = np.ascontiguousarray(views[name].of(whole)).reshape(views[name].shape)
     return {name: tensors[name] for name in views}
-
-
-def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes tensors by name as torch.save does, readable with weights_only=True.
-
-    Args:
-        path: of the file.
-        tensors: of a type in STORAGES.
-
-    Raises:
-        UserError: a tensor is of another type.
-    """
-    storages = {dtype: name for name, dtype in STORAGES.items()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        entries = []
-        for key, (name, tensor) in enumerate(tensors.items()):
-            if tensor.dtype not in storages:
-                raise UserError(f"{name} is of type {tensor.dtype}, which .pt files do not have")
-            entries.append(_text(name) + _pickled_tensor(str(key), tensor, storages[tensor.dtype]))
-        root = b"\x80\x02" + b"}(" + b"".join(entries) + b"u."
-        archive.writestr("archive/data.pkl", root)
-        archive.writestr("archive/byteorder", b"little")
-        for key, tensor in enumerate(tensors.values()):
-            archive.writestr(f"archive/data/{key}", np.ascontiguousarray(tensor).tobytes())
-        archive.writestr("archive/version", b"3\n")
-
-
-def _pickled_tensor(key: str, tensor: np.ndarray, storage: str) -> bytes:
-    """The opcodes of torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, {})."""
-    strides = [math.prod(tensor.shape[i + 1 :]) for i in range(tensor.ndim)]
-    pid = _text("storage") + _name("torch", storage) + _text(key) + _text("cpu")
-    return (
-        _name("torch._utils", "_rebuild_tensor_v2")
-        + b"(("
-        + (pid + _integer(tensor.size) + b"tQ")
-        + _integer(0)
-        + (b"(" + b"".join(map(_integer, tensor.shape)) + b"t")
-        + (b"(" + b"".join(map(_integer, strides)) + b"t")
-        + b"\x89"
-        + (_name("collections", "OrderedDict") + b")R")
-        + b"tR"
-    )
-
-
-def _name(module: str, name: str) -> bytes:
-    return f"c{module}\n{name}\n".encode()
-
-
-def _text(text: str) -> bytes:
-    encoded = text.encode()
-    return b"X" + struct.pack("<I", len(encoded)) + encoded
-
-
-def _integer(value: int) -> bytes:
-    return pickle.dumps(value, 2)[2:-1]

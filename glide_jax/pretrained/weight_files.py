@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from glide_jax.errors import UserError
-from glide_jax.pretrained.torch_files import read_torch, write_torch
+from glide_jax.errors import UserError, first_line, shown
+from glide_jax.pretrained.torch_files import read_torch
+from glide_jax.pretrained.torch_writer import write_torch
 from glide_jax.storage import AnyPath
 
 Tensors = dict[str, np.ndarray]
@@ -24,6 +25,8 @@ Tensors = dict[str, np.ndarray]
 MAX_EXPANSION = 8
 """Memory of the tensors as float32, per byte of their file. Half precision and compressed, mostly
 zero weights stay below it; a hostile file of a few kilobytes can declare any size."""
+MAX_NAME_CHARS = 500
+"""Of a tensor's name, which errors show."""
 SMALL_BYTES = 2**26
 """Memory of tensors that needs no large file."""
 
@@ -54,7 +57,7 @@ def read_tensors(path: AnyPath) -> Tensors:
     except Exception as error:
         raise UserError(
             f"{path} is not a valid {path.suffix} file of tensors: it is truncated, corrupt or of "
-            f"another format ({_reason(error)})"
+            f"another format ({first_line(error)})"
         ) from error
     tensors = {
         name: tensor
@@ -62,6 +65,8 @@ def read_tensors(path: AnyPath) -> Tensors:
         if tensor.size != 1 or tensor.dtype.kind not in "iub"
     }
     for name, tensor in tensors.items():
+        if not name.isprintable() or len(name) > MAX_NAME_CHARS:
+            raise UserError(f"{path} is refused: the name of a tensor is {shown(name)}")
         if not (np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == "bfloat16"):
             raise UserError(f"{path}: {name} is of type {tensor.dtype}, not floating-point")
     with np.errstate(over="ignore"):  # refused below
@@ -92,7 +97,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     except UserError:
         raise
     except Exception as error:  # each library raises its own
-        raise UserError(f"cannot write {path}: {_reason(error)}") from error
+        raise UserError(f"cannot write {path}: {first_line(error)}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -187,11 +192,6 @@ def _require_plausible(path: Path, numbers: int) -> None:
             f"{path} is refused: it declares {numbers:,} numbers, more than its {size:,} bytes "
             "can hold"
         )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error message."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 FORMATS: dict[str, tuple[Callable[[Any], Tensors], Callable[[Path, Tensors], None]]] = {
