@@ -9,6 +9,7 @@ from PIL import Image, PngImagePlugin
 
 from glide_jax.errors import UserError
 from glide_jax.evaluate import __main__ as command
+from glide_jax.evaluate import results
 from glide_jax.evaluation import reference
 from glide_jax.evaluation.npz_images import write_npz
 from glide_jax.evaluation.statistics_files import read_statistics
@@ -20,7 +21,7 @@ N = 8
 def run(efficientnet, monkeypatch, tmp_path, capsys):
     """Runs the command with the shared extractor: settings by name, and what it printed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(command, "load_extractor", lambda *_: efficientnet)
+    monkeypatch.setattr(results, "load_extractor", lambda *_: efficientnet)
     monkeypatch.setattr(command, "use_all_cores", lambda *_: None)
 
     def run(*flags):
@@ -77,6 +78,9 @@ def test_few_images_are_warned_of_and_statistics_are_kept(run, images, caplog, t
     assert f"{N} samples for 1,280 dimensions, so the covariance is singular" in caplog.text
     assert results["FD (EfficientNet-Lite0)"]["value"] > 0
     assert read_statistics(stats).settings["network"] == "efficientnet-lite0"
+    prepared = ("--images", images / "samples", "--metrics", "kid", "--px", 16)
+    for _ in range(2):  # computed, then cached
+        run(*prepared, "--reference", images / "others")
     with pytest.raises(UserError, match="kid needs reference images: the reference has"):
         run("--images", images / "samples", "--metrics", "kid", "--reference", stats)
     cropped = (*flags, "--reference", stats, "--px", 16)

@@ -94,7 +94,7 @@ def measured_reference(
     key = [VERSION, images.digest(), extractor.settings]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = cache_folder() / f"{digest[:32]}.npz"
-    found = _cached(path, extractor.settings)
+    found = _cached(path, extractor.settings | images.preparation.settings)
     if any(getattr(found, need) is None for need in missing):
         found = measure(pixels_of(images), extractor, missing, images.preparation.settings)
         _store(path, found)
@@ -126,17 +126,17 @@ def _cached(path: Path, settings: Mapping[str, str]) -> Measured:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+        n = int(arrays["n"])
     except Exception:  # NumPy raises many types for damaged files; it is computed again
         return Measured()
 
     def statistics(ending: str) -> Statistics | None:
         if f"mu{ending}" not in arrays:
             return None
-        mu, sigma = arrays[f"mu{ending}"], arrays[f"sigma{ending}"]
-        return Statistics(mu, sigma, int(arrays["n"]), dict(settings))
+        return Statistics(arrays[f"mu{ending}"], arrays[f"sigma{ending}"], n, dict(settings))
 
     found = (statistics(""), statistics("_s"), arrays.get("features"), arrays.get("logits"))
-    return Measured(*found, n=int(arrays["n"]))
+    return Measured(*found, n)
 
 
 def _store(path: Path, found: Measured) -> None:

@@ -1,0 +1,118 @@
+"""Flags of the commands that evaluate, and what they open."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import UseAppendAction
+
+from glide_jax.config.bounds import Between
+from glide_jax.errors import UserError
+from glide_jax.evaluation.clip_scorer import OPENAI_TOKENIZER
+from glide_jax.evaluation.crops import CROPS
+from glide_jax.evaluation.feature_networks import NETWORKS
+from glide_jax.evaluation.image_sets import Preparation
+from glide_jax.evaluation.suite import IMPLEMENTATIONS, METRICS, parse_metrics
+from glide_jax.sampling.arguments import MAX_IMAGES
+from glide_jax.sampling.flags import SamplingFlags
+from glide_jax.storage import require_file, require_folder
+
+CLIP_SCORE = "clip_score"
+DEFAULT_METRICS = {"inception": "fid,sfid,is,kid,precision_recall"}
+"""By network; of others, OTHER_METRICS."""
+OTHER_METRICS = "fd,kid,precision_recall"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags(SamplingFlags):
+    """What to measure, and how."""
+
+    checkpoint: UseAppendAction[tuple[str | Path, ...]] = ()
+    """Run folder or shipped model to sample from, for captions of its data set; repeat the flag for
+    a base model and an upsampler."""
+    reference: tuple[str, ...] = ()
+    """Folder, .tar or .npz file of images; file of statistics; or a data set as of --data.source,
+    such as tfds coco_captions. With --checkpoint: by default its own data set."""
+    reference_split: str = ""
+    """Split of the reference data set; empty: validation."""
+    metrics: str = ""
+    """Metrics separated by commas: fd, kid, precision_recall, density_coverage, clip_score, and of
+    the inception network fid, sfid, is. Empty: fd (or fid, sfid, is), kid, precision_recall."""
+    network: str = "efficientnet-lite0"
+    """Network of the features: efficientnet-lite0, inception, dinov2-vit-l-14 and others."""
+    weights: str = ""
+    """File of the network's weights, or hf://ORG/REPO/FILE. Empty: its Python package."""
+    resize: str = ""
+    """Resizing to the network's input: tf1, torch, clean, ... Empty: the implementation's."""
+    implementation: str = "guided-diffusion"
+    """Published evaluator whose choices to make: guided-diffusion, pytorch-fid, torch-fidelity or
+    clean-fid."""
+    px: Annotated[int, Between(0, 8192)] = 0
+    """Crop all images to squares of this side first; 0: not at all, or with --checkpoint the
+    model's resolution."""
+    crop: str = "adm"
+    """How to crop: adm, edm2, torchvision or squeeze."""
+    blur_radius: Annotated[float, Between(0, 100)] = 0.0
+    """Blur images and reference by a Gaussian of this standard deviation in px, as DALL-E's FID."""
+    n: Annotated[int | None, Between(2, MAX_IMAGES)] = None
+    """Number of images; with --checkpoint by default 256, else all."""
+    reference_n: Annotated[int | None, Between(2, MAX_IMAGES)] = None
+    """Number of reference images; by default all."""
+    split: str = ""
+    """Split of the captions to sample for; empty: the model's validation split."""
+    caption_index: Annotated[int, Between(0, 1000)] = 0
+    """Which of a record's captions to sample for, from 0."""
+    samples: Path | None = None
+    """Folder for the samples of --checkpoint, which resumes; by default in the run folder."""
+    clip: str = ""
+    """For clip_score: file of OpenAI's CLIP, or run folder of a CLIP of this project."""
+    clip_network: str = "clip-vit-b-16"
+    """Which of OpenAI's: clip-vit-b-32, clip-vit-b-16 or clip-vit-l-14."""
+    clip_tokenizer: str = OPENAI_TOKENIZER
+    """Folder, or name on the Hugging Face hub, of OpenAI's vocabulary."""
+    out: Path | None = None
+    """JSON file for the results and all settings."""
+
+    def check(self) -> None:
+        """Raises UserError for flags that do not fit together."""
+        for flag, value, choices in (
+            ("--network", self.network, NETWORKS),
+            ("--implementation", self.implementation, IMPLEMENTATIONS),
+            ("--crop", self.crop, CROPS),
+        ):
+            if value not in choices:
+                raise UserError(f"{flag} {value}: choose one of {', '.join(choices)}")
+        require_file("--out", self.out, (".json",))
+        if self.samples is not None:
+            require_folder("--samples", self.samples)
+        if self.scores_captions and not self.clip:
+            raise UserError(
+                f"{CLIP_SCORE} needs --clip: a file of OpenAI's CLIP, or a CLIP's run folder"
+            )
+        needing = [name for name in self.feature_metrics if METRICS[name].reads_reference]
+        if needing and not self.reference and not self.checkpoint:
+            raise UserError(f"{', '.join(needing)}: give --reference")
+
+    @cached_property
+    def _names(self) -> list[str]:
+        default = DEFAULT_METRICS.get(self.network, OTHER_METRICS)
+        return [name.strip() for name in (self.metrics or default).split(",") if name.strip()]
+
+    @property
+    def scores_captions(self) -> bool:
+        """Whether the CLIP score is asked for."""
+        return CLIP_SCORE in self._names
+
+    @property
+    def feature_metrics(self) -> list[str]:
+        """The other metrics. Raises UserError if one is unknown or not of this network."""
+        names = [name for name in self._names if name != CLIP_SCORE]
+        if not names and self.scores_captions:
+            return []
+        return parse_metrics(names, NETWORKS[self.network].title)
+
+    @property
+    def preparation(self) -> Preparation:
+        """Of all images."""
+        return Preparation(self.px, self.crop, self.blur_radius)

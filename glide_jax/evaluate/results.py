@@ -1,0 +1,134 @@
+"""The results of a command's flags: features, reference, comparison."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from glide_jax.evaluate.flags import EvaluationFlags
+from glide_jax.evaluate.sampling import Sampled
+from glide_jax.evaluation.clip_scorer import PairScorer, load_pair_scorer
+from glide_jax.evaluation.feature_networks import NETWORKS
+from glide_jax.evaluation.features import FeatureExtractor, load_extractor
+from glide_jax.evaluation.image_sets import ImageSet, data_set
+from glide_jax.evaluation.metrics.clip_score import clip_score
+from glide_jax.evaluation.reference import (
+    measured_reference,
+    open_reference,
+    pixels_of,
+    save_statistics,
+    with_progress,
+)
+from glide_jax.evaluation.suite import (
+    IMPLEMENTATIONS,
+    METRICS,
+    Measured,
+    Result,
+    compare,
+    measure,
+    needs,
+)
+
+BATCH_SIZE = 32
+"""Images per call of a feature network, unless --batch-size says otherwise."""
+
+
+@dataclass
+class Evaluator:
+    """Networks and reference of a command, loaded once for all sets of images.
+
+    Args:
+        flags: of the command.
+    """
+
+    flags: EvaluationFlags
+
+    def __post_init__(self) -> None:
+        size = self.flags.batch_size or BATCH_SIZE
+        self.metrics = self.flags.feature_metrics
+        self._extractor: FeatureExtractor | None = None
+        self._scorer: PairScorer | None = None
+        if self.metrics:
+            flags = self.flags
+            self._extractor = load_extractor(flags.network, flags.weights, self._resize, size)
+        if self.flags.scores_captions:
+            clip = (self.flags.clip, self.flags.clip_network, self.flags.clip_tokenizer)
+            self._scorer = load_pair_scorer(*clip, size)
+        self._reference: tuple[Measured, dict[str, str]] | None = None
+
+    @property
+    def _resize(self) -> str:
+        resize = self.flags.resize or IMPLEMENTATIONS[self.flags.implementation].resize
+        return "tf1" if self.flags.network == "inception" and not resize else resize
+
+    def results(
+        self, images: ImageSet, sampled: Sampled | None = None
+    ) -> tuple[list[Result], int, dict[str, str]]:
+        """The metrics of images.
+
+        Args:
+            images: to evaluate.
+            sampled: how they were sampled; its data set is the default reference.
+
+        Returns:
+            The results, the number of images, and all settings.
+        """
+        flags, results, count = self.flags, [], 0
+        settings = {"images": images.name, **images.preparation.settings}
+        if self._extractor is not None:
+            wanted = needs(self.metrics)
+            reference = Measured()
+            settings |= self._extractor.settings | {"implementation": flags.implementation}
+            if any(METRICS[name].reads_reference for name in self.metrics):
+                reference, described = self._measured_reference(sampled, images)
+                settings |= described
+            prepared = images.preparation.settings
+            found = measure(pixels_of(images), self._extractor, wanted, prepared)
+            count = found.n or 0
+            title = NETWORKS[flags.network].title
+            results += compare(
+                self.metrics, found, reference, title, flags.implementation, settings
+            )
+        if self._scorer is not None:
+            of_images, of_texts = self._scorer.embed_pairs(with_progress(images, images.name))
+            name = f"CLIP score ({self._scorer.title})"
+            estimate = clip_score(of_images, of_texts)
+            results.append(Result(name, *estimate, self._scorer.settings))
+            settings |= {f"clip.{k}": v for k, v in self._scorer.settings.items()}
+            count = len(of_images)
+        return results, count, settings | {"n": str(count)}
+
+    def _measured_reference(
+        self, sampled: Sampled | None, images: ImageSet
+    ) -> tuple[Measured, Mapping[str, str]]:
+        """The features of the reference, and its settings; measured once."""
+        if self._reference is None:
+            assert self._extractor is not None
+            found, known = self._open_reference(sampled, images)
+            wanted = needs(self.metrics)
+            reference = measured_reference(found, known, self._extractor, wanted)
+            name = found.name if found is not None else " ".join(self.flags.reference)
+            described = {"reference": name, "reference_n": str(reference.n or "unknown")}
+            self._reference = reference, described
+        return self._reference
+
+    def _open_reference(
+        self, sampled: Sampled | None, images: ImageSet
+    ) -> tuple[ImageSet | None, Measured]:
+        flags, preparation = self.flags, images.preparation
+        if flags.reference or sampled is None:
+            split = flags.reference_split or "validation"
+            n = flags.reference_n
+            return open_reference(flags.reference, split, preparation, n, flags.network)
+        split = flags.reference_split or sampled.split
+        found = data_set(sampled.source, sampled.data, split, preparation, flags.reference_n)
+        return found, Measured()
+
+    def save_statistics(self, path: Path) -> None:
+        """Writes the statistics of the reference. Raises UserError."""
+        reference = self._reference[0] if self._reference is not None else Measured()
+        save_statistics(path, reference)
+
+
+def with_px(flags: EvaluationFlags, sampled: Sampled | None) -> EvaluationFlags:
+    """The flags, whose images are by default prepared to the resolution of the samples."""
+    return flags if flags.px or sampled is None else replace(flags, px=sampled.px)
