@@ -171,5 +171,7 @@ def test_few_images():
     assert mean_estimate(np.ones(1)).standard_error is None
     assert [len(group) for group in groups_of(5)] == [3, 2]
     assert kid(np.zeros((2, 3)), np.ones((2, 3))).standard_error is None
-    with pytest.raises(ValueError, match="nearest neighbor 3 needs more than 3 images"):
+    with pytest.raises(UserError, match="KID needs at least 2 reference images, not 1"):
+        kid(np.zeros((2, 3)), np.ones((1, 3)))
+    with pytest.raises(UserError, match="k = 3 need more than 3 images in each set, not 3"):
         manifold(np.zeros((3, 2)), 3)

@@ -4,16 +4,16 @@ All are read one image at a time, in a fixed order, so memory does not grow with
 Images that cannot be read are skipped and named; past a fraction of them the set is refused.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import tarfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from functools import cache, partial
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_BAD_FRACTION = 0.01
 """Of the images of a set; 1 in a set of up to 100."""
+EARLY = 1000
+"""Images that a set is assumed to have until all are read, so that few bad ones do not stop it."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,15 @@ class EvaluatedImage:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Its captions, or the prompt that it was sampled for; none if they are unknown."""
-        return self.read_captions()
+        """Its captions, or the prompt that it was sampled for; none if they are unknown.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        try:
+            return self.read_captions()
+        except (BadRecordError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.name}: cannot read its caption: {first_line(error)}") from None
 
 
 class Encoded(NamedTuple):
@@ -131,18 +140,19 @@ class ImageSet:
             except Exception as error:  # Pillow raises nearly any type for a damaged file
                 problems.append(f"{name}: {first_line(error)}")
                 logger.warning("skipped an image: %s", problems[-1])
-                self._check(problems, found + len(problems))
+                self._check(problems, found + len(problems), EARLY)
                 continue
             found += 1
             yield EvaluatedImage(name, self.preparation(pixels), read_captions)
+        self._check(problems, found + len(problems))
         if not found:
             raise UserError(f"{self.name}: no images")
         if self._n is not None and found < self._n:
             logger.warning(f"{self.name}: {found:,} images, fewer than the {self._n:,} asked for")
 
-    def _check(self, problems: list[str], count: int) -> None:
+    def _check(self, problems: list[str], count: int, at_least: int = 100) -> None:
         """Raises UserError if too many of `count` images cannot be read."""
-        if len(problems) > MAX_BAD_FRACTION * max(count, 100):
+        if len(problems) > MAX_BAD_FRACTION * max(count, at_least):
             raise UserError(
                 f"{self.name}: {len(problems):,} of {count:,} images cannot be read: "
                 f"{list_problems(problems)}; repair or remove them"
@@ -208,21 +218,22 @@ def data_set(
         for i in range(len(source)):
             yield Encoded(f"record {i}", partial(pixels, i), partial(source.captions, i))
 
-    described = json.dumps([words, split, len(source), config.caption_pattern])
-    return ImageSet(
-        f"split {split!r} of {words}",
-        lambda: hashlib.sha256(described.encode()).hexdigest(),
-        read,
-        preparation,
-        n,
-    )
+    def digest() -> str:
+        total = hashlib.sha256(json.dumps([words, split, config.caption_pattern]).encode())
+        for i in range(len(source) if n is None else min(n, len(source))):
+            with contextlib.suppress(BadRecordError):
+                total.update(b"%d " % i + hashlib.sha256(source[i].image).digest())
+        return total.hexdigest()
+
+    return ImageSet(f"split {split!r} of {words}", digest, read, preparation, n)
 
 
 def _folder(folder: Path, preparation: Preparation, n: int | None) -> ImageSet:
     def files() -> list[Path]:
-        inside = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        visible = (p for p in inside if not any(x.startswith(".") for x in p.parts[-2:]))
-        return sorted(path for path in visible if path.is_file())
+        inside = (path.relative_to(folder) for path in folder.rglob("*"))
+        return sorted(
+            folder / path for path in inside if _is_image(path) and (folder / path).is_file()
+        )
 
     def read() -> Iterator[Encoded]:
         for path in files():
@@ -236,15 +247,26 @@ def _pixels(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     return _decoded(read_regular(path, MAX_FILE_BYTES))
 
 
+def _is_image(path: PurePath) -> bool:
+    """Whether a relative path is that of an image, and not hidden."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
 def _captions(path: Path) -> tuple[str, ...]:
-    """The prompt in a PNG file's metadata, or the lines of a .txt file of the same name."""
-    prompt = getattr(open_image(read_regular(path, MAX_FILE_BYTES)), "text", {}).get("prompt")
-    if prompt is not None:
-        return (str(prompt),)
     text = path.with_suffix(".txt")
-    if not text.is_file():
-        return ()
-    return tuple(line.strip() for line in text_lines(text.read_bytes()) if line.strip())
+    content = read_regular(path, MAX_FILE_BYTES)
+    return _prompt(content) or _lines(text.read_bytes() if text.is_file() else b"")
+
+
+def _prompt(content: bytes) -> tuple[str, ...]:
+    """The prompt in a PNG file's metadata, as this project writes it."""
+    prompt = getattr(open_image(content), "text", {}).get("prompt")
+    return () if prompt is None else (str(prompt),)
+
+
+def _lines(text: bytes) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text_lines(text) if line.strip())
 
 
 def _npz(path: Path) -> Iterator[Encoded]:
@@ -253,23 +275,44 @@ def _npz(path: Path) -> Iterator[Encoded]:
 
 
 def _tar(path: Path) -> Iterator[Encoded]:
-    """Images in a tar archive, with their captions in .txt files that follow or precede them."""
-    with tarfile.open(path) as archive:
-        texts: dict[str, tuple[str, ...]] = defaultdict(tuple)
-        for member in archive:
-            stem, _, suffix = member.name.rpartition(".")
-            if not member.isfile() or f".{suffix.lower()}" not in (*IMAGE_SUFFIXES, ".txt"):
-                continue
-            if member.size > MAX_FILE_BYTES:
-                raise UserError(
-                    f"{path}: {member.name} is larger than {MAX_FILE_BYTES / 1e6:,.0f} MB"
-                )
-            file = archive.extractfile(member)
-            content = file.read() if file is not None else b""
-            if suffix.lower() == "txt":
-                texts[stem] = tuple(line.strip() for line in text_lines(content) if line.strip())
-                continue
-            yield Encoded(member.name, partial(_decoded, content), partial(texts.__getitem__, stem))
+    """Images in a tar archive. Captions are read in a pass of their own: they may be anywhere."""
+
+    @cache
+    def texts() -> dict[PurePath, bytes]:
+        return dict(_members(path, lambda name: name.suffix.lower() == ".txt"))
+
+    def captions(name: PurePath, content: bytes) -> tuple[str, ...]:
+        return _prompt(content) or _lines(texts().get(name.with_suffix(".txt"), b""))
+
+    for name, content in _members(path, _is_image):
+        read_captions = partial(captions, name, content)
+        yield Encoded(name.as_posix(), partial(_decoded, content), read_captions)
+
+
+def _members(path: Path, wanted: Callable[[PurePath], bool]) -> Iterator[tuple[PurePath, bytes]]:
+    """The wanted files of a tar archive, in its order. Raises UserError if it is damaged."""
+    archive: Any
+    end = 0
+    try:
+        with tarfile.open(path) as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # which tarfile would collect
+                if archive.offset <= end:
+                    raise tarfile.ReadError("a header leads backward")
+                end = archive.offset
+                if not member.isfile() or not wanted(PurePosixPath(member.name)):
+                    continue
+                if member.size > MAX_FILE_BYTES:
+                    limit = f"{MAX_FILE_BYTES / 1e6:,.0f} MB"
+                    raise UserError(f"{path}: {member.name} is larger than {limit}")
+                yield PurePosixPath(member.name), archive.extractfile(member).read()
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it has no end marker")  # tarfile would stop silently
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises many types on malformed archives
+        raise UserError(f"{path} is damaged, or not a tar archive: {first_line(error)}") from None
 
 
 def _decoded(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -281,6 +324,7 @@ def _decoded(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
 def _digest(files: Sequence[Path]) -> str:
     total = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        total.update(path.name.encode(errors="surrogateescape"))
+        with contextlib.suppress(OSError), path.open("rb") as file:  # reading it reports the error
+            total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

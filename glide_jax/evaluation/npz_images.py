@@ -32,7 +32,9 @@ def read_npz(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
                 yield np.frombuffer(content, np.uint8).reshape(shape)
     except KeyError:
         raise UserError(f"{path} has no images: it has no array {IMAGES_ARRAY}") from None
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and zlib raise many types on damaged files
         raise UserError(f"{path} is not a valid .npz file: {first_line(error)}") from None
 
 
@@ -45,7 +47,13 @@ def _shape(path: Path, file: Any) -> tuple[int, tuple[int, ...]]:
         else np.lib.format.read_array_header_2_0
     )
     shape, fortran_order, dtype = read(file)
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order:
+    if (
+        dtype != np.uint8
+        or len(shape) != 4
+        or shape[3] != 3
+        or fortran_order
+        or not math.prod(shape[1:])
+    ):
         raise UserError(
             f"{path}: {IMAGES_ARRAY} is {dtype} of shape {shape}: images must be uint8 levels "
             "0..255 of shape (n, h, w, 3)"

@@ -30,7 +30,13 @@ def kid(samples: Features, reference: Reference) -> Estimate:
 
     Args:
         samples, reference: features, at least two images each.
+
+    Raises:
+        UserError: there are fewer.
     """
+    for name, features in (("samples", samples), ("reference images", reference)):
+        if len(features) < 2:
+            raise UserError(f"KID needs at least 2 {name}, not {len(features)}")
     within_x, within_y, between = (
         _kernel_sums(*pair)
         for pair in ((samples, samples), (reference, reference), (samples, reference))

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from glide_jax.errors import UserError
 from glide_jax.evaluation.metrics.estimate import Estimate, mean_estimate
 
 Features = Float[np.ndarray, "n d"]
@@ -68,7 +69,7 @@ def precision_recall(
         arithmetic: see `Arithmetic`.
 
     Raises:
-        ValueError: a set has k images or fewer.
+        UserError: a set has k images or fewer.
     """
     of_reference = manifold(reference, k, arithmetic)
     of_samples = manifold(samples, k, arithmetic)
@@ -93,10 +94,13 @@ def manifold(features: Features, k: int, arithmetic: Arithmetic = "guided_diffus
     """The balls around the images of a set.
 
     Raises:
-        ValueError: there are k images or fewer.
+        UserError: there are k images or fewer.
     """
     if len(features) <= k:
-        raise ValueError(f"nearest neighbor {k} needs more than {len(features)} images")
+        raise UserError(
+            f"precision and recall with k = {k} need more than {k} images in each set, "
+            f"not {len(features)}"
+        )
     nearest = np.full((len(features), k + 1), np.inf, np.float64)  # with the image itself
     for rows, _, distances in _tiles(features, features, arithmetic):
         both = np.concatenate([nearest[rows], distances], 1)
