@@ -17,6 +17,7 @@ from glide_jax.models.dinov2 import DinoConfig
 from glide_jax.models.network import Network
 from glide_jax.pretrained.feature_names import EFFICIENTNET, INCEPTION, INCEPTION_TENSORFLOW
 from glide_jax.pretrained.names import Rules, from_original, original_names
+from glide_jax.pretrained.tensorflow_graph import read_graph
 from glide_jax.pretrained.vision_names import DINOV2, OPENAI_CLIP
 from glide_jax.pretrained.weight_files import read_tensors
 
@@ -131,7 +132,7 @@ def read_params(network: str, path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file cannot be read, or is that of another network.
     """
-    tensors = read_tensors(path)
+    tensors = read_graph(path) if path.suffix == ".pb" else read_tensors(path)
     shapes = NETWORKS[network].network().shapes
     for rules in NETWORKS[network].names:
         if set(original_names(shapes, rules).values()) & set(tensors):
