@@ -98,7 +98,7 @@ class FeatureExtractor:
 
         Args:
             images: (n, h, w, 3), 8-bit levels, or floats in [0, 1], which are rounded as they
-                would be saved.
+                would be saved. Gray ones (n, h, w, 1) become RGB; transparency (n, h, w, 4) white.
 
         Raises:
             UserError: the images are none or of another kind, or a feature is not finite.

@@ -102,7 +102,7 @@ EDM2 = Resize(_cubic)
 """PyTorch's antialiased bicubic filter, neither rounded nor clipped: EDM2's default for DINOv2."""
 
 
-@lru_cache(1024)
+@lru_cache(64)
 def axis_weights(
     weights: Weights, length: int, resized: int, padded: int
 ) -> Float32[np.ndarray, "resized padded"]:
