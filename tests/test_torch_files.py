@@ -13,9 +13,10 @@ import pytest
 from glide_jax.errors import UserError
 from glide_jax.pretrained import weight_files
 from glide_jax.pretrained.pickles import read_pickled_arrays
-from glide_jax.pretrained.torch_files import _LEGACY_MAGIC, _LEGACY_VERSION
-from glide_jax.pretrained.torch_writer import _integer, _name, _pickled_tensor, _text
+from glide_jax.pretrained.torch_files import _LEGACY_MAGIC
+from glide_jax.pretrained.torch_writer import _pickled_tensor
 from glide_jax.pretrained.weight_files import read_tensors, write_tensors
+from tests.helpers.torch_pickles import legacy, pickled, refused, saved, tensor
 
 GOLDEN = Path(__file__).parent / "golden" / "torch_files"
 """Written by torch 2.13: torch.save, its old format, and torch.jit.script(module).save."""
@@ -33,36 +34,6 @@ WRITTEN = {
     "empty": BASE[:0].reshape(0, 3),
     "parameter": BASE[2:5],
 }
-
-
-def refused(path):
-    with pytest.raises(UserError) as error:
-        read_tensors(path)
-    line = str(error.value)
-    assert "\n" not in line
-    assert line.startswith(str(path))
-    return line.removeprefix(str(path)).strip()
-
-
-def saved(path, data_pkl, compression=zipfile.ZIP_STORED, **storages):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", data_pkl)
-        for key, content in storages.items():
-            archive.writestr(f"archive/data/{key}", content)
-    return path
-
-
-def tensor(key="a", size=3, offset=0, shape=(3,), strides=(1,), storage="FloatStorage"):
-    """The opcodes of a tensor."""
-    pid = _text("storage") + _name("torch", storage) + _text(key) + _text("cpu") + _integer(size)
-    numbers = _integer(offset)
-    for values in (shape, strides):
-        numbers += b"(" + b"".join(map(_integer, values)) + b"t"
-    return _name("torch._utils", "_rebuild_tensor_v2") + b"((" + pid + b"tQ" + numbers + b"\x89}tR"
-
-
-def pickled(**values):
-    return b"\x80\x02}(" + b"".join(_text(k) + v for k, v in values.items()) + b"u."
 
 
 @pytest.mark.parametrize("name", ["zip.pt", "legacy.pth"])
@@ -132,11 +103,6 @@ def test_files_hold_the_numbers_that_they_declare(tmp_path, monkeypatch):
     assert "it is compressed" in refused(packed)
 
 
-def legacy(data_pkl, keys, storages):
-    head = b"".join(pickle.dumps(value, 2) for value in (_LEGACY_MAGIC, _LEGACY_VERSION, {}))
-    return head + data_pkl + pickle.dumps(keys, 2) + storages
-
-
 def test_old_files_hold_the_numbers_that_they_declare(tmp_path):
     path = tmp_path / "x.pt"
     content = struct.pack("<q3f", 3, 0, 1, 2)
@@ -176,57 +142,6 @@ def test_anything_but_tensors_is_refused(tmp_path):
     for size in (len(whole) // 2, len(whole) - 1, 100):
         path.write_bytes(whole[:size])
         assert refused(path).startswith("is not a valid .pt file")
-
-
-class Call:
-    """Pickles as a call."""
-
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
-
-    def __reduce__(self):
-        return self.call
-
-
-def hostile(target):
-    """Pickles that would create the file `target`, or use up memory, stack or time."""
-    run = Call(eval, f"open({str(target)!r}, 'w')")
-    yield pickle.dumps({"a": run}, 2)
-    yield pickle.dumps({"a": [{"b": (run,)}]}, 4)
-    yield pickle.dumps({"a": run}, 0)
-    yield pickle.dumps({run: 1}, 5)
-    # A known class called in ways that it is not made for.
-    yield b"\x80\x02" + _name("torch", "FloatStorage") + b"K\x7f\x85R."
-    yield b"\x80\x02" + _name("numpy", "ndarray") + b"\x8a\x06\0\0\0\0\0\x01\x85R."
-    yield b"\x80\x04\x8c\x09os.systemX\x01\0\0\0a\x93."
-    yield b"\x80\x02cposix\nsystem\n(X\x02\0\0\0lstR."
-    yield b"\x80\x02X\x01\0\0\0ar\xff\xff\xff\x7f."  # a table of two billion objects
-    yield b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."  # nested
-    yield b"\x80\x02}(X\x01\0\0\0a" + b"]q\x00h\x00a" + b"u."  # a list that contains itself
-    doubled = b"]q\x00" + b"".join(
-        b"(h" + bytes([i]) + b"h" + bytes([i]) + b"lq" + bytes([i + 1]) for i in range(60)
-    )
-    yield b"\x80\x02}(X\x01\0\0\0a" + doubled + b"u."  # 2**60 lists, if not counted once
-    yield b"\x80\x02."
-    yield b"\x80\x02}(u"
-    yield b"\x80\x05\x97."  # an out-of-band buffer
-    yield b"\x80\x02\x8b\xff\xff\xff\x7f."  # an integer of two billion bytes
-    yield b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f."  # bytes that are not there
-
-
-def test_hostile_pickles_do_nothing(tmp_path):
-    target = tmp_path / "ran"
-    for number, content in enumerate(hostile(target)):
-        assert refused(saved(tmp_path / f"{number}.pt", content)), content[:60]
-        old = tmp_path / f"{number}.pth"
-        old.write_bytes(legacy(content, [], b""))
-        assert refused(old)
-        try:
-            found = read_pickled_arrays(content)
-        except Exception:
-            continue
-        assert isinstance(found, dict | list | str), content[:60]
-    assert not target.exists()
 
 
 def test_pickled_arrays():

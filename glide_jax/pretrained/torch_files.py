@@ -45,8 +45,8 @@ NESTED = ("state_dict", "model")
 
 MAX_DIMENSIONS = 64
 """Of NumPy's arrays."""
-MAX_PREFIX_CHARS = 500
-"""Of the names of modules in modules, which could fill the memory."""
+MAX_NAME_CHARS = 500
+"""Of a tensor's name. Names of modules in modules could fill the memory."""
 MAX_PICKLE_BYTES = 2**24
 """Of the pickle that describes the tensors: enough for 100,000. Its objects take more memory."""
 
@@ -209,12 +209,17 @@ def _read_zip(path: Path, check: Callable[[int], None]) -> dict[str, np.ndarray]
             raise ValueError("it has two members of one name")
         pickles = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(pickles) != 1:
-            raise ValueError("it has no data.pkl")
+            raise ValueError(f"it has {len(pickles) or 'no'} data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
-        read = [m for name, m in members.items() if name.startswith((pickles[0], f"{folder}data/"))]
+        order = f"{folder}byteorder"
+        read = [
+            m
+            for name, m in members.items()
+            if name.startswith((pickles[0], order, f"{folder}data/"))
+        ]
         if any(member.compress_type != zipfile.ZIP_STORED for member in read):
             raise ValueError("it is compressed")
-        if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
+        if order in members and archive.read(order) != b"little":
             raise UserError("its numbers are big-endian")
         if members[pickles[0]].file_size > MAX_PICKLE_BYTES:
             raise UserError(f"its {pickles[0]} is larger than {MAX_PICKLE_BYTES / 1e6:.0f} MB")
@@ -293,10 +298,10 @@ def _attributes(root: Any) -> list[tuple[str, View]]:
         prefix, module = waiting.pop()
         if id(module) in seen:
             continue
-        if len(prefix) > MAX_PREFIX_CHARS:
-            raise UserError(f"it contains a module of the name {shown(prefix)}")
         seen.add(id(module))
         for name, value in module.attributes.items() if isinstance(module, _Module) else ():
+            if type(name) is not str or len(prefix) + len(name) > MAX_NAME_CHARS:
+                raise UserError(f"it contains a module with an attribute {shown(name)}")
             if isinstance(value, View):
                 found.append((f"{prefix}{name}", value))
             elif isinstance(value, _Module):
@@ -319,5 +324,7 @@ def _tensors(
         if (whole.dtype, len(whole)) != (storage.dtype, storage.size):
             raise ValueError(f"storage {storage.key} is not as declared")
         for name in names:
-            tensors[name] = np.ascontiguousarray(views[name].of(whole)).reshape(views[name].shape)
+            part = views[name].of(whole)
+            # A part that is not copied would keep the storage in memory.
+            tensors[name] = np.array(part, order="C", copy=part.size < storage.size or None)
     return {name: tensors[name] for name in views}

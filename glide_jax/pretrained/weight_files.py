@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from glide_jax.errors import UserError, first_line, shown
-from glide_jax.pretrained.torch_files import read_torch
+from glide_jax.pretrained.torch_files import MAX_NAME_CHARS, read_torch
 from glide_jax.pretrained.torch_writer import write_torch
 from glide_jax.storage import AnyPath
 
@@ -25,8 +25,6 @@ Tensors = dict[str, np.ndarray]
 MAX_EXPANSION = 8
 """Memory of the tensors as float32, per byte of their file. Half precision and compressed, mostly
 zero weights stay below it; a hostile file of a few kilobytes can declare any size."""
-MAX_NAME_CHARS = 500
-"""Of a tensor's name, which errors show."""
 SMALL_BYTES = 2**26
 """Memory of tensors that needs no large file."""
 
