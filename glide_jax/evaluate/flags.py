@@ -9,23 +9,21 @@ from tyro.conf import UseAppendAction
 
 from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError
-from glide_jax.evaluation.clip_scorer import OPENAI_TOKENIZER
+from glide_jax.evaluate.captions import CaptionFlags, require_caption_flags
 from glide_jax.evaluation.crops import CROPS
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.image_sets import Preparation
-from glide_jax.evaluation.suite import IMPLEMENTATIONS, METRICS, parse_metrics
+from glide_jax.evaluation.suite import CAPTION_METRICS, IMPLEMENTATIONS, METRICS, parse_metrics
 from glide_jax.sampling.arguments import MAX_IMAGES
-from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.storage import require_file, require_folder
 
-CLIP_SCORE = "clip_score"
 DEFAULT_METRICS = {"inception": "fid,sfid,is,kid,precision_recall"}
 """By network; of others, OTHER_METRICS."""
 OTHER_METRICS = "fd,kid,precision_recall"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationFlags(SamplingFlags):
+class EvaluationFlags(CaptionFlags):
     """What to measure, and how."""
 
     checkpoint: UseAppendAction[tuple[str | Path, ...]] = ()
@@ -37,8 +35,10 @@ class EvaluationFlags(SamplingFlags):
     reference_split: str = ""
     """Split of the reference data set; empty: validation."""
     metrics: str = ""
-    """Metrics separated by commas: fd, kid, precision_recall, density_coverage, clip_score, and of
-    the inception network fid, sfid, is. Empty: fd (or fid, sfid, is), kid, precision_recall."""
+    """Metrics separated by commas: fd, kid, precision_recall, density_coverage; of the inception
+    network fid, sfid, is; of images with captions clip_score, clip_score_torchmetrics,
+    clip_score_hessel, clip_retrieval, lpips_diversity. Empty: fd (or fid, sfid, is), kid,
+    precision_recall."""
     network: str = "efficientnet-lite0"
     """Network of the features: efficientnet-lite0, inception, dinov2-vit-l-14 and others."""
     weights: str = ""
@@ -65,12 +65,6 @@ class EvaluationFlags(SamplingFlags):
     """Which of a record's captions to sample for, from 0."""
     samples: Path | None = None
     """Folder for the samples of --checkpoint, which resumes; by default in the run folder."""
-    clip: str = ""
-    """For clip_score: file of OpenAI's CLIP, or run folder of a CLIP of this project."""
-    clip_network: str = "clip-vit-b-16"
-    """Which of OpenAI's: clip-vit-b-32, clip-vit-b-16 or clip-vit-l-14."""
-    clip_tokenizer: str = OPENAI_TOKENIZER
-    """Folder, or name on the Hugging Face hub, of OpenAI's vocabulary."""
     out: Path | None = None
     """JSON file for the results and all settings."""
 
@@ -86,10 +80,7 @@ class EvaluationFlags(SamplingFlags):
         require_file("--out", self.out, (".json",))
         if self.samples is not None:
             require_folder("--samples", self.samples)
-        if self.scores_captions and not self.clip:
-            raise UserError(
-                f"{CLIP_SCORE} needs --clip: a file of OpenAI's CLIP, or a CLIP's run folder"
-            )
+        require_caption_flags(self.caption_metrics, self)
         needing = [name for name in self.feature_metrics if METRICS[name].reads_reference]
         if needing and not self.reference and not self.checkpoint:
             raise UserError(f"{', '.join(needing)}: give --reference")
@@ -100,15 +91,15 @@ class EvaluationFlags(SamplingFlags):
         return [name.strip() for name in (self.metrics or default).split(",") if name.strip()]
 
     @property
-    def scores_captions(self) -> bool:
-        """Whether the CLIP score is asked for."""
-        return CLIP_SCORE in self._names
+    def caption_metrics(self) -> list[str]:
+        """The metrics of images with captions."""
+        return [name for name in CAPTION_METRICS if name in self._names]
 
     @property
     def feature_metrics(self) -> list[str]:
         """The other metrics. Raises UserError if one is unknown or not of this network."""
-        names = [name for name in self._names if name != CLIP_SCORE]
-        if not names and self.scores_captions:
+        names = [name for name in self._names if name not in CAPTION_METRICS]
+        if not names and self.caption_metrics:
             return []
         return parse_metrics(names, NETWORKS[self.network].title)
 

@@ -4,19 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glide_jax.evaluate.captions import CaptionMetrics
 from glide_jax.evaluate.flags import EvaluationFlags
 from glide_jax.evaluate.sampling import Sampled
-from glide_jax.evaluation.clip_scorer import PairScorer, load_pair_scorer
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.features import FeatureExtractor, load_extractor
 from glide_jax.evaluation.image_sets import ImageSet, data_set
-from glide_jax.evaluation.metrics.clip_score import clip_score
 from glide_jax.evaluation.reference import (
     measured_reference,
     open_reference,
     pixels_of,
     save_statistics,
-    with_progress,
 )
 from glide_jax.evaluation.suite import (
     IMPLEMENTATIONS,
@@ -46,13 +44,10 @@ class Evaluator:
         size = self.flags.batch_size or BATCH_SIZE
         self.metrics = self.flags.feature_metrics
         self._extractor: FeatureExtractor | None = None
-        self._scorer: PairScorer | None = None
         if self.metrics:
             flags = self.flags
             self._extractor = load_extractor(flags.network, flags.weights, self._resize, size)
-        if self.flags.scores_captions:
-            clip = (self.flags.clip, self.flags.clip_network, self.flags.clip_tokenizer)
-            self._scorer = load_pair_scorer(*clip, size)
+        self._captions = CaptionMetrics.load(self.flags.caption_metrics, self.flags)
         self._reference: tuple[Measured, dict[str, str]] | None = None
 
     @property
@@ -88,13 +83,10 @@ class Evaluator:
             results += compare(
                 self.metrics, found, reference, title, flags.implementation, settings
             )
-        if self._scorer is not None:
-            of_images, of_texts = self._scorer.embed_pairs(with_progress(images, images.name))
-            name = f"CLIP score ({self._scorer.title})"
-            estimate = clip_score(of_images, of_texts)
-            results.append(Result(name, *estimate, self._scorer.settings))
-            settings |= {f"clip.{k}": v for k, v in self._scorer.settings.items()}
-            count = len(of_images)
+        if self._captions.names:
+            scores, count = self._captions(images)
+            results += scores
+            settings |= self._captions.settings
         return results, count, settings | {"n": str(count)}
 
     def _measured_reference(

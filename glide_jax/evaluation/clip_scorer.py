@@ -1,6 +1,6 @@
 """Embeddings of images and captions by OpenAI's CLIP or a CLIP of this project, for CLIP score."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from glide_jax.models.openai_clip import RELEASED, openai_clip
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.user_images import square_image
+from glide_jax.shapes import Params, Tokens
 from glide_jax.storage import expand_home
 
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
@@ -29,41 +30,49 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 @dataclass(frozen=True)
 class PairScorer:
-    """Embeds images and captions."""
+    """Embeds images and captions. Embeddings are of any length."""
 
     title: str
     """In the names of metrics."""
     settings: dict[str, str]
+    """What must be equal for scores to compare."""
     embed_images: Callable[[Sequence[Pixels]], Float[np.ndarray, "n d"]]
     embed_texts: Callable[[Sequence[str]], Float[np.ndarray, "n d"]]
     batch_size: int
 
     def embed_pairs(
         self, images: Iterable[EvaluatedImage]
-    ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
-        """Embeddings of images and of the first caption of each.
+    ) -> tuple[Float[np.ndarray, "n d"], list[str]]:
+        """Embeddings of images, and the first caption of each.
 
         Raises:
             UserError: an image has no caption.
         """
-        of_images, of_texts = [], []
-        for batch in _batches(images, self.batch_size):
-            captions = [image.captions for image in batch]
-            for image, texts in zip(batch, captions, strict=True):
-                if not texts:
-                    raise UserError(
-                        f"{image.name} has no caption for the CLIP score: it needs the prompt in "
-                        "its PNG metadata, as sample.py writes it, or in a .txt file beside it"
-                    )
-            of_images.append(self.embed_images([image.pixels for image in batch]))
-            of_texts.append(self.embed_texts([texts[0] for texts in captions]))
-        return np.concatenate(of_images), np.concatenate(of_texts)
+        embeddings, captions = [], []
+        iterator = iter(images)
+        while batch := list(islice(iterator, self.batch_size)):
+            captions += [first_caption(image) for image in batch]
+            embeddings.append(self.embed_images([image.pixels for image in batch]))
+        return np.concatenate(embeddings), captions
+
+    def embed_captions(self, captions: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Embeddings of captions; equal ones are embedded once."""
+        distinct = list(dict.fromkeys(captions))
+        starts = range(0, len(distinct), self.batch_size)
+        parts = [self.embed_texts(distinct[i : i + self.batch_size]) for i in starts]
+        rows = {caption: row for row, caption in enumerate(distinct)}
+        return np.concatenate(parts)[[rows[caption] for caption in captions]]
 
 
-def _batches(images: Iterable[EvaluatedImage], size: int) -> Iterator[list[EvaluatedImage]]:
-    iterator = iter(images)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def first_caption(image: EvaluatedImage) -> str:
+    """An image's first caption. Raises UserError if it has none."""
+    captions = image.captions
+    if not captions:
+        raise UserError(
+            f"{image.name} has no caption: it needs the prompt in its PNG metadata, as sample.py "
+            "writes it, or in a .txt file beside it"
+        )
+    return captions[0]
 
 
 def load_pair_scorer(
@@ -84,14 +93,15 @@ def load_pair_scorer(
     path = local_file(clip)
     if path.is_file():
         return _openai(path, network, tokenizer, batch_size)
-    scorer = ClipScorer.load(Run.open(clip))
+    run = Run.open(clip)
+    scorer = ClipScorer.load(run)
     px = scorer.config.resolution_px
 
     def embed_images(images: Sequence[Pixels]) -> Float[np.ndarray, "n d"]:
         squares = np.stack([square_image(image, px, "crop") for image in images])
         return scorer.encode_images(to_float(squares), 0)
 
-    settings = {"clip": str(clip)}
+    settings = {"network": path.name, "weights": run.fingerprint}
     return PairScorer(path.name, settings, embed_images, scorer.encode_text, batch_size)
 
 
@@ -102,8 +112,18 @@ def _openai(path: Path, network: str, tokenizer: str, batch_size: int) -> PairSc
     config = RELEASED[network]
     folder = Path(expand_home(tokenizer))
     words = ClipTokenizer.load(folder) if folder.exists() else ClipTokenizer.from_hub(tokenizer)
+    if words.vocab_size != config.text.vocab_size:
+        raise UserError(
+            f"{tokenizer}: {words.vocab_size:,} tokens, but {network} has "
+            f"{config.text.vocab_size:,}: give OpenAI's vocabulary"
+        )
     clip = openai_clip(config)
-    encode = jax.jit(lambda params, tokens: clip.bind(params).encode_text(tokens))
+
+    def encode_text(params: Params, tokens: Tokens) -> jax.Array:
+        with jax.default_matmul_precision("highest"):  # as for images
+            return clip.bind(params).encode_text(tokens)
+
+    encode = jax.jit(encode_text)
 
     def embed_images(images: Sequence[Pixels]) -> Float[np.ndarray, "n d"]:
         parts = extractor.stream(image[None] for image in images)

@@ -16,7 +16,7 @@ from glide_jax.models import dinov2, efficientnet, inception, openai_clip
 from glide_jax.models.dinov2 import DinoConfig
 from glide_jax.models.network import Network
 from glide_jax.pretrained.feature_names import EFFICIENTNET, INCEPTION, INCEPTION_TENSORFLOW
-from glide_jax.pretrained.names import Rules, from_original, original_names
+from glide_jax.pretrained.names import Rules, from_original, original_names, original_shape
 from glide_jax.pretrained.tensorflow_graph import read_graph
 from glide_jax.pretrained.vision_names import DINOV2, OPENAI_CLIP
 from glide_jax.pretrained.weight_files import read_tensors
@@ -139,17 +139,25 @@ def read_params(network: str, path: Path) -> dict[str, np.ndarray]:
             try:
                 return from_original(tensors, shapes, rules)
             except UserError as error:
-                raise UserError(f"{path} is not a file of {network}: {error}") from None
-    raise UserError(f"{path} is not a file of {network}{_looks_like(tensors)}")
+                why = _looks_like(tensors) or f": {error}"
+                raise UserError(f"{path} is not a file of {network}{why}") from None
+    why = _looks_like(tensors) or f": its tensors are {', '.join(sorted(tensors)[:2])}, ..."
+    raise UserError(f"{path} is not a file of {network}{why}")
 
 
 def _looks_like(tensors: Mapping[str, Any]) -> str:
-    """The network that has all tensors of a file, for errors."""
+    """The network of a file by names and shapes of its tensors, for errors; "" if unknown."""
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name, spec in NETWORKS.items():
         shapes = spec.network().shapes
-        if any(set(original_names(shapes, rules).values()) == set(tensors) for rules in spec.names):
-            return f": its tensors are those of {name}"
-    return f": its tensors are {', '.join(sorted(tensors)[:2])}, ..."
+        for rules in spec.names:
+            names = original_names(shapes, rules)
+            if set(names.values()) == set(found) and all(
+                found[names[ours]] == original_shape(ours, shape.shape, rules)
+                for ours, shape in shapes.items()
+            ):
+                return f": its tensors are those of {name}"
+    return ""
 
 
 def packaged_weights(network: str) -> Path:

@@ -1,8 +1,8 @@
 """LPIPS distances between images, and of the images of one caption."""
 
 import hashlib
-from collections.abc import Mapping
-from itertools import combinations
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from glide_jax.models.lpips import Trunk, lpips
 from glide_jax.pretrained.names import from_original
 from glide_jax.pretrained.vision_names import LPIPS
 from glide_jax.pretrained.weight_files import read_tensors
+from glide_jax.shapes import Params
 
 HEADS = Path(__file__).parent / "lpips_heads.npz"
 """Heads of lpips 0.1.4, by trunk and layer. BSD-2: lpips_heads.LICENSE."""
@@ -25,6 +26,13 @@ SOURCES = {
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
 }
 """Where torchvision has the trunks' weights."""
+
+TITLES: dict[Trunk, str] = {"alex": "AlexNet", "vgg": "VGG-16"}
+"""Names of the trunks."""
+MIN_PX: dict[Trunk, int] = {"alex": 31, "vgg": 16}
+"""Smallest side for which the last layer of a trunk has an output."""
+
+Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 class PerceptualDistance:
@@ -44,26 +52,49 @@ class PerceptualDistance:
         weights: str,
         batch_size: int = 16,
     ) -> None:
+        self.trunk, self.title = trunk, TITLES[trunk]
         self.settings = {"network": f"lpips-{trunk}", "weights": weights}
         """What must be equal for distances to compare."""
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         network = lpips(trunk)
         self._params = jax.device_put(dict(params))
-        self._distance = jax.jit(
-            lambda params, a, b: network.bind(params)(a / 127.5 - 1, b / 127.5 - 1)[0]
-        )
+
+        def pairs(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("highest"):  # accelerators would round the factors
+                return network.bind(params)(a / 127.5 - 1, b / 127.5 - 1)[0]
+
+        self._distance = jax.jit(pairs)
 
     def __call__(
         self, a: UInt8[np.ndarray, "n h w 3"], b: UInt8[np.ndarray, "n h w 3"]
     ) -> Float[np.ndarray, "n"]:
-        """The distance of each pair of images, in their own resolution (at least 64 px)."""
-        found, size = [], min(self._batch_size, len(a))
-        for start in range(0, len(a), size):
-            pair = [x[start : start + size] for x in (a, b)]
-            count = len(pair[0])
-            pair = [np.concatenate([x, x[-1:].repeat(size - count, 0)]) for x in pair]
-            found.append(np.asarray(self._distance(self._params, *pair))[:count])
-        return np.concatenate(found)
+        """The distance of each pair of images, in their own resolution."""
+        return np.concatenate(list(self.stream(zip(a, b, strict=True))))
+
+    def stream(self, pairs: Iterable[tuple[Pixels, Pixels]]) -> Iterator[Float[np.ndarray, "n"]]:
+        """Distances of any number of pairs, in batches.
+
+        Raises:
+            UserError: the images are of several sizes, or smaller than MIN_PX.
+        """
+        iterator, shape = iter(pairs), None
+        while batch := list(islice(iterator, self.batch_size)):
+            shape = shape or (len(batch), *batch[0][0].shape)
+            for image in (image for pair in batch for image in pair):
+                self._check(image, shape[1:])
+            padded = batch + batch[-1:] * (shape[0] - len(batch))
+            a, b = (np.stack(images) for images in zip(*padded, strict=True))
+            yield np.asarray(self._distance(self._params, a, b))[: len(batch)]
+
+    def _check(self, image: Pixels, expected: tuple[int, ...]) -> None:
+        """Raises UserError for an image whose distance is not defined."""
+        size = "x".join(map(str, image.shape[1::-1]))
+        if image.shape != expected:
+            other = "x".join(map(str, expected[1::-1]))
+            raise UserError(f"LPIPS needs images of one size, not {other} and {size} px: crop them")
+        if min(image.shape[:2]) < MIN_PX[self.trunk]:
+            least = f"at least {MIN_PX[self.trunk]} px a side"
+            raise UserError(f"LPIPS with {self.trunk} needs images of {least}, not {size}")
 
 
 def load_lpips(trunk: Trunk, weights: str | Path, batch_size: int = 16) -> PerceptualDistance:
@@ -105,17 +136,32 @@ def heads(trunk: Trunk) -> dict[str, np.ndarray]:
 
 
 def lpips_diversity(
-    images: UInt8[np.ndarray, "n seeds h w 3"], distance: PerceptualDistance
+    captions: Iterable[Sequence[Pixels]] | UInt8[np.ndarray, "n seeds h w 3"],
+    distance: PerceptualDistance,
 ) -> Estimate:
     """The mean distance between a caption's images of different seeds.
 
     Args:
-        images: of n captions, at least two seeds each.
+        captions: the images of each caption; those of a single image are left out.
         distance: of pairs.
 
     Returns:
         The mean over captions of the mean over pairs of seeds.
+
+    Raises:
+        UserError: no caption has two images, or the distance is not defined for them.
     """
-    pairs = list(combinations(range(images.shape[1]), 2))
-    by_pair = [distance(images[:, i], images[:, j]) for i, j in pairs]
-    return mean_estimate(np.mean(by_pair, axis=0))
+    owners: list[int] = []
+
+    def pairs() -> Iterator[tuple[Pixels, Pixels]]:
+        for caption, images in enumerate(captions):
+            for pair in combinations(images, 2):
+                owners.append(caption)
+                yield pair
+
+    distances = list(distance.stream(pairs()))
+    if not distances:
+        raise UserError("LPIPS diversity needs several images of a caption: sample more of each")
+    sums = np.bincount(owners, np.concatenate(distances))
+    counts = np.bincount(owners)
+    return mean_estimate(sums[counts > 0] / counts[counts > 0])

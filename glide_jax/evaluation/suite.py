@@ -163,6 +163,14 @@ METRICS: dict[str, Metric] = {
     "density_coverage": Metric(("features",), True, _coverage),
 }
 """By name."""
+CAPTION_METRICS = (
+    "clip_score",
+    "clip_score_torchmetrics",
+    "clip_score_hessel",
+    "clip_retrieval",
+    "lpips_diversity",
+)
+"""Names of metrics on images with captions, which read no features: `evaluate.captions`."""
 
 
 def parse_metrics(names: str | Sequence[str], title: str) -> list[str]:
@@ -175,7 +183,8 @@ def parse_metrics(names: str | Sequence[str], title: str) -> list[str]:
     found = [name.strip() for name in found if name.strip()]
     for name in found:
         if name not in METRICS:
-            raise UserError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
+            known = ", ".join((*METRICS, *CAPTION_METRICS))
+            raise UserError(f"unknown metric {name!r}: choose from {known}")
         if METRICS[name].only_inception and title != INCEPTION:
             instead = "; with other networks it is called fd" if name == "fid" else ""
             raise UserError(f"{name} is defined for --network inception, not {title}{instead}")

@@ -50,7 +50,7 @@ class Dino(nnx.Module):
 
     def __init__(self, config: DinoConfig, platform: Platform, rngs: nnx.Rngs) -> None:
         width, self.grid = config.width, config.grid
-        float32 = jnp.dtype("float32")
+        self.dtype = float32 = jnp.dtype("float32")
         self.class_embedding = nnx.Param(normal(rngs.params(), (1, 1, width), 0.02))
         self.position_embedding = nnx.Param(
             normal(rngs.params(), (1, 1 + config.grid**2, width), 0.02)
