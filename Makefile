@@ -22,12 +22,18 @@ demo: $(INSTALLED)
 	@echo "Next: the training loop, on the already trained base model, a few minutes. Ctrl-C stops it; the same command resumes."
 	@echo
 	$(BIN)/python train.py --config scenes_base32 --train.run-dir out/scenes_base32 \
-		--train.init-from demo/base --train.steps 100 --optim.learning-rate 1e-4 \
-		--train.checkpoint-every-steps 50 --train.log-every-steps 10 --train.validate-every-steps 50 --train.sample-every-steps 100
+		--train.init-from demo/base --train.steps 80 --optim.learning-rate 1e-4 \
+		--train.checkpoint-every-steps 40 --train.log-every-steps 10 --train.validate-every-steps 40 --train.sample-every-steps 80
 	@echo
-	@echo "Its samples for held-out captions: out/scenes_base32/samples/0000100.png"
+	@echo "Next: 64 samples of the trained model, compared with 512 held-out images."
+	@echo
+	$(BIN)/python -m glide_jax.evaluate --checkpoint out/scenes_base32 --metrics kid --n 64 --reference-n 512 \
+		--sampler dpmpp_2m --steps 12
+	@echo
+	@echo "Measure images:    $(BIN)/python -m glide_jax.evaluate --images FOLDER --reference FOLDER"
+	@echo "Its samples for held-out captions: out/scenes_base32/samples/0000080.png"
 	@echo "Its accuracy:      $(BIN)/python -m glide_jax.evaluation.scenes --checkpoint out/scenes_base32 --n 64"
-	@echo "Your own images:   $(BIN)/python train.py --config scenes_base32 --data.source folder FOLDER"
+	@echo "Train on yours:    $(BIN)/python train.py --config scenes_base32 --data.source folder FOLDER"
 	@echo "Read next:         README.md, CONTRIBUTING.md"
 
 test: $(INSTALLED)
