@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.model_set import clip_config, write_random_run
+from helpers.model_set import clip_config, upsampler_config, write_random_run
 from PIL import Image, PngImagePlugin
 
+from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
 from glide_jax.evaluate import __main__ as command
-from glide_jax.evaluation import clip_scorer
+from glide_jax.evaluation import clip_scorer, upsampling
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.metrics.clip_score import PROMPT_PREFIX, paired_cosines
+from glide_jax.evaluation.perceptual import load_lpips
 from glide_jax.models.lpips import lpips
 from glide_jax.models.openai_clip import openai_clip
 from glide_jax.pretrained.names import to_original
@@ -153,3 +155,15 @@ def test_another_vocabulary_is_refused(place, small_clip, tmp_path):
     ClipTokenizer.train(["x"], 514).save(tmp_path)
     with pytest.raises(UserError, match=r"514 tokens, but clip-vit-b-16 has \d+: give OpenAI's"):
         clip_scorer.load_pair_scorer(small_clip[1], "clip-vit-b-16", str(tmp_path))
+
+
+def test_upsampled_images_are_compared_by_lpips(place, tmp_path):
+    distance = load_lpips("alex", place / "alex.npz", batch_size=3)
+    original = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    decibels, perceptual = upsampling.comparison(original, original ^ 15, original, distance)
+    assert decibels.startswith("upsampler inf dB, bicubic")
+    assert perceptual.startswith("LPIPS (AlexNet): upsampler 0.0000, bicubic 0.")
+    write_random_run(tmp_path, upsampler_config(inpaint=False), Tokenizer.train(CAPTIONS, 300))
+    flags = ("--checkpoint", str(tmp_path), "--lpips", str(place / "alex.npz"))
+    with pytest.raises(UserError, match="alex needs images of at least 31 px a side, not 16x16"):
+        upsampling.main(flags)

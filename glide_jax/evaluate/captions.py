@@ -19,6 +19,7 @@ from glide_jax.evaluation.metrics.clip_score import PROMPT_PREFIX, ClipScore, cl
 from glide_jax.evaluation.metrics.estimate import mean_estimate
 from glide_jax.evaluation.metrics.retrieval import retrieval_hits
 from glide_jax.evaluation.perceptual import (
+    LpipsFlags,
     PerceptualDistance,
     Pixels,
     load_lpips,
@@ -26,8 +27,6 @@ from glide_jax.evaluation.perceptual import (
 )
 from glide_jax.evaluation.reference import with_progress
 from glide_jax.evaluation.suite import Result
-from glide_jax.models.lpips import Trunk
-from glide_jax.sampling.flags import SamplingFlags
 
 RETRIEVAL_AMONG = 64
 """Captions to choose from, as in glide_jax.evaluation.retrieval."""
@@ -41,7 +40,7 @@ SCORES: dict[str, tuple[str, ClipScore]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionFlags(SamplingFlags):
+class CaptionFlags(LpipsFlags):
     """Networks of the metrics on captions."""
 
     clip: str = ""
@@ -51,10 +50,6 @@ class CaptionFlags(SamplingFlags):
     """Which of OpenAI's: clip-vit-b-32, clip-vit-b-16 or clip-vit-l-14."""
     clip_tokenizer: str = OPENAI_TOKENIZER
     """Folder, or name on the Hugging Face hub, of OpenAI's vocabulary."""
-    lpips: str = ""
-    """For lpips_diversity: torchvision's file of AlexNet or VGG-16, local or hf://ORG/REPO/FILE."""
-    lpips_trunk: Trunk = "alex"
-    """Network of --lpips."""
 
 
 def require_caption_flags(names: Sequence[str], flags: CaptionFlags) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from glide_jax.models.lpips import Trunk, lpips
 from glide_jax.pretrained.names import from_original
 from glide_jax.pretrained.vision_names import LPIPS
 from glide_jax.pretrained.weight_files import read_tensors
+from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.shapes import Params
 
 HEADS = Path(__file__).parent / "lpips_heads.npz"
@@ -33,6 +35,16 @@ MIN_PX: dict[Trunk, int] = {"alex": 31, "vgg": 16}
 """Smallest side for which the last layer of a trunk has an output."""
 
 Pixels = UInt8[np.ndarray, "h w 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LpipsFlags(SamplingFlags):
+    """The network of LPIPS."""
+
+    lpips: str = ""
+    """For LPIPS: torchvision's file of AlexNet or VGG-16, local or hf://ORG/REPO/FILE."""
+    lpips_trunk: Trunk = "alex"
+    """Network of --lpips."""
 
 
 class PerceptualDistance:
@@ -88,13 +100,22 @@ class PerceptualDistance:
 
     def _check(self, image: Pixels, expected: tuple[int, ...]) -> None:
         """Raises UserError for an image whose distance is not defined."""
-        size = "x".join(map(str, image.shape[1::-1]))
+        height, width = image.shape[:2]
         if image.shape != expected:
-            other = "x".join(map(str, expected[1::-1]))
-            raise UserError(f"LPIPS needs images of one size, not {other} and {size} px: crop them")
-        if min(image.shape[:2]) < MIN_PX[self.trunk]:
-            least = f"at least {MIN_PX[self.trunk]} px a side"
-            raise UserError(f"LPIPS with {self.trunk} needs images of {least}, not {size}")
+            other = f"{expected[1]}x{expected[0]}"
+            raise UserError(
+                f"LPIPS needs images of one size, not {other} and {width}x{height} px: crop them"
+            )
+        self.require_size(height, width)
+
+    def require_size(self, height: int, width: int) -> None:
+        """Raises UserError for images whose distance is not defined."""
+        least = MIN_PX[self.trunk]
+        if min(height, width) < least:
+            raise UserError(
+                f"LPIPS with {self.trunk} needs images of at least {least} px a side, not "
+                f"{width}x{height}"
+            )
 
 
 def load_lpips(trunk: Trunk, weights: str | Path, batch_size: int = 16) -> PerceptualDistance:

@@ -1,7 +1,8 @@
-"""PSNR of an upsampler on held-out images, compared with bicubic resizing.
+"""PSNR and LPIPS of an upsampler on held-out images, compared with bicubic resizing.
 
 python -m glide_jax.evaluation.upsampling --checkpoint runs/scenes_upsample128 --n 64
 
+LPIPS needs the weights of its trunk: --lpips alexnet-owt-7be5be79.pth, torchvision's file.
 Images are reduced to the low resolution with a box filter, as in training, and upsampled again.
 """
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from glide_jax.cli import parse_flags
@@ -18,17 +20,18 @@ from glide_jax.config.bounds import Between
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.evaluation.held_out import held_out_images
 from glide_jax.evaluation.metrics.image_quality import psnr
+from glide_jax.evaluation.perceptual import LpipsFlags, PerceptualDistance, load_lpips
 from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.arguments import MAX_BATCH_SIZE, MAX_IMAGES
-from glide_jax.sampling.flags import LESS_MEMORY, SamplingFlags
+from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.storage import require_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SamplingFlags):
-    """Prints the mean PSNR of upsampled held-out images and of bicubic resizing."""
+class Arguments(LpipsFlags):
+    """Prints mean PSNR and LPIPS of upsampled held-out images and of bicubic resizing."""
 
     checkpoint: str | Path
     """Run folder of an upsampler, or a folder of models with one."""
@@ -51,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
     config = glide.config("upsample")
     model = config.denoiser
+    distance = load_lpips(arguments.lpips_trunk, arguments.lpips) if arguments.lpips else None
+    if distance is not None:  # before sampling
+        distance.require_size(model.resolution_px, model.resolution_px)
     split, n = arguments.split, arguments.n
     original, all_captions = held_out_images(config, split, n, model.resolution_px)
     captions = [of_image[0] for of_image in all_captions]
@@ -64,15 +70,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         progress=True,
         **arguments.settings,
     ).images
-    ours, theirs = psnr(upsampled, original).mean(), psnr(bicubic, original).mean()
-    print(f"upsampler {ours:.2f} dB, bicubic {theirs:.2f} dB: {ours - theirs:+.2f} dB")
-    print(f"mean PSNR of {len(captions)} images, {model.low_res_px} to {model.resolution_px} px")
+    print("\n".join(comparison(upsampled, bicubic, original, distance)))
+    print(f"means of {len(captions)} images, {model.low_res_px} to {model.resolution_px} px")
     if arguments.out is not None:
         shown = resized(low_res, model.resolution_px, Image.Resampling.NEAREST)
         rows = np.stack([shown, bicubic, upsampled, original], 1)
         labels = [c for caption in captions for c in (caption, "bicubic", "upsampled", "original")]
         save_grid(arguments.out, rows.reshape(-1, *original.shape[1:]), labels, columns=8)
         print(arguments.out)
+
+
+def comparison(
+    upsampled: UInt8[np.ndarray, "n h w 3"],
+    bicubic: UInt8[np.ndarray, "n h w 3"],
+    original: UInt8[np.ndarray, "n h w 3"],
+    distance: PerceptualDistance | None = None,
+) -> list[str]:
+    """A line per metric: mean PSNR (higher is better) and, with a distance, LPIPS (lower)."""
+    ours, theirs = (psnr(images, original).mean() for images in (upsampled, bicubic))
+    lines = [f"upsampler {ours:.2f} dB, bicubic {theirs:.2f} dB: {ours - theirs:+.2f} dB"]
+    if distance is not None:
+        ours, theirs = (distance(images, original).mean() for images in (upsampled, bicubic))
+        name = f"LPIPS ({distance.title})"
+        lines.append(f"{name}: upsampler {ours:.4f}, bicubic {theirs:.4f}: {ours - theirs:+.4f}")
+    return lines
 
 
 if __name__ == "__main__":
