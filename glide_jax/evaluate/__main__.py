@@ -8,11 +8,9 @@ and the Inception Score need the file of the FID Inception: `--network inception
 docs/evaluation.md says which metric answers which question.
 """
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     n = arguments.n if sampled is None else sampled.count
     images = open_images([place], preparation=preparation, n=n)
     results, count, settings = evaluator.results(images, sampled)
-    with contextlib.suppress(PackageNotFoundError):  # run from a clone without installation
-        settings["glide_jax"] = version("glide_jax")
-    if sampled is not None:
-        settings |= {f"sample.{name}": value for name, value in sampled.settings.items()}
-
     print_table(f"{count:,} images of {images.name}", results)
     if arguments.save_statistics is not None:
         evaluator.save_statistics(arguments.save_statistics)

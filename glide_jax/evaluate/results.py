@@ -1,7 +1,9 @@
 """The results of a command's flags: features, reference, comparison."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from glide_jax.evaluate.captions import CaptionMetrics
@@ -87,6 +89,10 @@ class Evaluator:
             scores, count = self._captions(images)
             results += scores
             settings |= self._captions.settings
+        with contextlib.suppress(PackageNotFoundError):  # run from a clone without installation
+            settings["glide_jax"] = version("glide_jax")
+        of_samples = sampled.settings.items() if sampled is not None else ()
+        settings |= {f"sample.{name}": value for name, value in of_samples}
         return results, count, settings | {"n": str(count)}
 
     def _measured_reference(
