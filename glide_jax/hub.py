@@ -14,11 +14,8 @@ HUB_PREFIX = "hf://"
 def local_file(place: str | os.PathLike[str]) -> Path:
     """A local file, downloaded first if it is on the Hugging Face hub.
 
-    Downloads stay in the hub's cache (HF_HOME). With HF_HUB_OFFLINE=1, only the cache is read.
-
     Args:
-        place: a path, whose `~` is expanded, or hf://ORG/REPO[@REVISION]/FILE. A data set's
-            repository is hf://datasets/ORG/REPO.
+        place: a path, whose `~` is expanded, or a URL as of `fetched`.
 
     Returns:
         The path. A local file need not exist.
@@ -26,13 +23,30 @@ def local_file(place: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: another URL, or a file that cannot be downloaded.
     """
-    # Path, the type of many flags, makes hf:/ of hf://.
-    text = re.sub(r"^(\w\w+):/(?=[^/])", r"\1://", expand_home(place))
-    if text.startswith(HUB_PREFIX):
-        return _downloaded(text)
+    text = _spelled(fetched(place))
     if "://" in text:
         raise UserError(f"{text}: use a local file, or {HUB_PREFIX}ORG/REPO/FILE")
     return Path(text)
+
+
+def fetched(place: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The downloaded copy of a file on the Hugging Face hub; any other place as it is.
+
+    Downloads stay in the hub's cache (HF_HOME). With HF_HUB_OFFLINE=1, only the cache is read.
+
+    Args:
+        place: hf://ORG/REPO[@REVISION]/FILE, hf://datasets/ORG/REPO[@REVISION]/FILE, or any other.
+
+    Raises:
+        UserError: the file cannot be downloaded.
+    """
+    text = _spelled(place)
+    return _downloaded(text) if text.startswith(HUB_PREFIX) else place
+
+
+def _spelled(place: str | os.PathLike[str]) -> str:
+    # Path, the type of many flags, makes hf:/ of hf://.
+    return re.sub(r"^(\w\w+):/(?=[^/])", r"\1://", expand_home(place))
 
 
 def _downloaded(url: str) -> Path:

@@ -9,7 +9,9 @@ import pytest
 
 from glide_jax.convert.__main__ import main
 from glide_jax.errors import UserError
-from glide_jax.hub import local_file
+from glide_jax.evaluation.image_sets import Preparation
+from glide_jax.evaluation.reference import open_reference
+from glide_jax.hub import fetched, local_file
 from glide_jax.pretrained.weight_files import write_tensors
 
 COMMIT = "0123456789" * 4
@@ -136,7 +138,18 @@ def test_local_files_contact_nothing(hub, monkeypatch, tmp_path):
     assert local_file(r"C:/w.pt") == Path("C:/w.pt")
     for url in ("gs://bucket/w.pt", "https://host/w.pt"):
         assert refused(url) == "use a local file, or hf://ORG/REPO/FILE"
+        assert fetched(url) == url
     assert hub == []
+
+
+def test_statistics_are_read_from_the_hub(hub, tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", mu=np.zeros(2), sigma=np.eye(2))
+    content = (tmp_path / "x.npz").read_bytes()
+    monkeypatch.setitem(FILES, "/datasets/org/data/resolve/main/x.npz", content)
+    url = "hf://datasets/org/data/x.npz"
+    images, found = open_reference([url], "", Preparation(), None, "inception")
+    assert images is None
+    assert found.statistics.mu.shape == (2,)
 
 
 def test_weights_are_converted_from_the_hub(hub, tmp_path, monkeypatch):

@@ -125,6 +125,26 @@ def test_old_files_hold_the_numbers_that_they_declare(tmp_path):
         assert refused(path).startswith("is not a valid .pt file"), data
 
 
+def test_files_of_the_first_versions_of_pytorch(tmp_path):
+    """By Python 2: texts are bytes, and a dict is called with its items."""
+
+    def text(x):
+        return b"U" + bytes([len(x)]) + x.encode()
+
+    pid = text("storage") + b"ctorch\nFloatStorage\n" + text("a") + text("cpu") + b"\x8a\x01\x03N"
+    rebuilt = b"ctorch._utils\n_rebuild_tensor\n((" + pid + b"tQK\x01K\x02\x85K\x01\x85tR"
+    item = b"](" + text("t") + rebuilt + b"e"
+    root = b"\x80\x02ccollections\nOrderedDict\n](" + item + b"e\x85R."
+    path = tmp_path / "x.pth"
+    content = struct.pack("<q3f", 3, 0, 1, 2)
+    path.write_bytes(legacy(root, ["a"], content))
+    np.testing.assert_array_equal(read_tensors(path)["t"], [1, 2])
+    # A view of a storage starts inside of it, which is refused.
+    part = pid[:-1] + text("b") + b"K\x01K\x02\x87"
+    path.write_bytes(legacy(root.replace(pid, part), ["a"], content))
+    assert "a storage is not as PyTorch writes it" in refused(path)
+
+
 def test_anything_but_tensors_is_refused(tmp_path):
     path = tmp_path / "x.pt"
     for root, why in (

@@ -30,8 +30,9 @@ class EvaluationFlags(CaptionFlags):
     """Run folder or shipped model to sample from, for captions of its data set; repeat the flag for
     a base model and an upsampler."""
     reference: tuple[str, ...] = ()
-    """Folder, .tar or .npz file of images; file of statistics; or a data set as of --data.source,
-    such as tfds coco_captions. With --checkpoint: by default its own data set."""
+    """Folder, .tar or .npz file of images; file of statistics; hf://ORG/REPO/FILE of these; or a
+    data set as of --data.source, such as tfds coco_captions. With --checkpoint: by default its own
+    data set."""
     reference_split: str = ""
     """Split of the reference data set; empty: validation."""
     metrics: str = ""

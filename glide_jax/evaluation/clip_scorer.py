@@ -14,7 +14,7 @@ from glide_jax.data.transforms import to_float
 from glide_jax.errors import UserError
 from glide_jax.evaluation.features import load_extractor
 from glide_jax.evaluation.image_sets import EvaluatedImage
-from glide_jax.hub import local_file
+from glide_jax.hub import fetched
 from glide_jax.models.openai_clip import RELEASED, openai_clip
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
@@ -81,8 +81,8 @@ def load_pair_scorer(
     """A CLIP for scoring.
 
     Args:
-        clip: OpenAI's file of weights, or the run folder of a CLIP of this project, which scores
-            images without noise.
+        clip: OpenAI's file of weights, local or hf://ORG/REPO/FILE, or the run folder of a CLIP of
+            this project, which scores images without noise.
         network: a key of RELEASED, for OpenAI's file.
         tokenizer: folder or name on the hub of OpenAI's vocabulary.
         batch_size: images per call.
@@ -90,7 +90,8 @@ def load_pair_scorer(
     Raises:
         UserError: the weights or the tokenizer cannot be read.
     """
-    path = local_file(clip)
+    place = fetched(clip)
+    path = Path(expand_home(place))
     if path.is_file():
         return _openai(path, network, tokenizer, batch_size)
     run = Run.open(clip)

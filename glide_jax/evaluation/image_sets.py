@@ -28,6 +28,7 @@ from glide_jax.data.transforms import decode
 from glide_jax.errors import UserError, first_line
 from glide_jax.evaluation.crops import CROPS
 from glide_jax.evaluation.npz_images import read_npz
+from glide_jax.hub import fetched
 from glide_jax.images import MAX_FILE_BYTES, open_image
 from glide_jax.storage import expand_home, read_regular, text_lines
 
@@ -168,8 +169,8 @@ def open_images(
     """A set of images.
 
     Args:
-        words: one path of a folder, a .tar or an .npz file; or the words of `--data.source`, such
-            as `scenes` or `tfds coco_captions`.
+        words: one path of a folder, a .tar or an .npz file, also hf://ORG/REPO/FILE; or the words
+            of `--data.source`, such as `scenes` or `tfds coco_captions`.
         split: of a data set.
         preparation: of every image; by default none. A data set's images need `px`.
         n: how many of the first images to take; None for all.
@@ -178,7 +179,7 @@ def open_images(
         UserError: there is no such file, folder or data set.
     """
     preparation = preparation or Preparation()
-    place = Path(expand_home(words[0])) if len(words) == 1 else None
+    place = Path(expand_home(fetched(words[0]))) if len(words) == 1 else None
     if place is not None and place.is_dir():
         return _folder(place, preparation, n)
     if place is not None and place.name.lower().endswith((".npz", *TAR_SUFFIXES)):

@@ -23,6 +23,7 @@ from glide_jax.evaluation.statistics_files import (
     write_statistics,
 )
 from glide_jax.evaluation.suite import Measured, Need, measure
+from glide_jax.hub import fetched
 from glide_jax.storage import expand_home, write_atomically
 
 VERSION = 1
@@ -45,7 +46,7 @@ def open_reference(
     """A reference from the command line.
 
     Args:
-        words: a file of statistics, or images as of `open_images`.
+        words: a file of statistics, local or hf://ORG/REPO/FILE, or images as of `open_images`.
         split, preparation, n: as of `open_images`.
         network: whose statistics are read from a file with those of several.
 
@@ -55,7 +56,7 @@ def open_reference(
     Raises:
         UserError: there is no such reference.
     """
-    path = Path(expand_home(words[0])) if len(words) == 1 else None
+    path = Path(expand_home(fetched(words[0]))) if len(words) == 1 else None
     if path is None or path.suffix not in SUFFIXES or not has_statistics(path):
         return open_images(words, split, preparation, n), Measured()
     spatial = None
