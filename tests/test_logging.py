@@ -148,6 +148,11 @@ def test_a_line_on_the_terminal_says_what_is_not_finite(tmp_path, capsys):
     assert "loss not finite, learning rate 0.00025," in capsys.readouterr().out
     values = {"validation_loss": 0.25, "validation_loss_raw": 0.5, "validation_mse_t000-199": 1.0}
     assert validation_line(values, 3.2) == "validation: loss 0.2500 (raw 0.5000), 3 s"
+    values |= {"validation_loss_shuffled_captions": 0.3, "validation_loss_no_captions": 0.26}
+    assert validation_line(values, 3.2) == (
+        "validation: loss 0.2500 (raw 0.5000), shuffled captions 0.3000 (+20.0%), "
+        "no captions 0.2600 (+4.0%), 3 s"
+    )
 
 
 class FullDisk:

@@ -105,6 +105,9 @@ class TrainConfig(Settings):
     diffusion.timesteps is, with the same noise every time."""
     validation_examples: Annotated[int, Between(0, 10**6)] = 512
     """Held-out images for validation."""
+    validate_captions: bool = True
+    """Whether validation also computes the loss with shuffled and with empty captions, which are
+    higher if the model uses its captions. Doubles the time of a validation."""
 
     def _check(self) -> None:
         self.require(

@@ -77,6 +77,20 @@ def validation_batches(
         yield collated(own, tokenizer, config, clip_tokenizer)
 
 
+def with_other_captions(examples: Sequence[Example]) -> list[Example]:
+    """The same images, each with the caption of another: a fixed random cycle through all."""
+    order = np.random.default_rng(0).permutation(len(examples))
+    found = list(examples)
+    for place, other in zip(order, np.roll(order, 1), strict=True):
+        found[place] = examples[place]._replace(caption=examples[other].caption)
+    return found
+
+
+def without_captions(examples: Sequence[Example]) -> list[Example]:
+    """The same images, with empty captions."""
+    return [example._replace(caption="") for example in examples]
+
+
 def _prepared(config: Config, index: int, full_size: bool, record: Record) -> Example:
     pixels = load_pixels(record.image, config.model.resolution_px, name=record.name)
     rng = np.random.default_rng(index)

@@ -73,6 +73,8 @@ PANELS = (
         (
             Line("validation_loss", "EMA parameters", marker="."),
             Line("validation_loss_raw", "raw parameters", style="--"),
+            Line("validation_loss_shuffled_captions", "shuffled captions", style=":"),
+            Line("validation_loss_no_captions", "no captions", style="-."),
         ),
         log=True,
     ),

@@ -310,10 +310,16 @@ def health_line(values: Mapping[str, float | int | None]) -> str:
 
 
 def validation_line(values: Mapping[str, float], seconds: float) -> str:
-    """A one-line summary of validation losses: of the EMA and of the raw parameters."""
-    parts = [
-        f"{name} {values[f'validation_{name}']:.4f} (raw {values[f'validation_{name}_raw']:.4f})"
-        for name in ("loss", "mse", "accuracy")
-        if f"validation_{name}" in values
-    ]
+    """A one-line summary of validation losses: of the EMA and the raw parameters, by captions."""
+    parts = []
+    for name in ("loss", "mse", "accuracy"):
+        own = values.get(f"validation_{name}")
+        if own is None:
+            continue
+        parts.append(f"{name} {own:.4f} (raw {values[f'validation_{name}_raw']:.4f})")
+        for captions in ("shuffled", "no"):
+            other = values.get(f"validation_{name}_{captions}_captions")
+            if other is not None:
+                change = f" ({other / own - 1:+.1%})" if own > 0 else ""
+                parts.append(f"{captions} captions {other:.4f}{change}")
     return f"validation: {', '.join(parts)}, {seconds:.0f} s"
