@@ -39,6 +39,8 @@ QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_cou
 if JAX_VERSION.startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"  # later versions have no other emitters
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
+# Threads of several test processes would wait for each other: 15 s instead of 1 for eigenvalues.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest

@@ -32,10 +32,13 @@ def frechet_distance(mu1: Mean, sigma1: Covariance, mu2: Mean, sigma2: Covarianc
 
 
 def square_root_factor(sigma: Covariance) -> Float[np.ndarray, "d r"]:
-    """A with sigma = A A^T, without the directions in which sigma is zero to rounding."""
-    values, vectors = scipy.linalg.eigh(sigma, check_finite=False)
-    positive = _positive(values, len(sigma))
-    return vectors[:, positive] * np.sqrt(values[positive])
+    """A with sigma = A A^T: by Cholesky, or by eigenvectors if sigma is singular."""
+    try:
+        return scipy.linalg.cholesky(sigma, lower=True, check_finite=False)
+    except scipy.linalg.LinAlgError:
+        values, vectors = scipy.linalg.eigh(sigma, check_finite=False, driver="evd")
+        positive = _positive(values, len(sigma))
+        return vectors[:, positive] * np.sqrt(values[positive])
 
 
 def frechet_gradient(
@@ -51,7 +54,8 @@ def frechet_gradient(
         tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), and its derivative with respect to sigma2:
         I - B B^T, with B = A V W^(-1/4) for the eigenvalues W and eigenvectors V of A^T sigma2 A.
     """
-    values, vectors = scipy.linalg.eigh(factor1.T @ sigma2 @ factor1, check_finite=False)
+    product = factor1.T @ sigma2 @ factor1
+    values, vectors = scipy.linalg.eigh(product, check_finite=False, driver="evd")
     positive = _positive(values, len(sigma2))
     root = factor1 @ vectors[:, positive] / values[positive] ** 0.25  # d r2
     distance = np.square(factor1).sum() + np.trace(sigma2) - 2 * np.sqrt(values[positive]).sum()
