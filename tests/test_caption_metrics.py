@@ -160,7 +160,7 @@ def test_another_vocabulary_is_refused(place, small_clip, tmp_path):
 def test_upsampled_images_are_compared_by_lpips(place, tmp_path):
     distance = load_lpips("alex", place / "alex.npz", batch_size=3)
     original = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    decibels, perceptual = upsampling.comparison(original, original ^ 15, original, distance)
+    decibels, _, perceptual = upsampling.comparison(original, original ^ 15, original, distance)
     assert decibels.startswith("upsampler inf dB, bicubic")
     assert perceptual.startswith("LPIPS (AlexNet): upsampler 0.0000, bicubic 0.")
     write_random_run(tmp_path, upsampler_config(inpaint=False), Tokenizer.train(CAPTIONS, 300))

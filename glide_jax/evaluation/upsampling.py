@@ -1,4 +1,4 @@
-"""PSNR and LPIPS of an upsampler on held-out images, compared with bicubic resizing.
+"""PSNR, SSIM and LPIPS of an upsampler on held-out images, compared with bicubic resizing.
 
 python -m glide_jax.evaluation.upsampling --checkpoint runs/scenes_upsample128 --n 64
 
@@ -19,7 +19,7 @@ from glide_jax.cli import parse_flags
 from glide_jax.config.bounds import Between
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.evaluation.held_out import held_out_images
-from glide_jax.evaluation.metrics.image_quality import psnr
+from glide_jax.evaluation.metrics.image_quality import WINDOW_PX, psnr, ssim
 from glide_jax.evaluation.perceptual import LpipsFlags, PerceptualDistance, load_lpips
 from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
@@ -31,7 +31,7 @@ from glide_jax.storage import require_file
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(LpipsFlags):
-    """Prints mean PSNR and LPIPS of upsampled held-out images and of bicubic resizing."""
+    """Prints mean PSNR, SSIM and LPIPS of upsampled held-out images and of bicubic resizing."""
 
     checkpoint: str | Path
     """Run folder of an upsampler, or a folder of models with one."""
@@ -86,9 +86,15 @@ def comparison(
     original: UInt8[np.ndarray, "n h w 3"],
     distance: PerceptualDistance | None = None,
 ) -> list[str]:
-    """A line per metric: mean PSNR (higher is better) and, with a distance, LPIPS (lower)."""
+    """A line per metric: mean PSNR, SSIM (higher is better) and, with a distance, LPIPS (lower).
+
+    Images smaller than its windows have no SSIM.
+    """
     ours, theirs = (psnr(images, original).mean() for images in (upsampled, bicubic))
     lines = [f"upsampler {ours:.2f} dB, bicubic {theirs:.2f} dB: {ours - theirs:+.2f} dB"]
+    if min(original.shape[1:3]) >= WINDOW_PX:
+        ours, theirs = (ssim(images, original).mean() for images in (upsampled, bicubic))
+        lines.append(f"SSIM: upsampler {ours:.4f}, bicubic {theirs:.4f}: {ours - theirs:+.4f}")
     if distance is not None:
         ours, theirs = (distance(images, original).mean() for images in (upsampled, bicubic))
         name = f"LPIPS ({distance.title})"
