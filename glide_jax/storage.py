@@ -244,6 +244,12 @@ def move_folder(folder: AnyPath, to: AnyPath, marker: str) -> None:
     files.rm(source, recursive=True)
 
 
+def unused(path: AnyPath) -> AnyPath:
+    """This path, with a number appended if it already exists."""
+    candidates = [path, *(path.with_name(f"{path.name}{i}") for i in range(2, 1000))]
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
 class MirroredFolder:
     """A local folder for appendable files, mirrored to a bucket where the folder is in one.
 

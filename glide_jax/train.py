@@ -23,29 +23,26 @@ from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import parts_of
 from glide_jax.data.sources import open_source
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
+from glide_jax.evaluation.during_training import TrainingEvaluation, extractor_of
 from glide_jax.parallel import sharding
 from glide_jax.parallel.launch import Launch, LaunchFlags, joined, require_same
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fine_tune import starting_params, with_starting_sizes
 from glide_jax.runs.folder import Run
+from glide_jax.runs.kept import Kept
 from glide_jax.runs.lock import sole_training
 from glide_jax.runs.paths import last_step, run_dir_of
 from glide_jax.runs.state import TrainState
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.storage import AnyPath
+from glide_jax.training import reports
 from glide_jax.training.build import make_objective, require_startable, tokenizer_of
 from glide_jax.training.flops import utilization_flops
 from glide_jax.training.logging import RunLog
 from glide_jax.training.pending import PendingMetrics, StepReport
 from glide_jax.training.preview import Preview
 from glide_jax.training.profiling import Profile, ProfileFlags, peak_memory
-from glide_jax.training.reports import (
-    report_end,
-    report_samples,
-    report_start,
-    report_validation,
-)
 from glide_jax.training.step import Trainer
 from glide_jax.training.stop import StopRequest
 from glide_jax.training.validation import Validator
@@ -59,8 +56,7 @@ LESS_MEMORY = (
 def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profile) -> None:
     """Trains until `config.train.steps` or a request to stop.
 
-    All settings are checked, and all inputs opened, before the run folder is written: a run that
-    cannot start leaves nothing behind. Only unreadable images show later.
+    Settings and inputs, except all images, are checked before the run folder is written.
 
     Args:
         config: of the run.
@@ -68,13 +64,13 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
         group: the processes of the run. All save checkpoints; the lead alone writes the rest.
         profile: of which steps to trace.
     """
-    settings = config.train
-
     # Data: both splits, the same in all processes.
+    settings = config.train
     source = open_source(config.data, config.data.train_split)
     held_out = open_source(config.data, config.data.validation_split)
     require_same(group, config, sum(map(len, parts_of(source))))
     require_startable(config, source, len(held_out))
+    extractor = extractor_of(config) if group.lead else None
 
     # Start: the newest checkpoint if there is one, else train.init_from, else random parameters.
     resumes = group.gather(last_step(run_dir) is not None)[0]
@@ -90,7 +86,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     # Run folder: the lead creates or updates it; the other processes wait, then read it.
     tokenizer = partial(tokenizer_of, config, source, run_dir if resumes else starts_from)
     run = Run.create_shared(run_dir, config, tokenizer, group)
-    checkpoints = Checkpoints(run_dir, settings.max_checkpoints, group)
+    checkpoints = Checkpoints(run_dir, Kept.of(run_dir, settings, group), group)
 
     # State: every array is restored or initialized once, with its final sharding.
     if resumes:
@@ -109,13 +105,14 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     loader = Loader(source, run.tokenizer, config, **share, state=resumed["loader"], place=place)
     validator = Validator.open(run, trainer, mesh, held_out, **share)
     preview = Preview.open(run, held_out) if group.lead else None
+    evaluate = TrainingEvaluation(run, held_out, extractor) if extractor else None
     flops = utilization_flops(objective, config, clip.config if clip else None)
     with RunLog(run, int(state.step), profile, resumed["log"], **flops, lead=group.lead) as log:
-        report_start(log, run, trainer, source, int(state.step), starts_from)
-        parts = Parts(run, mesh, trainer, checkpoints, loader, validator, preview, log)
+        reports.report_start(log, run, trainer, source, int(state.step), starts_from)
+        parts = Parts(run, mesh, trainer, checkpoints, loader, validator, preview, evaluate, log)
         with StopRequest(log.say, group, int(state.step)) as stop, checkpoints, loader:
             step = loop(parts, state, stop)
-    report_end(log, run, step)
+    reports.report_end(log, run, step)
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,8 @@ class Parts:
     loader: Loader
     validator: Validator | None
     preview: Preview | None
-    """Of the lead only."""
+    evaluate: reports.Evaluate | None
+    """These two of the lead only."""
     log: RunLog
 
 
@@ -154,11 +152,12 @@ def loop(parts: Parts, state: TrainState, stop: StopRequest) -> int:
         stopping = stop.after(step)
 
         # The host waits for this step only if it then uses the state.
-        saves = due(step, settings.checkpoint_every_steps)
+        saves = due(step, settings.checkpoint_every_steps, settings.keep_checkpoint_every_steps)
         validates = due(step, settings.validate_every_steps)
         samples = not is_clip and due(step, settings.sample_every_steps)
         ends = stopping or step == settings.steps
-        waits = saves or validates or samples or ends or step == first + 1
+        evaluates = due(step, settings.evaluate_every_steps)
+        waits = saves or validates or samples or evaluates or ends or step == first + 1
         for report in pending.read(last=waits):
             log.step(report.metrics, report.wait_s)
             if report.step == first + 1:
@@ -167,19 +166,24 @@ def loop(parts: Parts, state: TrainState, stop: StopRequest) -> int:
             after_step(parts, report)
         if saves:
             save(parts, state)
+        values: dict[str, float] = {}
         if validates and parts.validator is not None:
-            report_validation(log, parts.validator, state)
+            values |= reports.report_validation(log, parts.validator, state)
         if samples:
-            report_samples(log, parts.preview, state)
+            reports.report_samples(log, parts.preview, state)
+        if evaluates:
+            values |= reports.report_evaluation(log, parts.evaluate, state)
+        if (validates or evaluates) and parts.checkpoints.is_best(step, values):
+            save(parts, state)
 
     if parts.checkpoints.latest_step != step:
         save(parts, state)
     return step
 
 
-def due(step: int, every_steps: int) -> bool:
-    """Whether something is done after this step; never, if every 0 steps."""
-    return every_steps > 0 and step % every_steps == 0
+def due(step: int, *intervals: int) -> bool:
+    """Whether something is done after this step, given its intervals in steps; 0: never."""
+    return any(interval > 0 and step % interval == 0 for interval in intervals)
 
 
 def save(parts: Parts, state: TrainState) -> None:

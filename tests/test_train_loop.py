@@ -23,7 +23,7 @@ from glide_jax.training.stop import StopRequest
 from glide_jax.training.validation import Validator
 
 
-def run_loop(platform, bad_from=10**9, stop_after=10**9, **train):
+def run_loop(platform, bad_from=10**9, stop_after=10**9, best=(), **train):
     """The events of a run: dispatched, read, logged, saved and validated steps."""
     config = tiny.get_config()
     settings = {"checkpoint_every_steps": 10**6, "sample_every_steps": 0, "validate_every_steps": 0}
@@ -37,7 +37,7 @@ def run_loop(platform, bad_from=10**9, stop_after=10**9, **train):
         step = state.step + 1
         metrics = device.dispatch(step)
         in_a_row = jnp.int32(max(step - bad_from + 1, 0))
-        return stand_in(TrainState, step=step), metrics | {
+        return stand_in(TrainState, step=step, ema={}), metrics | {
             "skipped": in_a_row,
             "skipped_in_a_row": in_a_row,
         }
@@ -47,6 +47,7 @@ def run_loop(platform, bad_from=10**9, stop_after=10**9, **train):
     log.write_window.side_effect = lambda step, **values: events.append(f"window {step}")
     checkpoints = stand_in(Checkpoints, latest_step=None)
     checkpoints.kept.return_value = "has no checkpoint"
+    checkpoints.is_best.side_effect = lambda step, values: step in best
     checkpoints.save.side_effect = lambda state, host: (
         events.append(f"save {state.step}"),
         setattr(checkpoints, "latest_step", state.step),
@@ -60,9 +61,13 @@ def run_loop(platform, bad_from=10**9, stop_after=10**9, **train):
     mesh = stand_in(Mesh, devices=SimpleNamespace(flat=[SimpleNamespace(platform=platform)]))
     run = stand_in(Run, config=config, path="runs/x")
     run.tokenizer.truncated = 0
-    parts = Parts(
-        run, mesh, stand_in(Trainer, step=step), checkpoints, loader, validator, None, log
-    )
+
+    def evaluate(params):
+        events.append("evaluate")
+        return {"evaluation_kid": 0.5}, "KID 0.5"
+
+    trainer = stand_in(Trainer, step=step)
+    parts = Parts(run, mesh, trainer, checkpoints, loader, validator, None, evaluate, log)
     try:
         loop(parts, stand_in(TrainState, step=0), stop)
     except UserError as error:
@@ -89,6 +94,16 @@ def test_a_checkpoint_and_a_validation_wait_for_all_metrics():
         *("dispatch 3", "read 2", "read 3", "log 2", "log 3", "save 3"),
         *("dispatch 4", "read 4", "log 4", "validate 4"),
         *("dispatch 5", "read 5", "log 5", "save 5"),  # the stop
+    ]
+
+
+def test_evaluations_follow_the_checkpoint_and_the_best_step_is_saved():
+    flags = {"checkpoint_every_steps": 4, "evaluate_every_steps": 2, "validate_every_steps": 6}
+    events = run_loop("gpu", steps=7, best=(2, 6), keep_checkpoint_every_steps=3, **flags)
+    kept = [event for event in events if event.startswith(("save", "evaluate", "validate"))]
+    assert kept == [
+        *("evaluate", "save 2", "save 3", "save 4", "evaluate"),
+        *("save 6", "validate 6", "evaluate", "save 6", "save 7"),
     ]
 
 

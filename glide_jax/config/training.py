@@ -95,6 +95,12 @@ class TrainConfig(Settings):
     """Interval of checkpoints, in steps."""
     max_checkpoints: Annotated[int, Between(1, 10**6)] = 3
     """Newest checkpoints to keep."""
+    keep_checkpoint_every_steps: Annotated[int, STEPS] = 0
+    """Interval of checkpoints that are never deleted, in steps; 0: none."""
+    best_metric: str = ""
+    """Metric of the best checkpoint, which is kept: a name in metrics.jsonl such as validation_loss
+    or evaluation_kid. A step with a better value than all checkpoints is saved. Accuracies,
+    precision, recall and the like are better when higher, all others when lower. Empty: none."""
     sample_every_steps: Annotated[int, STEPS] = 5000
     """Interval of sample grids from the EMA parameters, in steps; 0: never."""
     sample_prompts: tuple[str, ...] = ()
@@ -109,6 +115,15 @@ class TrainConfig(Settings):
     """Whether validation also computes the loss with shuffled and with empty captions, which are
     higher if the model uses its captions. Doubles the time of a validation."""
 
+    evaluate_every_steps: Annotated[int, STEPS] = 0
+    """Interval of metrics of samples from the EMA parameters, in steps; 0: never. They are of the
+    same captions and seeds every time. Needs the extra "metrics"."""
+    evaluate_metrics: tuple[str, ...] = ("kid",)
+    """Metrics to compute on features of EfficientNet-Lite0: kid, fd (from thousands of images on),
+    precision_recall, density_coverage."""
+    evaluate_examples: Annotated[int, Between(2, 10**6)] = 256
+    """Captions to sample, the first of the validation split; their images are the reference."""
+
     def _check(self) -> None:
         self.require(
             self.validation_examples >= 1,
@@ -120,6 +135,18 @@ class TrainConfig(Settings):
             "batch_examples",
             f"({self.batch_examples}) must be divisible by micro_batches ({self.micro_batches})",
         )
+        if self.best_metric:
+            intervals = {
+                "validation": self.validate_every_steps,
+                "evaluation": self.evaluate_every_steps,
+            }
+            kind = self.best_metric.partition("_")[0]
+            self.require(
+                intervals.get(kind, 0) > 0,
+                "best_metric",
+                f"must be a metric such as validation_loss, with train.validate_every_steps, or "
+                f"evaluation_kid, with train.evaluate_every_steps, not {self.best_metric}",
+            )
         self.require(
             bool(self.clip_run) or not self.clip_loss_weight,
             "clip_run",

@@ -49,7 +49,7 @@ def export(
     for name in (CHECKPOINTS, TOKENIZER):
         if not (run_dir / name).is_dir():
             raise UserError(f"{run_dir} has no {name}/: give the folder that train.py wrote")
-    with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
+    with contextlib.closing(Checkpoints(run_dir, step=run.step)) as checkpoints:
         params = checkpoints.restore_ema(run.network.shapes)
         step = checkpoints.restored_step
         assert step is not None

@@ -88,6 +88,18 @@ PANELS = (
         ),
         scale=100,
     ),
+    Panel("Samples: KID", "EfficientNet-Lite0", (Line("evaluation_kid", marker="."),)),
+    Panel("Samples: Frechet distance", "EfficientNet-Lite0", (Line("evaluation_fd", marker="."),)),
+    Panel(
+        "Samples: coverage of the data",
+        "EfficientNet-Lite0",
+        tuple(
+            Line(f"evaluation_{name}", name, marker=".", style=style)
+            for name, style in zip(
+                ("precision", "recall", "density", "coverage"), ("-", "--", ":", "-."), strict=True
+            )
+        ),
+    ),
     Panel("Temperature", "1 / logit scale", (Line("temperature", smooth=True),), log=True),
     Panel("Gradient", "norm before clipping", (Line("grad_norm", smooth=True),), log=True),
     Panel("Learning rate", "learning rate", (Line("learning_rate"),)),

@@ -27,10 +27,11 @@ import orbax.checkpoint as ocp
 from glide_jax.errors import UserError, system_cause
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.fingerprint import descriptions, digest, fingerprints, named
+from glide_jax.runs.kept import Kept
 from glide_jax.runs.paths import CHECKPOINTS, COMMITTED, saved_steps
 from glide_jax.runs.state import TrainState, require_same_shapes
 from glide_jax.shapes import Params
-from glide_jax.storage import AnyPath, move_folder
+from glide_jax.storage import AnyPath, move_folder, unused
 
 # Orbax logs every thread and file as a warning. Errors are still logged.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -41,19 +42,23 @@ class Checkpoints:
 
     Args:
         run_dir: the run folder.
-        max_checkpoints: checkpoints to keep; the oldest are deleted first. None: read only.
+        max_checkpoints: checkpoints to keep: so many of the newest, or see `Kept`. None: read only.
         group: the processes of the run, each of which saves and restores its shards.
+        step: the only checkpoint to read.
     """
 
     def __init__(
         self,
         run_dir: AnyPath,
-        max_checkpoints: int | None = None,
+        max_checkpoints: int | Kept | None = None,
         group: ProcessGroup | None = None,
+        step: int | None = None,
     ) -> None:
         absolute = run_dir.absolute() if isinstance(run_dir, Path) else run_dir
         self._folder: AnyPath = absolute / CHECKPOINTS
-        self._writes = max_checkpoints is not None
+        self._writes, self._step = max_checkpoints is not None, step
+        kept = max_checkpoints
+        self._kept = kept if isinstance(kept, Kept) else Kept(kept or 1)
         self._group = group or ProcessGroup()
         self.restored_step: int | None = None
         """Step of the last restored checkpoint."""
@@ -66,7 +71,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=max_checkpoints,
+                    preservation_policy=self._kept,
                     read_only=not self._writes,
                     create=self._writes,
                     multiprocessing_options=(
@@ -87,6 +92,11 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
+
+    def is_best(self, step: int, values: Mapping[str, float]) -> bool:
+        """Whether to save this step for its metrics, see `Best.improves`."""
+        best = self._kept.best
+        return best is not None and best.improves(step, values, self._manager.all_steps())
 
     def save(self, state: TrainState, host_state: dict[str, Any]) -> None:
         """Starts to write a checkpoint; returns as soon as the state is copied.
@@ -176,15 +186,19 @@ class Checkpoints:
 
     def ema_fingerprint(self) -> str:
         """A digest of the restored EMA parameters, else of the newest. Raises UserError."""
-        latest = saved_steps(self._folder.parent)
-        for step in latest if self.restored_step is None else [self.restored_step]:
+        restored = self.restored_step
+        for step in self._steps() if restored is None else [restored]:
             with contextlib.suppress(Exception):  # orbax and tensorstore raise many kinds
                 return digest(self._record(step)["arrays"]["ema"])
         raise UserError(f"{self._folder} has no complete checkpoint yet")
 
+    def _steps(self) -> list[int]:
+        """Steps to read, the first undamaged one of them."""
+        return saved_steps(self._folder.parent) if self._step is None else [self._step]
+
     def _newest(self, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The items, with these shapes and shardings, and the host state."""
-        steps = self._group.gather(saved_steps(self._folder.parent))[0]
+        steps = self._group.gather(self._steps())[0]
         if not steps:
             raise UserError(f"{self._folder} has no complete checkpoint yet")
         damaged: dict[int, str] = {}
@@ -249,7 +263,7 @@ class Checkpoints:
             folder = self._folder / str(step)
             action = "skipped"
             if self._writes:
-                aside = _unused(folder.with_name(f"{step}.damaged"))
+                aside = unused(folder.with_name(f"{step}.damaged"))
                 action = f"moved to {aside.name}"
                 with self._errors("move damaged"):
                     move_folder(folder, aside, marker=COMMITTED)
@@ -334,9 +348,3 @@ def _items(state: TrainState) -> dict[str, Any]:
         "optimizer": state.opt_state,
         "progress": {name: value for name, value in progress.items() if value is not None},
     }
-
-
-def _unused(path: AnyPath) -> AnyPath:
-    """This path, with a number appended if it already exists."""
-    candidates = [path, *(path.with_name(f"{path.name}{i}") for i in range(2, 1000))]
-    return next(candidate for candidate in candidates if not candidate.exists())

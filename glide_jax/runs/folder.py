@@ -25,6 +25,7 @@ from glide_jax.models.build import build_network
 from glide_jax.models.network import Network
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.pretrained.weight_files import read_tensors, require_finite
+from glide_jax.runs.kept import chosen_step, split_checkpoint
 from glide_jax.runs.paths import (
     CHECKPOINTS,
     CONFIG,
@@ -63,19 +64,23 @@ class Run:
 
     path: AnyPath
     config: Config
+    step: int | None = None
+    """Step of the checkpoint to read; None: the newest."""
 
     @classmethod
     def open(cls, folder: str | AnyPath) -> "Run":
         """Opens a run folder with checkpoints or exported weights.
 
         Args:
-            folder: its path, or a shipped model's name such as "demo/base"; see `resolve_run`.
+            folder: its path, or a shipped model's name such as "demo/base"; see `resolve_run`. The
+                path of one of its checkpoints, RUN/checkpoints/STEP or RUN/checkpoints/best, names
+                the one to read.
 
         Raises:
             UserError: not a run folder, or one with links or special files, or its configuration
-                cannot be read.
+                cannot be read; or it has no such checkpoint.
         """
-        path = resolve_run(folder)
+        path, checkpoint = split_checkpoint(resolve_run(folder))
         if not path.is_dir():
             raise UserError(f"{path} is not a folder")
         has_model = (path / CHECKPOINTS).is_dir() or (path / WEIGHTS).is_file()
@@ -85,7 +90,8 @@ class Run:
                 "(give a folder that train.py or glide_jax.export wrote)"
             )
         _require_plain_files(path)
-        return cls(path, Config.load(path / CONFIG))
+        config = Config.load(path / CONFIG)
+        return cls(path, config, chosen_step(path, checkpoint, config.train.best_metric))
 
     @classmethod
     def open_all(cls, folder: str | AnyPath) -> list["Run"]:
@@ -169,13 +175,13 @@ class Run:
             UserError: as `weights`.
         """
         file = self.path / WEIGHTS
-        if file.exists():
+        if self.step is None and file.exists():
             with storage_errors("read", file), file.open("rb") as opened:
                 weights = hashlib.file_digest(opened, "sha256").hexdigest()
             return self._fingerprint(weights)
         from glide_jax.runs.checkpoint import Checkpoints
 
-        with contextlib.closing(Checkpoints(self.path)) as checkpoints:
+        with contextlib.closing(Checkpoints(self.path, step=self.step)) as checkpoints:
             return self._fingerprint(checkpoints.ema_fingerprint())
 
     def _fingerprint(self, weights: str) -> str:
@@ -195,11 +201,11 @@ class Run:
         """
         shapes = self.network.shapes
         file = self.path / WEIGHTS
-        if not file.exists():
+        if self.step is not None or not file.exists():
             # A late import: orbax is slow to import, and exported weights do not need it.
             from glide_jax.runs.checkpoint import Checkpoints
 
-            with contextlib.closing(Checkpoints(self.path)) as checkpoints:
+            with contextlib.closing(Checkpoints(self.path, step=self.step)) as checkpoints:
                 params = checkpoints.restore_ema(shapes, shardings)
                 self.__dict__["fingerprint"] = self._fingerprint(checkpoints.ema_fingerprint())
             for name, value in params.items():
