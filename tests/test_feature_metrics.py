@@ -71,6 +71,32 @@ def test_frechet_distance(case):
     )
 
 
+def test_frechet_distance_of_nearly_equal_gaussians():
+    """Of the same axes, with standard deviations over six orders of magnitude."""
+    axes, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))
+    deviations = np.logspace(0, -6, 60)
+    sigma = (axes * deviations**2) @ axes.T
+    found = frechet_distance(np.zeros(60), sigma, np.zeros(60), 1.01 * sigma)
+    expected = np.square((1.01**0.5 - 1) * deviations).sum()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_bad_features_are_refused():
+    good, bad = np.ones((9, 3)), np.ones((9, 3))
+    bad[4, 1] = np.nan
+    for metric in (kid, precision_recall.precision_recall, lambda x, _: inception_score(x)):
+        with pytest.raises(UserError, match="the features of image 4 are not finite"):
+            metric(bad, good)
+    for metric in (kid, kid_torch_fidelity, precision_recall.precision_recall):
+        with pytest.raises(UserError, match="features of 2 and 3 dimensions do not compare"):
+            metric.__wrapped__(good, good[:, :2])  # without the check of annotations
+
+
+def test_inception_score_of_certain_classes():
+    """A class whose probability rounds to 0 everywhere counts as 0."""
+    assert np.isfinite(inception_score(np.array([[0.0, -1e5]] * 3)).value)
+
+
 def test_frechet_distance_of_gaussians_that_share_axes():
     """With diagonal covariances it is the sum of squares of differences of mean and deviation."""
     mu, a, b = np.array([[1.0, 2, 0], [2.0, 0, 4], [0.5, 3, 0]])

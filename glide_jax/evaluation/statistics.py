@@ -73,7 +73,7 @@ class Moments:
 
 
 class RunningStatistics:
-    """Statistics of features that arrive in batches, in constant memory.
+    """Statistics of features that arrive in batches, in constant memory: 8 GROUPS d^2 bytes.
 
     Row i belongs to group i % GROUPS, for the jackknife standard error of `frechet`.
 
@@ -103,7 +103,7 @@ class RunningStatistics:
         for group in range(GROUPS):
             rows = features[(group - self.n) % GROUPS :: GROUPS]
             if len(rows):
-                self._waiting[group].append(rows)
+                self._waiting[group].append(rows.copy())  # the caller may reuse its array
                 if sum(map(len, self._waiting[group])) >= _BUFFERED:
                     self._update(group)
         self.n += len(features)

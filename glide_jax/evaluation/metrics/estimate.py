@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from glide_jax.errors import UserError
+
 GROUPS = 10
 """Groups of images for the jackknife: image i belongs to group i % GROUPS."""
 
@@ -22,6 +24,27 @@ class Estimate(NamedTuple):
     value: float
     standard_error: float | None
     """Standard deviation of the value over other images of the same kind; None if unknown."""
+
+
+def require_features(*sets: Shaped[np.ndarray, "..."]) -> None:
+    """Checks sets of features, one row per image.
+
+    Raises:
+        UserError: a value is not finite, or the sets have rows of different lengths.
+    """
+    for features in sets:
+        finite = np.isfinite(features).all(1)
+        if not finite.all():
+            raise UserError(
+                f"the features of image {int(finite.argmin())} are not finite: check the images "
+                "and the weights"
+            )
+    widths = sorted({features.shape[1] for features in sets})
+    if len(widths) > 1:
+        raise UserError(
+            f"features of {widths[0]:,} and {widths[1]:,} dimensions do not compare: compute both "
+            "with the same network"
+        )
 
 
 def mean_estimate(values: Shaped[np.ndarray, "n"]) -> Estimate:

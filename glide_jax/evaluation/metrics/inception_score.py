@@ -4,7 +4,12 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
-from glide_jax.evaluation.metrics.estimate import Estimate, groups_of, jackknife_error
+from glide_jax.evaluation.metrics.estimate import (
+    Estimate,
+    groups_of,
+    jackknife_error,
+    require_features,
+)
 
 Logits = Float[np.ndarray, "n classes"]
 
@@ -19,7 +24,11 @@ def inception_score(logits: Logits, split_size: int = SPLIT) -> Estimate:
         logits: of the FID Inception, without bias, all 1008 classes.
         split_size: images per split; the last may have fewer. The score of a split grows with its
             size, so only scores of equal splits compare.
+
+    Raises:
+        UserError: a logit is not finite.
     """
+    require_features(logits)
     log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
     splits = [log_p[i : i + split_size] for i in range(0, len(log_p), split_size)]
     groups = len(groups_of(min(map(len, splits))))
@@ -51,4 +60,5 @@ def inception_score_torch_fidelity(
 
 def _score(log_p: Logits) -> float:
     p = np.exp(log_p)
-    return float(np.exp((p * (log_p - np.log(p.mean(0)))).sum(1).mean()))
+    # rel_entr is 0 for a class whose probability rounds to 0 in all images.
+    return float(np.exp(scipy.special.rel_entr(p, p.mean(0)).sum(1).mean()))

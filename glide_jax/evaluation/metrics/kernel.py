@@ -13,7 +13,12 @@ import numpy as np
 from jaxtyping import Float
 
 from glide_jax.errors import UserError
-from glide_jax.evaluation.metrics.estimate import Estimate, groups_of, jackknife_error
+from glide_jax.evaluation.metrics.estimate import (
+    Estimate,
+    groups_of,
+    jackknife_error,
+    require_features,
+)
 
 Features = Float[np.ndarray, "n d"]
 Reference = Float[np.ndarray, "m d"]
@@ -32,11 +37,15 @@ def kid(samples: Features, reference: Reference) -> Estimate:
         samples, reference: features, at least two images each.
 
     Raises:
+        UserError: a feature is not finite, or the sets have different widths.
+
+    Raises:
         UserError: there are fewer.
     """
     for name, features in (("samples", samples), ("reference images", reference)):
         if len(features) < 2:
             raise UserError(f"KID needs at least 2 {name}, not {len(features)}")
+    require_features(samples, reference)
     within_x, within_y, between = (
         _kernel_sums(*pair)
         for pair in ((samples, samples), (reference, reference), (samples, reference))
@@ -109,6 +118,7 @@ def kid_torch_fidelity(
     Raises:
         UserError: there are fewer images than a subset needs.
     """
+    require_features(samples, reference)
     least = min(len(samples), len(reference))
     if least < subset_size:
         raise UserError(
@@ -152,4 +162,4 @@ def _kernel(x: Features, y: Reference) -> Float[np.ndarray, "n m"]:
     tile = x @ y.T
     tile /= x.shape[1]
     tile += 1
-    return tile**3
+    return tile * tile * tile  # NumPy's power takes seven times as long

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from glide_jax.errors import UserError
-from glide_jax.evaluation.metrics.estimate import Estimate, mean_estimate
+from glide_jax.evaluation.metrics.estimate import Estimate, mean_estimate, require_features
 
 Features = Float[np.ndarray, "n d"]
 Reference = Float[np.ndarray, "m d"]
@@ -69,8 +69,10 @@ def precision_recall(
         arithmetic: see `Arithmetic`.
 
     Raises:
-        UserError: a set has k images or fewer.
+        UserError: a set has k images or fewer, a feature is not finite, or the sets have different
+            widths.
     """
+    require_features(samples, reference)
     of_reference = manifold(reference, k, arithmetic)
     of_samples = manifold(samples, k, arithmetic)
     balls = np.zeros(len(samples), np.int64)  # reference balls around each sample
@@ -118,6 +120,7 @@ def _tiles(
     x: Features, y: Reference, arithmetic: Arithmetic
 ) -> Iterator[tuple[slice, slice, Float[np.ndarray, "n m"]]]:
     """Distances of all pairs, one tile after the other: rows, columns, and their distances."""
+    may_overflow = arithmetic == "guided_diffusion" and not _surely_finite(x, y)
     for block_rows in _slices(0, len(x), BLOCK):
         for block_columns in _slices(0, len(y), BLOCK):
             tiles = [
@@ -126,9 +129,8 @@ def _tiles(
                 for columns in _slices(block_columns.start, block_columns.stop, TILE)
             ]
             distance = _DISTANCES[arithmetic]
-            if arithmetic == "guided_diffusion" and not all(
-                np.isfinite(distance(x[rows], y[columns])).all()
-                for rows, columns in ([] if _surely_finite(x, y) else tiles)
+            if may_overflow and not all(
+                np.isfinite(distance(x[rows], y[columns])).all() for rows, columns in tiles
             ):
                 distance = _float32_distances
             for rows, columns in tiles:
