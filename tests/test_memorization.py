@@ -11,6 +11,7 @@ from glide_jax.evaluate import memorization as command
 from glide_jax.evaluation.metrics.nearest import memorization, nearest_neighbors
 
 RANDOM = np.random.default_rng(0)
+SETS = ["--images", "x", "--train", "y", "--reference", "z"]
 
 
 def test_neighbors_do_not_depend_on_batches():
@@ -73,6 +74,7 @@ def test_the_command_shows_the_copied_images(efficientnet, monkeypatch, tmp_path
     [
         ([], "give either --images or --checkpoint"),
         (["--images", "x"], "--images: give --train, and held-out images as --reference"),
+        ([*SETS, "--metrics", "clip_score"], "--metrics: memorization has its own"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags, why):

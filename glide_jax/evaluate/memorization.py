@@ -70,7 +70,7 @@ class Arguments(EvaluationFlags):
             raise UserError("--images: give --train, and held-out images as --reference")
         require_file("--grid", self.grid, (".png",))
         require_figure("--plot", self.plot)
-        if self.scores_captions:
+        if self.metrics:
             raise UserError("--metrics: memorization has its own")
         super().check()
 
