@@ -1,7 +1,8 @@
 """Files of statistics: this project's, guided-diffusion's, pytorch-fid's and EDM2's.
 
 All but EDM2's are .npz files with mu and sigma. Those of this project add the number of images and
-the settings of the features; guided-diffusion's evaluator and pytorch-fid read them too.
+the settings of the features; pytorch-fid reads them too. guided-diffusion's evaluator reads only
+files that also have images.
 """
 
 import io
