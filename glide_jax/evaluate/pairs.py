@@ -10,21 +10,23 @@ votes.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from jaxtyping import Bool
 
 from glide_jax.cli import parse_flags
 from glide_jax.config.bounds import SEED, Between
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluation.image_sets import EvaluatedImage, open_images
+from glide_jax.evaluation.image_sets import open_images
 from glide_jax.images import save_png
 from glide_jax.storage import require_folder, write_atomically
 
 VOTES_FILE, KEY_FILE = "votes.csv", "key.csv"
+SIDES = ("left", "right")
 QUESTIONS = ("photorealism", "caption_match")
 """Columns of votes; the two questions of the paper."""
 
@@ -61,41 +63,52 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if names[0] == names[1]:
         raise UserError(f"both models are named {names[0]}: give --names")
-    of_a, of_b = (_by_caption(folder) for folder in (arguments.a, arguments.b))
+    folders = (arguments.a, arguments.b)
+    of_a, of_b = (dict.fromkeys(_captions(folder)) for folder in folders)
     captions = [caption for caption in of_a if caption in of_b]
     if not captions:
         raise UserError(f"{arguments.a} and {arguments.b} have no caption in common")
     random = np.random.default_rng(arguments.seed)
     random.shuffle(captions)
+    captions = captions[: arguments.n]
+    a_is_left = random.random(len(captions)) < 0.5
     votes, key = [], []
-    for number, caption in enumerate(captions[: arguments.n]):
-        pair = f"{number:04d}"
-        sides = [(names[0], of_a[caption]), (names[1], of_b[caption])]
-        if random.random() < 0.5:
-            sides.reverse()
-        for side, (_, image) in zip(("left", "right"), sides, strict=True):
-            save_png(arguments.out / f"{pair}-{side}.png", image.pixels)
-        votes.append(
-            [pair, caption, f"{pair}-left.png", f"{pair}-right.png", *[""] * len(QUESTIONS)]
-        )
-        key.append([pair, sides[0][0], sides[1][0]])
-    _write(arguments.out / KEY_FILE, ["pair", "left", "right"], key)
-    _write(arguments.out / VOTES_FILE, ["pair", "caption", "left", "right", *QUESTIONS], votes)
+    for number, (caption, left) in enumerate(zip(captions, a_is_left, strict=True)):
+        sides = names if left else names[::-1]
+        files = [_file(number, side) for side in SIDES]
+        votes.append([str(number), caption, *files, *[""] * len(QUESTIONS)])
+        key.append([str(number), *sides])
+    for folder, is_left in zip(folders, (a_is_left, ~a_is_left), strict=True):
+        _save(folder, captions, is_left, arguments.out)
+    _write(arguments.out / KEY_FILE, ["pair", *SIDES], key)
+    _write(arguments.out / VOTES_FILE, ["pair", "caption", *SIDES, *QUESTIONS], votes)
     print(f"{arguments.out}: {len(votes):,} pairs; fill in {arguments.out / VOTES_FILE}")
 
 
-def _by_caption(folder: Path) -> dict[str, EvaluatedImage]:
-    """The first image of each caption.
+def _captions(folder: Path) -> Iterator[str]:
+    """The caption of each image.
 
     Raises:
-        UserError: an image has no caption.
+        UserError: an image has none.
     """
-    found: dict[str, EvaluatedImage] = {}
     for image in open_images([folder]):
         if not image.captions:
             raise UserError(f"{folder}: {image.name} has no prompt in its metadata")
-        found.setdefault(image.captions[0], image)
-    return found
+        yield image.captions[0]
+
+
+def _save(folder: Path, captions: Sequence[str], is_left: Bool[np.ndarray, "n"], out: Path) -> None:
+    """Writes the first image of each caption, on its side of the pair."""
+    left = {caption: number for number, caption in enumerate(captions)}
+    for image in open_images([folder]):
+        number = left.pop(image.captions[0], None)
+        if number is not None:
+            side = SIDES[0] if is_left[number] else SIDES[1]
+            save_png(out / _file(number, side), image.pixels)
+
+
+def _file(pair: int, side: str) -> str:
+    return f"{pair:04d}-{side}.png"
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -88,7 +88,10 @@ def sample_images(arguments: Any) -> Sampled:
     folder = arguments.samples or default_folder(run, role, len(captions))
     command = replace(command, out=folder, captions=tuple(captions))
     folder.mkdir(parents=True, exist_ok=True)
-    fill_folder(glide, command, command.jobs())
+    try:
+        fill_folder(glide, command, command.jobs())
+    except UserError as error:  # sample.py's flag for the folder has another name
+        raise UserError(str(error).replace("--out", "--samples")) from None
     settings = {k: v for k, v in png_metadata(glide, command).items() if v is not None}
     return Sampled(
         folder,
