@@ -11,10 +11,16 @@ from glide_jax.errors import UserError
 from glide_jax.evaluate import __main__ as command
 from glide_jax.evaluate import results
 from glide_jax.evaluation import reference
+from glide_jax.evaluation.features import FeatureExtractor
+from glide_jax.evaluation.image_sets import Preparation, open_images
 from glide_jax.evaluation.npz_images import write_npz
 from glide_jax.evaluation.statistics_files import read_statistics
+from glide_jax.evaluation.suite import Measured, compare, needs
 
 N = 8
+KID, FD = (
+    ("--images", "IMAGES", "--reference", "IMAGES", "--metrics", name) for name in ("kid", "fd")
+)
 
 
 @pytest.fixture
@@ -71,7 +77,9 @@ def test_a_folder_a_tar_and_an_npz_file_give_the_same_numbers(run, images):
     assert "others: features from" in printed  # by content, from the first run
 
 
-def test_few_images_are_warned_of_and_statistics_are_kept(run, images, caplog, tmp_path):
+def test_few_images_are_warned_of_and_statistics_are_kept(
+    run, images, caplog, tmp_path, monkeypatch
+):
     stats = tmp_path / "stats.npz"
     flags = ("--images", images / "samples", "--metrics", "fd")
     results, _, _ = run(*flags, "--reference", images / "others", "--save-statistics", stats)
@@ -81,11 +89,53 @@ def test_few_images_are_warned_of_and_statistics_are_kept(run, images, caplog, t
     prepared = ("--images", images / "samples", "--metrics", "kid", "--px", 16)
     for _ in range(2):  # computed, then cached
         run(*prepared, "--reference", images / "others")
+    _, known = reference.open_reference([stats], "", Preparation(), None, "efficientnet-lite0")
+    assert known.n == N
+    # What does not fit is refused before the samples are measured.
+    monkeypatch.setattr("glide_jax.evaluate.results.measure", None)
     with pytest.raises(UserError, match="kid needs reference images: the reference has"):
         run("--images", images / "samples", "--metrics", "kid", "--reference", stats)
     cropped = (*flags, "--reference", stats, "--px", 16)
     with pytest.raises(UserError, match="do not compare: px is 16 in one and not set in the"):
         run(*cropped)
+
+
+class Levels(FeatureExtractor):
+    """An extractor whose features are the first two levels."""
+
+    settings = {"network": "levels"}  # noqa: RUF012
+
+    def __init__(self):
+        pass
+
+    def stream(self, batches):
+        for batch in batches:
+            yield {"pool": batch.reshape(len(batch), -1)[:, :2].astype(np.float32)}
+
+
+def test_the_cache_grows_with_what_is_asked(images, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    others = open_images([images / "others"])
+    for wanted, computed in (("features", True), ("statistics", True), ("features", False)):
+        found = reference.measured_reference(others, Measured(), Levels(), {wanted})
+        assert getattr(found, wanted) is not None
+        assert ("features from" not in capsys.readouterr().out) == computed
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # where nothing can be written
+    assert reference.measured_reference(others, Measured(), Levels(), {"features"}).n == N
+    assert "cannot cache /dev/null" in capsys.readouterr().out
+
+
+def test_of_a_reference_only_what_is_compared_is_measured():
+    assert needs(["is", "fid", "kid"], of_reference=True) == {"statistics", "features"}
+    assert needs(["is"], of_reference=True) == set()
+
+
+def test_features_of_other_settings_do_not_compare():
+    x = np.zeros((4, 2), np.float32)
+    settings = {"network": "inception", "weights": "", "resize": "tf1"}
+    sets = [Measured(features=x, settings=settings | {"resize": r}) for r in ("tf1", "clean")]
+    with pytest.raises(UserError, match="resize is tf1 in one and clean in the other"):
+        compare(["kid"], *sets, "Inception")
 
 
 def test_the_cache_follows_the_contents(run, images, tmp_path):
@@ -143,6 +193,9 @@ def test_samples_of_a_model(run, models, capsys):
         (("--images", "IMAGES", "--metrics", "kdi"), "unknown metric 'kdi': choose from fd, fid"),
         (("--images", "IMAGES", "--network", "vgg"), "--network vgg: choose one of efficientnet"),
         (("--images", "IMAGES", "--crop", "x"), "--crop x: choose one of adm, edm2"),
+        (("--images", "IMAGES", "--crop", "squeeze"), "--crop squeeze: give --px too"),
+        ((*KID, "--save-statistics", "x.npz"), "--save-statistics: add fd or fid to --metrics"),
+        ((*FD, "--save-statistics", "x.pkl"), "EDM2's format has no name for efficientnet"),
         (("--images", "IMAGES", "--metrics", "clip_score"), "clip_score needs --clip"),
         (
             ("--images", "NONE", *["--reference", "IMAGES", "--metrics", "kid"]),
@@ -157,6 +210,17 @@ def test_flags_that_do_not_fit_are_refused(run, images, flags, why):
         run(*flags)
     assert why in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_results_are_kept_if_the_images_fit_no_npz_file(run, images, tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for side in (24, 25):
+        Image.new("RGB", (side, side)).save(folder / f"{side}.png")
+    flags = ("--images", folder, "--reference", images / "others", "--metrics", "kid")
+    with pytest.raises(UserError, match=r"an \.npz file needs one size; give --px"):
+        run(*flags, "--save-npz", tmp_path / "x.npz")
+    assert json.loads((tmp_path / "results.json").read_bytes())["settings"]["n"] == "2"
 
 
 def bad_npz(path, kind):

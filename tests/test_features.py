@@ -42,6 +42,21 @@ def test_large_images_are_resized_in_parts(efficientnet, monkeypatch):
     assert close(efficientnet(images)["pool"], GOLDEN[f"pool/{KEYS[0]}"])
 
 
+def test_a_canvas_for_tall_and_wide_images_is_within_the_limit(efficientnet, monkeypatch):
+    sizes = []
+    resized = efficientnet._resized
+
+    def spy(images):
+        sizes.append(len(images))
+        return resized(images)
+
+    monkeypatch.setattr(efficientnet, "_resized", spy)
+    monkeypatch.setattr("glide_jax.evaluation.features.MAX_CANVAS_PX", 2 * 128 * 128)
+    tall, wide = (np.zeros((*size, 3), np.uint8) for size in ((128, 1), (1, 128)))
+    efficientnet._start([tall, wide])
+    assert sizes == [2, 2]
+
+
 def test_floats_are_rounded_as_saved(efficientnet):
     """Images in [0, 1], also gray or with transparency, as everywhere in the project."""
     images = GOLDEN[f"images/{KEYS[0]}"]

@@ -95,9 +95,14 @@ def test_statistics_that_do_not_compare(caplog):
         frechet(ours, running(FEATURES[:, :5]).statistics())
     assert not caplog.messages
     frechet(ours, Statistics(ours.mu, ours.sigma))
+    blurred = running(FEATURES, settings=SETTINGS | {"blur": "1"}).statistics()
+    frechet(blurred, Statistics(ours.mu, ours.sigma))
     assert caplog.messages == [
-        "the statistics do not say their network, weights, resize: assumed equal"
+        f"the statistics do not say their network, weights, resize{more}: assumed equal"
+        for more in ("", ", blur")
     ]
+    with pytest.raises(UserError, match="blur is 1 in one and not set in the other"):
+        frechet(blurred, ours)
 
 
 def test_few_images_are_warned_of(caplog):
@@ -141,7 +146,7 @@ def test_files_of_others(tmp_path):
     assert not has_statistics(tmp_path / "images.npz")
     found = read_statistics(tmp_path / "edm2.pkl", network="dinov2-vit-l-14")
     assert found.mu.shape == (3,)
-    assert found.settings == {"network": "dinov2-vit-l-14"}
+    assert found.settings == {"network": "dinov2-vit-l-14", "resize": "edm2"}
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -160,6 +165,8 @@ def test_damaged_files_are_refused(tmp_path):
         ({"mu": np.array([0, np.nan, 0])}, ": mu is not finite"),
         ({"mu": np.zeros(3, np.int64)}, ": mu is not an array of floating-point numbers"),
         ({"settings": "{"}, ": its settings are damaged"),
+        ({"settings": "1"}, ": its settings are damaged"),
+        ({"n": np.zeros(2)}, ": its settings are damaged"),
     ):
         np.savez(path, **good | change)
         assert refused("x.npz") == why
@@ -175,4 +182,7 @@ def test_damaged_files_are_refused(tmp_path):
     assert refused("x.pkl").startswith(" is refused: it contains pathlib.Path, not only arrays")
     with pytest.raises(UserError, match="EDM2's format has no name for efficientnet-lite0"):
         of_another = Statistics(**good, settings={"network": "efficientnet-lite0"})
+        write_statistics(tmp_path / "y.pkl", {"pool": of_another})
+    with pytest.raises(UserError, match="of inception are of images resized by tf1, not clean"):
+        of_another = Statistics(**good, settings=SETTINGS | {"resize": "clean"})
         write_statistics(tmp_path / "y.pkl", {"pool": of_another})

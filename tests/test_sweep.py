@@ -48,6 +48,7 @@ def test_a_point_per_scale_and_a_plot(run, models, tmp_path, capsys):
 def test_flags_that_do_not_fit_are_refused(run, tmp_path):
     for flags, why in (
         (("--guidance-scale", 2), "--guidance-scale: give --scales instead"),
+        (("--network", "vgg", "--clip", "x"), "--network vgg: choose one of"),
         (("--clip-sampler", "euler"), "--clip-sampler euler: must be one of"),
         (("--plot", tmp_path / "x.jpg"), "--plot"),
         (("--metrics", "clip_score"), "clip_score needs --clip"),

@@ -23,7 +23,8 @@ from glide_jax.evaluate.sampling import Sampled, sample_images
 from glide_jax.evaluation.image_sets import open_images
 from glide_jax.evaluation.npz_images import write_npz
 from glide_jax.evaluation.reference import write_json
-from glide_jax.evaluation.suite import Result, in_digits
+from glide_jax.evaluation.statistics_files import require_format
+from glide_jax.evaluation.suite import Result, in_digits, needs
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.storage import require_file
@@ -47,6 +48,10 @@ class Arguments(EvaluationFlags):
         super().check()
         require_file("--save-statistics", self.save_statistics, (".npz", ".pkl"))
         require_file("--save-npz", self.save_npz, (".npz",))
+        if self.save_statistics is not None:
+            if "statistics" not in needs(self.feature_metrics, of_reference=True):
+                raise UserError("--save-statistics: add fd or fid to --metrics")
+            require_format(self.save_statistics, self.network)
 
 
 @memory_advice(LESS_MEMORY)
@@ -65,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = open_images([place], preparation=preparation, n=n)
     results, count, settings = evaluator.results(images, sampled)
     print_table(f"{count:,} images of {images.name}", results)
+    write_results(arguments.out, sampled, {"results": as_json(results), "settings": settings})
     if arguments.save_statistics is not None:
         evaluator.save_statistics(arguments.save_statistics)
         print(arguments.save_statistics)
     if arguments.save_npz is not None:
         write_npz(arguments.save_npz, (image.pixels for image in images), count)
         print(arguments.save_npz)
-    write_results(arguments.out, sampled, {"results": as_json(results), "settings": settings})
 
 
 def print_table(title: str, results: Sequence[Result]) -> None:

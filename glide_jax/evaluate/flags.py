@@ -78,6 +78,8 @@ class EvaluationFlags(CaptionFlags):
         ):
             if value not in choices:
                 raise UserError(f"{flag} {value}: choose one of {', '.join(choices)}")
+        if self.crop != EvaluationFlags.crop and not self.px and not self.checkpoint:
+            raise UserError(f"--crop {self.crop}: give --px too, the side of the squares")
         require_file("--out", self.out, (".json",))
         if self.samples is not None:
             require_folder("--samples", self.samples)

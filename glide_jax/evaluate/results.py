@@ -26,6 +26,7 @@ from glide_jax.evaluation.suite import (
     compare,
     measure,
     needs,
+    require_reference,
 )
 
 BATCH_SIZE = 32
@@ -48,14 +49,10 @@ class Evaluator:
         self._extractor: FeatureExtractor | None = None
         if self.metrics:
             flags = self.flags
-            self._extractor = load_extractor(flags.network, flags.weights, self._resize, size)
+            resize = flags.resize or IMPLEMENTATIONS[flags.implementation].resize
+            self._extractor = load_extractor(flags.network, flags.weights, resize, size)
         self._captions = CaptionMetrics.load(self.flags.caption_metrics, self.flags)
         self._reference: tuple[Measured, dict[str, str]] | None = None
-
-    @property
-    def _resize(self) -> str:
-        resize = self.flags.resize or IMPLEMENTATIONS[self.flags.implementation].resize
-        return "tf1" if self.flags.network == "inception" and not resize else resize
 
     def results(
         self, images: ImageSet, sampled: Sampled | None = None
@@ -79,6 +76,7 @@ class Evaluator:
                 reference, described = self._measured_reference(sampled, images)
                 settings |= described
             prepared = images.preparation.settings
+            require_reference(self.metrics, reference, self._extractor.settings | prepared)
             found = measure(pixels_of(images), self._extractor, wanted, prepared)
             count = found.n or 0
             title = NETWORKS[flags.network].title
@@ -102,7 +100,7 @@ class Evaluator:
         if self._reference is None:
             assert self._extractor is not None
             found, known = self._open_reference(sampled, images)
-            wanted = needs(self.metrics)
+            wanted = needs(self.metrics, of_reference=True)
             reference = measured_reference(found, known, self._extractor, wanted)
             name = found.name if found is not None else " ".join(self.flags.reference)
             described = {"reference": name, "reference_n": str(reference.n or "unknown")}

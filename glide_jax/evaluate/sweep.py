@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments: Arguments = parse_flags(
         Arguments, "python -m glide_jax.evaluate.sweep", argv, __doc__
     )
+    arguments.check()
     if arguments.clip and not arguments.metrics:
         arguments = replace(arguments, metrics=",".join([*arguments.feature_metrics, "clip_score"]))
-    arguments.check()
     use_all_cores(arguments.batch_size or BATCH_SIZE)
     keep_compiled_programs()
     evaluator = Evaluator(arguments)

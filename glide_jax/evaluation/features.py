@@ -9,6 +9,7 @@ are the same: `FeatureExtractor.settings`.
 """
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -149,7 +150,7 @@ class FeatureExtractor:
         if on_host := self._preprocessing.resize.on_host:
             images = [on_host(image, self._side) for image in images]
         images = images + images[-1:] * (self.batch_size - len(images))
-        largest = max(image.shape[0] * image.shape[1] for image in images)
+        largest = math.prod(np.max([image.shape[:2] for image in images], 0).tolist())
         size = max(MAX_CANVAS_PX // largest // self._devices, 1) * self._devices
         parts = [self._resized(images[i : i + size]) for i in range(0, len(images), size)]
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts)

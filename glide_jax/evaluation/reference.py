@@ -1,10 +1,12 @@
 """References of metrics: images or files of statistics, measured once and cached by content."""
 
+import contextlib
 import hashlib
 import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,8 @@ def open_reference(
     else:
         has_images = False
     images = open_images(words, split, preparation, n) if has_images else None
-    return images, Measured(read_statistics(path, network=network), spatial)
+    pool = read_statistics(path, network=network)
+    return images, Measured(pool, spatial, n=pool.n)
 
 
 def measured_reference(
@@ -96,18 +99,19 @@ def measured_reference(
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = cache_folder() / f"{digest[:32]}.npz"
     found = _cached(path, extractor.settings | images.preparation.settings)
-    if any(getattr(found, need) is None for need in missing):
-        found = measure(pixels_of(images), extractor, missing, images.preparation.settings)
+    if absent := {need for need in missing if getattr(found, need) is None}:
+        measured = measure(pixels_of(images), extractor, absent, images.preparation.settings)
+        found = _joined(found, measured)
         _store(path, found)
     else:
         print(f"{images.name}: features from {path}")
-    return Measured(
-        **{
-            need: getattr(known, need) if getattr(known, need) is not None else getattr(found, need)
-            for need in ("statistics", "spatial", "features", "logits")
-        },
-        n=found.n,
-    )
+    return _joined(known, found)
+
+
+def _joined(first: Measured, second: Measured) -> Measured:
+    """What either has; the first's where both have it."""
+    missing = {name: value for name, value in vars(second).items() if getattr(first, name) is None}
+    return replace(first, **missing)
 
 
 def pixels_of(images: ImageSet, total: int | None = None) -> Iterator[Any]:
@@ -137,7 +141,7 @@ def _cached(path: Path, settings: Mapping[str, str]) -> Measured:
         return Statistics(arrays[f"mu{ending}"], arrays[f"sigma{ending}"], n, dict(settings))
 
     found = (statistics(""), statistics("_s"), arrays.get("features"), arrays.get("logits"))
-    return Measured(*found, n)
+    return Measured(*found, n, settings)
 
 
 def _store(path: Path, found: Measured) -> None:
@@ -157,7 +161,8 @@ def _store(path: Path, found: Measured) -> None:
     except OSError as error:  # a full disk costs only time
         print(f"cannot cache {path}: {error.strerror}")
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
 
 
 def fixed_statistics(statistics: RunningStatistics | Statistics) -> Statistics:

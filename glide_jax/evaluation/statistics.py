@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 COMPARED = ("network", "weights", "resize")
 """Settings that must be equal for features to compare, if both sides say them."""
-COMPARED_IF_ONE = ("px", "crop", "blur")
-"""Settings that must be equal, or set on neither side, if both say COMPARED."""
+PREPARED = ("px", "crop", "blur")
+"""Settings that must be equal, or set on neither side, if both sides say COMPARED."""
 
 _BUFFERED = 256
 """Rows of a group that wait for one rank-k update of its covariance."""
@@ -174,25 +174,9 @@ def require_comparable(a: Statistics, b: Statistics) -> None:
     """Checks that two statistics are of the same features; warns where one does not say.
 
     Raises:
-        UserError: they are of different networks, weights or resizing rules, or differ in width.
+        UserError: `unknown_settings` raises it, or they differ in width.
     """
-    unknown = []
-    for name in COMPARED:
-        found = [statistics.settings.get(name) for statistics in (a, b)]
-        if None in found:
-            unknown.append(name)
-        elif found[0] != found[1]:
-            raise UserError(
-                f"statistics do not compare: {name} is {_short(found[0])} in one and "
-                f"{_short(found[1])} in the other; compute both with the same {name}"
-            )
-    for name in () if unknown else COMPARED_IF_ONE:
-        values = [statistics.settings.get(name, "not set") for statistics in (a, b)]
-        if values[0] != values[1]:
-            raise UserError(
-                f"statistics do not compare: {name} is {values[0]} in one and {values[1]} in the "
-                f"other; prepare both with the same --{name}"
-            )
+    unknown = unknown_settings(a.settings, b.settings)
     if a.mu.shape != b.mu.shape:
         raise UserError(
             f"statistics do not compare: they have {len(a.mu)} and {len(b.mu)} dimensions; compute "
@@ -200,6 +184,28 @@ def require_comparable(a: Statistics, b: Statistics) -> None:
         )
     if unknown:
         logger.warning("the statistics do not say their %s: assumed equal", ", ".join(unknown))
+
+
+def unknown_settings(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """The settings of two statistics that must be equal, but of which one does not say.
+
+    Raises:
+        UserError: they are of different networks, weights or resizing rules, or of images that
+            were prepared differently.
+    """
+    unknown: list[str] = []
+    for name in (*COMPARED, *PREPARED):
+        default = "not set" if name in PREPARED else None
+        found = [settings.get(name, default) for settings in (a, b)]
+        differ = found[0] != found[1]
+        if None in found or (differ and unknown and name in PREPARED):
+            unknown.append(name)
+        elif differ:
+            raise UserError(
+                f"statistics do not compare: {name} is {_short(found[0])} in one and "
+                f"{_short(found[1])} in the other; compute both with the same --{name}"
+            )
+    return unknown
 
 
 def _short(value: str | None) -> str:

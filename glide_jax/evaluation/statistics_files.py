@@ -28,8 +28,8 @@ SUFFIX_OF_OUTPUT = {"pool": "", "spatial": "_s"}
 
 _NAMES = tuple(f"{name}{ending}" for name in ("mu", "sigma") for ending in ("", "_s"))
 
-EDM2_NAMES = {"inception": "fid", "dinov2-vit-l-14": "fd_dinov2"}
-"""Entries of EDM2's files by network."""
+EDM2_ENTRIES = {"inception": ("fid", "tf1"), "dinov2-vit-l-14": ("fd_dinov2", "edm2")}
+"""Names in EDM2's files, and resizing of their features, by network."""
 
 
 def write_statistics(path: AnyPath, statistics: Mapping[str, Statistics]) -> None:
@@ -40,20 +40,15 @@ def write_statistics(path: AnyPath, statistics: Mapping[str, Statistics]) -> Non
         statistics: by output of one network: "pool", and "spatial" for the sFID.
 
     Raises:
-        UserError: the suffix or network has no such format.
+        UserError: see `require_format`.
     """
     pool = statistics["pool"]
+    network = pool.settings.get("network", "")
+    require_format(path, network, pool.settings.get("resize"))
     if path.suffix == ".pkl":
-        network = pool.settings.get("network", "")
-        if network not in EDM2_NAMES:
-            raise UserError(
-                f"{path}: EDM2's format has no name for {network or 'an unknown network'}, only "
-                f"for {', '.join(EDM2_NAMES)}; use .npz"
-            )
-        content = {EDM2_NAMES[network]: {"mu": pool.mu, "sigma": pool.sigma}}
-        write_atomically(path, pickle.dumps(content))
+        entry, _ = EDM2_ENTRIES[network]
+        write_atomically(path, pickle.dumps({entry: {"mu": pool.mu, "sigma": pool.sigma}}))
         return
-    _require_suffix(path)
     arrays: dict[str, Any] = {"settings": json.dumps(dict(pool.settings))}
     for output, found in statistics.items():
         arrays[f"mu{SUFFIX_OF_OUTPUT[output]}"] = found.mu
@@ -63,6 +58,24 @@ def write_statistics(path: AnyPath, statistics: Mapping[str, Statistics]) -> Non
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     write_atomically(path, file.getvalue())
+
+
+def require_format(path: AnyPath, network: str, resize: str | None = None) -> None:
+    """Raises UserError if a file of this suffix cannot have a network's statistics."""
+    _require_suffix(path)
+    if path.suffix != ".pkl":
+        return
+    if network not in EDM2_ENTRIES:
+        raise UserError(
+            f"{path}: EDM2's format has no name for {network or 'an unknown network'}, only "
+            f"for {', '.join(EDM2_ENTRIES)}; use .npz"
+        )
+    expected = EDM2_ENTRIES[network][1]
+    if resize not in (None, expected):
+        raise UserError(
+            f"{path}: EDM2's statistics of {network} are of images resized by {expected}, not "
+            f"{resize}; use .npz, or --resize {expected}"
+        )
 
 
 def read_statistics(path: AnyPath, output: str = "pool", network: str = "inception") -> Statistics:
@@ -85,10 +98,10 @@ def read_statistics(path: AnyPath, output: str = "pool", network: str = "incepti
         if name not in arrays:
             raise UserError(f"{path} has no {name}: it has {', '.join(arrays) or 'nothing'}")
     try:
-        settings = json.loads(str(arrays["settings"])) if "settings" in arrays else {}
-    except ValueError:
+        settings = dict(json.loads(str(arrays.get("settings", "{}"))))
+        n = int(arrays["n"]) if "n" in arrays else None
+    except (ValueError, TypeError):
         raise UserError(f"{path}: its settings are damaged") from None
-    n = int(arrays["n"]) if "n" in arrays else None
     return _checked(path, arrays[names[0]], arrays[names[1]], n, settings)
 
 
@@ -119,14 +132,14 @@ def _arrays(path: AnyPath, names: tuple[str, ...] | None = None) -> dict[str, An
 
 
 def _of_edm2(path: AnyPath, entries: dict[str, Any], output: str, network: str) -> Statistics:
-    name = EDM2_NAMES.get(network)
+    name, resize = EDM2_ENTRIES.get(network, (None, ""))
     entry = entries.get(name) if name is not None and output == "pool" else None
     if not isinstance(entry, dict) or not {"mu", "sigma"} <= set(entry):
         raise UserError(
             f"{path} has no statistics for the {output} features of {network}: it has "
             f"{', '.join(map(str, entries)) or 'nothing'}"
         )
-    return _checked(path, entry["mu"], entry["sigma"], None, {"network": network})
+    return _checked(path, entry["mu"], entry["sigma"], None, {"network": network, "resize": resize})
 
 
 def _checked(

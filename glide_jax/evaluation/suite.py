@@ -7,7 +7,7 @@ for result in compare(["fd", "kid"], samples, reference, extractor.title):
     print(result)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +23,12 @@ from glide_jax.evaluation.metrics.inception_score import (
 )
 from glide_jax.evaluation.metrics.kernel import kid, kid_torch_fidelity
 from glide_jax.evaluation.metrics.precision_recall import Arithmetic, precision_recall
-from glide_jax.evaluation.statistics import RunningStatistics, Statistics, frechet
+from glide_jax.evaluation.statistics import (
+    RunningStatistics,
+    Statistics,
+    frechet,
+    unknown_settings,
+)
 
 Need = Literal["statistics", "spatial", "features", "logits"]
 """What a metric reads: statistics of the pooled or the spatial features, or all features or logits
@@ -69,6 +74,8 @@ class Measured:
     """Logits of the classes, float32 (n, classes)."""
     n: int | None = None
     """Number of images, if it is known."""
+    settings: Mapping[str, str] | None = None
+    """Of features and logits; statistics have their own."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +200,38 @@ def parse_metrics(names: str | Sequence[str], title: str) -> list[str]:
     return found
 
 
-def needs(metrics: Iterable[str]) -> set[Need]:
-    """What these metrics read of the samples."""
-    return {need for name in metrics for need in METRICS[name].needs}
+def needs(metrics: Iterable[str], of_reference: bool = False) -> set[Need]:
+    """What these metrics read of the samples, or of the reference."""
+    return {
+        need
+        for name in metrics
+        if METRICS[name].reads_reference or not of_reference
+        for need in METRICS[name].needs
+    }
+
+
+def require_reference(
+    metrics: Iterable[str], reference: Measured, settings: Mapping[str, str]
+) -> None:
+    """Checks a reference before samples are measured.
+
+    Args:
+        metrics: keys of METRICS.
+        reference: see `Measured`.
+        settings: of the features of the samples.
+
+    Raises:
+        UserError: it lacks what a metric reads, or the features do not compare.
+    """
+    for name in metrics:
+        for need in needs([name], of_reference=True):
+            if getattr(reference, need) is None:
+                raise UserError(
+                    f"{name} needs reference images: the reference has other statistics only"
+                )
+    for part in (reference, reference.statistics, reference.spatial):
+        if part is not None:
+            unknown_settings(settings, part.settings or {})
 
 
 def measure(
@@ -236,6 +272,7 @@ def measure(
         features=np.concatenate(kept["pool"]) if "features" in wanted else None,
         logits=np.concatenate(kept["logits"]) if "logits" in wanted else None,
         n=n,
+        settings=known,
     )
 
 
@@ -259,27 +296,13 @@ def compare(
     Raises:
         UserError: the reference lacks what a metric reads, or the features do not compare.
     """
-    return list(_results(metrics, samples, reference, title, implementation, settings or {}))
-
-
-def _results(
-    metrics: Sequence[str],
-    samples: Measured,
-    reference: Measured,
-    title: str,
-    implementation: str,
-    settings: Mapping[str, str],
-) -> Iterator[Result]:
-    for name in metrics:
-        metric = METRICS[name]
-        for need in metric.needs:
-            if metric.reads_reference and getattr(reference, need) is None:
-                raise UserError(
-                    f"{name} needs reference images: the reference has other statistics only"
-                )
-        found = metric.compute(samples, reference, IMPLEMENTATIONS[implementation])
-        for bare, estimate in found.items():
-            yield Result(titled(bare, title), *estimate, settings)
+    require_reference(metrics, reference, samples.settings or {})
+    how = IMPLEMENTATIONS[implementation]
+    return [
+        Result(titled(bare, title), *estimate, settings or {})
+        for name in metrics
+        for bare, estimate in METRICS[name].compute(samples, reference, how).items()
+    ]
 
 
 def titled(name: str, title: str) -> str:

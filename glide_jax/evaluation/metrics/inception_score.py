@@ -4,6 +4,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
+from glide_jax.errors import UserError
 from glide_jax.evaluation.metrics.estimate import (
     Estimate,
     groups_of,
@@ -49,7 +50,14 @@ def inception_score_torch_fidelity(
 
     Returns:
         Mean and standard deviation over the splits.
+
+    Raises:
+        UserError: there are fewer images than splits.
     """
+    if len(logits) < splits:
+        raise UserError(
+            f"the Inception Score of {splits} splits needs {splits} images, not {len(logits)}"
+        )
     if shuffle:
         logits = logits[np.random.RandomState(seed).permutation(len(logits))]
     log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
