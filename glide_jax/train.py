@@ -70,7 +70,6 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     held_out = open_source(config.data, config.data.validation_split)
     require_same(group, config, sum(map(len, parts_of(source))))
     require_startable(config, source, len(held_out))
-    extractor = extractor_of(config) if group.lead else None
 
     # Start: the newest checkpoint if there is one, else train.init_from, else random parameters.
     resumes = group.gather(last_step(run_dir) is not None)[0]
@@ -82,6 +81,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     objective = make_objective(config, clip)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
+    extractor = extractor_of(config) if group.lead else None  # all have devices now
 
     # Run folder: the lead creates or updates it; the other processes wait, then read it.
     tokenizer = partial(tokenizer_of, config, source, run_dir if resumes else starts_from)
