@@ -154,6 +154,17 @@ def test_the_cache_follows_the_contents(run, images, tmp_path):
     assert run(*flags, "--reference", folder)[0] == second
 
 
+def test_a_reference_is_opened_before_samples_are_made(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "sample_images", None)
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
+    for words, why in (
+        (["none"], "none: give a folder, a .tar"),
+        ([tmp_path / "stats.npz"], "kid needs reference images"),
+    ):
+        with pytest.raises(UserError, match=why):
+            run("--checkpoint", "x", "--reference", *words, "--metrics", "kid")
+
+
 def test_npz_files_are_written_for_other_evaluators(run, images, tmp_path):
     path = tmp_path / "new.npz"
     run(

@@ -46,15 +46,20 @@ def message(images):
     return str(error.value)
 
 
-def test_folders_are_read_in_order_with_their_folders_and_without_hidden_files(tmp_path):
+def test_folders_are_read_in_order_with_their_folders_and_without_hidden_files(tmp_path, caplog):
     for name in ("b.png", "a/z.PNG", "a/.hidden.png", ".git/x.png", "__MACOSX/._b.png"):
         file = tmp_path / ".here" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png(len(name)))
     (tmp_path / ".here" / "notes.md").write_text("no image")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.png").write_bytes(png(9))
+    (tmp_path / ".here" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".here" / "nowhere.png").symlink_to(tmp_path / "none.png")
     images = list(open_images([tmp_path / ".here"]))
-    assert [image.name for image in images] == ["a/z.PNG", "b.png"]
-    assert levels(images) == [7, 5]
+    assert [image.name for image in images] == ["a/z.PNG", "b.png", "linked/c.png"]
+    assert levels(images) == [7, 5, 9]
+    assert "skipped an image: nowhere.png: " in caplog.text
 
 
 def test_captions_are_prompts_or_text_files(tmp_path):

@@ -11,7 +11,7 @@ from glide_jax.evaluate.flags import EvaluationFlags
 from glide_jax.evaluate.sampling import Sampled
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.features import FeatureExtractor, load_extractor
-from glide_jax.evaluation.image_sets import ImageSet, data_set
+from glide_jax.evaluation.image_sets import ImageSet, Preparation, data_set
 from glide_jax.evaluation.reference import (
     measured_reference,
     open_reference,
@@ -53,6 +53,14 @@ class Evaluator:
             self._extractor = load_extractor(flags.network, flags.weights, resize, size)
         self._captions = CaptionMetrics.load(self.flags.caption_metrics, self.flags)
         self._reference: tuple[Measured, dict[str, str]] | None = None
+        if self.flags.reference and needs(self.metrics, of_reference=True):
+            # Before samples are made, whose resolution is not known yet.
+            preparation = self.flags.preparation
+            if self.flags.checkpoint and not preparation.px:
+                preparation = replace(preparation, px=1)
+            images, known = self._opened(preparation)
+            if images is None:
+                require_reference(self.metrics, known, {})
 
     def results(
         self, images: ImageSet, sampled: Sampled | None = None
@@ -112,12 +120,16 @@ class Evaluator:
     ) -> tuple[ImageSet | None, Measured]:
         flags, preparation = self.flags, images.preparation
         if flags.reference or sampled is None:
-            split = flags.reference_split or "validation"
-            n = flags.reference_n
-            return open_reference(flags.reference, split, preparation, n, flags.network)
+            return self._opened(preparation)
         split = flags.reference_split or sampled.split
         found = data_set(sampled.source, sampled.data, split, preparation, flags.reference_n)
         return found, Measured()
+
+    def _opened(self, preparation: Preparation) -> tuple[ImageSet | None, Measured]:
+        """The reference of --reference."""
+        flags = self.flags
+        split = flags.reference_split or "validation"
+        return open_reference(flags.reference, split, preparation, flags.reference_n, flags.network)
 
     def save_statistics(self, path: Path) -> None:
         """Writes the statistics of the reference. Raises UserError."""

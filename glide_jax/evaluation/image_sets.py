@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 
 from glide_jax.config import DataConfig
 from glide_jax.config.source_words import KINDS, parse_source, spell_source
-from glide_jax.data.folder_index import IMAGE_SUFFIXES
+from glide_jax.data.folder_index import IMAGE_SUFFIXES, list_files
 from glide_jax.data.records import BadRecordError, Source, list_problems
 from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import decode
@@ -231,10 +231,7 @@ def data_set(
 
 def _folder(folder: Path, preparation: Preparation, n: int | None) -> ImageSet:
     def files() -> list[Path]:
-        inside = (path.relative_to(folder) for path in folder.rglob("*"))
-        return sorted(
-            folder / path for path in inside if _is_image(path) and (folder / path).is_file()
-        )
+        return [folder / name for name in list_files(folder) if _is_image(PurePosixPath(name))]
 
     def read() -> Iterator[Encoded]:
         for path in files():
