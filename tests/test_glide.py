@@ -170,11 +170,15 @@ def test_the_initial_prediction_is_zero_and_parameters_are_float32(golden):
 
 @pytest.fixture(scope="module")
 def with_dropout(golden):
-    """Loss, differentiated, of a model with dropout and one level, and parameters for it."""
+    """Loss, differentiated, of a model with dropout and one level, and parameters for it.
+
+    One block of its transformer: rematerialization is by block.
+    """
     config, _, g = golden
     px = config.unet.resolution_px
     changes = {"channel_mult": (1,), "attention_px": (px,), "res_blocks": 1, "dropout": 0.5}
-    config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, **changes))
+    unet = dataclasses.replace(config.unet, **changes)
+    config = dataclasses.replace(config, unet=unet, text=dataclasses.replace(config.text, layers=1))
     rng = np.random.default_rng(0)
     params = {
         name: value + 0.05 * rng.standard_normal(value.shape).astype(np.float32)
