@@ -18,6 +18,7 @@ from glide_jax.evaluation.statistics_files import read_statistics
 from glide_jax.evaluation.suite import Measured, compare, needs
 
 N = 8
+DIVERSITY = ("--metrics", "lpips_diversity")
 KID, FD = (
     ("--images", "IMAGES", "--reference", "IMAGES", "--metrics", name) for name in ("kid", "fd")
 )
@@ -165,6 +166,20 @@ def test_a_reference_is_opened_before_samples_are_made(run, images, tmp_path, mo
             run("--checkpoint", "x", "--reference", *words, "--metrics", "kid")
 
 
+def test_captions_are_read_before_features(run, images, monkeypatch):
+    class NoCaptions:
+        names, settings = ("clip_score",), {}
+
+        def __call__(self, images):
+            raise UserError("0.png has no caption")
+
+    monkeypatch.setattr(results.CaptionMetrics, "load", lambda *_: NoCaptions())
+    monkeypatch.setattr(results, "measure", None)
+    flags = ("--images", images / "samples", "--reference", images / "samples")
+    with pytest.raises(UserError, match="no caption"):
+        run(*flags, "--metrics", "kid,clip_score", "--clip", "x")
+
+
 def test_npz_files_are_written_for_other_evaluators(run, images, tmp_path):
     path = tmp_path / "new.npz"
     run(
@@ -205,6 +220,7 @@ def test_samples_of_a_model(run, models, capsys):
         (("--images", "IMAGES", "--network", "vgg"), "--network vgg: choose one of efficientnet"),
         (("--images", "IMAGES", "--crop", "x"), "--crop x: choose one of adm, edm2"),
         (("--images", "IMAGES", "--crop", "squeeze"), "--crop squeeze: give --px too"),
+        (("--checkpoint", "x", *DIVERSITY, "--lpips", "x"), "but --checkpoint samples one of each"),
         ((*KID, "--save-statistics", "x.npz"), "--save-statistics: add fd or fid to --metrics"),
         ((*FD, "--save-statistics", "x.pkl"), "EDM2's format has no name for efficientnet"),
         (("--images", "IMAGES", "--metrics", "clip_score"), "clip_score needs --clip"),

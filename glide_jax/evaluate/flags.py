@@ -84,6 +84,11 @@ class EvaluationFlags(CaptionFlags):
         if self.samples is not None:
             require_folder("--samples", self.samples)
         require_caption_flags(self.caption_metrics, self)
+        if "lpips_diversity" in self.caption_metrics and self.checkpoint:
+            raise UserError(
+                "lpips_diversity needs several images of a caption, but --checkpoint samples one "
+                "of each: sample with sample.py --n, then give --images"
+            )
         needing = [name for name in self.feature_metrics if METRICS[name].reads_reference]
         if needing and not self.reference and not self.checkpoint:
             raise UserError(f"{', '.join(needing)}: give --reference")

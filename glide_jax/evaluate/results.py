@@ -20,7 +20,6 @@ from glide_jax.evaluation.reference import (
 )
 from glide_jax.evaluation.suite import (
     IMPLEMENTATIONS,
-    METRICS,
     Measured,
     Result,
     compare,
@@ -74,27 +73,24 @@ class Evaluator:
         Returns:
             The results, the number of images, and all settings.
         """
-        flags, results, count = self.flags, [], 0
-        settings = {"images": images.name, **images.preparation.settings}
+        flags, prepared, reference = self.flags, images.preparation.settings, Measured()
+        settings = {"images": images.name, **prepared, **self._captions.settings}
         if self._extractor is not None:
-            wanted = needs(self.metrics)
-            reference = Measured()
             settings |= self._extractor.settings | {"implementation": flags.implementation}
-            if any(METRICS[name].reads_reference for name in self.metrics):
+            if needs(self.metrics, of_reference=True):
                 reference, described = self._measured_reference(sampled, images)
                 settings |= described
-            prepared = images.preparation.settings
             require_reference(self.metrics, reference, self._extractor.settings | prepared)
+        # Before the features of all images: one of them may have no caption.
+        results, count = self._captions(images)
+        if self._extractor is not None:
+            wanted, title = needs(self.metrics), NETWORKS[flags.network].title
             found = measure(pixels_of(images), self._extractor, wanted, prepared)
             count = found.n or 0
-            title = NETWORKS[flags.network].title
-            results += compare(
-                self.metrics, found, reference, title, flags.implementation, settings
-            )
-        if self._captions.names:
-            scores, count = self._captions(images)
-            results += scores
-            settings |= self._captions.settings
+            results = [
+                *compare(self.metrics, found, reference, title, flags.implementation, settings),
+                *results,
+            ]
         with contextlib.suppress(PackageNotFoundError):  # run from a clone without installation
             settings["glide_jax"] = version("glide_jax")
         of_samples = sampled.settings.items() if sampled is not None else ()
