@@ -15,7 +15,7 @@ from glide_jax.evaluation.features import FeatureExtractor
 from glide_jax.evaluation.image_sets import Preparation, open_images
 from glide_jax.evaluation.npz_images import write_npz
 from glide_jax.evaluation.statistics_files import read_statistics
-from glide_jax.evaluation.suite import Measured, compare, needs
+from glide_jax.evaluation.suite import Measured, Result, compare, needs
 
 N = 8
 DIVERSITY = ("--metrics", "lpips_diversity")
@@ -158,9 +158,11 @@ def test_the_cache_follows_the_contents(run, images, tmp_path):
 def test_a_reference_is_opened_before_samples_are_made(run, images, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "sample_images", None)
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
+    stats = tmp_path / "stats.npz"
     for words, why in (
         (["none"], "none: give a folder, a .tar"),
-        ([tmp_path / "stats.npz"], "kid needs reference images"),
+        ([stats], "kid needs reference images"),
+        ([stats, "--reference-n", 2], "stats.npz has statistics only: --reference-n needs images"),
     ):
         with pytest.raises(UserError, match=why):
             run("--checkpoint", "x", "--reference", *words, "--metrics", "kid")
@@ -239,15 +241,15 @@ def test_flags_that_do_not_fit_are_refused(run, images, flags, why):
     assert "\n" not in str(error.value)
 
 
-def test_results_are_kept_if_the_images_fit_no_npz_file(run, images, tmp_path):
-    folder = tmp_path / "some"
-    folder.mkdir()
+def test_results_are_kept_if_the_images_fit_no_npz_file(run, tmp_path, monkeypatch):
     for side in (24, 25):
-        Image.new("RGB", (side, side)).save(folder / f"{side}.png")
-    flags = ("--images", folder, "--reference", images / "others", "--metrics", "kid")
+        Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
+    found = ([Result("IS", 1.5, None)], 2, {"n": "2"})
+    monkeypatch.setattr(results.Evaluator, "results", lambda *_: found)
+    flags = ("--images", tmp_path, "--reference", tmp_path, "--metrics", "kid")
     with pytest.raises(UserError, match=r"an \.npz file needs one size; give --px"):
         run(*flags, "--save-npz", tmp_path / "x.npz")
-    assert json.loads((tmp_path / "results.json").read_bytes())["settings"]["n"] == "2"
+    assert json.loads((tmp_path / "results.json").read_bytes())["results"][0]["value"] == 1.5
 
 
 def bad_npz(path, kind):

@@ -56,7 +56,7 @@ def open_reference(
         Its images, if it has any, and the statistics that its file has.
 
     Raises:
-        UserError: there is no such reference.
+        UserError: there is no such reference, or `n` is given for a file of statistics.
     """
     path = Path(expand_home(fetched(words[0]))) if len(words) == 1 else None
     if path is None or path.suffix not in SUFFIXES or not has_statistics(path):
@@ -70,6 +70,8 @@ def open_reference(
         has_images = f"{IMAGES_ARRAY}.npy" in names
     else:
         has_images = False
+    if n is not None and not has_images:
+        raise UserError(f"{path} has statistics only: --reference-n needs images")
     images = open_images(words, split, preparation, n) if has_images else None
     pool = read_statistics(path, network=network)
     return images, Measured(pool, spatial, n=pool.n)
