@@ -157,6 +157,11 @@ def test_another_vocabulary_is_refused(place, small_clip, tmp_path):
         clip_scorer.load_pair_scorer(small_clip[1], "clip-vit-b-16", str(tmp_path))
 
 
+def test_a_clip_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"--clip none\.pt is neither a file .* none\.pt is not a"):
+        clip_scorer.load_pair_scorer("none.pt", "clip-vit-b-16", "")
+
+
 def test_upsampled_images_are_compared_by_lpips(place, tmp_path):
     distance = load_lpips("alex", place / "alex.npz", batch_size=3)
     original = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)

@@ -94,7 +94,12 @@ def load_pair_scorer(
     path = Path(expand_home(place))
     if path.is_file():
         return _openai(path, network, tokenizer, batch_size)
-    run = Run.open(clip)
+    try:
+        run = Run.open(clip)
+    except UserError as error:
+        raise UserError(
+            f"--clip {clip} is neither a file of OpenAI's CLIP nor a CLIP's run folder: {error}"
+        ) from None
     scorer = ClipScorer.load(run)
     px = scorer.config.resolution_px
 
