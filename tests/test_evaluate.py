@@ -160,7 +160,7 @@ def test_a_reference_is_opened_before_samples_are_made(run, images, tmp_path, mo
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
     stats = tmp_path / "stats.npz"
     for words, why in (
-        (["none"], "none: give a folder, a .tar"),
+        (["none"], "none: not found: give a folder, a .tar"),
         ([stats], "kid needs reference images"),
         ([stats, "--reference-n", 2], "stats.npz has statistics only: --reference-n needs images"),
     ):
@@ -303,3 +303,15 @@ def test_bad_images_are_named(run, images, tmp_path, caplog):
         UserError, match=r"some: 2 of 4 images cannot be read: 2.png: .*; 3.png: the file"
     ):
         run("--images", folder, "--reference", images / "others", "--metrics", "kid")
+
+
+def test_statistics_of_a_reference_alone(run, images, tmp_path):
+    path = tmp_path / "photos.npz"
+    command.main(["--reference", str(images / "others"), "--save-statistics", str(path)])
+    assert read_statistics(path).n == N
+
+
+def test_a_set_compared_with_itself_is_warned_of(run, images, caplog):
+    place = images / "samples"
+    run("--images", place, "--reference", place, "--metrics", "kid")
+    assert "--images and --reference are both" in caplog.text

@@ -28,7 +28,8 @@ def test_a_point_per_scale_and_a_plot(run, models, tmp_path, capsys):
     assert capsys.readouterr().out.count("4 of 4 images left to sample") == 2
     points = json.loads(out.read_bytes())
     found = [(point["guidance"], point["scale"]) for point in points]
-    assert found == [(sweep.CLASSIFIER_FREE, 2.0), (sweep.CLIP, 1.0)]
+    kinds = (f"{sweep.CLASSIFIER_FREE}, ddim", f"{sweep.CLIP}, ddpm")
+    assert found == [(kinds[0], 2.0), (kinds[1], 1.0)]
     folders = {path.name for path in (tmp_path / "samples").iterdir()}
     assert folders == {"classifier-free-2", "clip-1"}  # each resumes as a folder of `evaluate`
     for point in points:
@@ -48,6 +49,8 @@ def test_a_point_per_scale_and_a_plot(run, models, tmp_path, capsys):
 def test_flags_that_do_not_fit_are_refused(run, tmp_path):
     for flags, why in (
         (("--guidance-scale", 2), "--guidance-scale: give --scales instead"),
+        (("--scales", -1), "--scales: scales are numbers from 0 on"),
+        (("--plot", "x.png", "--metrics", "kid"), "--plot needs the metrics fd (or fid, kid) and"),
         (("--network", "vgg", "--clip", "x"), "--network vgg: choose one of"),
         (("--clip-sampler", "euler"), "--clip-sampler euler: must be one of"),
         (("--plot", tmp_path / "x.jpg"), "--plot"),

@@ -9,6 +9,7 @@ docs/evaluation.md says which metric answers which question.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.storage import require_file
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(EvaluationFlags):
@@ -43,15 +46,23 @@ class Arguments(EvaluationFlags):
 
     def check(self) -> None:
         """Raises UserError for flags that do not fit together."""
-        if (self.images is None) == (not self.checkpoint):
+        if (self.images is None) == (not self.checkpoint) and not self.only_reference:
             raise UserError("give either --images or --checkpoint")
         super().check()
+        if self.images is not None and (str(self.images),) == self.reference:
+            logger.warning(f"--images and --reference are both {self.images}: KID is below zero")
         require_file("--save-statistics", self.save_statistics, (".npz", ".pkl"))
         require_file("--save-npz", self.save_npz, (".npz",))
         if self.save_statistics is not None:
             if "statistics" not in needs(self.feature_metrics, of_reference=True):
                 raise UserError("--save-statistics: add fd or fid to --metrics")
             require_format(self.save_statistics, self.network)
+
+    @property
+    def only_reference(self) -> bool:
+        """Whether the statistics of a reference are written, and nothing is evaluated."""
+        none = self.images is None and not self.checkpoint
+        return none and bool(self.reference) and self.save_statistics is not None
 
 
 @memory_advice(LESS_MEMORY)
@@ -62,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_all_cores(arguments.batch_size or BATCH_SIZE)
     keep_compiled_programs()
     evaluator = Evaluator(arguments)
+    if arguments.only_reference and arguments.save_statistics is not None:
+        evaluator.save_statistics(arguments.save_statistics)
+        return
     sampled = sample_images(arguments) if arguments.checkpoint else None
     place = sampled.folder if sampled is not None else arguments.images
     assert place is not None
@@ -73,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_results(arguments.out, sampled, {"results": as_json(results), "settings": settings})
     if arguments.save_statistics is not None:
         evaluator.save_statistics(arguments.save_statistics)
-        print(arguments.save_statistics)
     if arguments.save_npz is not None:
         write_npz(arguments.save_npz, (image.pixels for image in images), count)
         print(arguments.save_npz)

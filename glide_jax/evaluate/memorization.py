@@ -7,6 +7,7 @@ which no model has seen. The grid shows the samples nearest to a training image,
 nearest ones. Distances are Euclidean, of the pooled features of --network.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,12 @@ from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.storage import require_file
 
+logger = logging.getLogger(__name__)
+
 NEIGHBORS = 3
 """Training images shown beside each sample."""
+SAME = 1e-4
+"""Distance of equal images, as a fraction of the features' length: rounding."""
 TILE_PX = 128
 """Side of an image in the grid."""
 
@@ -96,6 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     nearest = Nearest(*(values[: len(of_samples)] for values in found))
     distances = found.distances[:, 0]
     near, far = distances[: len(of_samples)], distances[len(of_samples) :]
+    same = int((far < SAME * np.linalg.norm(of_held_out, axis=1)).sum())
+    if same:
+        logger.warning(
+            f"{same:,} of {len(far):,} held-out images are training images: the comparison needs "
+            "images that the model was not trained on"
+        )
     report(arguments, near, far, f"{samples.name} and {train.name}", extractor)
     if arguments.grid is not None:
         draw_nearest(arguments.grid, samples, train, nearest, arguments.rows)
@@ -182,7 +193,7 @@ def draw_nearest(
         for distance, place in zip(nearest.distances[i], nearest.indices[i], strict=True):
             pixels, caption = of_train[int(place)]
             images.append(pixels)
-            labels.append(f"{distance:.3g}: {caption}")
+            labels.append(f"{distance:.3g}: {caption}" if caption else f"{distance:.3g}")
     save_grid(path, np.stack([_tile(image) for image in images]), labels, NEIGHBORS + 1)
 
 

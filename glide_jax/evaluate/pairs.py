@@ -93,7 +93,9 @@ def _captions(folder: Path) -> Iterator[str]:
     """
     for image in open_images([folder]):
         if not image.captions:
-            raise UserError(f"{folder}: {image.name} has no prompt in its metadata")
+            raise UserError(
+                f"{folder}: {image.name} has no prompt in its metadata, and no .txt file beside it"
+            )
         yield image.captions[0]
 
 

@@ -21,6 +21,7 @@ from glide_jax.evaluation.reference import (
 from glide_jax.evaluation.suite import (
     IMPLEMENTATIONS,
     Measured,
+    Need,
     Result,
     compare,
     measure,
@@ -77,8 +78,8 @@ class Evaluator:
         settings = {"images": images.name, **prepared, **self._captions.settings}
         if self._extractor is not None:
             settings |= self._extractor.settings | {"implementation": flags.implementation}
-            if needs(self.metrics, of_reference=True):
-                reference, described = self._measured_reference(sampled, images)
+            if read := needs(self.metrics, of_reference=True):
+                reference, described = self._measured_reference(sampled, images.preparation, read)
                 settings |= described
             require_reference(self.metrics, reference, self._extractor.settings | prepared)
         # Before the features of all images: one of them may have no caption.
@@ -98,13 +99,12 @@ class Evaluator:
         return results, count, settings | {"n": str(count)}
 
     def _measured_reference(
-        self, sampled: Sampled | None, images: ImageSet
+        self, sampled: Sampled | None, preparation: Preparation, wanted: set[Need]
     ) -> tuple[Measured, Mapping[str, str]]:
         """The features of the reference, and its settings; measured once."""
         if self._reference is None:
             assert self._extractor is not None
-            found, known = self._open_reference(sampled, images)
-            wanted = needs(self.metrics, of_reference=True)
+            found, known = self._open_reference(sampled, preparation)
             reference = measured_reference(found, known, self._extractor, wanted)
             name = found.name if found is not None else " ".join(self.flags.reference)
             described = {"reference": name, "reference_n": str(reference.n or "unknown")}
@@ -112,9 +112,9 @@ class Evaluator:
         return self._reference
 
     def _open_reference(
-        self, sampled: Sampled | None, images: ImageSet
+        self, sampled: Sampled | None, preparation: Preparation
     ) -> tuple[ImageSet | None, Measured]:
-        flags, preparation = self.flags, images.preparation
+        flags = self.flags
         if flags.reference or sampled is None:
             return self._opened(preparation)
         split = flags.reference_split or sampled.split
@@ -128,9 +128,12 @@ class Evaluator:
         return open_reference(flags.reference, split, preparation, flags.reference_n, flags.network)
 
     def save_statistics(self, path: Path) -> None:
-        """Writes the statistics of the reference. Raises UserError."""
-        reference = self._reference[0] if self._reference is not None else Measured()
+        """Writes the statistics of the reference, and prints their file. Raises UserError."""
+        read = needs(self.metrics, of_reference=True)
+        wanted = read & {"statistics", "spatial"}
+        reference, _ = self._measured_reference(None, self.flags.preparation, wanted)
         save_statistics(path, reference)
+        print(path)
 
 
 def with_px(flags: EvaluationFlags, sampled: Sampled | None) -> EvaluationFlags:

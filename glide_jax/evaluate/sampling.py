@@ -93,6 +93,7 @@ def sample_images(arguments: Any) -> Sampled:
     except UserError as error:  # sample.py's flag for the folder has another name
         raise UserError(str(error).replace("--out", "--samples")) from None
     settings = {k: v for k, v in png_metadata(glide, command).items() if v is not None}
+    settings |= {"split": split, "caption_index": str(arguments.caption_index)}
     return Sampled(
         folder,
         len(captions),

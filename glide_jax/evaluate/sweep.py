@@ -45,6 +45,14 @@ class Arguments(ScaleFlags, EvaluationFlags):
         self.check_scales()
         require_figure("--plot", self.plot)
         super().check()
+        measured = {*self.feature_metrics, *self.caption_metrics}
+        if self.clip:
+            measured.add("clip_score")
+        pairs = {"fd", "fid", "kid"} & measured and {"clip_score", "is"} & measured
+        if self.plot is not None and not (pairs or "precision_recall" in measured):
+            raise UserError(
+                "--plot needs the metrics fd (or fid, kid) and clip_score, or precision_recall"
+            )
 
 
 @memory_advice(LESS_MEMORY)
@@ -67,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results, _, settings = evaluator.results(images, sampled)
         values = {result.name: result.value for result in results}
         errors = {result.name: result.error for result in results}
+        kind = f"{kind}, {sampled.settings['sampler']}"
         points.append(
             {"guidance": kind, "scale": scale, "values": values, "standard_errors": errors}
             | {"settings": settings}
@@ -87,6 +96,12 @@ def plan(arguments: Arguments) -> Iterator[tuple[str, float, Arguments]]:
     kinds = {CLASSIFIER_FREE: arguments.by_scale()}
     if Glide.load(*arguments.checkpoint).has("clip"):
         kinds[CLIP] = arguments.by_clip_scale()
+        if arguments.clip in map(str, arguments.checkpoint):
+            print("the CLIP that guides also scores: it prefers the samples that it guided")
+    elif arguments.clip_scales != Arguments.clip_scales:
+        raise UserError("--clip-scales: there is no CLIP among the checkpoints")
+    else:
+        print("no CLIP among the checkpoints: classifier-free guidance only")
     for kind, settings in kinds.items():
         for scale, changes in settings.items():
             folder = root / f"{kind.split()[0].lower()}-{scale:g}"
@@ -97,7 +112,7 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws the distance against CLIP score and Inception Score, and precision against recall.
 
     Raises:
-        UserError: neither pair was measured, or the file cannot be written.
+        UserError: the file cannot be written.
     """
     names = list(points[0]["values"])
 
@@ -108,10 +123,6 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
     pairs = [(named("CLIP score"), distance), (named("IS"), distance)]
     pairs.append((named("recall"), named("precision")))
     shown = [pair for pair in pairs if None not in pair]
-    if not shown:
-        raise UserError(
-            "--plot needs the metrics fd (or fid, kid) and clip_score, or precision_recall"
-        )
     figure = new_figure(5.5 * len(shown), 4.5)
     for axes, (x, y) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for kind in dict.fromkeys(point["guidance"] for point in points):

@@ -29,6 +29,11 @@ class ScaleFlags(SamplingFlags):
             raise UserError(
                 f"--clip-sampler {self.clip_sampler}: must be one of {', '.join(SAMPLERS)}"
             )
+        for flag, scales in (("--scales", self.scales), ("--clip-scales", self.clip_scales)):
+            if not all(0 <= scale < float("inf") for scale in scales):
+                raise UserError(f"{flag}: scales are numbers from 0 on")
+        if not self.scales and not self.clip_scales:
+            raise UserError("give --scales or --clip-scales")
         for name, instead in (("guidance_scale", "scales"), ("clip_guidance_scale", "clip_scales")):
             if getattr(self, name) is not None:
                 flags = (f"--{flag.replace('_', '-')}" for flag in (name, instead))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, UnidentifiedImageError
 
 from glide_jax.config import DataConfig
 from glide_jax.config.source_words import KINDS, parse_source, spell_source
@@ -29,7 +29,7 @@ from glide_jax.errors import UserError, first_line
 from glide_jax.evaluation.crops import CROPS
 from glide_jax.evaluation.npz_images import read_npz
 from glide_jax.hub import fetched
-from glide_jax.images import MAX_FILE_BYTES, open_image
+from glide_jax.images import MAX_FILE_BYTES, NOT_AN_IMAGE, open_image
 from glide_jax.storage import expand_home, read_regular, text_lines
 
 logger = logging.getLogger(__name__)
@@ -189,8 +189,9 @@ def open_images(
         return ImageSet(str(place), lambda: _digest([place]), lambda: read(place), preparation, n)
     if str(words[0]) not in KINDS:
         raise UserError(
-            f"{' '.join(map(str, words))}: give a folder, a .tar or an .npz file of images, or a "
-            f"data set that begins with one of {', '.join(KINDS)}"
+            f"{' '.join(map(str, words))}: {'' if place and place.exists() else 'not found: '}"
+            "give a folder, a .tar or an .npz file of images, or a data set that begins with one "
+            f"of {', '.join(KINDS)}"
         )
     source = DataConfig(source=parse_source([str(word) for word in words]))
     return data_set(open_source(source, split), source, split, preparation, n)
@@ -316,7 +317,10 @@ def _members(path: Path, wanted: Callable[[PurePath], bool]) -> Iterator[tuple[P
 def _decoded(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
     if not content:
         raise BadRecordError("the file is empty")
-    return np.asarray(decode(content))
+    try:
+        return np.asarray(decode(content))
+    except UnidentifiedImageError:
+        raise BadRecordError(NOT_AN_IMAGE) from None
 
 
 def _digest(files: Sequence[Path]) -> str:

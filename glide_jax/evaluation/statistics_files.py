@@ -126,6 +126,8 @@ def _arrays(path: AnyPath, names: tuple[str, ...] | None = None) -> dict[str, An
         raise UserError(f"{path} is refused: {error}") from None
     except Exception as error:  # on damaged files both libraries raise many kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if isinstance(error, ValueError) and "pickle" in reason:  # NumPy's word for other formats
+            reason = "it is of another format"
         raise UserError(
             f"{path} is not a valid {path.suffix} file of statistics ({reason})"
         ) from error

@@ -227,7 +227,8 @@ def require_reference(
         for need in needs([name], of_reference=True):
             if getattr(reference, need) is None:
                 raise UserError(
-                    f"{name} needs reference images: the reference has other statistics only"
+                    f"{name} needs reference images: the reference has other statistics only; give "
+                    "--metrics fd (or fid, sfid), or images"
                 )
     for part in (reference, reference.statistics, reference.spatial):
         if part is not None:
