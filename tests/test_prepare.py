@@ -18,7 +18,7 @@ from PIL import Image
 
 from glide_jax.data.records import Record
 from glide_jax.errors import UserError
-from glide_jax.prepare import staging
+from glide_jax.prepare import __main__, staging
 from glide_jax.prepare.__main__ import main
 from glide_jax.prepare.staging import shard_bounds
 
@@ -273,9 +273,9 @@ def test_the_command_exits_with_status_2(
 ) -> None:
     command = ["prepare", "--from", "nowhere", "--to", str(tmp_path / "to")]
     monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.delitem(sys.modules, "glide_jax.prepare.__main__")
     with pytest.raises(SystemExit, match="2"):
-        runpy.run_module("glide_jax.prepare", run_name="__main__")
+        # Not run_module: it would write bytecode that checks annotations where users' runs read it.
+        runpy.run_path(__main__.__file__, run_name="__main__")
     assert capsys.readouterr() == ("", "error: --from nowhere: no such file or folder\n")
 
 
