@@ -253,7 +253,8 @@ def test_only_tensors_are_read_from_pt_files(tmp_path):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"bomb": Bomb(tmp_path / "ran")}, 2))
     line = refused(file, "--to", tmp_path / "runs")
-    assert line.startswith(f"{file} is refused: it contains io.open, not only arrays")
+    assert line.startswith(f"{file} is refused: it contains ")
+    assert "io.open, not only arrays" in line
     assert not (tmp_path / "ran").exists()
 
 

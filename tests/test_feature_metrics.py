@@ -60,13 +60,13 @@ def test_frechet_distance(case):
         close = {"rtol": 1e-6, "atol": 1e-12 * scale, "err_msg": name[0]}
         np.testing.assert_allclose(found, value, **close)
         np.testing.assert_allclose(reversed_order, value, **close)
-    # It takes eigenvalues of products in float32, whose rounding differs by machine: of singular
-    # covariances they are far from zero.
+    # It takes magnitudes of float32 eigenvalues. Those of singular covariances should be zero, and
+    # are rounding that differs by machine and library: they add up to half a percent of the value.
     singular = any(np.linalg.matrix_rank(sigma) < len(sigma) for _, sigma in (x, y))
     np.testing.assert_allclose(
         frechet_distance_k_diffusion(samples, reference),
         VALUES[f"{case}/fid_k_diffusion"],
-        rtol=2e-3 if singular else 1e-5,
+        rtol=5e-3 if singular else 1e-5,
         atol=1e-6 * scale,
     )
 
