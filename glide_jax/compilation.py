@@ -1,13 +1,12 @@
 """Compiled programs: kept between runs for faster starts, and the time that they take."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 
-from glide_jax.storage import expand_home
+from glide_jax.errors import UserError
+from glide_jax.storage import cache_folder, expand_home
 
 EVENTS = {
     f"/jax/core/compile/{part}_duration"
@@ -24,8 +23,10 @@ def keep_compiled_programs() -> None:
     """
     given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if given is None:
-        cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        given = "" if cache.startswith("~") else str(Path(cache) / "glide_jax")
+        try:
+            given = str(cache_folder())
+        except UserError:
+            given = ""
     jax.config.update("jax_compilation_cache_dir", expand_home(given))
 
 

@@ -65,6 +65,15 @@ def expand_home(place: str | os.PathLike[str]) -> str:
     return expanded
 
 
+def cache_folder() -> Path:
+    """Folder of files that can be made again: glide_jax in $XDG_CACHE_HOME, or in ~/.cache.
+
+    Raises:
+        UserError: the home directory is unknown.
+    """
+    return Path(expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "glide_jax"
+
+
 def text_lines(content: bytes) -> list[str]:
     """The lines of a UTF-8 text, without a byte order mark.
 

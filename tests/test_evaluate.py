@@ -14,8 +14,10 @@ from glide_jax.evaluation import reference
 from glide_jax.evaluation.features import FeatureExtractor
 from glide_jax.evaluation.image_sets import Preparation, open_images
 from glide_jax.evaluation.npz_images import write_npz
+from glide_jax.evaluation.reference import CACHED
 from glide_jax.evaluation.statistics_files import read_statistics
 from glide_jax.evaluation.suite import Measured, Result, compare, needs
+from glide_jax.storage import cache_folder
 
 N = 8
 DIVERSITY = ("--metrics", "lpips_diversity")
@@ -150,7 +152,7 @@ def test_the_cache_follows_the_contents(run, images, tmp_path):
     second, _, printed = run(*flags, "--reference", folder)
     assert "features from" not in printed
     assert first != second
-    for file in reference.cache_folder().iterdir():
+    for file in (cache_folder() / CACHED).iterdir():
         file.write_bytes(file.read_bytes()[:100])  # damaged files are made again
     assert run(*flags, "--reference", folder)[0] == second
 

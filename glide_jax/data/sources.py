@@ -29,7 +29,7 @@ from glide_jax.data.records import (
 from glide_jax.data.shards import ShardsSource
 from glide_jax.data.tfds import TfdsSource, open_tfds
 from glide_jax.errors import UserError
-from glide_jax.storage import expand_home
+from glide_jax.storage import cache_folder, expand_home
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +91,8 @@ def _open_folder(source: config.Folder, split: str, max_bad_fraction: float) -> 
 
 
 def _open_shards(source: config.Shards, split: str, max_bad_fraction: float) -> Source:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "glide_jax", "shards")
-    return ShardsSource(
-        expand_home(source.path), split, Path(expand_home(source.cache_dir or cache))
-    )
+    cache = Path(expand_home(source.cache_dir)) if source.cache_dir else cache_folder() / "shards"
+    return ShardsSource(expand_home(source.path), split, cache)
 
 
 def _open_unknown(source: config.Unknown, split: str, max_bad_fraction: float) -> Source:

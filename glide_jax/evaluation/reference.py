@@ -26,16 +26,12 @@ from glide_jax.evaluation.statistics_files import (
 )
 from glide_jax.evaluation.suite import Measured, Need, measure
 from glide_jax.hub import fetched
-from glide_jax.storage import expand_home, write_atomically
+from glide_jax.storage import cache_folder, expand_home, write_atomically
 
 VERSION = 1
 """Of the cached files."""
-
-
-def cache_folder() -> Path:
-    """Folder of cached references; $XDG_CACHE_HOME/glide_jax/references, ~/.cache by default."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(expand_home(cache)) / "glide_jax" / "references"
+CACHED = "references"
+"""Their folder."""
 
 
 def open_reference(
@@ -99,7 +95,7 @@ def measured_reference(
         return known
     key = [VERSION, images.digest(), extractor.settings]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    path = cache_folder() / f"{digest[:32]}.npz"
+    path = cache_folder() / CACHED / f"{digest[:32]}.npz"
     found = _cached(path, extractor.settings | images.preparation.settings)
     if absent := {need for need in missing if getattr(found, need) is None}:
         measured = measure(pixels_of(images), extractor, absent, images.preparation.settings)
