@@ -81,6 +81,11 @@ def test_frechet_distance_of_nearly_equal_gaussians():
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_kid_of_one_array_is_that_of_equal_arrays():
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    assert kid(x, x).value == pytest.approx(kid(x, x.copy()).value, rel=1e-12)
+
+
 def test_bad_features_are_refused():
     good, bad = np.ones((9, 3)), np.ones((9, 3))
     bad[4, 1] = np.nan

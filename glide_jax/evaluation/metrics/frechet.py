@@ -29,8 +29,8 @@ def frechet_distance(mu1: Mean, sigma1: Covariance, mu2: Mean, sigma2: Covarianc
         sigma1, sigma2: covariances, symmetric and positive semidefinite.
     """
     factor = square_root_factor(sigma1)
-    of_covariances, _ = _covariance_term(factor, sigma2)
-    return float(np.square(mu1 - mu2).sum()) + of_covariances
+    values = scipy.linalg.eigvalsh(factor.T @ sigma2 @ factor, check_finite=False)
+    return float(np.square(mu1 - mu2).sum()) + _of_covariances(factor, sigma2, values)
 
 
 def square_root_factor(sigma: Covariance) -> Float[np.ndarray, "d r"]:
@@ -56,19 +56,17 @@ def frechet_gradient(
         tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), and its derivative with respect to sigma2:
         I - B B^T, with B = A V W^(-1/4) for the eigenvalues W and eigenvectors V of A^T sigma2 A.
     """
-    distance, product = _covariance_term(factor1, sigma2)
+    product = factor1.T @ sigma2 @ factor1
     values, vectors = scipy.linalg.eigh(product, check_finite=False, driver="evd")
     positive = _positive(values, len(sigma2))
     root = factor1 @ vectors[:, positive] / values[positive] ** 0.25  # d r2
-    return distance, np.eye(len(sigma2)) - root @ root.T
+    return _of_covariances(factor1, sigma2, values), np.eye(len(sigma2)) - root @ root.T
 
 
-def _covariance_term(
-    factor1: Float[np.ndarray, "d r"], sigma2: Covariance
-) -> tuple[float, Float[np.ndarray, "r r"]]:
-    """tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), and A^T sigma2 A."""
-    product = factor1.T @ sigma2 @ factor1
-    values = scipy.linalg.eigvalsh(product, check_finite=False) if product.size else np.zeros(0)
+def _of_covariances(
+    factor1: Float[np.ndarray, "d r"], sigma2: Covariance, values: Float[np.ndarray, "r"]
+) -> float:
+    """tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), given the eigenvalues of A^T sigma2 A."""
     roots = np.sqrt(values[_positive(values, len(sigma2))])
     traces = np.square(factor1).sum() + np.trace(sigma2)
     distance = traces - 2 * roots.sum()
@@ -77,7 +75,7 @@ def _covariance_term(
         # the singular values of A1^T A2, which keep them, and take several times as long.
         roots = scipy.linalg.svdvals(factor1.T @ square_root_factor(sigma2), check_finite=False)
         distance = traces - 2 * roots.sum()
-    return float(distance), product
+    return float(distance)
 
 
 def _positive(values: Float[np.ndarray, "r"], dimensions: int) -> Bool[np.ndarray, "r"]:

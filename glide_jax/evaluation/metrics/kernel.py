@@ -46,10 +46,8 @@ def kid(samples: Features, reference: Reference) -> Estimate:
         if len(features) < 2:
             raise UserError(f"KID needs at least 2 {name}, not {len(features)}")
     require_features(samples, reference)
-    within_x, within_y, between = (
-        _kernel_sums(*pair)
-        for pair in ((samples, samples), (reference, reference), (samples, reference))
-    )
+    within_x, within_y = _kernel_sums(samples), _kernel_sums(reference)
+    between = _kernel_sums(samples, reference)
     sizes_x, sizes_y = (np.array([*map(len, groups_of(len(z)))]) for z in (samples, reference))
 
     def mmd(x: np.ndarray, y: np.ndarray) -> float:
@@ -71,27 +69,32 @@ def kid(samples: Features, reference: Reference) -> Estimate:
     return Estimate(mmd(all_x, all_y), error)
 
 
-def _kernel_sums(x: Features, y: Reference) -> Float[np.ndarray, "groups_x groups_y"]:
-    """Sums of k(x_i, y_j) over each pair of groups; of a set with itself, those of i != j."""
-    groups_x, groups_y = groups_of(len(x)), groups_of(len(y))
-    sums = np.zeros((len(groups_x), len(groups_y)))
+def _kernel_sums(
+    x: Features, other: Reference | None = None
+) -> Float[np.ndarray, "groups_x groups_y"]:
+    """Sums of k(x_i, y_j) over each pair of groups; without another set, of x_i, x_j with i != j."""
+    within, y = other is None, x if other is None else other
+    groups_x, groups_y = len(groups_of(len(x))), len(groups_of(len(y)))
+    sums = np.zeros((groups_x, groups_y))
     for start in range(0, len(x), TILE):
         rows = x[start : start + TILE].astype(np.float64)
-        for begin in range(0, len(y), TILE):
+        of_rows = _indicator(start, len(rows), groups_x)
+        for begin in range(start if within else 0, len(y), TILE):
             columns = y[begin : begin + TILE].astype(np.float64)
             tile = _kernel(rows, columns)
-            if x is y and start == begin:
+            if within and start == begin:
                 np.fill_diagonal(tile, 0)
-            of_rows = (start + np.arange(len(rows))) % len(groups_x)
-            of_columns = (begin + np.arange(len(columns))) % len(groups_y)
-            sums += (
-                _indicator(of_rows, len(groups_x)) @ tile @ _indicator(of_columns, len(groups_y)).T
-            )
+            part = of_rows @ tile @ _indicator(begin, len(columns), groups_y).T
+            sums += part
+            if within and start < begin:
+                sums += part.T  # of the same pairs in the other order
     return sums
 
 
-def _indicator(groups: np.ndarray, count: int) -> Float[np.ndarray, "count n"]:
-    return (groups == np.arange(count)[:, None]).astype(np.float64)
+def _indicator(start: int, count: int, groups: int) -> Float[np.ndarray, "groups count"]:
+    """Which of `count` images from `start` on belong to each group."""
+    of_images = (start + np.arange(count)) % groups
+    return (of_images == np.arange(groups)[:, None]).astype(np.float64)
 
 
 def kid_torch_fidelity(
