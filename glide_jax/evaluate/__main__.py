@@ -101,7 +101,7 @@ def print_table(title: str, results: Sequence[Result]) -> None:
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The results without their settings."""
+    """The results by name."""
     return [{"name": r.name, "value": r.value, "standard_error": r.error} for r in results]
 
 

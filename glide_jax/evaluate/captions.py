@@ -125,7 +125,7 @@ class CaptionMetrics:
 
             diversity = lpips_diversity(seeds(), self.lpips)
             name = f"LPIPS diversity ({self.lpips.title})"
-            results.append(Result(name, *diversity, self.settings))
+            results.append(Result(name, *diversity))
             count = sum(sizes)
         return results, count
 
@@ -150,4 +150,4 @@ class CaptionMetrics:
             unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images[first], texts)]
             found = mean_estimate(retrieval_hits(unit[0], unit[1], among))
             title = f"CLIP retrieval among {among}"
-        return Result(f"{title} ({self.clip.title})", *found, self.settings)
+        return Result(f"{title} ({self.clip.title})", *found)

@@ -13,7 +13,13 @@ from glide_jax.evaluate.captions import CaptionFlags, require_caption_flags
 from glide_jax.evaluation.crops import CROPS
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.image_sets import Preparation
-from glide_jax.evaluation.suite import CAPTION_METRICS, IMPLEMENTATIONS, METRICS, parse_metrics
+from glide_jax.evaluation.suite import (
+    CAPTION_METRICS,
+    IMPLEMENTATIONS,
+    METRICS,
+    require_metrics,
+    split_names,
+)
 from glide_jax.sampling.arguments import MAX_IMAGES
 from glide_jax.storage import require_file, require_folder
 
@@ -95,8 +101,7 @@ class EvaluationFlags(CaptionFlags):
 
     @cached_property
     def _names(self) -> list[str]:
-        default = DEFAULT_METRICS.get(self.network, OTHER_METRICS)
-        return [name.strip() for name in (self.metrics or default).split(",") if name.strip()]
+        return split_names(self.metrics or DEFAULT_METRICS.get(self.network, OTHER_METRICS))
 
     @property
     def caption_metrics(self) -> list[str]:
@@ -109,7 +114,8 @@ class EvaluationFlags(CaptionFlags):
         names = [name for name in self._names if name not in CAPTION_METRICS]
         if not names and self.caption_metrics:
             return []
-        return parse_metrics(names, NETWORKS[self.network].title)
+        require_metrics(names, NETWORKS[self.network].title)
+        return names
 
     @property
     def preparation(self) -> Preparation:

@@ -89,7 +89,7 @@ class Evaluator:
             found = measure(pixels_of(images), self._extractor, wanted, prepared)
             count = found.n or 0
             results = [
-                *compare(self.metrics, found, reference, title, flags.implementation, settings),
+                *compare(self.metrics, found, reference, title, flags.implementation),
                 *results,
             ]
         with contextlib.suppress(PackageNotFoundError):  # run from a clone without installation

@@ -20,7 +20,7 @@ from glide_jax.sampling.outputs import Job
 logger = logging.getLogger(__name__)
 
 DEFAULT_N = 256
-"""Images to sample unless told otherwise."""
+"""Images to sample by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from glide_jax.data.validation import validation_examples
 from glide_jax.errors import UserError
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.features import FeatureExtractor, load_extractor
-from glide_jax.evaluation.suite import compare, measure, needs, parse_metrics
+from glide_jax.evaluation.suite import compare, measure, needs, require_metrics
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.stage import Weights
 from glide_jax.training.preview import HeldOutSampler
@@ -28,7 +28,7 @@ def extractor_of(config: Config) -> FeatureExtractor | None:
         return None
     if isinstance(config.model, ClipConfig):
         raise UserError("train.evaluate_every_steps must be 0 for a CLIP: it generates no images")
-    parse_metrics(config.train.evaluate_metrics, NETWORKS[NETWORK].title)
+    require_metrics(config.train.evaluate_metrics, NETWORKS[NETWORK].title)
     return load_extractor(NETWORK)
 
 
@@ -50,7 +50,7 @@ class TrainingEvaluation:
     def __init__(self, run: Run, held_out: Source, extractor: FeatureExtractor) -> None:
         settings = run.config.train
         self._extractor = extractor
-        self._metrics = parse_metrics(settings.evaluate_metrics, extractor.title)
+        self._metrics = settings.evaluate_metrics
         self._sampler = HeldOutSampler(run.config, run.tokenizer)
         examples = validation_examples(
             held_out, run.config, settings.evaluate_examples, full_size=True

@@ -8,7 +8,7 @@ for result in compare(["fd", "kid"], samples, reference, extractor.title):
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -87,8 +87,6 @@ class Result:
     value: float
     error: float | None
     """Standard error; None if it is unknown."""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """What must be equal for values to compare."""
 
     def __str__(self) -> str:
         """The value to two digits of its error."""
@@ -180,24 +178,27 @@ CAPTION_METRICS = (
 """Names of metrics on images with captions, which read no features: `evaluate.captions`."""
 
 
-def parse_metrics(names: str | Sequence[str], title: str) -> list[str]:
-    """Names of metrics, separated by commas.
+def split_names(names: str) -> list[str]:
+    """Names that commas separate."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def require_metrics(names: Sequence[str], title: str) -> None:
+    """Checks names of metrics.
 
     Raises:
-        UserError: a name is unknown, or its metric is not defined for the network of this title.
+        UserError: there are none, one is unknown, or its metric is not defined for the network of
+            this title.
     """
-    found = names.split(",") if isinstance(names, str) else list(names)
-    found = [name.strip() for name in found if name.strip()]
-    for name in found:
+    for name in names:
         if name not in METRICS:
             known = ", ".join((*METRICS, *CAPTION_METRICS))
             raise UserError(f"unknown metric {name!r}: choose from {known}")
         if METRICS[name].only_inception and title != INCEPTION:
             instead = "; with other networks it is called fd" if name == "fid" else ""
             raise UserError(f"{name} is defined for --network inception, not {title}{instead}")
-    if not found:
+    if not names:
         raise UserError(f"no metrics: choose from {', '.join(METRICS)}")
-    return found
 
 
 def needs(metrics: Iterable[str], of_reference: bool = False) -> set[Need]:
@@ -283,7 +284,6 @@ def compare(
     reference: Measured,
     title: str,
     implementation: str = "guided-diffusion",
-    settings: Mapping[str, str] | None = None,
 ) -> list[Result]:
     """The metrics of samples against a reference.
 
@@ -292,7 +292,6 @@ def compare(
         samples, reference: with what `needs` names; a reference is needed by most.
         title: of the network.
         implementation: a key of IMPLEMENTATIONS.
-        settings: recorded in the results.
 
     Raises:
         UserError: the reference lacks what a metric reads, or the features do not compare.
@@ -300,7 +299,7 @@ def compare(
     require_reference(metrics, reference, samples.settings or {})
     how = IMPLEMENTATIONS[implementation]
     return [
-        Result(titled(bare, title), *estimate, settings or {})
+        Result(titled(bare, title), *estimate)
         for name in metrics
         for bare, estimate in METRICS[name].compute(samples, reference, how).items()
     ]
