@@ -7,19 +7,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers.torch_pickles import refused
 
-from glide_jax.errors import UserError
 from glide_jax.pretrained import weight_files
 from glide_jax.pretrained.weight_files import read_tensors, write_tensors
-
-
-def refused(path):
-    with pytest.raises(UserError) as error:
-        read_tensors(path)
-    line = str(error.value)
-    assert "\n" not in line
-    assert line.startswith(str(path))
-    return line
 
 
 def write_npz(path, **members):
@@ -72,7 +63,7 @@ def test_npz_files_of_anything_but_their_arrays_are_refused(tmp_path, monkeypatc
 def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"a": np.ones(3, np.float32), "b": np.array([1, value], np.float16)})
-    assert refused(path).startswith(f"{path}: b is not finite: the file is damaged")
+    assert refused(path).startswith(": b is not finite: the file is damaged")
 
 
 def test_safetensors_headers_are_checked(tmp_path):
@@ -94,4 +85,4 @@ def test_safetensors_headers_are_checked(tmp_path):
     assert "is not a valid .safetensors file" in refused(path)
     path.unlink()
     path.symlink_to("/dev/zero")
-    assert refused(path) == f"{path}: not a regular file"
+    assert refused(path) == ": not a regular file"
