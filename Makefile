@@ -25,7 +25,7 @@ demo: $(INSTALLED)
 		--train.init-from demo/base --train.steps 80 --optim.learning-rate 1e-4 \
 		--train.checkpoint-every-steps 40 --train.log-every-steps 10 --train.validate-every-steps 40 --train.sample-every-steps 80
 	@echo
-	@echo "Next: 64 samples of the trained model, compared with 512 held-out images."
+	@echo "Next: 64 samples of the trained model, compared with 512 held-out images. A KID of 0 is as close as the data itself."
 	@echo
 	$(BIN)/python -m glide_jax.evaluate --checkpoint out/scenes_base32 --metrics kid --n 64 --reference-n 512 \
 		--sampler dpmpp_2m --steps 12

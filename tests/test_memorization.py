@@ -74,7 +74,6 @@ def test_the_command_shows_the_copied_images(efficientnet, monkeypatch, tmp_path
     [
         ([], "give either --images or --checkpoint"),
         (["--images", "x"], "--images: give --train, and held-out images as --reference"),
-        ([*SETS, "--metrics", "clip_score"], "--metrics: memorization has its own"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags, why):

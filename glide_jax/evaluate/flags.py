@@ -1,5 +1,6 @@
 """Flags of the commands that evaluate, and what they open."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from glide_jax.evaluation.suite import (
     split_names,
 )
 from glide_jax.sampling.arguments import MAX_IMAGES
+from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.storage import require_file, require_folder
 
 DEFAULT_METRICS = {"inception": "fid,sfid,is,kid,precision_recall"}
@@ -29,8 +31,8 @@ OTHER_METRICS = "fd,kid,precision_recall"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationFlags(CaptionFlags):
-    """What to measure, and how."""
+class FeatureFlags(SamplingFlags):
+    """Images, a reference, and the network of their features."""
 
     checkpoint: UseAppendAction[tuple[str | Path, ...]] = ()
     """Run folder or shipped model to sample from, for captions of its data set; repeat the flag for
@@ -41,20 +43,12 @@ class EvaluationFlags(CaptionFlags):
     data set."""
     reference_split: str = ""
     """Split of the reference data set; empty: validation."""
-    metrics: str = ""
-    """Metrics separated by commas: fd, kid, precision_recall, density_coverage; of the inception
-    network fid, sfid, is; of images with captions clip_score, clip_score_torchmetrics,
-    clip_score_hessel, clip_retrieval, lpips_diversity. Empty: fd (or fid, sfid, is), kid,
-    precision_recall."""
     network: str = "efficientnet-lite0"
     """Network of the features: efficientnet-lite0, inception, dinov2-vit-l-14 and others."""
     weights: str = ""
     """File of the network's weights, or hf://ORG/REPO/FILE. Empty: its Python package."""
     resize: str = ""
     """Resizing to the network's input: tf1, torch, clean, ... Empty: the implementation's."""
-    implementation: str = "guided-diffusion"
-    """Published evaluator whose choices to make: guided-diffusion, pytorch-fid, torch-fidelity or
-    clean-fid."""
     px: Annotated[int, Between(0, 8192)] = 0
     """Crop all images to squares of this side first; 0: not at all, or with --checkpoint the
     model's resolution."""
@@ -77,18 +71,37 @@ class EvaluationFlags(CaptionFlags):
 
     def check(self) -> None:
         """Raises UserError for flags that do not fit together."""
-        for flag, value, choices in (
-            ("--network", self.network, NETWORKS),
-            ("--implementation", self.implementation, IMPLEMENTATIONS),
-            ("--crop", self.crop, CROPS),
-        ):
-            if value not in choices:
-                raise UserError(f"{flag} {value}: choose one of {', '.join(choices)}")
-        if self.crop != EvaluationFlags.crop and not self.px and not self.checkpoint:
+        _require_choice("--network", self.network, NETWORKS)
+        _require_choice("--crop", self.crop, CROPS)
+        if self.crop != FeatureFlags.crop and not self.px and not self.checkpoint:
             raise UserError(f"--crop {self.crop}: give --px too, the side of the squares")
         require_file("--out", self.out, (".json",))
         if self.samples is not None:
             require_folder("--samples", self.samples)
+
+    @property
+    def preparation(self) -> Preparation:
+        """Of all images."""
+        return Preparation(self.px, self.crop, self.blur_radius)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags(CaptionFlags, FeatureFlags):
+    """What to measure, and how."""
+
+    metrics: str = ""
+    """Metrics separated by commas: fd, kid, precision_recall, density_coverage; of the inception
+    network fid, sfid, is; of images with captions clip_score, clip_score_torchmetrics,
+    clip_score_hessel, clip_retrieval, lpips_diversity. Empty: fd (or fid, sfid, is), kid,
+    precision_recall."""
+    implementation: str = "guided-diffusion"
+    """Published evaluator whose choices to make: guided-diffusion, pytorch-fid, torch-fidelity or
+    clean-fid."""
+
+    def check(self) -> None:
+        """Raises UserError for flags that do not fit together."""
+        super().check()
+        _require_choice("--implementation", self.implementation, IMPLEMENTATIONS)
         require_caption_flags(self.caption_metrics, self)
         if "lpips_diversity" in self.caption_metrics and self.checkpoint:
             raise UserError(
@@ -117,7 +130,7 @@ class EvaluationFlags(CaptionFlags):
         require_metrics(names, NETWORKS[self.network].title)
         return names
 
-    @property
-    def preparation(self) -> Preparation:
-        """Of all images."""
-        return Preparation(self.px, self.crop, self.blur_radius)
+
+def _require_choice(flag: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{flag} {value}: choose one of {', '.join(choices)}")

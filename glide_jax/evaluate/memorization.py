@@ -22,7 +22,7 @@ from glide_jax.compilation import keep_compiled_programs
 from glide_jax.config.bounds import Between
 from glide_jax.data.sources import open_source
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
-from glide_jax.evaluate.flags import EvaluationFlags
+from glide_jax.evaluate.flags import FeatureFlags
 from glide_jax.evaluate.results import BATCH_SIZE, with_px
 from glide_jax.evaluate.sampling import Sampled, sample_images
 from glide_jax.evaluation.features import FeatureExtractor, load_extractor
@@ -34,7 +34,7 @@ from glide_jax.evaluation.metrics.nearest import (
     nearest_neighbors,
 )
 from glide_jax.evaluation.reference import pixels_of, write_json
-from glide_jax.evaluation.suite import in_digits
+from glide_jax.evaluation.suite import in_digits, measure
 from glide_jax.images import new_figure, require_figure, resized, save_figure, save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import LESS_MEMORY
@@ -51,7 +51,7 @@ TILE_PX = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(EvaluationFlags):
+class Arguments(FeatureFlags):
     """Compares samples with their nearest training images."""
 
     images: Path | None = None
@@ -75,8 +75,6 @@ class Arguments(EvaluationFlags):
             raise UserError("--images: give --train, and held-out images as --reference")
         require_file("--grid", self.grid, (".png",))
         require_figure("--plot", self.plot)
-        if self.metrics:
-            raise UserError("--metrics: memorization has its own")
         super().check()
 
 
@@ -93,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     extractor = load_extractor(arguments.network, arguments.weights, arguments.resize, size)
     sampled = sample_images(arguments) if arguments.checkpoint else None
     samples, train, held_out = open_sets(arguments, sampled)
-    of_samples, of_held_out = (_features(images, extractor) for images in (samples, held_out))
+    of_samples, of_held_out = (
+        measure(pixels_of(images), extractor, {"features"}).features
+        for images in (samples, held_out)
+    )
     # Both are searched for in one pass over the training images.
     queries = np.concatenate([of_samples, of_held_out])
     stream = (part["pool"] for part in extractor.stream(p[None] for p in pixels_of(train)))
@@ -135,11 +136,6 @@ def open_sets(arguments: Arguments, sampled: Sampled | None) -> tuple[ImageSet, 
     split = arguments.reference_split or sampled.split
     held_out = data_set(sampled.source, sampled.data, split, preparation, held_out_n)
     return samples, train, held_out
-
-
-def _features(images: ImageSet, extractor: FeatureExtractor) -> Float[np.ndarray, "n d"]:
-    parts = extractor.stream(pixels[None] for pixels in pixels_of(images))
-    return np.concatenate([part["pool"] for part in parts])
 
 
 def report(

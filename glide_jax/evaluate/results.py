@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from glide_jax.evaluate.captions import CaptionMetrics
-from glide_jax.evaluate.flags import EvaluationFlags
+from glide_jax.evaluate.flags import EvaluationFlags, FeatureFlags
 from glide_jax.evaluate.sampling import Sampled
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.features import FeatureExtractor, load_extractor
@@ -136,6 +136,6 @@ class Evaluator:
         print(path)
 
 
-def with_px(flags: EvaluationFlags, sampled: Sampled | None) -> EvaluationFlags:
+def with_px(flags: FeatureFlags, sampled: Sampled | None) -> FeatureFlags:
     """The flags, whose images are by default prepared to the resolution of the samples."""
     return flags if flags.px or sampled is None else replace(flags, px=sampled.px)

@@ -72,7 +72,7 @@ def kid(samples: Features, reference: Reference) -> Estimate:
 def _kernel_sums(
     x: Features, other: Reference | None = None
 ) -> Float[np.ndarray, "groups_x groups_y"]:
-    """Sums of k(x_i, y_j) over each pair of groups; without another set, of x_i, x_j with i != j."""
+    """Sums of k(x_i, y_j) over each pair of groups; of one set, k(x_i, x_j) with i != j."""
     within, y = other is None, x if other is None else other
     groups_x, groups_y = len(groups_of(len(x))), len(groups_of(len(y)))
     sums = np.zeros((groups_x, groups_y))
