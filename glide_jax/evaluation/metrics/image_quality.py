@@ -35,7 +35,7 @@ def ssim(images: Images, reference: Images, kept: Kept | None = None) -> Float[n
     Eq. 13 of Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity
     (2004), in each color channel, averaged over all windows inside the image. It agrees with
     skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, data_range=255, channel_axis=-1) and with torchmetrics. The paper
+    use_sample_covariance=False, data_range=255, channel_axis=-1). The paper
     compares gray images.
 
     Args:
