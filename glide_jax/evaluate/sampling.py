@@ -16,6 +16,7 @@ from glide_jax.sampling.commands import Generate
 from glide_jax.sampling.flags import SettingFlags
 from glide_jax.sampling.folders import fill_folder, png_metadata
 from glide_jax.sampling.outputs import Job
+from glide_jax.sampling.pipeline import Glide
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,12 @@ class Sampled:
     """File of the run's evaluations; None for a shipped model."""
 
 
-def sample_images(arguments: Any) -> Sampled:
+def sample_images(arguments: Any, glide: Glide | None = None) -> Sampled:
     """Samples the images that are still missing.
 
     Args:
         arguments: with `checkpoint`, `n`, `split`, `caption_index`, `samples` and SamplingFlags.
+        glide: the loaded checkpoints, if they are.
 
     Raises:
         UserError: the models or their data set cannot be loaded, or a sample of other settings is
@@ -74,7 +76,7 @@ def sample_images(arguments: Any) -> Sampled:
         fsdp=arguments.fsdp,
         **{name: getattr(arguments, name) for name in SettingFlags.__dataclass_fields__},
     )
-    glide = command.load()
+    glide = glide or command.load()
     run = glide.runs["base"] if glide.has("base") else None
     if run is None:
         raise UserError(

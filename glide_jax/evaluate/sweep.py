@@ -68,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_compiled_programs()
     evaluator = Evaluator(arguments)
     points = []
-    for kind, scale, flags in plan(arguments):
-        sampled = sample_images(flags)
+    glide = Glide.load(*arguments.checkpoint, fsdp=arguments.fsdp)
+    for kind, scale, flags in plan(arguments, glide):
+        sampled = sample_images(flags, glide)
         preparation = with_px(flags, sampled).preparation
         images = open_images([sampled.folder], preparation=preparation, n=sampled.count)
         results, _, settings = evaluator.results(images, sampled)
@@ -90,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(arguments.plot)
 
 
-def plan(arguments: Arguments) -> Iterator[tuple[str, float, Arguments]]:
+def plan(arguments: Arguments, glide: Glide) -> Iterator[tuple[str, float, Arguments]]:
     """Kind of guidance, scale, and the flags that sample with it."""
     root = arguments.samples or Path("sweep")
     kinds = {CLASSIFIER_FREE: arguments.by_scale()}
-    if Glide.load(*arguments.checkpoint).has("clip"):
+    if glide.has("clip"):
         kinds[CLIP] = arguments.by_clip_scale()
         if arguments.clip in map(str, arguments.checkpoint):
             print("the CLIP that guides also scores: it prefers the samples that it guided")
