@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.model_set import clip_config, upsampler_config, write_random_run
+from helpers.vision_configs import small_clip_config
 from PIL import Image, PngImagePlugin
 
 from glide_jax.data.tokenizers.bpe import Tokenizer
@@ -20,7 +21,7 @@ from glide_jax.evaluation.perceptual import load_lpips
 from glide_jax.models.lpips import lpips
 from glide_jax.models.openai_clip import openai_clip
 from glide_jax.pretrained.names import to_original
-from glide_jax.pretrained.vision_names import LPIPS, openai_clip_config
+from glide_jax.pretrained.vision_names import LPIPS
 from glide_jax.pretrained.weight_files import write_tensors
 from glide_jax.runs.folder import Run
 
@@ -75,10 +76,8 @@ def small_clip(monkeypatch, place):
     """The small CLIP in the place of ViT-B/16, and the flags that name it."""
     name = "clip-vit-b-16"
     with np.load(place / "clip.npz") as file:
-        shapes = {key: file[key].shape for key in file.files}
-    config = openai_clip_config(
-        shapes, head_width=json.loads(str(np.load(GOLDEN)["meta"]))["head_width"]
-    )
+        vocab_size = len(file["token_embedding.weight"])
+    config = small_clip_config(json.loads(str(np.load(GOLDEN)["meta"])), vocab_size)
     small = replace(NETWORKS[name], network=lambda: openai_clip(config))
     monkeypatch.setitem(NETWORKS, name, small)
     monkeypatch.setitem(clip_scorer.RELEASED, name, config)

@@ -1,6 +1,7 @@
 """OpenAI CLIP, DINOv2 and LPIPS against values of their released code, names both ways."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.rule_weights import rule_weight
+from helpers.vision_configs import small_clip_config, small_dinov2_config
 
 from glide_jax.errors import UserError
 from glide_jax.evaluation.crops import CROPS
@@ -20,13 +22,7 @@ from glide_jax.models.dinov2 import dinov2
 from glide_jax.models.lpips import lpips
 from glide_jax.models.openai_clip import openai_clip
 from glide_jax.pretrained.names import from_original, original_names, original_shape, to_original
-from glide_jax.pretrained.vision_names import (
-    DINOV2,
-    LPIPS,
-    OPENAI_CLIP,
-    dinov2_config,
-    openai_clip_config,
-)
+from glide_jax.pretrained.vision_names import DINOV2, LPIPS, OPENAI_CLIP
 from glide_jax.pretrained.weight_files import write_tensors
 
 GOLDEN = Path(__file__).parent / "golden" / "evaluation"
@@ -41,10 +37,6 @@ def golden(name):
     return file, weights, json.loads(str(file["meta"])) if "meta" in file else {}
 
 
-def shapes_of(tensors):
-    return {name: tuple(np.shape(x)) for name, x in tensors.items()}
-
-
 def assert_close(found, expected):
     scale = np.abs(expected).max()
     np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=1e-5 * scale)
@@ -53,13 +45,11 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("name", RELEASED)
 def test_all_released_names_and_shapes(name):
     theirs = {k: tuple(shape) for k, shape in RELEASED[name].items() if k not in OF_ARCHIVES}
-    is_clip = name.startswith("clip")
-    rules = OPENAI_CLIP if is_clip else DINOV2
-    network = openai_clip(openai_clip_config(theirs)) if is_clip else dinov2(dinov2_config(theirs))
-    names = original_names(network.shapes, rules)
+    spec = NETWORKS[re.sub(r"(vit)(\w)(\d+)", r"\1-\2-\3", name.lower().replace("_", "-"))]
+    (rules,), shapes = spec.names, spec.network().shapes
+    names = original_names(shapes, rules)
     assert theirs == {
-        names[ours]: original_shape(ours, shape.shape, rules)
-        for ours, shape in network.shapes.items()
+        names[ours]: original_shape(ours, shape.shape, rules) for ours, shape in shapes.items()
     }
 
 
@@ -91,7 +81,7 @@ def assert_features(extractor, file, prefix):
 
 def test_clip_towers_and_scores(small_network):
     file, weights, meta = golden("clip_tiny")
-    network = openai_clip(openai_clip_config(shapes_of(weights), meta["head_width"]))
+    network = openai_clip(small_clip_config(meta))
     params = from_original(weights, network.shapes, OPENAI_CLIP)
     for name, tensor in to_original(params, OPENAI_CLIP).items():
         np.testing.assert_array_equal(tensor, weights[name])
@@ -157,7 +147,7 @@ def test_crops():
 
 def test_dinov2(small_network):
     file, weights, meta = golden("dinov2_tiny")
-    config = dinov2_config(shapes_of(weights), meta["dim"] // meta["heads"])
+    config = small_dinov2_config(meta)
     network = dinov2(config)
     params = from_original(weights, network.shapes, DINOV2)
     for name, tensor in to_original(params, DINOV2).items():
@@ -221,20 +211,25 @@ def test_license_of_the_heads_is_shipped():
     assert "Redistributions in binary form must reproduce the above copyright" in license_text
 
 
-def test_other_networks_are_refused():
-    resnet = {"visual.layer1.0.conv1.weight": (64, 64, 1, 1)}
-    for shapes, why in (
-        (resnet, "a CLIP with a ResNet"),
-        ({"a": (3,)}, "not OpenAI's CLIP"),
-    ):
-        with pytest.raises(UserError, match=why):
-            openai_clip_config(shapes)
-    for shapes, why in (
-        ({"register_tokens": (1, 4, 384)}, "a DINOv2 with registers"),
-        ({"a": (3,)}, "not DINOv2"),
-    ):
-        with pytest.raises(UserError, match=why):
-            dinov2_config(shapes)
+@pytest.mark.parametrize(
+    ("network", "tensors", "why"),
+    [
+        (
+            "clip-vit-b-32",
+            ["visual.layer1.0.conv1.weight"],
+            "its tensors are visual.layer1",
+        ),
+        ("clip-vit-b-32", ["logit_scale", "visual.layer1.0.conv1.weight"], "the weights lack "),
+        ("dinov2-vit-s-14", ["a"], "its tensors are a"),
+        ("dinov2-vit-s-14", [*RELEASED["dinov2_vits14"], "register_tokens"], "register_tokens"),
+    ],
+)
+def test_other_networks_are_refused(network, tensors, why, monkeypatch):
+    shapes = RELEASED["dinov2_vits14"]
+    zeros = {name: np.broadcast_to(np.float32(0), shapes.get(name, (1,))) for name in tensors}
+    monkeypatch.setattr("glide_jax.evaluation.feature_networks.read_tensors", lambda _: zeros)
+    with pytest.raises(UserError, match=f"^x.pt is not a file of {network}: .*{why}"):
+        read_params(network, Path("x.pt"))
 
 
 def test_a_file_of_another_size_is_named(monkeypatch):

@@ -68,7 +68,7 @@ def kind_of(shapes: Shapes) -> str:
             "neither a GLIDE model nor a noised CLIP: it has none of "
             f"{_CONV_IN}, {_TOKENS}, {_PATCHES}"
         )
-    channels = size_of(shapes, _CONV_IN, 1, 4)
+    channels = _size(shapes, _CONV_IN, 1, 4)
     if channels not in KIND_BY_CHANNELS:
         raise UserError(
             f"{_CONV_IN} has {channels} input channels, but GLIDE's models have "
@@ -86,7 +86,7 @@ def denoiser_sizes(shapes: Shapes, unstored: UnstoredSettings) -> ModelConfig:
     kind = kind_of(shapes)
     upsamples = kind.startswith("upsample")
     resolution = unstored.upsample_px if upsamples else unstored.base_px
-    blocks_up = count_blocks(shapes, r"output_blocks\.(\d+)\.")
+    blocks_up = _count(shapes, r"output_blocks\.(\d+)\.")
     resampling = [
         int(match[1]) for name in shapes if (match := re.fullmatch(_UPSAMPLING_BLOCK, name))
     ]
@@ -96,15 +96,15 @@ def denoiser_sizes(shapes: Shapes, unstored: UnstoredSettings) -> ModelConfig:
             f"{blocks_up} output_blocks do not divide into levels of {blocks_per_level}: not a "
             "GLIDE U-Net"
         )
-    channels = size_of(shapes, "time_embed.0.weight", 1, 2)
+    channels = _size(shapes, "time_embed.0.weight", 1, 2)
     starts = [1 + level * blocks_per_level for level in range(blocks_up // blocks_per_level)]
-    widths = [size_of(shapes, f"input_blocks.{i}.0.out_layers.3.weight", 0, 4) for i in starts]
+    widths = [_size(shapes, f"input_blocks.{i}.0.out_layers.3.weight", 0, 4) for i in starts]
     return ModelConfig(
         text=TextConfig(
-            vocab_size=size_of(shapes, "token_embedding.weight", 0, 2),
-            length=size_of(shapes, "positional_embedding", 0, 2),
-            width=size_of(shapes, "positional_embedding", 1, 2),
-            layers=count_blocks(shapes, r"transformer\.resblocks\.(\d+)\."),
+            vocab_size=_size(shapes, "token_embedding.weight", 0, 2),
+            length=_size(shapes, "positional_embedding", 0, 2),
+            width=_size(shapes, "positional_embedding", 1, 2),
+            layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
             heads=unstored.text_heads,
         ),
         unet=UNetConfig(
@@ -131,30 +131,30 @@ def clip_sizes(text: Shapes, image: Shapes, unstored: UnstoredSettings) -> ClipC
     Raises:
         UserError: as `denoiser_sizes`.
     """
-    patch = size_of(image, _PATCHES, 2, 4)
-    side = math.isqrt(size_of(image, "blocks.input.w_pos", 0, 2) - 1)
+    patch = _size(image, _PATCHES, 2, 4)
+    side = math.isqrt(_size(image, "blocks.input.w_pos", 0, 2) - 1)
     return ClipConfig(
         text=ClipTextConfig(
-            vocab_size=size_of(text, _TOKENS, 0, 2),
-            length=size_of(text, "blocks.input.w_pos", 0, 2),
-            width=size_of(text, _TOKENS, 1, 2),
-            layers=count_blocks(text, r"blocks\.block_(\d+)\."),
+            vocab_size=_size(text, _TOKENS, 0, 2),
+            length=_size(text, "blocks.input.w_pos", 0, 2),
+            width=_size(text, _TOKENS, 1, 2),
+            layers=_count(text, r"blocks\.block_(\d+)\."),
             heads=unstored.text_heads,
         ),
         image=ClipImageConfig(
             resolution_px=side * patch,
             patch_px=patch,
-            width=size_of(image, _PATCHES, 0, 4),
-            layers=count_blocks(image, r"blocks\.block_(\d+)\."),
+            width=_size(image, _PATCHES, 0, 4),
+            layers=_count(image, r"blocks\.block_(\d+)\."),
             heads=unstored.image_heads,
         ),
-        embedding_width=size_of(text, "blocks.output.f.w", 0, 2),
-        steps=size_of(image, "blocks.input.w_t", 0, 2),
+        embedding_width=_size(text, "blocks.output.f.w", 0, 2),
+        steps=_size(image, "blocks.input.w_t", 0, 2),
         dtype=unstored.dtype,
     )
 
 
-def size_of(shapes: Shapes, name: str, axis: int, dimensions: int) -> int:
+def _size(shapes: Shapes, name: str, axis: int, dimensions: int) -> int:
     """A size of a tensor. Raises UserError if it is missing or has other dimensions."""
     if name not in shapes:
         raise UserError(f"the weights lack {name}")
@@ -164,6 +164,6 @@ def size_of(shapes: Shapes, name: str, axis: int, dimensions: int) -> int:
     return shape[axis]
 
 
-def count_blocks(shapes: Shapes, pattern: str) -> int:
+def _count(shapes: Shapes, pattern: str) -> int:
     """Number of distinct values of the pattern's group among the names."""
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})
