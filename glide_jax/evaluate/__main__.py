@@ -19,8 +19,9 @@ from glide_jax.cli import parse_flags
 from glide_jax.compilation import keep_compiled_programs
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluate.flags import EvaluationFlags
-from glide_jax.evaluate.results import BATCH_SIZE, Evaluator, with_px
+from glide_jax.evaluate.results import Evaluator, with_px
 from glide_jax.evaluate.sampling import Sampled, sample_images
+from glide_jax.evaluation.features import BATCH_SIZE
 from glide_jax.evaluation.image_sets import open_images
 from glide_jax.evaluation.npz_images import write_npz
 from glide_jax.evaluation.reference import write_json

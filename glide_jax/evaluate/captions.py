@@ -14,11 +14,13 @@ from glide_jax.evaluation.clip_scorer import (
     first_caption,
     load_pair_scorer,
 )
+from glide_jax.evaluation.features import BATCH_SIZE
 from glide_jax.evaluation.image_sets import ImageSet
 from glide_jax.evaluation.metrics.clip_score import PROMPT_PREFIX, ClipScore, clip_score
 from glide_jax.evaluation.metrics.estimate import mean_estimate
 from glide_jax.evaluation.metrics.retrieval import retrieval_hits
 from glide_jax.evaluation.perceptual import (
+    PAIRS,
     LpipsFlags,
     PerceptualDistance,
     Pixels,
@@ -80,10 +82,10 @@ class CaptionMetrics:
         """Loads the networks that the metrics need. Raises UserError."""
         clip = lpips = None
         if any(name != "lpips_diversity" for name in names):
-            size = flags.batch_size or 32
+            size = flags.batch_size or BATCH_SIZE
             clip = load_pair_scorer(flags.clip, flags.clip_network, flags.clip_tokenizer, size)
         if "lpips_diversity" in names:
-            lpips = load_lpips(flags.lpips_trunk, flags.lpips, flags.batch_size or 16)
+            lpips = load_lpips(flags.lpips_trunk, flags.lpips, flags.batch_size or PAIRS)
         return cls(names, clip, lpips)
 
     @property

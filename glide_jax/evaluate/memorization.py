@@ -23,9 +23,9 @@ from glide_jax.config.bounds import Between
 from glide_jax.data.sources import open_source
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluate.flags import FeatureFlags
-from glide_jax.evaluate.results import BATCH_SIZE, with_px
+from glide_jax.evaluate.results import with_px
 from glide_jax.evaluate.sampling import Sampled, sample_images
-from glide_jax.evaluation.features import FeatureExtractor, load_extractor
+from glide_jax.evaluation.features import BATCH_SIZE, FeatureExtractor, load_extractor
 from glide_jax.evaluation.image_sets import ImageSet, data_set, open_images
 from glide_jax.evaluation.metrics.nearest import (
     PERCENTILE,

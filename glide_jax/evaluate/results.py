@@ -10,7 +10,7 @@ from glide_jax.evaluate.captions import CaptionMetrics
 from glide_jax.evaluate.flags import EvaluationFlags, FeatureFlags
 from glide_jax.evaluate.sampling import Sampled
 from glide_jax.evaluation.feature_networks import NETWORKS
-from glide_jax.evaluation.features import FeatureExtractor, load_extractor
+from glide_jax.evaluation.features import BATCH_SIZE, FeatureExtractor, load_extractor
 from glide_jax.evaluation.image_sets import ImageSet, Preparation, data_set
 from glide_jax.evaluation.reference import (
     measured_reference,
@@ -28,9 +28,6 @@ from glide_jax.evaluation.suite import (
     needs,
     require_reference,
 )
-
-BATCH_SIZE = 32
-"""Images per call of a feature network, unless --batch-size says otherwise."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.data.transforms import to_float
 from glide_jax.errors import UserError
-from glide_jax.evaluation.features import load_extractor
+from glide_jax.evaluation.features import BATCH_SIZE, load_extractor
 from glide_jax.evaluation.image_sets import EvaluatedImage
 from glide_jax.hub import fetched
 from glide_jax.models.openai_clip import RELEASED, openai_clip
@@ -76,7 +76,7 @@ def first_caption(image: EvaluatedImage) -> str:
 
 
 def load_pair_scorer(
-    clip: str | Path, network: str, tokenizer: str, batch_size: int = 32
+    clip: str | Path, network: str, tokenizer: str, batch_size: int = BATCH_SIZE
 ) -> PairScorer:
     """A CLIP for scoring.
 

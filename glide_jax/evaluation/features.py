@@ -40,6 +40,8 @@ Features = dict[str, Float[np.ndarray, "n d"]]
 """Features of images by output of the network."""
 Images = UInt8[np.ndarray, "n h w 3"]
 
+BATCH_SIZE = 32
+"""Images per call of a network by default."""
 MAX_CANVAS_PX = 2**25
 """Pixels that are resized at once: float32 levels of 400 MB."""
 MAX_PER_CPU = 4
@@ -70,7 +72,7 @@ class FeatureExtractor:
         params: Mapping[str, np.ndarray | jax.Array],
         weights: str,
         resize: str = "",
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
         self.network, self.weights, self.resize = network, weights, chosen_resizing(network, resize)
@@ -194,7 +196,7 @@ def load_extractor(
     network: str = "efficientnet-lite0",
     weights: str | Path = "",
     resize: str = "",
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     devices: Sequence[jax.Device] | None = None,
 ) -> FeatureExtractor:
     """A feature extractor with published weights.

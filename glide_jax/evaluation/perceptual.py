@@ -20,6 +20,8 @@ from glide_jax.pretrained.weight_files import read_tensors
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.shapes import Params
 
+PAIRS = 16
+"""Pairs of images per call by default."""
 HEADS = Path(__file__).parent / "lpips_heads.npz"
 """Heads of lpips 0.1.4, by trunk and layer. BSD-2: lpips_heads.LICENSE."""
 
@@ -62,7 +64,7 @@ class PerceptualDistance:
         trunk: Trunk,
         params: Mapping[str, np.ndarray],
         weights: str,
-        batch_size: int = 16,
+        batch_size: int = PAIRS,
     ) -> None:
         self.trunk, self.title = trunk, TITLES[trunk]
         self.settings = {"network": f"lpips-{trunk}", "weights": weights}
@@ -118,7 +120,7 @@ class PerceptualDistance:
             )
 
 
-def load_lpips(trunk: Trunk, weights: str | Path, batch_size: int = 16) -> PerceptualDistance:
+def load_lpips(trunk: Trunk, weights: str | Path, batch_size: int = PAIRS) -> PerceptualDistance:
     """LPIPS with weights from torchvision's file of its trunk.
 
     Args:
