@@ -8,7 +8,6 @@ import gc
 import gzip
 import json
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -69,10 +68,9 @@ def machine(setup: Setup) -> Results:
 def peak(dtype: str, tiny: bool) -> float:
     """FLOP/s of a large square matmul."""
     import jax
-    import jax.numpy as jnp
 
     size = 512 if tiny else 8192
-    a = jnp.ones((size, size), dtype)
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)  # ones are faster than data
     matmul = jax.jit(lambda a: a @ a)
     return 2 * size**3 / _fastest_s(lambda: jax.block_until_ready(matmul(a)), turns=10)
 
@@ -217,20 +215,19 @@ def compiled_call(setup: Setup, name: Released) -> Results:
 
 def train_step(setup: Setup, name: str, examples: int) -> Results:
     """A train step by this project, then both in turns."""
-    from benchmarks.programs import fastest, our_step, random_batch, random_params, small_model
-    from glide_jax.cli import load_config
+    from benchmarks.programs import fastest, our_step
 
-    config = load_config(ROOT / "configs" / f"{name}.py")
-    examples = 2 if setup.tiny else examples
-    config = replace(config, train=replace(config.train, batch_examples=examples))
-    if setup.tiny:
-        config = replace(config, model=replace(small_model(), dtype="bfloat16"))
+    given = config, _, _ = _step_inputs(setup, name, examples)
     model = config.denoiser
-    given = config, random_params(model), random_batch(model, examples)
     started = time.monotonic()
     ours = our_step(*given)
     ours.run()
-    about = {"config": name, "batch": examples, "dtype": model.dtype, "remat": model.remat}
+    about = {
+        "config": name,
+        "batch": config.train.batch_examples,
+        "dtype": model.dtype,
+        "remat": model.remat,
+    }
     compiled_s = time.monotonic() - started
     ours_s = fastest({"ours": ours}, setup.turns)["ours"]
     mfu = ours.flops / ours_s / peak("bfloat16", setup.tiny)
@@ -242,29 +239,85 @@ def train_step(setup: Setup, name: str, examples: int) -> Results:
     yield about | _ratio(fastest({"ours": ours, "eager": eager}, setup.turns))
 
 
-def profile(setup: Setup) -> Results:
-    """Device time of a call of the base model, by operation."""
-    import jax
+def _step_inputs(setup: Setup, name: str, examples: int) -> Any:
+    """Configuration, parameters and batch of a train step."""
+    from benchmarks.programs import random_batch, random_params, small_model
+    from glide_jax.cli import load_config
 
+    config = load_config(ROOT / "configs" / f"{name}.py")
+    examples = 2 if setup.tiny else examples
+    config = replace(config, train=replace(config.train, batch_examples=examples))
+    if setup.tiny:
+        config = replace(config, model=replace(small_model(), dtype="bfloat16"))
+    model = config.denoiser
+    return config, random_params(model), random_batch(model, examples)
+
+
+def sampling(setup: Setup) -> Results:
+    """16 guided images by the base model: seconds of a step, beside those of its denoiser call."""
+    from benchmarks.programs import Call, fastest, our_call, random_batch, random_params
+    from glide_jax.config import Config
+    from glide_jax.runs.folder import Run
+    from glide_jax.sampling.stage import Stage
+
+    model, images, steps = model_of("base", setup), 2 if setup.tiny else 16, 20
+    stage = Stage(Config(model), random_params(model), Run.open("demo/base").tokenizer)
+    settings = replace(stage.config.sample, sampler="ddim", steps=str(steps), guidance_scale=3.0)
+    prompts, seeds = ["a red circle"] * images, range(images)
+    started = time.monotonic()
+    stage.sample(prompts, seeds, settings)
+    compiled_s = time.monotonic() - started
+    rows = 2 * images
+    call = our_call(model, random_params(model), random_batch(model, rows))
+    calls = {"sampling": Call(lambda: stage.sample(prompts, seeds, settings)), "call": call}
+    call.run()
+    best = fastest(calls, 2 if setup.tiny else 3)
+    step_s = best["sampling"] / steps
+    yield {
+        "images": images,
+        "steps": steps,
+        "step_s": step_s,
+        "call_s": best["call"],
+        "step_over_call": step_s / best["call"],
+        "compiled_s": compiled_s,
+    }
+
+
+def profile_call(setup: Setup) -> Results:
+    """Device time of a call of the base model, by operation."""
     from benchmarks.programs import our_call, random_batch, random_params
 
     config, rows = model_of("base", setup), 2 if setup.tiny else 16
-    ours = our_call(config, random_params(config), random_batch(config, rows))
-    ours.run()
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            ours.run()
-        operations = operation_times(Path(folder))
+    given = config, random_params(config), random_batch(config, rows)
+    yield from _profile(setup, "base", our_call(*given))
+
+
+def profile_step(setup: Setup) -> Results:
+    """Device time of a train step of scenes_base64, by operation."""
+    from benchmarks.programs import our_step
+
+    given = _step_inputs(setup, "scenes_base64", 128)
+    yield from _profile(setup, "scenes_base64", our_step(*given))
+
+
+def _profile(setup: Setup, name: str, call: Any) -> Results:
+    import jax
+
+    call.run()
+    folder = setup.to / f"trace_{name}"
+    with jax.profiler.trace(str(folder)):
+        call.run()
+    operations = operation_times(folder)
     total = sum(operations.values())
     top = sorted(operations.items(), key=lambda item: -item[1])[:20]
-    yield {"batch": rows, "device_s": total}
-    for name, s in top:
-        yield {"operation": name, "s": s, "share": s / total}
+    yield {"program": name, "device_s": total}
+    for operation, s in top:
+        yield {"operation": operation, "s": s, "share": s / total}
 
 
 def operation_times(folder: Path) -> dict[str, float]:
     """Seconds of each XLA operation in a trace of jax.profiler, numbered copies added up."""
-    (file,) = folder.rglob("*.trace.json.gz")
+    file = max(folder.rglob("*.trace.json.gz"))  # the latest; folders are named by time
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
     times: dict[str, float] = defaultdict(float)
     threads = [event for event in events if event.get("name") == "thread_name"]
@@ -311,7 +364,9 @@ ROWS = {
     "base 1": Row(lambda setup: call(setup, "base", 1), 60),
     "upsampler 1": Row(lambda setup: call(setup, "upsampler", 1), 60),
     "train base64": Row(lambda setup: train_step(setup, "base64", 32), 80),
-    "profile": Row(profile, 50),
+    "sampling": Row(sampling, 60),
+    "profile call": Row(profile_call, 50),
+    "profile step": Row(profile_step, 50),
     "torch.compile base": Row(lambda setup: compiled_call(setup, "base"), 90),
     "torch.compile upsampler": Row(lambda setup: compiled_call(setup, "upsampler"), 90),
     "golden TF32": Row(lambda setup: golden(setup, "float32", None), 30),
