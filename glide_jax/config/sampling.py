@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from glide_jax.config.bounds import ANY_NUMBER, FRACTION, Between
+from glide_jax.config.bounds import ANY_NUMBER, FRACTION, NOT_NEGATIVE, Between
 from glide_jax.config.checks import Settings
 from glide_jax.config.diffusion import MAX_DIFFUSION_STEPS
 
@@ -34,6 +34,9 @@ class SampleConfig(Settings):
     dynamic_threshold: Annotated[float, FRACTION] = 0.0
     """Dynamic thresholding of x_0 at this quantile, such as 0.995 (sec. 2.3, arXiv 2205.11487);
     0: clip to [-1, 1]."""
+    embedding_threshold: Annotated[float, NOT_NEGATIVE] = 10.0
+    """Priors: limit of each value of a predicted embedding, normalized to a standard deviation of 1
+    (Karlo: 10, diffusers: 5)."""
     low_res_noise: Annotated[int, Between(0, MAX_DIFFUSION_STEPS)] = 0
     """Upsamplers: noise-conditioning augmentation, as the timestep of the noise added to the
     low-resolution image. Hides artifacts of the base model. Requires model.low_res_noise. As a

@@ -25,7 +25,7 @@ def classifier_free(
 ) -> Denoiser:
     """out = out(x|empty) + scale (out(x|caption) - out(x|empty)). Sec. 2.3, arXiv 2112.10741.
 
-    The network sees both halves in one pass. The prediction, eps or v, is guided; the variance
+    The network sees both halves in one pass. The prediction, eps, v or x_0, is guided; the variance
     fraction is the conditional one. A prediction of v is guided before it is converted to eps: the
     result is the same without `rescale`, which is defined for the network's own prediction.
 
@@ -44,14 +44,14 @@ def classifier_free(
     """
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        out = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))  # (2b, h, w, 2c)
+        out = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))  # (2b, *x2)
         predicted, variance_fraction = split_output(out)
-        caption, empty = jnp.split(predicted, 2)  # (b, h, w, c) each
+        caption, empty = jnp.split(predicted, 2)  # (b, *x) each
         variance_fraction, _ = jnp.split(variance_fraction, 2)
         scale_now = scale
         if interval is not None:
             inside = (interval[0] <= t) & (t <= interval[1])
-            scale_now = jnp.where(inside, scale, 1)[:, None, None, None]
+            scale_now = jnp.where(inside, scale, 1).reshape(-1, *[1] * (x_t.ndim - 1))
         predicted = empty + scale_now * (caption - empty)
         if rescale is not None:
             predicted = rescaled(predicted, caption, rescale)
@@ -61,8 +61,8 @@ def classifier_free(
 
 
 def rescaled(
-    guided: Float[Array, "b h w c"], caption: Float[Array, "b h w c"], phi: Number
-) -> Float[Array, "b h w c"]:
+    guided: Float[Array, "b *x"], caption: Float[Array, "b *x"], phi: Number
+) -> Float[Array, "b *x"]:
     """Guidance rescale: phi std(caption) / std(guided) guided + (1 - phi) guided.
 
     Eqs. 15 and 16, arXiv 2305.08891. Standard deviations are over all values of an image. As in the
@@ -77,7 +77,8 @@ def rescaled(
     Returns:
         The rescaled prediction.
     """
-    std_caption, std = (jnp.std(x, axis=(1, 2, 3), keepdims=True) for x in (caption, guided))
+    axes = tuple(range(1, guided.ndim))
+    std_caption, std = (jnp.std(x, axis=axes, keepdims=True) for x in (caption, guided))
     factor = std_caption / jnp.maximum(std, 1e-12)
     return phi * factor * guided + (1 - phi) * guided
 

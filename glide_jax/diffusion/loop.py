@@ -1,15 +1,16 @@
-"""The sampling loop: one `lax.scan` from noise to images for every sampler, or parts of it.
+"""The sampling loop: one `lax.scan` from noise to x_0 for every sampler, or parts of it.
 
-Each call of the denoiser predicts eps. The loop turns it into x_0 (see `process.x_0_from_eps`),
-applies threshold and hooks, and the sampler's step, one of `samplers`, computes the next x_t. All
-coefficients come from tables, a row a call.
+x has any shape: images (b, h, w, c), embeddings (b, d). Each call of the denoiser predicts eps, or
+x_0. The loop computes x_0 from eps (see `process.x_0_from_eps`), applies threshold and hooks, and
+the sampler's step, one of `samplers`, computes the next x_t. All coefficients come from tables, a
+row a call.
 
 To start from an image (SDEdit, arXiv 2108.01073), plan the schedule's `first` rows and noise the
 image to the last of them.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +24,19 @@ from glide_jax.errors import UserError
 from glide_jax.shapes import Denoiser
 
 Noise = Callable[[jax.Array], jax.Array]
-"""`k -> (b, h, w, c)`: standard normal noise for step k, from 0 in the order taken; k is traced."""
+"""`k -> (b, *x)`: standard normal noise for step k, from 0 in the order taken; k is traced."""
 OnX0 = Callable[[jax.Array], jax.Array]
-"""A change to each predicted x_0, (b, h, w, c) to the same; for example, known pixels restored."""
+"""A change to each predicted x_0, (b, *x) to the same; for example, known pixels restored."""
 GuidanceGradient = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(x_t, t) -> (b, h, w, c)`: gradient by x_t of a log probability; t: original step indices."""
+"""`(x_t, t) -> (b, *x)`: gradient by x_t of a log probability; t: original step indices."""
 
 
-def static_threshold(x_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+Predicts = Literal["eps", "x_0"]
+"""A denoiser's prediction. A network of x_0 is not converted to eps and back: at the noisiest step
+of squaredcos_cap_v2, x_0 from eps is eps's rounding error times 20,000."""
+
+
+def static_threshold(x_0: Float[Array, "b *x"]) -> Float[Array, "b *x"]:
     """Clips a predicted x_0 to [-1, 1]."""
     return jnp.clip(x_0, -1, 1)
 
@@ -51,7 +57,8 @@ def dynamic_threshold(percentile: float | Float[Array, ""]) -> OnX0:
         raise UserError(f"dynamic threshold ({percentile}) must be a fraction in [0, 1]")
 
     def threshold(x_0: jax.Array) -> jax.Array:
-        s = jnp.quantile(jnp.abs(x_0), percentile, axis=(1, 2, 3), keepdims=True)
+        axes = tuple(range(1, x_0.ndim))
+        s = jnp.quantile(jnp.abs(x_0), percentile, axis=axes, keepdims=True)
         s = jnp.maximum(s, 1)
         return jnp.clip(x_0, -s, s) / s
 
@@ -77,7 +84,7 @@ DEFAULT_HOOKS = Hooks()
 class State(NamedTuple):
     """The state of the loop between two calls of the denoiser."""
 
-    x_t: Float[Array, "b h w c"]
+    x_t: Float[Array, "b *x"]
     past: tuple[Prediction, ...]
     """The latest predictions, `Solver.history` of them."""
 
@@ -125,29 +132,32 @@ class Calls(NamedTuple):
 def sample(
     denoise: Denoiser,
     plan: SamplerPlan,
-    x_T: Float[Array, "b h w c"],
+    x_T: Float[Array, "b *x"],
     noise: Noise,
     hooks: Hooks = DEFAULT_HOOKS,
-) -> Float[Array, "b h w c"]:
-    """Sample images.
+    *,
+    predicts: Predicts = "eps",
+) -> Float[Array, "b *x"]:
+    """Sample images or embeddings.
 
     Args:
-        denoise: `(x_t, t) -> [eps | variance fraction]`; t is the original step index, also for a
-            respaced schedule.
+        denoise: `(x_t, t) -> [prediction | variance fraction]`; t is the original step index, also
+            for a respaced schedule.
         plan: from `sampler_plan`.
         x_T: standard normal noise, or an image noised to the schedule's last row.
         noise: for each step; unused in the last, and by all but DDPM and DDIM with eta.
         hooks: changes to the predictions.
+        predicts: of the denoiser.
 
     Returns:
         x_0; within the threshold, except for shifts by a gradient.
     """
     solver = plan.solver
     state = begin(x_T, solver.history)
-    return advance(denoise, solver, state, Calls.of(plan), noise, hooks).x_t
+    return advance(denoise, solver, state, Calls.of(plan), noise, hooks, predicts=predicts).x_t
 
 
-def begin(x_T: Float[Array, "b h w c"], history: int) -> State:
+def begin(x_T: Float[Array, "b *x"], history: int) -> State:
     """The state before the first call, for `advance`, with the solver's `history`."""
     nothing = jnp.zeros_like(x_T)
     return State(x_T, (Prediction(nothing, nothing),) * history)
@@ -161,12 +171,13 @@ def advance(
     noise: Noise,
     hooks: Hooks = DEFAULT_HOOKS,
     *,
+    predicts: Predicts = "eps",
     count: int | Int[Array, ""] | None = None,
 ) -> State:
     """Run some of a plan's denoiser calls: `sample` in parts, with the host in between.
 
     Args:
-        denoise, noise, hooks: as for `sample`.
+        denoise, noise, hooks, predicts: as for `sample`.
         solver: of the plan.
         state: from `begin`, or from `advance` up to these calls.
         calls: their tables; may be traced, so that one program serves all parts of all plans.
@@ -176,7 +187,8 @@ def advance(
     Returns:
         The state after these calls; after the last call of a plan its x_t is x_0.
     """
-    body, table = _loop(denoise, solver, noise, hooks), jax.tree.map(jnp.asarray, calls)
+    body = _loop(denoise, solver, noise, hooks, predicts)
+    table = jax.tree.map(jnp.asarray, calls)
     count = len(table.k) if count is None else count
     # A lax.scan if the count is static. Else a while loop rather than a scan of conditionals, out
     # of which the compiler would not move what does not depend on x_t.
@@ -188,26 +200,28 @@ def advance(
 def trajectory(
     denoise: Denoiser,
     plan: SamplerPlan,
-    x_T: Float[Array, "b h w c"],
+    x_T: Float[Array, "b *x"],
     noise: Noise,
     hooks: Hooks = DEFAULT_HOOKS,
-) -> tuple[Float[Array, "s b h w c"], Float[Array, "s b h w c"]]:
+    *,
+    predicts: Predicts = "eps",
+) -> tuple[Float[Array, "s b *x"], Float[Array, "s b *x"]]:
     """`sample` with its steps: x_{t-1} and the predicted x_0 of each, first step first."""
-    body = _loop(denoise, plan.solver, noise, hooks)
+    body = _loop(denoise, plan.solver, noise, hooks, predicts)
 
     def recorded(state: State, call: Calls) -> tuple[State, tuple[jax.Array, jax.Array]]:
         state, x_0 = body(state, call)
         return state, (state.x_t, x_0)
 
     calls, state = jax.tree.map(jnp.asarray, Calls.of(plan)), begin(x_T, plan.solver.history)
-    _, (x, x_0) = jax.lax.scan(recorded, state, calls)  # (e, b, h, w, c) each
+    _, (x, x_0) = jax.lax.scan(recorded, state, calls)  # (e, b, *x) each
     last_calls = np.flatnonzero(np.diff(plan.step_of_call, append=plan.schedule.steps))
     return x[last_calls], x_0[last_calls]
 
 
 def invert(
-    denoise: Denoiser, schedule: Schedule, x_0: Float[Array, "b h w c"]
-) -> Float[Array, "b h w c"]:
+    denoise: Denoiser, schedule: Schedule, x_0: Float[Array, "b *x"]
+) -> Float[Array, "b *x"]:
     """Encode images: the x_T from which DDIM with eta 0 generates them. See `inverse_ddim`.
 
     With the same schedule and denoiser, DDIM reconstructs the images; the error falls with the
@@ -225,14 +239,12 @@ def invert(
     return sample(denoise, inverse_ddim(schedule), x_0, jnp.zeros_like, hooks)
 
 
-def initial_noise(
-    keys: Key[Array, "b"], shape: tuple[int, int, int]
-) -> Float[Array, "b {shape[0]} {shape[1]} {shape[2]}"]:
+def initial_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *x"]:
     """x_T of each image, from its own key: independent of the rest of the batch.
 
     Args:
         keys: a key for each image, as for `per_image_noise`.
-        shape: (h, w, c).
+        shape: of one example: (h, w, c) or (d,).
 
     Returns:
         Standard normal noise.
@@ -240,12 +252,12 @@ def initial_noise(
     return _normal(keys, 0, shape)
 
 
-def per_image_noise(keys: Key[Array, "b"], shape: tuple[int, int, int]) -> Noise:
+def per_image_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Noise:
     """Noise of each image and step, from the image's own key: independent of the batch.
 
     Args:
         keys: a key for each image. `initial_noise` may use the same keys: the draws differ.
-        shape: (h, w, c).
+        shape: of one example: (h, w, c) or (d,).
 
     Returns:
         For `sample`'s `noise`.
@@ -254,13 +266,13 @@ def per_image_noise(keys: Key[Array, "b"], shape: tuple[int, int, int]) -> Noise
 
 
 def _normal(
-    keys: Key[Array, "b"], index: int | Int[Array, ""], shape: tuple[int, int, int]
-) -> Float[Array, "b {shape[0]} {shape[1]} {shape[2]}"]:
+    keys: Key[Array, "b"], index: int | Int[Array, ""], shape: tuple[int, ...]
+) -> Float[Array, "b *x"]:
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
 def _loop(
-    denoise: Denoiser, solver: Solver, noise: Noise, hooks: Hooks
+    denoise: Denoiser, solver: Solver, noise: Noise, hooks: Hooks, predicts: Predicts
 ) -> Callable[[State, Calls], tuple[State, jax.Array]]:
     """The loop's body, `(state, one call) -> (state, x_0)`."""
     changes_x_0 = [change for change in (hooks.threshold, hooks.on_x_0) if change is not None]
@@ -268,11 +280,13 @@ def _loop(
     def body(state: State, call: Calls) -> tuple[State, jax.Array]:
         x_t, past = state
         t = jnp.full(x_t.shape[0], call.t)
-        eps, variance_fraction = split_output(denoise(x_t, t))  # (b, h, w, c) each
-        x_0 = call.recip_alpha * x_t - call.sigma * eps
+        predicted, variance_fraction = split_output(denoise(x_t, t))  # (b, *x) each
+        x_0, eps = predicted, predicted
+        if predicts == "eps":
+            x_0 = call.recip_alpha * x_t - call.sigma * eps
         for change in changes_x_0:
             x_0 = change(x_0)
-        if changes_x_0:
+        if changes_x_0 or predicts == "x_0":
             eps = (call.recip_alpha * x_t - x_0) / call.sigma
         shift = None if hooks.gradient is None else hooks.gradient(x_t, t)
         if shift is not None and not solver.shifts_mean:

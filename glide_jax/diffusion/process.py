@@ -5,7 +5,8 @@
     p(x_{t-1} | x_t)       one step back, given a prediction   p_reverse
 
 In this file `t` is a row of the schedule's tables, one for each example: the original step index,
-unless the schedule is respaced. Tables are float64; their rows are cast to float32.
+unless the schedule is respaced. Tables are float64; their rows are cast to float32. Examples have
+any shape: images (b, h, w, c), embeddings (b, d).
 """
 
 from typing import NamedTuple
@@ -22,17 +23,17 @@ class Gaussian(NamedTuple):
     """Independent normal distributions, one for each value; float32."""
 
     mean: jax.Array
-    """(b, h, w, c)."""
+    """(b, *x)."""
     log_variance: jax.Array
-    """(b, h, w, c), or (b, 1, 1, 1): one for all values of an example."""
+    """(b, *x), or ones for *x: one for all values of an example."""
 
 
 def q_sample(
     schedule: Schedule,
-    x_0: Float[Array, "b h w c"],
+    x_0: Float[Array, "b *x"],
     t: Int[Array, "b"],
-    eps: Float[Array, "b h w c"],
-) -> Float[Array, "b h w c"]:
+    eps: Float[Array, "b *x"],
+) -> Float[Array, "b *x"]:
     """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. Eq. 9, arXiv 2102.09672.
 
     Args:
@@ -44,16 +45,16 @@ def q_sample(
     Returns:
         x_t.
     """
-    image = table_at(np.sqrt(schedule.alpha_bar), t) * x_0
-    return image + table_at(np.sqrt(1 - schedule.alpha_bar), t) * eps
+    signal = table_at(np.sqrt(schedule.alpha_bar), t, x_0.ndim) * x_0
+    return signal + table_at(np.sqrt(1 - schedule.alpha_bar), t, x_0.ndim) * eps
 
 
 def x_0_from_eps(
     schedule: Schedule,
-    x_t: Float[Array, "b h w c"],
+    x_t: Float[Array, "b *x"],
     t: Int[Array, "b"],
-    eps: Float[Array, "b h w c"],
-) -> Float[Array, "b h w c"]:
+    eps: Float[Array, "b *x"],
+) -> Float[Array, "b *x"]:
     """x_0 = x_t / sqrt(alpha_bar_t) - sqrt(1 / alpha_bar_t - 1) eps: `q_sample` solved for x_0.
 
     Args:
@@ -67,17 +68,17 @@ def x_0_from_eps(
         last step of squaredcos_cap_v2, 20,000 times as large.
     """
     return (
-        table_at(schedule.sqrt_recip_alpha_bar, t) * x_t
-        - table_at(schedule.sqrt_recipm1_alpha_bar, t) * eps
+        table_at(schedule.sqrt_recip_alpha_bar, t, x_t.ndim) * x_t
+        - table_at(schedule.sqrt_recipm1_alpha_bar, t, x_t.ndim) * eps
     )
 
 
 def eps_from_x_0(
     schedule: Schedule,
-    x_t: Float[Array, "b h w c"],
+    x_t: Float[Array, "b *x"],
     t: Int[Array, "b"],
-    x_0: Float[Array, "b h w c"],
-) -> Float[Array, "b h w c"]:
+    x_0: Float[Array, "b *x"],
+) -> Float[Array, "b *x"]:
     """eps = (x_t / sqrt(alpha_bar_t) - x_0) / sqrt(1 / alpha_bar_t - 1): `q_sample` solved for eps.
 
     Args:
@@ -89,15 +90,15 @@ def eps_from_x_0(
     Returns:
         eps.
     """
-    return (table_at(schedule.sqrt_recip_alpha_bar, t) * x_t - x_0) / table_at(
-        schedule.sqrt_recipm1_alpha_bar, t
+    return (table_at(schedule.sqrt_recip_alpha_bar, t, x_t.ndim) * x_t - x_0) / table_at(
+        schedule.sqrt_recipm1_alpha_bar, t, x_t.ndim
     )
 
 
 def q_posterior(
     schedule: Schedule,
-    x_0: Float[Array, "b h w c"],
-    x_t: Float[Array, "b h w c"],
+    x_0: Float[Array, "b *x"],
+    x_t: Float[Array, "b *x"],
     t: Int[Array, "b"],
 ) -> Gaussian:
     """q(x_{t-1} | x_t, x_0) = N(mu~, beta~). Eqs. 10 to 12, arXiv 2102.09672.
@@ -113,18 +114,19 @@ def q_posterior(
         t: rows, in [0, s).
 
     Returns:
-        The distribution. Its log variance is (b, 1, 1, 1), clipped at row 0, where beta~ is 0.
+        The distribution. Its log variance is one value an example, clipped at row 0, where beta~ is
+        0.
     """
     mean = (
-        table_at(schedule.posterior_mean_x_0, t) * x_0
-        + table_at(schedule.posterior_mean_x_t, t) * x_t
+        table_at(schedule.posterior_mean_x_0, t, x_t.ndim) * x_0
+        + table_at(schedule.posterior_mean_x_t, t, x_t.ndim) * x_t
     )
-    return Gaussian(mean, table_at(schedule.posterior_log_variance_clipped, t))
+    return Gaussian(mean, table_at(schedule.posterior_log_variance_clipped, t, x_t.ndim))
 
 
 def learned_log_variance(
-    schedule: Schedule, variance_fraction: Float[Array, "b h w c"], t: Int[Array, "b"]
-) -> Float[Array, "b h w c"]:
+    schedule: Schedule, variance_fraction: Float[Array, "b *x"], t: Int[Array, "b"]
+) -> Float[Array, "b *x"]:
     """log sigma^2 = f log beta_t + (1 - f) log beta~_t, f = (v + 1)/2. Eq. 15, arXiv 2102.09672.
 
     beta is the optimal variance for data of white noise, beta~ for a data set of one image; real
@@ -138,14 +140,15 @@ def learned_log_variance(
     Returns:
         The log variance of p(x_{t-1} | x_t).
     """
-    log_posterior_variance = table_at(schedule.posterior_log_variance_clipped, t)
-    log_beta = table_at(np.log(schedule.betas), t)
+    ndim = variance_fraction.ndim
+    log_posterior_variance = table_at(schedule.posterior_log_variance_clipped, t, ndim)
+    log_beta = table_at(np.log(schedule.betas), t, ndim)
     return log_variance_between(log_posterior_variance, log_beta, variance_fraction)
 
 
 def log_variance_between(
-    log_posterior_variance: Array, log_beta: Array, variance_fraction: Float[Array, "b h w c"]
-) -> Float[Array, "b h w c"]:
+    log_posterior_variance: Array, log_beta: Array, variance_fraction: Float[Array, "b *x"]
+) -> Float[Array, "b *x"]:
     """`learned_log_variance` of given log beta~_t and log beta_t."""
     f = (variance_fraction + 1) / 2
     return f * log_beta + (1 - f) * log_posterior_variance
@@ -153,9 +156,9 @@ def log_variance_between(
 
 def p_reverse(
     schedule: Schedule,
-    x_t: Float[Array, "b h w c"],
+    x_t: Float[Array, "b *x"],
     t: Int[Array, "b"],
-    out: Float[Array, "b h w 2*c"],
+    out: Float[Array, "b *x2"],
 ) -> Gaussian:
     """p(x_{t-1} | x_t): the posterior's mean for the predicted x_0, with the learned variance.
 
@@ -166,7 +169,7 @@ def p_reverse(
         out: a denoiser's output, [eps | variance fraction].
 
     Returns:
-        Mean and log variance, both (b, h, w, c). x_0 is not clipped.
+        Mean and log variance, both (b, *x). x_0 is not clipped.
     """
     eps, variance_fraction = split_output(out)
     x_0 = x_0_from_eps(schedule, x_t, t, eps)
@@ -175,13 +178,19 @@ def p_reverse(
 
 
 def split_output(
-    out: Float[Array, "b h w _"],
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+    out: Float[Array, "b *x2"],
+) -> tuple[Float[Array, "b *x"], Float[Array, "b *x"]]:
     """An output split into (prediction, variance fraction), in float32 for any network dtype."""
     predicted, variance_fraction = jnp.split(out.astype(jnp.float32), 2, axis=-1)
     return predicted, variance_fraction
 
 
-def table_at(table: Table, t: Int[Array, "b"]) -> Float[Array, "b 1 1 1"]:
-    """The table's value at each example's row, in float32, to broadcast over images."""
-    return jnp.asarray(table, jnp.float32)[t][:, None, None, None]
+def table_at(table: Table, t: Int[Array, "b"], ndim: int = 4) -> Float[Array, "b *ones"]:
+    """The table's value at each example's row, in float32, to broadcast over (b, *x).
+
+    Args:
+        table: a value for each row.
+        t: rows.
+        ndim: dimensions of (b, *x): 4 for images, 2 for embeddings.
+    """
+    return jnp.asarray(table, jnp.float32)[t].reshape(-1, *[1] * (ndim - 1))

@@ -24,7 +24,7 @@ from glide_jax.errors import UserError
 
 
 class Prediction(NamedTuple):
-    """A denoiser's prediction after thresholding and hooks; (b, h, w, c) float32."""
+    """A denoiser's prediction after thresholding and hooks; (b, *x) float32."""
 
     x_0: jax.Array
     """The image."""
@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """Input of a sampler's step; arrays are (b, h, w, c) float32 unless noted."""
+    """Input of a sampler's step; arrays are (b, *x) float32 unless noted."""
 
     x_t: jax.Array
     x_0: jax.Array
