@@ -19,7 +19,7 @@ from glide_jax.config import ModelConfig, Remat
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.models.remat import block_input, recomputed
-from glide_jax.models.unet import AttentionBlock, Block, ResBlock, TextKV
+from glide_jax.models.unet_blocks import AttentionBlock, Block, ResBlock, TextKV
 from glide_jax.parallel import sharding
 from glide_jax.plan.compiled import usage
 from glide_jax.plan.forecast import EFFORTS, compile_for, known_chip, shares

@@ -10,7 +10,7 @@ when a sampler skips steps. Masks are True (or 1) where pixels or tokens are kno
 """
 
 from collections.abc import Callable
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -36,6 +36,17 @@ Params = dict[str, jax.Array]
 sharding rules, checkpoints and conversion share this flat dict and its names."""
 
 
+class TextStates(NamedTuple):
+    """A CLIP's view of captions, which conditions unCLIP's models."""
+
+    embedding: Float[Array, "b d"]
+    """In the space of the image embeddings."""
+    states: Float[Array, "b l d2"]
+    """Normalized states of all positions."""
+    mask: Bool[Array, "b l"]
+    """True from the start token to the end token."""
+
+
 class Batch(TypedDict):
     """The loader's output and the train step's input. Images are converted in the step."""
 
@@ -43,6 +54,8 @@ class Batch(TypedDict):
     """8-bit levels in 0..255."""
     tokens: Int[Array, "b l"]
     token_mask: Bool[Array, "b l"]
+    image_embedding: NotRequired[Float[Array, "b d"]]
+    """unCLIP only: the images' CLIP embeddings, if the data set has them."""
     mask: NotRequired[Bool[Array, "b h w 1"]]
     """Inpainting only: True for known pixels, False for pixels to generate."""
     clip_tokens: NotRequired[Int[Array, "b l2"]]

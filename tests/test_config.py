@@ -121,7 +121,10 @@ def test_json_preserves_changed_sizes():
             "model.unet.channel_mult must be int",
         ),
         ('{"model": {"image": {}}}', "model.kind is missing: denoiser or clip"),
-        ('{"model": {"kind": ["clip"]}}', "model.kind must be one of denoiser, clip, not .'clip'"),
+        (
+            '{"model": {"kind": ["clip"]}}',
+            "model.kind must be one of denoiser, clip, prior, not .'clip'",
+        ),
         (
             '{"sample": {"guidance_interval": [1]}}',
             r"sample.guidance_interval must have 2 values, not \[1\]",

@@ -19,7 +19,7 @@ from glide_jax.models.remat import recomputed
 from glide_jax.models.resampling import mean_pool, nearest_x2, repeat_x2, repeat_x2_by_padding
 from glide_jax.models.scan_blocks import apply_blocks
 from glide_jax.models.text import TransformerBlock
-from glide_jax.models.unet import AttentionBlock, ResBlock, TextKV
+from glide_jax.models.unet_blocks import AttentionBlock, ResBlock, TextKV
 from glide_jax.parallel.sharding import batch_sharding, local_mesh
 
 

@@ -16,7 +16,8 @@ from glide_jax.config.model import (
     TextConfig,
     UNetConfig,
 )
-from glide_jax.config.run import Config
+from glide_jax.config.prior import ClipStatesConfig, PriorConfig
+from glide_jax.config.run import AnyModel, Config
 from glide_jax.config.sampling import SampleConfig
 from glide_jax.config.sources import (
     AnySource,
@@ -32,9 +33,11 @@ from glide_jax.config.training import OptimConfig, TrainConfig
 
 __all__ = [
     "GROUPS",
+    "AnyModel",
     "AnySource",
     "ClipConfig",
     "ClipImageConfig",
+    "ClipStatesConfig",
     "ClipTextConfig",
     "Config",
     "DataConfig",
@@ -46,6 +49,7 @@ __all__ = [
     "MixturePart",
     "ModelConfig",
     "OptimConfig",
+    "PriorConfig",
     "Remat",
     "SampleConfig",
     "Scenes",

@@ -20,22 +20,27 @@ WIDTHS, LAYERS, HEADS = Between(1, 2**16), Between(1, 512), Between(1, 2**12)
 
 @dataclass(frozen=True)
 class TextConfig(Settings):
-    """Text transformer (defaults: the released GLIDE)."""
+    """How a denoiser sees captions (defaults: the released GLIDE)."""
 
+    encoder: Literal["transformer", "clip", "none"] = "transformer"
+    """A transformer trained with the model (GLIDE), the text states of a frozen CLIP, projected to
+    `width` (unCLIP as Karlo has it), or none: no captions (unCLIP's upsamplers)."""
     vocab_size: Annotated[int, Between(1, 2**24)] = 50_257
     """Token embeddings. A tokenizer trained for the run has at most this many tokens."""
     length: Annotated[int, Between(1, 2**16)] = 128
     """Context length, in tokens. Longer captions are truncated, shorter ones padded."""
     width: Annotated[int, WIDTHS] = 512
-    """Channels of the residual stream."""
+    """Channels of the features that the U-Net attends to; of the transformer's residual stream."""
     layers: Annotated[int, LAYERS] = 16
-    """Transformer blocks."""
+    """Transformer blocks. Encoder transformer only."""
     heads: Annotated[int, HEADS] = 8
-    """Attention heads per block."""
+    """Attention heads per block. Encoder transformer only."""
+    clip_width: Annotated[int, WIDTHS] = 768
+    """Channels of the CLIP's text states. Encoder clip only."""
 
     def _check(self) -> None:
         self.require(
-            self.width % self.heads == 0,
+            self.encoder != "transformer" or self.width % self.heads == 0,
             "width",
             f"({self.width}) must be divisible by heads ({self.heads})",
         )
@@ -43,7 +48,11 @@ class TextConfig(Settings):
     @property
     def size(self) -> Size:
         """Rough size of the network."""
-        return transformer_size(self.width, self.layers, self.heads, self.length, self.vocab_size)
+        if self.encoder == "transformer":
+            return transformer_size(
+                self.width, self.layers, self.heads, self.length, self.vocab_size
+            )
+        return Size(self.clip_width * self.width, self.length * self.width)
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,14 @@ class UNetConfig(Settings):
     res_blocks: Annotated[int, Between(1, 64)] = 3
     """Residual blocks per level on the way down; one more per level on the way up."""
     attention_px: Annotated[tuple[int, ...], Between(1, MAX_PX)] = (32, 16, 8)
-    """Resolutions with attention, in pixels. The middle block always has attention."""
+    """Resolutions with attention, in pixels."""
+    middle_attention: bool = True
+    """Attention in the middle block."""
     head_width: Annotated[int, WIDTHS] = 64
     """Channels per attention head."""
+    embedding: Literal["scale-shift", "add"] = "scale-shift"
+    """How a residual block takes the embedding of time and text: as scale and shift of its second
+    norm (GLIDE), or added before it (Karlo's upsamplers)."""
     dropout: Annotated[float, FRACTION] = 0.0
     """Dropout rate in the residual blocks."""
 
@@ -93,8 +107,10 @@ class UNetConfig(Settings):
                 "attention_px",
                 f"has {px}, but the levels are {', '.join(map(str, width_at))} px",
             )
-        middle = self.channels * self.channel_mult[-1]
-        for width in [*(width_at[px] for px in self.attention_px), middle]:
+        attending = [width_at[px] for px in self.attention_px]
+        if self.middle_attention:
+            attending.append(widths[-1])
+        for width in attending:
             self.require(
                 width % self.head_width == 0,
                 "head_width",
@@ -118,7 +134,7 @@ class UNetConfig(Settings):
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
-    """Text-conditional denoiser: base model or upsampler, with or without inpainting."""
+    """Denoiser: base model, unCLIP decoder or upsampler, with or without inpainting."""
 
     kind: ClassVar[str] = "denoiser"
 
@@ -129,8 +145,22 @@ class ModelConfig(Settings):
     low_res_noise: bool = False
     """Condition an upsampler on the noise level of its low-resolution image (noise-conditioning
     augmentation, arXiv 2106.15282)."""
+    low_res_resize: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation of an upsampler's low-resolution image: GLIDE's, or Karlo's (a = -0.5)."""
     inpaint: bool = False
     """Condition on known pixels and their mask (sec. 3.3, arXiv 2112.10741)."""
+    image_embedding_width: Annotated[int, Between(0, 2**16)] = 0
+    """unCLIP's decoder (sec. 2.1, arXiv 2204.06125): channels of the CLIP image embedding that the
+    model is conditioned on; 0: none."""
+    image_tokens: Annotated[int, Between(0, 64)] = 4
+    """Tokens to which the image embedding is projected, before those of the text; it is also added
+    to the embedding of time. 0: only added, which lets training start from a GLIDE base model's
+    very outputs."""
+    learned_variance: bool = True
+    """The network predicts the variance of x_{t-1} too (GLIDE). False: it is fixed, the
+    posterior's (Karlo's upsampler)."""
+    last_step_network: bool = False
+    """A second network of the same sizes takes the last step, t = 0 (Karlo's upsampler)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of matmuls and convolutions. Parameters, norms and softmax are float32."""
     remat: Remat = "none"
@@ -154,7 +184,27 @@ class ModelConfig(Settings):
             "low_res_noise",
             "is for upsamplers: low_res_px is 0",
         )
+        self._check_captions()
         self.require(not self.size.refusal, "", self.size.refusal)
+
+    def _check_captions(self) -> None:
+        unet, encoder = self.unet, self.text.encoder
+        self.require(
+            encoder != "none" or not (unet.attention_px or unet.middle_attention),
+            "text.encoder",
+            "none needs a U-Net without attention: unet.attention_px empty, "
+            "unet.middle_attention False",
+        )
+        self.require(
+            encoder != "clip" or bool(self.image_embedding_width),
+            "text.encoder",
+            "clip needs image_embedding_width, the channels of that CLIP's embeddings",
+        )
+        self.require(
+            encoder != "none" or not self.image_embedding_width,
+            "image_embedding_width",
+            "needs captions: text.encoder is none",
+        )
 
     @property
     def size(self) -> Size:
@@ -244,6 +294,9 @@ class ClipConfig(Settings):
 
     kind: ClassVar[str] = "clip"
 
+    architecture: Literal["glide", "openai"] = "glide"
+    """GLIDE's, which also sees noised images, or OpenAI's (arXiv 2103.00020), which is converted
+    from released weights."""
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
     image: ClipImageConfig = field(default_factory=ClipImageConfig)
     embedding_width: Annotated[int, WIDTHS] = 512
@@ -258,6 +311,11 @@ class ClipConfig(Settings):
 
     def _check(self) -> None:
         self.require(not self.size.refusal, "", self.size.refusal)
+        self.require(
+            self.architecture == "glide" or self.steps == 1,
+            "steps",
+            f"({self.steps}) must be 1: OpenAI's CLIP sees images without noise",
+        )
 
     @property
     def size(self) -> Size:

@@ -8,6 +8,7 @@ from glide_jax.config.checks import Settings
 from glide_jax.config.data import DataConfig
 from glide_jax.config.diffusion import DiffusionConfig
 from glide_jax.config.model import ClipConfig, ModelConfig
+from glide_jax.config.prior import PriorConfig
 from glide_jax.config.sampling import SampleConfig
 from glide_jax.config.serialize import flat_settings, from_json, to_json
 from glide_jax.config.training import OptimConfig, TrainConfig
@@ -15,13 +16,15 @@ from glide_jax.errors import UserError
 from glide_jax.storage import AnyPath, read_regular, storage_errors
 
 MAX_CONFIG_BYTES = 2**22
+AnyModel = ModelConfig | ClipConfig | PriorConfig
+"""The model of a run."""
 
 
 @dataclass(frozen=True)
 class Config(Settings):
     """All settings of a run."""
 
-    model: ModelConfig | ClipConfig = field(default_factory=ModelConfig)
+    model: AnyModel = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -31,7 +34,7 @@ class Config(Settings):
     def _check(self) -> None:
         if isinstance(self.model, ClipConfig):
             self._check_clip(self.model)
-        else:
+        elif isinstance(self.model, ModelConfig):
             self._check_low_res(self.model)
             self._check_crop(self.model)
             self._check_noise_conditioning(self.model)
@@ -107,16 +110,24 @@ class Config(Settings):
 
     @property
     def denoiser(self) -> ModelConfig:
-        """The model of a run that generates images. Raises UserError if it is a CLIP."""
+        """The model of a run that generates images. Raises UserError if it is none."""
         if not isinstance(self.model, ModelConfig):
-            raise UserError("this model is a CLIP: a base model or an upsampler is needed")
+            kind = "CLIP" if isinstance(self.model, ClipConfig) else self.model.kind
+            raise UserError(f"this model is a {kind}: a base model or an upsampler is needed")
         return self.model
 
     @property
     def clip(self) -> ClipConfig:
         """The model of a run that is a CLIP. Raises UserError if it is none."""
         if not isinstance(self.model, ClipConfig):
-            raise UserError("this model generates images: a CLIP is needed")
+            raise UserError(f"this model is a {self.model.kind}: a CLIP is needed")
+        return self.model
+
+    @property
+    def prior(self) -> PriorConfig:
+        """The model of a run that is unCLIP's prior. Raises UserError if it is none."""
+        if not isinstance(self.model, PriorConfig):
+            raise UserError(f"this model is a {self.model.kind}: a prior is needed")
         return self.model
 
     def to_json(self) -> str:

@@ -45,13 +45,14 @@ def run_to_files(run_dir: Path, to: Path) -> None:
 
 def unstored_settings(config: Config, params: Tensors) -> list[str]:
     """Settings that the PyTorch code needs beside the files, one line each."""
-    model = config.model
-    if isinstance(model, ClipConfig):
+    if isinstance(config.model, ClipConfig):
+        clip = config.model
         return [
             "the files do not contain these settings, set them in PyTorch: "
-            f"logit_scale {math.exp(params['logit_scale']):g}, {model.text.heads} text heads, "
-            f"{model.image.heads} image heads"
+            f"logit_scale {math.exp(params['logit_scale']):g}, {clip.text.heads} text heads, "
+            f"{clip.image.heads} image heads"
         ]
+    model = config.denoiser
     lines = [
         "the file does not contain these settings, set them in PyTorch: "
         f"{model.text.heads} text heads, heads of {model.unet.head_width} channels, "

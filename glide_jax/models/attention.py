@@ -7,12 +7,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from glide_jax.models.placement import on_each_device
 
 Attend = Callable[..., jax.Array]
-"""`(q, k, v, heads, *, causal=False) -> out`; see `attend`."""
+"""`(q, k, v, heads, *, causal=False, mask=None) -> out`; see `attend`."""
 
 
 def attend(
@@ -22,6 +22,7 @@ def attend(
     heads: int,
     *,
     causal: bool = False,
+    mask: Bool[Array, "b l"] | None = None,
 ) -> Float[Array, "b q d"]:
     """softmax(q k^T / sqrt(head width)) v for every head; the softmax is in float32.
 
@@ -31,8 +32,10 @@ def attend(
         v: values.
         heads: number of heads.
         causal: whether a query sees only the keys up to its own position.
+        mask: True for the keys that queries see; all by default. Each query must see one.
     """
-    weights = jax.nn.softmax(_logits(q, k, heads, causal), axis=-1).astype(v.dtype)  # b n q l
+    logits = _logits(q, k, heads, causal, mask)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # b n q l
     v = v.reshape(*v.shape[:2], heads, -1)  # b l n k
     out = jnp.einsum("bnql,blnk->bqnk", weights, v)
     return out.reshape(*q.shape[:2], -1)  # b q d
@@ -45,15 +48,16 @@ def attend_on_cpu(
     heads: int,
     *,
     causal: bool = False,
+    mask: Bool[Array, "b l"] | None = None,
 ) -> Float[Array, "b q d"]:
     """`attend`, which normalizes the output instead of the weights (as arXiv 2205.14135).
 
     On a CPU this saves passes over the weights when sampling; gradients take longer.
 
     Args:
-        q, k, v, heads, causal: as of `attend`.
+        q, k, v, heads, causal, mask: as of `attend`.
     """
-    logits = _logits(q, k, heads, causal)
+    logits = _logits(q, k, heads, causal, mask)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))  # b n q l, at most 1
     v = v.reshape(*v.shape[:2], heads, -1)  # b l n k
     out = jnp.einsum(
@@ -64,7 +68,11 @@ def attend_on_cpu(
 
 
 def _logits(
-    q: Float[Array, "b q d"], k: Float[Array, "b l d"], heads: int, causal: bool
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b l d"],
+    heads: int,
+    causal: bool,
+    mask: Bool[Array, "b l"] | None,
 ) -> Float[Array, "b n q l"]:
     """q k^T / sqrt(head width) of every head, float32; -inf where a query must not see a key."""
     q, k = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k))  # b q n k, b l n k
@@ -77,6 +85,8 @@ def _logits(
         logits = jnp.where(
             jnp.tri(logits.shape[-2], logits.shape[-1], dtype=bool), logits, -jnp.inf
         )
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
     return logits
 
 
@@ -87,21 +97,25 @@ def attend_on_tpu(
     heads: int,
     *,
     causal: bool = False,
+    mask: Bool[Array, "b l"] | None = None,
     kind: str,
     batch: NamedSharding,
 ) -> Float[Array, "b q d"]:
-    """`attend` by the Pallas kernel where the shapes fit it, each device on its own examples.
+    """`attend` by the Pallas kernel where it can, each device on its own examples.
+
+    It can where the shapes fit it and all keys are seen.
 
     Args:
-        q, k, v, heads, causal: as of `attend`.
+        q, k, v, heads, causal, mask: as of `attend`.
         kind: of TPU, as "TPU v5p".
         batch: sharding of the examples.
     """
     # Here, because it imports Pallas, which takes long and which other platforms do not need.
     from glide_jax.models import tpu_attention
 
-    if not tpu_attention.fits(kind, q.shape[1], k.shape[1], q.shape[2] // heads, heads):
-        return attend(q, k, v, heads, causal=causal)
+    fits = tpu_attention.fits(kind, q.shape[1], k.shape[1], q.shape[2] // heads, heads)
+    if mask is not None or not fits:
+        return attend(q, k, v, heads, causal=causal, mask=mask)
     kernel = on_each_device(lambda q, k, v: tpu_attention.attend(q, k, v, heads, causal), batch)
     return kernel(q, k, v)
 
@@ -113,16 +127,19 @@ def attend_on_gpu(
     heads: int,
     *,
     causal: bool = False,
+    mask: Bool[Array, "b l"] | None = None,
     batch: NamedSharding,
 ) -> Float[Array, "b q d"]:
-    """`attend` by cuDNN's fused kernel where it takes the heads, each device on its own examples.
+    """`attend` by cuDNN's fused kernel where it can, each device on its own examples.
+
+    It can where it takes the heads and all keys are seen.
 
     Args:
-        q, k, v, heads, causal: as of `attend`.
+        q, k, v, heads, causal, mask: as of `attend`.
         batch: sharding of the examples.
     """
-    if not cudnn_takes(q.dtype, q.shape[2] // heads):
-        return attend(q, k, v, heads, causal=causal)
+    if mask is not None or not cudnn_takes(q.dtype, q.shape[2] // heads):
+        return attend(q, k, v, heads, causal=causal, mask=mask)
     kernel = on_each_device(partial(attend_fused, heads=heads, causal=causal), batch)
     return kernel(q, k, v)
 

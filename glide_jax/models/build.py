@@ -1,11 +1,15 @@
-"""The network of a model configuration of either kind."""
+"""The network of a model configuration of any kind."""
 
-from glide_jax.config import ClipConfig, ModelConfig
+from glide_jax.config import AnyModel, ClipConfig, PriorConfig
 from glide_jax.models.clip import clip_network
 from glide_jax.models.glide import glide_network
 from glide_jax.models.network import Network
+from glide_jax.models.openai_clip import openai_clip
+from glide_jax.models.prior import prior_network
 
 
-def build_network(model: ModelConfig | ClipConfig) -> Network:
-    """The network of a denoiser or a CLIP."""
-    return clip_network(model) if isinstance(model, ClipConfig) else glide_network(model)
+def build_network(model: AnyModel) -> Network:
+    """The network of a denoiser, a CLIP or a prior."""
+    if isinstance(model, ClipConfig):
+        return openai_clip(model) if model.architecture == "openai" else clip_network(model)
+    return prior_network(model) if isinstance(model, PriorConfig) else glide_network(model)

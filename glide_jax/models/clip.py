@@ -21,7 +21,7 @@ from glide_jax.models.layers import LayerNorm, Linear, mlp, normal
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.models.scan_blocks import apply_blocks
-from glide_jax.shapes import Image, Timesteps, TokenMask, Tokens
+from glide_jax.shapes import Image, TextStates, Timesteps, TokenMask, Tokens
 
 CHANNEL_MEAN = (122.77093945, 116.74601272, 104.09373519)
 """Mean of each channel over CLIP's training images, in levels 0..255."""
@@ -145,12 +145,22 @@ class ClipText(_Tower):
 
     def __call__(self, tokens: Tokens, mask: TokenMask) -> Float[Array, "b d"]:
         """See `Clip.encode_text`."""
+        return self._embed(self._at_end(self._through_blocks(tokens), mask))
+
+    def embed(self, tokens: Tokens, mask: TokenMask) -> TextStates:
+        """See `Clip.embed_text`."""
+        x = self._through_blocks(tokens)
+        return TextStates(self._embed(self._at_end(x, mask)), self.final_norm(x), mask)
+
+    def _through_blocks(self, tokens: Tokens) -> Float[Array, "b l d"]:
         x = self.token_embedding[...][tokens] + self.position_embedding[...]  # b l d
-        x = self._run(x)
+        return self._run(x)
+
+    def _at_end(self, x: Float[Array, "b l d"], mask: TokenMask) -> Float[Array, "b d"]:
+        """The features at the end tokens."""
         # A one-hot matmul: indexing rows would gather a sharded batch.
         is_end = jax.nn.one_hot(jnp.sum(mask, -1) - 1, x.shape[1], dtype=x.dtype)  # b l
-        feature = jnp.einsum("bld,bl->bd", x, is_end)
-        return self._embed(feature)
+        return jnp.einsum("bld,bl->bd", x, is_end)
 
 
 class ClipImage(_Tower):
@@ -230,6 +240,14 @@ class Clip(nnx.Module):
             t: (b,) original step indices in [0, T); 0 for images without noise.
         """
         return self.image(x_t, t)
+
+    def embed_image(self, image: Image) -> Float[Array, "b d"]:
+        """`encode_image` of images without noise."""
+        return self.encode_image(image, jnp.zeros(len(image), jnp.int32))
+
+    def embed_text(self, tokens: Tokens, mask: TokenMask) -> TextStates:
+        """`encode_text`, with the states of all positions, for unCLIP."""
+        return self.text.embed(tokens, mask)
 
 
 @cache

@@ -16,7 +16,7 @@ from glide_jax.models.layers import LayerNorm, normal, quick_gelu
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.models.vision_transformer import Block, patch_embedding
-from glide_jax.shapes import Tokens
+from glide_jax.shapes import Image, TextStates, TokenMask, Tokens
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of each channel over CLIP's training images, in [0, 1]."""
@@ -54,6 +54,20 @@ class OpenAIClip(nnx.Module):
             pixels: in [0, 1], normalized by PIXEL_MEAN and PIXEL_STD.
         """
         return self.image(pixels)
+
+    def embed_image(self, image: Image) -> Float[Array, "b d"]:
+        """`encode_image` of images in [-1, 1]."""
+        pixels = (image + 1) / 2
+        return self.encode_image((pixels - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD))
+
+    def embed_text(self, tokens: Tokens, mask: TokenMask) -> TextStates:
+        """Embeddings of captions, not normalized, and their states, for unCLIP.
+
+        Args:
+            tokens: start, text, end, then any ids below the end token's, which is the largest.
+            mask: True from the start token to the end token.
+        """
+        return TextStates(*self.text(tokens), mask)
 
 
 class TextTower(nnx.Module):
@@ -151,6 +165,7 @@ def vit(
         embedding_width=embedding_width,
         steps=1,
         dtype="float32",
+        architecture="openai",
     )
 
 

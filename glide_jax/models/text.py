@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from glide_jax.config import Remat, TextConfig
 from glide_jax.models.layers import LayerNorm, linear, mlp, normal, project_to_heads
@@ -12,37 +12,59 @@ from glide_jax.shapes import TokenMask, Tokens
 
 
 class SelfAttention(nnx.Module):
-    """Bidirectional multi-head attention without a mask."""
+    """Multi-head attention; GLIDE's has no mask."""
 
     def __init__(
-        self, width: int, heads: int, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        dtype: jnp.dtype,
+        platform: Platform,
+        rngs: nnx.Rngs,
+        causal: bool = False,
     ) -> None:
         self.heads = heads
+        self.causal = causal
         self.platform = platform
         self.qkv = linear(width, 3 * width, dtype, rngs, matmul=platform.matmul)
         self.out = linear(width, width, dtype, rngs, matmul=platform.matmul)
 
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        """Attention among all positions; the projection's columns are [head][q|k|v][k]."""
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None
+    ) -> Float[Array, "b l d"]:
+        """Attention among positions; the projection's columns are [head][q|k|v][k].
+
+        Args:
+            x: features.
+            mask: True for the positions that are seen; all by default.
+        """
         q, k, v = project_to_heads(self.qkv, x, self.heads, 3, self.platform.split_kernels)  # b l d
-        return self.out(self.platform.attend(q, k, v, self.heads))
+        return self.out(self.platform.attend(q, k, v, self.heads, causal=self.causal, mask=mask))
 
 
 class TransformerBlock(nnx.Module):
     """Pre-norm residual attention and MLP (4 times as wide, exact GELU)."""
 
     def __init__(
-        self, width: int, heads: int, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        dtype: jnp.dtype,
+        platform: Platform,
+        rngs: nnx.Rngs,
+        causal: bool = False,
     ) -> None:
         self.norm1 = LayerNorm(width)
-        self.attention = SelfAttention(width, heads, dtype, platform, rngs)
+        self.attention = SelfAttention(width, heads, dtype, platform, rngs, causal)
         self.norm2 = LayerNorm(width)
         self.mlp_in = linear(width, 4 * width, dtype, rngs, matmul=platform.matmul)
         self.mlp_out = linear(4 * width, width, dtype, rngs, matmul=platform.matmul)
 
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None
+    ) -> Float[Array, "b l d"]:
         """x + attention(norm(x)), then x + mlp(norm(x))."""
-        x = x + self.attention(self.norm1(x).astype(x.dtype))
+        x = x + self.attention(self.norm1(x).astype(x.dtype), mask)
         return x + mlp(self.mlp_in, self.mlp_out, self.norm2(x).astype(x.dtype))
 
 

@@ -27,8 +27,9 @@ Rule = tuple[str, PartitionSpec | Literal["fsdp", "replicate"]]
 RULES: tuple[Rule, ...] = (
     (r".*\.(scale|bias)", "replicate"),
     (r".*\.kernel", "fsdp"),
-    (r"(text|image)\.\w+_embedding", "fsdp"),
-    (r"logit_scale", "replicate"),
+    (r"(text|image)\.(\w+_embedding|projection)", "fsdp"),
+    (r"position_embedding", "fsdp"),
+    (r"logit_scale|mean|std|query|image_null", "replicate"),
 )
 """The first matching rule applies; a parameter without one is an error."""
 

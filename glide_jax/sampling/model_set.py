@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, TypeVar
 
 from glide_jax.compilation import keep_compiled_programs
-from glide_jax.config import ClipConfig, Config, SampleConfig
+from glide_jax.config import Config, ModelConfig, SampleConfig
 from glide_jax.errors import UserError, shown
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.arguments import require_whole
@@ -19,7 +19,7 @@ MAX_DEVICES = 2**16
 """Devices over which parameters are sharded, at most."""
 Set = TypeVar("Set", bound="ModelSet")
 
-ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
+ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip", "prior", "decoder")
 """Roles of models. In a folder of models, each run folder is named after its role."""
 
 
@@ -133,7 +133,9 @@ class ModelSet:
 
 def role_of(config: Config) -> str:
     """The role of a run's model, one of ROLES."""
-    if isinstance(config.model, ClipConfig):
-        return "clip"
+    if not isinstance(config.model, ModelConfig):
+        return config.model.kind
+    if config.model.image_embedding_width:
+        return "decoder"
     size = "upsample" if config.model.low_res_px else "base"
     return f"{size}-inpaint" if config.model.inpaint else size

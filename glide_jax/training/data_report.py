@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from glide_jax.config import ClipConfig, Config, ModelConfig
+from glide_jax.config import AnyModel, Config, ModelConfig
 from glide_jax.data.records import BadRecordError, Record, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import load_pixels, to_float
@@ -91,7 +91,7 @@ def _captions_report(
         )
 
 
-def _sizes_report(model: ModelConfig | ClipConfig, sides_px: Sequence[int]) -> Iterator[str]:
+def _sizes_report(model: AnyModel, sides_px: Sequence[int]) -> Iterator[str]:
     small = np.mean([side < model.resolution_px for side in sides_px])
     yield (
         f"images: {small:.0%} smaller than {model.resolution_px} px, upsampled first "

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from glide_jax.config import ClipConfig, Config
+from glide_jax.config import ClipConfig, Config, ModelConfig
 from glide_jax.parallel.chips import chip_of
 from glide_jax.shapes import Batch
 from glide_jax.training.objective import Objective
@@ -29,7 +29,7 @@ def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
         "tokens": shape((b, l), jnp.int32),
         "token_mask": shape((b, l), jnp.bool_),
     }
-    if not isinstance(config.model, ClipConfig) and config.model.inpaint:
+    if isinstance(config.model, ModelConfig) and config.model.inpaint:
         batch["mask"] = shape((b, px, px, 1), jnp.bool_)
     if clip is not None:
         batch["clip_tokens"] = shape((b, clip.text.length), jnp.int32)

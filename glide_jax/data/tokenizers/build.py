@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from glide_jax.config import ClipConfig, DataConfig, ModelConfig
+from glide_jax.config import AnyModel, DataConfig, ModelConfig
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import TRAINING_CAPTIONS, Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
@@ -10,9 +10,10 @@ from glide_jax.errors import UserError
 from glide_jax.storage import expand_home
 
 
-def tokenizer_class(model: ModelConfig | ClipConfig) -> type[Tokenizer]:
-    """The tokenizer class for a model: CLIP's or GLIDE's."""
-    return ClipTokenizer if isinstance(model, ClipConfig) else Tokenizer
+def tokenizer_class(model: AnyModel) -> type[Tokenizer]:
+    """The tokenizer class for a model: CLIP's, also for models that read its states, or GLIDE's."""
+    own = isinstance(model, ModelConfig) and model.text.encoder != "clip"
+    return Tokenizer if own else ClipTokenizer
 
 
 def make_tokenizer(
