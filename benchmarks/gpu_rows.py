@@ -5,11 +5,8 @@ measured in the first row; a ratio is PyTorch's time divided by ours.
 """
 
 import gc
-import gzip
-import json
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -286,49 +283,20 @@ def sampling(setup: Setup) -> Results:
 def profile_call(setup: Setup) -> Results:
     """Device time of a call of the base model, by operation."""
     from benchmarks.programs import our_call, random_batch, random_params
+    from benchmarks.traces import profile
 
     config, rows = model_of("base", setup), 2 if setup.tiny else 16
     given = config, random_params(config), random_batch(config, rows)
-    yield from _profile(setup, "base", our_call(*given))
+    yield from profile("base", our_call(*given).run, setup.to)
 
 
 def profile_step(setup: Setup) -> Results:
     """Device time of a train step of scenes_base64, by operation."""
     from benchmarks.programs import our_step
+    from benchmarks.traces import profile
 
     given = _step_inputs(setup, "scenes_base64", 128)
-    yield from _profile(setup, "scenes_base64", our_step(*given))
-
-
-def _profile(setup: Setup, name: str, call: Any) -> Results:
-    import jax
-
-    call.run()
-    folder = setup.to / f"trace_{name}"
-    with jax.profiler.trace(str(folder)):
-        call.run()
-    operations = operation_times(folder)
-    total = sum(operations.values())
-    top = sorted(operations.items(), key=lambda item: -item[1])[:20]
-    yield {"program": name, "device_s": total}
-    for operation, s in top:
-        yield {"operation": operation, "s": s, "share": s / total}
-
-
-def operation_times(folder: Path) -> dict[str, float]:
-    """Seconds of each XLA operation in a trace of jax.profiler, numbered copies added up."""
-    file = max(folder.rglob("*.trace.json.gz"))  # the latest; folders are named by time
-    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    times: dict[str, float] = defaultdict(float)
-    threads = [event for event in events if event.get("name") == "thread_name"]
-    # A GPU's streams; another row of threads repeats their events. A CPU has none.
-    streams = {(e["pid"], e["tid"]) for e in threads if "Stream" in e["args"]["name"]}
-    for event in events:
-        operation = event.get("args", {}).get("hlo_op")
-        counts = not streams or (event.get("pid"), event.get("tid")) in streams
-        if event.get("ph") == "X" and operation and counts:
-            times[operation.rstrip(".0123456789")] += event["dur"] / 1e6
-    return times
+    yield from profile("scenes_base64", our_step(*given).run, setup.to)
 
 
 def _ratio(times: dict[str, float]) -> dict[str, float]:
