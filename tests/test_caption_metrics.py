@@ -141,7 +141,7 @@ def test_a_caption_is_needed(run, place, small_clip, tmp_path):
     [
         (("clip_score_hessel",), "clip_score_hessel needs --clip: a file of OpenAI's CLIP"),
         (("lpips_diversity",), "lpips_diversity needs --lpips: torchvision's file of AlexNet"),
-        (("clip_scor",), "unknown metric 'clip_scor': choose from fd, fid"),
+        (("clip_scor",), "unknown metric 'clip_scor': did you mean clip_score?"),
     ],
 )
 def test_flags_that_are_missing_are_named(run, place, flags, why):

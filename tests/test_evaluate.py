@@ -16,7 +16,7 @@ from glide_jax.evaluation.image_sets import Preparation, open_images
 from glide_jax.evaluation.npz_images import write_npz
 from glide_jax.evaluation.reference import CACHED
 from glide_jax.evaluation.statistics_files import read_statistics
-from glide_jax.evaluation.suite import Measured, Result, compare, needs
+from glide_jax.evaluation.suite import Measured, compare, needs
 from glide_jax.storage import cache_folder
 
 N = 8
@@ -99,7 +99,7 @@ def test_few_images_are_warned_of_and_statistics_are_kept(
     with pytest.raises(UserError, match="kid needs reference images: the reference has"):
         run("--images", images / "samples", "--metrics", "kid", "--reference", stats)
     cropped = (*flags, "--reference", stats, "--px", 16)
-    with pytest.raises(UserError, match="do not compare: px is 16 in one and not set in the"):
+    with pytest.raises(UserError, match="px is 16 for the samples and not set for the reference"):
         run(*cropped)
 
 
@@ -137,7 +137,7 @@ def test_features_of_other_settings_do_not_compare():
     x = np.zeros((4, 2), np.float32)
     settings = {"network": "inception", "weights": "", "resize": "tf1"}
     sets = [Measured(features=x, settings=settings | {"resize": r}) for r in ("tf1", "clean")]
-    with pytest.raises(UserError, match="resize is tf1 in one and clean in the other"):
+    with pytest.raises(UserError, match="resize is tf1 for the samples and clean for the"):
         compare(["kid"], *sets, "Inception")
 
 
@@ -220,7 +220,10 @@ def test_samples_of_a_model(run, models, capsys):
         (("--metrics", "kid"), "give either --images or --checkpoint"),
         (("--images", "IMAGES", "--metrics", "kid"), "kid: give --reference"),
         (("--images", "IMAGES", "--metrics", "fid"), "it is called fd"),
-        (("--images", "IMAGES", "--metrics", "kdi"), "unknown metric 'kdi': choose from fd, fid"),
+        (("--images", "IMAGES", "--metrics", "kdi"), "unknown metric 'kdi': did you mean kid?"),
+        (("--images", "IMAGES", "--metrics", "recall"), "'recall': did you mean precision_recall?"),
+        (("--images", "IMAGES", "--metrics", "bleu"), "unknown metric 'bleu': choose from fd, fid"),
+        ((*KID, "--implementation", "clean-fid", "--n", 9), "--n 9: kid of --implementation clean"),
         (("--images", "IMAGES", "--network", "vgg"), "--network vgg: choose one of efficientnet"),
         (("--images", "IMAGES", "--crop", "x"), "--crop x: choose one of adm, edm2"),
         (("--images", "IMAGES", "--crop", "squeeze"), "--crop squeeze: give --px too"),
@@ -243,15 +246,14 @@ def test_flags_that_do_not_fit_are_refused(run, images, flags, why):
     assert "\n" not in str(error.value)
 
 
-def test_results_are_kept_if_the_images_fit_no_npz_file(run, tmp_path, monkeypatch):
+def test_images_that_fit_no_npz_file_are_refused_before_the_evaluation(run, tmp_path, monkeypatch):
     for side in (24, 25):
         Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
-    found = ([Result("IS", 1.5, None)], 2, {"n": "2"})
-    monkeypatch.setattr(results.Evaluator, "results", lambda *_: found)
+    monkeypatch.setattr(results.Evaluator, "results", None)
     flags = ("--images", tmp_path, "--reference", tmp_path, "--metrics", "kid")
     with pytest.raises(UserError, match=r"an \.npz file needs one size; give --px"):
         run(*flags, "--save-npz", tmp_path / "x.npz")
-    assert json.loads((tmp_path / "results.json").read_bytes())["results"][0]["value"] == 1.5
+    assert not (tmp_path / "x.npz").exists()
 
 
 def bad_npz(path, kind):

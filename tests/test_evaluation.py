@@ -178,8 +178,10 @@ def test_a_case_hides_one_object_and_states_another(index):
 def test_inpainting_prints_its_accuracy(models, tmp_path, capsys):
     out = tmp_path / "grid.png"
     run(inpainting, models, "--n", 3, "--steps", 2, "--out", out)
-    printed = re.search(r"inpainting accuracy (\d) of 3 \((.+)%\)", capsys.readouterr().out)
+    text = capsys.readouterr().out
+    printed = re.search(r"inpainting accuracy (\d) of 3 \((.+)%\)", text)
     assert printed and float(printed[2]) == round(100 * int(printed[1]) / 3, 1)
+    assert "kept pixels: PSNR inf" in text
     assert Image.open(out).size[0] > 6 * 192
     with pytest.raises(UserError, match="--split test"):
         run(inpainting, models, "--split", "test")

@@ -66,7 +66,7 @@ def test_captions_are_prompts_or_text_files(tmp_path):
     (tmp_path / "a.png").write_bytes(png(1, prompt="a prompt"))
     (tmp_path / "b.png").write_bytes(png(2))
     (tmp_path / "b.txt").write_text("first\n\nsecond\n")
-    (tmp_path / "c.png").write_bytes(png(3))
+    (tmp_path / "c.png").write_bytes(png(3, prompt='{"3": {"class_type": "KSampler"}}'))  # ComfyUI
     (tmp_path / "d.png").write_bytes(png(4))
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe")
     *images, last = open_images([tmp_path])
@@ -135,6 +135,8 @@ def test_sizes_may_differ_and_are_equal_after_preparation(tmp_path):
     assert {image.pixels.shape for image in images} == {(8, 8, 3)}
     with pytest.raises(UserError, match=r"image 1 has the shape .* needs one size; give --px"):
         write_npz(tmp_path / "x.npz", (image.pixels for image in open_images([tmp_path])), 3)
+    with pytest.raises(UserError, match=r"x\.npz: there are 2 images now, not 3"):
+        write_npz(tmp_path / "x.npz", iter(np.zeros((2, 4, 4, 3), np.uint8)), 3)
     assert not list(tmp_path.glob("*npz*"))
 
 

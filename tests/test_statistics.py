@@ -91,7 +91,7 @@ def test_statistics_that_do_not_compare(caplog):
             UserError, match=f"do not compare: {name} is {SETTINGS[name][:12]}.* and "
         ):
             frechet(ours, theirs)
-    with pytest.raises(UserError, match="they have 6 and 5 dimensions"):
+    with pytest.raises(UserError, match="the samples' have 6 dimensions, the reference's 5;"):
         frechet(ours, running(FEATURES[:, :5]).statistics())
     assert not caplog.messages
     frechet(ours, Statistics(ours.mu, ours.sigma))
@@ -101,7 +101,7 @@ def test_statistics_that_do_not_compare(caplog):
         f"the statistics do not say their network, weights, resize{more}: assumed equal"
         for more in ("", ", blur")
     ]
-    with pytest.raises(UserError, match="blur is 1 in one and not set in the other"):
+    with pytest.raises(UserError, match=r"blur is 1 for the samples and not.*--blur-radius"):
         frechet(blurred, ours)
 
 

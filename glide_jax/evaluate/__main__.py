@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from glide_jax.cli import parse_flags
 from glide_jax.compilation import keep_compiled_programs
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
@@ -23,7 +25,7 @@ from glide_jax.evaluate.results import Evaluator, with_px
 from glide_jax.evaluate.sampling import Sampled, sample_images
 from glide_jax.evaluation.features import BATCH_SIZE
 from glide_jax.evaluation.image_sets import open_images
-from glide_jax.evaluation.npz_images import write_npz
+from glide_jax.evaluation.npz_images import count_of_one_size, write_npz
 from glide_jax.evaluation.reference import write_json
 from glide_jax.evaluation.statistics_files import require_format
 from glide_jax.evaluation.suite import Result, in_digits, needs
@@ -50,7 +52,8 @@ class Arguments(EvaluationFlags):
         if (self.images is None) == (not self.checkpoint) and not self.only_reference:
             raise UserError("give either --images or --checkpoint")
         super().check()
-        if self.images is not None and (str(self.images),) == self.reference:
+        same = self.images is not None and (str(self.images),) == self.reference
+        if same and self.feature_metrics:
             logger.warning(f"--images and --reference are both {self.images}: KID is below zero")
         require_file("--save-statistics", self.save_statistics, (".npz", ".pkl"))
         require_file("--save-npz", self.save_npz, (".npz",))
@@ -83,14 +86,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     preparation = with_px(arguments, sampled).preparation
     n = arguments.n if sampled is None else sampled.count
     images = open_images([place], preparation=preparation, n=n)
+    if arguments.save_npz is not None:  # first: sizes may differ, and an evaluation takes long
+        count = count_of_one_size(image.pixels for image in images)
+        write_npz(arguments.save_npz, (image.pixels for image in images), count)
+        print(arguments.save_npz)
     results, count, settings = evaluator.results(images, sampled)
     print_table(f"{count:,} images of {images.name}", results)
     write_results(arguments.out, sampled, {"results": as_json(results), "settings": settings})
     if arguments.save_statistics is not None:
         evaluator.save_statistics(arguments.save_statistics)
-    if arguments.save_npz is not None:
-        write_npz(arguments.save_npz, (image.pixels for image in images), count)
-        print(arguments.save_npz)
 
 
 def print_table(title: str, results: Sequence[Result]) -> None:
@@ -102,8 +106,15 @@ def print_table(title: str, results: Sequence[Result]) -> None:
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The results by name."""
-    return [{"name": r.name, "value": r.value, "standard_error": r.error} for r in results]
+    """The results by name; null for a value that is not finite, which JSON does not have."""
+    return [
+        {
+            "name": result.name,
+            "value": result.value if np.isfinite(result.value) else None,
+            "standard_error": result.error,
+        }
+        for result in results
+    ]
 
 
 def write_results(out: Path | None, sampled: Sampled | None, values: dict[str, Any]) -> None:

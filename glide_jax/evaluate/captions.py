@@ -57,10 +57,10 @@ class CaptionFlags(LpipsFlags):
 def require_caption_flags(names: Sequence[str], flags: CaptionFlags) -> None:
     """Raises UserError if the flags lack a network that these metrics need."""
     for name in names:
-        if name != "lpips_diversity" and not flags.clip:
-            raise UserError(f"{name} needs --clip: a file of OpenAI's CLIP, or a CLIP's run folder")
-        if name == "lpips_diversity" and not flags.lpips:
+        if "lpips" in name and not flags.lpips:
             raise UserError(f"{name} needs --lpips: torchvision's file of AlexNet or VGG-16")
+        if "clip" in name and not flags.clip:
+            raise UserError(f"{name} needs --clip: a file of OpenAI's CLIP, or a CLIP's run folder")
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ from tyro.conf import UseAppendAction
 from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError
 from glide_jax.evaluate.captions import CaptionFlags, require_caption_flags
+from glide_jax.evaluate.sampling import DEFAULT_N
 from glide_jax.evaluation.crops import CROPS
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.image_sets import Preparation
+from glide_jax.evaluation.metrics.kernel import SUBSET_SIZE
 from glide_jax.evaluation.suite import (
     CAPTION_METRICS,
     IMPLEMENTATIONS,
     METRICS,
+    PAIRED_METRICS,
     require_metrics,
     split_names,
 )
@@ -92,17 +95,22 @@ class EvaluationFlags(CaptionFlags, FeatureFlags):
     metrics: str = ""
     """Metrics separated by commas: fd, kid, precision_recall, density_coverage; of the inception
     network fid, sfid, is; of images with captions clip_score, clip_score_torchmetrics,
-    clip_score_hessel, clip_retrieval, lpips_diversity. Empty: fd (or fid, sfid, is), kid,
-    precision_recall."""
+    clip_score_hessel, clip_retrieval, lpips_diversity; of images with a reference of the same name
+    each psnr, ssim, lpips. Empty: fd (or fid, sfid, is), kid, precision_recall."""
     implementation: str = "guided-diffusion"
     """Published evaluator whose choices to make: guided-diffusion, pytorch-fid, torch-fidelity or
     clean-fid."""
+    masks: Path | None = None
+    """For psnr, ssim and lpips: folder, .tar or .npz file of masks with the images' names, white
+    where pixels count, such as those that inpainting keeps. By default all count."""
 
     def check(self) -> None:
         """Raises UserError for flags that do not fit together."""
         super().check()
         _require_choice("--implementation", self.implementation, IMPLEMENTATIONS)
-        require_caption_flags(self.caption_metrics, self)
+        require_caption_flags([*self.caption_metrics, *self.paired_metrics], self)
+        self._check_pairs()
+        self._check_subsets()
         if "lpips_diversity" in self.caption_metrics and self.checkpoint:
             raise UserError(
                 "lpips_diversity needs several images of a caption, but --checkpoint samples one "
@@ -111,6 +119,26 @@ class EvaluationFlags(CaptionFlags, FeatureFlags):
         needing = [name for name in self.feature_metrics if METRICS[name].reads_reference]
         if needing and not self.reference and not self.checkpoint:
             raise UserError(f"{', '.join(needing)}: give --reference")
+
+    def _check_subsets(self) -> None:
+        if "kid" not in self.feature_metrics or not IMPLEMENTATIONS[self.implementation].subsets:
+            return
+        n = self.n or (DEFAULT_N if self.checkpoint else None)
+        for flag, count in (("--n", n), ("--reference-n", self.reference_n)):
+            if count is not None and count < SUBSET_SIZE:
+                raise UserError(
+                    f"{flag} {count}: kid of --implementation {self.implementation} takes subsets "
+                    f"of {SUBSET_SIZE:,} images; give more, or --implementation guided-diffusion"
+                )
+
+    def _check_pairs(self) -> None:
+        if self.paired_metrics and (self.checkpoint or not self.reference):
+            raise UserError(
+                f"{', '.join(self.paired_metrics)}: give --images, and as --reference images of "
+                "the same names"
+            )
+        if self.masks is not None and not self.paired_metrics:
+            raise UserError(f"--masks: add one of {', '.join(PAIRED_METRICS)} to --metrics")
 
     @cached_property
     def _names(self) -> list[str]:
@@ -122,10 +150,16 @@ class EvaluationFlags(CaptionFlags, FeatureFlags):
         return [name for name in CAPTION_METRICS if name in self._names]
 
     @property
+    def paired_metrics(self) -> list[str]:
+        """The metrics of images with a reference image each."""
+        return [name for name in PAIRED_METRICS if name in self._names]
+
+    @property
     def feature_metrics(self) -> list[str]:
         """The other metrics. Raises UserError if one is unknown or not of this network."""
-        names = [name for name in self._names if name not in CAPTION_METRICS]
-        if not names and self.caption_metrics:
+        others = [*self.caption_metrics, *self.paired_metrics]
+        names = [name for name in self._names if name not in others]
+        if not names and others:
             return []
         require_metrics(names, NETWORKS[self.network].title)
         return names

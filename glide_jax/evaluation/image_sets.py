@@ -259,9 +259,16 @@ def _captions(path: Path) -> tuple[str, ...]:
 
 
 def _prompt(content: bytes) -> tuple[str, ...]:
-    """The prompt in a PNG file's metadata, as this project writes it."""
+    """The prompt in a PNG file's metadata, as this project writes it; no graph of ComfyUI's."""
     prompt = getattr(open_image(content), "text", {}).get("prompt")
-    return () if prompt is None else (str(prompt),)
+    return () if prompt is None or _is_json_object(prompt) else (str(prompt),)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lines(text: bytes) -> tuple[str, ...]:

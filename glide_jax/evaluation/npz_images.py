@@ -61,19 +61,40 @@ def _shape(path: Path, file: Any) -> tuple[int, tuple[int, ...]]:
     return shape[0], shape[1:]
 
 
+def count_of_one_size(images: Iterator[UInt8[np.ndarray, "h w 3"]]) -> int:
+    """The number of images that an .npz file can have. Raises UserError if their sizes differ."""
+    return sum(1 for _ in _of_one_size(images))
+
+
+def _of_one_size(
+    images: Iterator[UInt8[np.ndarray, "h w 3"]],
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    shape = None
+    for number, image in enumerate(images):
+        shape = shape or image.shape
+        if image.shape != shape:
+            raise UserError(
+                f"image {number} has the shape {image.shape}, the first {shape}: an .npz file "
+                "needs one size; give --px"
+            )
+        yield image
+
+
 def write_npz(path: Path, images: Iterator[UInt8[np.ndarray, "h w 3"]], count: int) -> None:
     """Writes images as guided-diffusion's evaluator reads them, one after the other.
 
     Args:
         path: ends in .npz.
         images: of one size.
-        count: number of images.
+        count: number of images, see `count_of_one_size`.
 
     Raises:
-        UserError: an image has another size.
+        UserError: an image has another size, or there are more or fewer.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
+    images = _of_one_size(images)
     first = next(images)
+    written = 1
     try:
         with (
             zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive,
@@ -82,13 +103,11 @@ def write_npz(path: Path, images: Iterator[UInt8[np.ndarray, "h w 3"]], count: i
             header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape)}
             np.lib.format.write_array_header_1_0(file, header)
             file.write(first.tobytes())
-            for number, image in enumerate(images, 1):
-                if image.shape != first.shape:
-                    raise UserError(
-                        f"image {number} has the shape {image.shape}, the first {first.shape}: an "
-                        ".npz file needs one size; give --px"
-                    )
+            for image in images:
                 file.write(image.tobytes())
+                written += 1
+        if written != count:
+            raise UserError(f"{path}: there are {written:,} images now, not {count:,}")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

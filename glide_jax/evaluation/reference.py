@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,16 @@ from glide_jax.evaluation.suite import Measured, Need, measure
 from glide_jax.hub import fetched
 from glide_jax.storage import cache_folder, expand_home, write_atomically
 
+logger = logging.getLogger(__name__)
+
 VERSION = 1
 """Of the cached files."""
 CACHED = "references"
 """Their folder."""
+PUBLISHED = "inception"
+"""Network of statistics whose file does not say."""
+FIRST = 8
+"""Images of a set whose sizes are compared."""
 
 
 def open_reference(
@@ -49,7 +57,8 @@ def open_reference(
         network: whose statistics are read from a file with those of several.
 
     Returns:
-        Its images, if it has any, and the statistics that its file has.
+        Its images, if it has any, and the statistics that its file has. Statistics of another
+        network beside images are left out.
 
     Raises:
         UserError: there is no such reference, or `n` is given for a file of statistics.
@@ -70,6 +79,8 @@ def open_reference(
         raise UserError(f"{path} has statistics only: --reference-n needs images")
     images = open_images(words, split, preparation, n) if has_images else None
     pool = read_statistics(path, network=network)
+    if images is not None and pool.settings.get("network", PUBLISHED) != network:
+        return images, Measured()
     return images, Measured(pool, spatial, n=pool.n)
 
 
@@ -104,6 +115,25 @@ def measured_reference(
     else:
         print(f"{images.name}: features from {path}")
     return _joined(known, found)
+
+
+def warn_of_other_sizes(images: ImageSet, reference: ImageSet) -> None:
+    """Warns if samples and reference differ in resolution, as far as their first images show."""
+    if images.preparation.px:
+        return
+    ranges = []
+    for each in (images, reference):
+        sides = [side for image in islice(each, FIRST) for side in image.pixels.shape[:2]]
+        ranges.append((min(sides), max(sides)))
+    if ranges[0][1] < ranges[1][0] or ranges[1][1] < ranges[0][0]:
+        of_images, of_reference = (
+            f"{low} px" if low == high else f"{low} to {high} px" for low, high in ranges
+        )
+        logger.warning(
+            f"{images.name} has images of {of_images}, the reference {reference.name} of "
+            f"{of_reference}: the numbers compare resizing filters too; give --px "
+            f"{min(map(min, ranges))}"
+        )
 
 
 def _joined(first: Measured, second: Measured) -> Measured:

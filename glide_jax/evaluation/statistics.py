@@ -17,6 +17,8 @@ COMPARED = ("network", "weights", "resize")
 """Settings that must be equal for features to compare, if both sides say them."""
 PREPARED = ("px", "crop", "blur")
 """Settings that must be equal, or set on neither side, if both sides say COMPARED."""
+FLAGS = {"blur": "--blur-radius"}
+"""Of settings whose flags have another name."""
 
 _BUFFERED = 256
 """Rows of a group that wait for one rank-k update of its covariance."""
@@ -170,24 +172,24 @@ def frechet(samples: RunningStatistics | Statistics, reference: Statistics) -> E
     return Estimate(of_means(samples) + of_covariances, error)
 
 
-def require_comparable(a: Statistics, b: Statistics) -> None:
+def require_comparable(samples: Statistics, reference: Statistics) -> None:
     """Checks that two statistics are of the same features; warns where one does not say.
 
     Raises:
         UserError: `unknown_settings` raises it, or they differ in width.
     """
-    unknown = unknown_settings(a.settings, b.settings)
-    if a.mu.shape != b.mu.shape:
+    unknown = unknown_settings(samples.settings, reference.settings)
+    if samples.mu.shape != reference.mu.shape:
         raise UserError(
-            f"statistics do not compare: they have {len(a.mu)} and {len(b.mu)} dimensions; compute "
-            "both with the same network"
+            f"statistics do not compare: the samples' have {len(samples.mu)} dimensions, the "
+            f"reference's {len(reference.mu)}; compute both with the same network"
         )
     if unknown:
         logger.warning("the statistics do not say their %s: assumed equal", ", ".join(unknown))
 
 
-def unknown_settings(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
-    """The settings of two statistics that must be equal, but of which one does not say.
+def unknown_settings(samples: Mapping[str, str], reference: Mapping[str, str]) -> list[str]:
+    """The settings that must be equal, but that samples or reference do not say.
 
     Raises:
         UserError: they are of different networks, weights or resizing rules, or of images that
@@ -196,14 +198,15 @@ def unknown_settings(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
     unknown: list[str] = []
     for name in (*COMPARED, *PREPARED):
         default = "not set" if name in PREPARED else None
-        found = [settings.get(name, default) for settings in (a, b)]
+        found = [settings.get(name, default) for settings in (samples, reference)]
         differ = found[0] != found[1]
         if None in found or (differ and unknown and name in PREPARED):
             unknown.append(name)
         elif differ:
             raise UserError(
-                f"statistics do not compare: {name} is {_short(found[0])} in one and "
-                f"{_short(found[1])} in the other; compute both with the same --{name}"
+                f"statistics do not compare: {name} is {_short(found[0])} for the samples and "
+                f"{_short(found[1])} for the reference; compute both with the same "
+                f"{FLAGS.get(name, f'--{name}')}"
             )
     return unknown
 

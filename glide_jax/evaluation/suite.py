@@ -9,6 +9,7 @@ for result in compare(["fd", "kid"], samples, reference, extractor.title):
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import numpy as np
@@ -176,6 +177,8 @@ CAPTION_METRICS = (
     "lpips_diversity",
 )
 """Names of metrics on images with captions, which read no features: `evaluate.captions`."""
+PAIRED_METRICS = ("psnr", "ssim", "lpips")
+"""Names of metrics on images with a reference image each: `evaluate.paired`."""
 
 
 def split_names(names: str) -> list[str]:
@@ -192,8 +195,11 @@ def require_metrics(names: Sequence[str], title: str) -> None:
     """
     for name in names:
         if name not in METRICS:
-            known = ", ".join((*METRICS, *CAPTION_METRICS))
-            raise UserError(f"unknown metric {name!r}: choose from {known}")
+            known = (*METRICS, *CAPTION_METRICS, *PAIRED_METRICS)
+            near = [each for each in known if name in each.split("_")]
+            near = near or get_close_matches(name, known, 1)
+            choice = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            raise UserError(f"unknown metric {name!r}: {choice}")
         if METRICS[name].only_inception and title != INCEPTION:
             instead = "; with other networks it is called fd" if name == "fid" else ""
             raise UserError(f"{name} is defined for --network inception, not {title}{instead}")

@@ -19,8 +19,8 @@ from glide_jax.cli import parse_flags
 from glide_jax.config.bounds import Between
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.evaluation.held_out import held_out_images
-from glide_jax.evaluation.metrics.image_quality import WINDOW_PX, psnr, ssim
 from glide_jax.evaluation.perceptual import LpipsFlags, PerceptualDistance, load_lpips
+from glide_jax.evaluation.quality import image_quality
 from glide_jax.images import resized, save_grid
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.arguments import MAX_BATCH_SIZE, MAX_IMAGES
@@ -90,16 +90,19 @@ def comparison(
 
     Images smaller than its windows have no SSIM.
     """
-    ours, theirs = (psnr(images, original).mean() for images in (upsampled, bicubic))
-    lines = [f"upsampler {ours:.2f} dB, bicubic {theirs:.2f} dB: {ours - theirs:+.2f} dB"]
-    if min(original.shape[1:3]) >= WINDOW_PX:
-        ours, theirs = (ssim(images, original).mean() for images in (upsampled, bicubic))
-        lines.append(f"SSIM: upsampler {ours:.4f}, bicubic {theirs:.4f}: {ours - theirs:+.4f}")
-    if distance is not None:
-        ours, theirs = (distance(images, original).mean() for images in (upsampled, bicubic))
-        name = f"LPIPS ({distance.title})"
-        lines.append(f"{name}: upsampler {ours:.4f}, bicubic {theirs:.4f}: {ours - theirs:+.4f}")
-    return lines
+    ours, theirs = (
+        {name: values.mean() for name, values in image_quality(images, original, distance).items()}
+        for images in (upsampled, bicubic)
+    )
+    decibels, base = ours.pop("PSNR"), theirs.pop("PSNR")
+    return [
+        f"upsampler {decibels:.2f} dB, bicubic {base:.2f} dB: {decibels - base:+.2f} dB",
+        *(
+            f"{name}: upsampler {ours[name]:.4f}, bicubic {theirs[name]:.4f}: "
+            f"{ours[name] - theirs[name]:+.4f}"
+            for name in ours
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -51,10 +51,11 @@ def mean_estimate(values: Shaped[np.ndarray, "n"]) -> Estimate:
     """The mean of one value per image.
 
     Args:
-        values: of each image; images are assumed independent.
+        values: of each image; images are assumed independent. Infinite ones have no error.
     """
     values = np.asarray(values, np.float64)
-    error = float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
+    known = len(values) > 1 and np.isfinite(values).all()
+    error = float(values.std(ddof=1)) / len(values) ** 0.5 if known else None
     return Estimate(float(values.mean()), error)
 
 

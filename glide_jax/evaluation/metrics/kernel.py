@@ -25,6 +25,8 @@ Reference = Float[np.ndarray, "m d"]
 
 TILE = 2048
 """Rows and columns of the kernel matrix computed at a time."""
+SUBSET_SIZE = 1000
+"""Images of a subset, as torch-fidelity and clean-fid take them."""
 
 
 def kid(samples: Features, reference: Reference) -> Estimate:
@@ -101,7 +103,7 @@ def kid_torch_fidelity(
     samples: Features,
     reference: Reference,
     subsets: int = 100,
-    subset_size: int = 1000,
+    subset_size: int = SUBSET_SIZE,
     seed: int = 2020,
 ) -> tuple[float, float]:
     """KID over random subsets, as torch-fidelity and torchmetrics compute it.
@@ -126,7 +128,8 @@ def kid_torch_fidelity(
     if least < subset_size:
         raise UserError(
             f"KID over subsets of {subset_size:,} images needs as many samples and as many "
-            f"reference images, not {least:,}; KID over all images needs 2"
+            f"reference images, not {least:,}; KID over all images, as --implementation "
+            "guided-diffusion computes it, needs 2"
         )
     random = np.random.RandomState(seed)
     values = [

@@ -3,7 +3,9 @@
     python -m glide_jax.evaluation.scenes.inpainting --checkpoint runs/scenes_base32_inpaint --n 200
 
 Each test image is a held-out scene with one object hidden; its caption states another object in
-that place. The result is correct if `reader` detects that object there.
+that place. The result is correct if `reader` detects that object there. PSNR, SSIM and, with
+--lpips, LPIPS compare the kept pixels with the given ones: samplers put these back, so any
+difference is a fault.
 """
 
 import dataclasses
@@ -20,11 +22,13 @@ from glide_jax.cli import parse_flags
 from glide_jax.data.scenes.graph import HELD_OUT, SEEN, Thing, captions_of, make
 from glide_jax.data.scenes.rendering import render
 from glide_jax.errors import exit_on_user_error, memory_advice
+from glide_jax.evaluation.perceptual import LpipsFlags, load_lpips
+from glide_jax.evaluation.quality import defined, image_quality
 from glide_jax.evaluation.scenes.flags import SCENES, SplitFlags, require_scenes
 from glide_jax.evaluation.scenes.reader import Reading, read_scenes
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
-from glide_jax.sampling.flags import LESS_MEMORY, SamplingFlags
+from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH, Conditions, Known
 from glide_jax.storage import require_file
@@ -79,7 +83,7 @@ def is_correct(reading: Reading, expected: Thing) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SamplingFlags, SplitFlags):
+class Arguments(LpipsFlags, SplitFlags):
     """Inpaints another object in the place of a hidden one, and prints the accuracy."""
 
     checkpoint: str | Path
@@ -103,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     role = "base-inpaint" if glide.has("base-inpaint") else "base"
     require_scenes(glide.config(role))
     px = glide.config(role).denoiser.resolution_px
+    distance = load_lpips(arguments.lpips_trunk, arguments.lpips) if arguments.lpips else None
+    if distance is not None:  # before sampling
+        distance.require_size(px, px)
     cases = [make_case(arguments.split, index, px) for index in range(arguments.n)]
     known = Known(np.stack([c.image for c in cases]), np.stack([c.known for c in cases]))
     settings = glide.settings(role, **arguments.settings)
@@ -120,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_correct(reading, case.expected) for reading, case in zip(readings, cases, strict=True)
     ]
     print(f"inpainting accuracy {sum(correct)} of {len(cases)} ({np.mean(correct):.1%})")
+    quality = defined(image_quality(inpainted, known.pixels, distance, known.mask))
+    shown = ", ".join(f"{title} {values.mean():.4g}" for title, values in quality.items())
+    print(f"kept pixels: {shown}")
     if arguments.out is not None:
         save_pairs(arguments.out, cases, inpainted, correct)
         print(arguments.out)
