@@ -6,11 +6,9 @@ import signal
 
 import numpy as np
 import pytest
-from helpers import model_set
-from helpers.tiny_prior import changed, prior_config
+from helpers.tiny_prior import changed, prior_config, write_clip
 
 from glide_jax.config import Folder
-from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.data.transforms import to_float
 from glide_jax.errors import UserError
 from glide_jax.evaluation.held_out import held_out_images
@@ -34,10 +32,7 @@ def own_signal_handlers():
 @pytest.fixture(scope="module")
 def clip_run(tmp_path_factory):
     """A CLIP with random weights."""
-    folder = tmp_path_factory.mktemp("clip") / "run"
-    tokenizer = ClipTokenizer.train(model_set.CAPTIONS, 600)
-    model_set.write_random_run(folder, model_set.clip_config(), tokenizer)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip") / "run")
 
 
 def on(config, clip_run, source):

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from glide_jax.config import ClipConfig, Config, ModelConfig, PriorConfig
+from glide_jax.data.embeddings import require_clip
 from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import parts_of
 from glide_jax.data.records import Source
@@ -72,6 +73,7 @@ def clip_run_of(config: Config) -> Run | None:
     if not train.clip_run:
         raise UserError("train.clip_run is needed: give --train.clip-run and the run of a CLIP")
     run = Run.open(train.clip_run)
+    require_clip(config.data.source, run.fingerprint)
     if isinstance(model, PriorConfig):
         clip = run.config.clip
         for name, ours, theirs in (

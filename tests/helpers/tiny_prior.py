@@ -1,6 +1,7 @@
 """A prior for the embeddings of `model_set.clip_config()`, as small as that CLIP."""
 
 import dataclasses
+from pathlib import Path
 
 from helpers import model_set
 
@@ -12,6 +13,7 @@ from glide_jax.config import (
     PriorConfig,
     TrainConfig,
 )
+from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 
 
 def prior_config() -> Config:
@@ -38,6 +40,13 @@ def prior_config() -> Config:
             validation_examples=8,
         ),
     )
+
+
+def write_clip(folder: Path) -> Path:
+    """The run folder of a CLIP with random weights."""
+    tokenizer = ClipTokenizer.train(model_set.CAPTIONS, 600)
+    model_set.write_random_run(folder, model_set.clip_config(), tokenizer)
+    return folder
 
 
 def changed(config: Config, part: str, **changes) -> Config:
