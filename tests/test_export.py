@@ -27,7 +27,6 @@ from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 from glide_jax.runs.paths import DEMO, MODEL_CARD, TOKENIZER, WEIGHTS, resolve_run
 from glide_jax.sampling.clip import ClipScorer
-from glide_jax.sampling.model_set import ROLES
 from glide_jax.sampling.settings import changed_settings
 from glide_jax.sampling.stage import Stage
 
@@ -308,7 +307,7 @@ def test_all_files_of_a_shipped_model_are_packaged(demo):
 def test_the_shipped_models_are_complete_and_small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     glide = Glide.load("demo")
-    assert set(glide.runs) == set(ROLES)
+    assert set(glide.runs) == set(Glide.roles)
     for run in glide.runs.values():
         assert run.weights().keys() == run.network.shapes.keys()
         card = (run.path / "MODEL_CARD.md").read_text()

@@ -21,8 +21,7 @@ FLOORS = (
     {"__init__"},
     {"training"},
     {"evaluation"},
-    # Nor do these:
-    {"train", "sample", "embed", "convert", "prepare", "plan", "plot", "export", "evaluate"},
+    {"train", "sample", "convert", "prepare", "plan", "plot", "export", "evaluate"},  # nor do these
 )
 APART = (FLOORS[2], FLOORS[-1])
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

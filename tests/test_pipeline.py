@@ -14,10 +14,10 @@ from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.chunks import Values, chunks
-from glide_jax.sampling.model_set import ROLES
+from glide_jax.sampling.conditions import Conditions
 from glide_jax.sampling.programs import Inputs
 from glide_jax.sampling.settings import changed_settings
-from glide_jax.sampling.stage import Conditions, Stage
+from glide_jax.sampling.stage import Stage
 from glide_jax.sampling.user_images import square_image, square_known
 
 
@@ -51,7 +51,7 @@ def test_one_program_serves_other_prompts_seeds_and_scales(glide):
 
 
 def test_the_progress_bar_says_when_it_compiles(glide, capsys):
-    glide.stage("base")._compiled.clear()
+    glide.stage("base")._batches._compiled.clear()
     shown = []
     for _ in range(2):
         generate(glide, ["all red"] * 4, progress=True)
@@ -171,8 +171,8 @@ def everything(models):
 
 
 def test_a_folder_of_runs_and_runs_by_themselves_are_the_same(everything, models):
-    one_by_one = Glide.load(*(models / role for role in reversed(ROLES)))
-    assert set(one_by_one.runs) == set(everything.runs) == set(ROLES)
+    one_by_one = Glide.load(*(models / role for role in reversed(Glide.roles)))
+    assert set(one_by_one.runs) == set(everything.runs) == set(Glide.roles)
     with pytest.raises(UserError, match="are both base models"):
         Glide.load(models, models / "base")
     with pytest.raises(UserError, match="is not a run folder"):

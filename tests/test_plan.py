@@ -26,8 +26,9 @@ from glide_jax.plan.forecast import compile_for
 from glide_jax.plan.sampling import SamplingForecast, abstract_inputs, require_even
 from glide_jax.plan.topologies import GPUS, topology_devices
 from glide_jax.plan.training import TrainForecast, saved_activations, table
+from glide_jax.sampling.conditions import Conditions, Known
 from glide_jax.sampling.programs import Inputs
-from glide_jax.sampling.stage import Conditions, Known, Stage
+from glide_jax.sampling.stage import Stage
 
 ROOT = Path(__file__).parent.parent
 

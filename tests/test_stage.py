@@ -18,11 +18,12 @@ from glide_jax.models.clip import Clip
 from glide_jax.models.glide import GlideModel, TextFeatures
 from glide_jax.models.network import Network
 from glide_jax.parallel.sharding import local_mesh
-from glide_jax.sampling import stage as stage_module
+from glide_jax.sampling import batches as batches_module
 from glide_jax.sampling.clip import ClipScorer
+from glide_jax.sampling.conditions import Conditions
 from glide_jax.sampling.programs import Programs
 from glide_jax.sampling.settings import changed_settings
-from glide_jax.sampling.stage import Conditions, Stage
+from glide_jax.sampling.stage import Stage
 
 
 class Recorder:
@@ -185,18 +186,18 @@ def test_accelerators_get_the_next_batch_before_the_last_is_read(
     stage, _ = recorded
     events = []
 
-    def dispatch(batch, task):
+    def dispatch(programs, params, batch, task):
         events.append(f"d{int(batch.seeds[0]) // 8}")
         return batch.seeds, 0
 
     def on_host(seeds):
         events.append(f"f{int(seeds[0]) // 8}")
-        return np.zeros((len(seeds), 8, 8, 3), np.uint8)
+        return np.zeros((len(seeds), 8, 8, 3), np.float32)
 
-    assert stage._queued == 0  # on a CPU
-    monkeypatch.setattr(stage, "_queued", queued)
-    monkeypatch.setattr(stage, "_dispatch", dispatch)
-    monkeypatch.setattr(stage_module, "_on_host", on_host)
+    assert stage._batches._queued == 0  # on a CPU
+    monkeypatch.setattr(stage._batches, "_queued", queued)
+    monkeypatch.setattr(stage._batches, "_dispatch", dispatch)
+    monkeypatch.setattr(batches_module, "_on_host", on_host)
     found = stage.sample(["x"] * 20, range(20), stage.config.sample, batch_size=8)
     assert events == order.split() and found.shape == (20, 8, 8, 3)
 

@@ -21,7 +21,6 @@ from glide_jax.config.run import AnyModel, Config
 from glide_jax.config.sampling import SampleConfig
 from glide_jax.config.sources import (
     AnySource,
-    Embeddings,
     Folder,
     Mixture,
     MixturePart,
@@ -43,7 +42,6 @@ __all__ = [
     "Config",
     "DataConfig",
     "DiffusionConfig",
-    "Embeddings",
     "Folder",
     "LowResConfig",
     "MaskConfig",

@@ -16,6 +16,7 @@ from glide_jax.plan.forecast import Forecast, compile_for, known_chip
 from glide_jax.plan.topologies import topology_devices
 from glide_jax.sampling.chunks import Values, chunks
 from glide_jax.sampling.programs import Inputs, Programs
+from glide_jax.shapes import TextStates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def forecast_sampling(
         images=images,
         sampler=settings.sampler,
         calls=plan.calls,
-        guided=settings.guidance_scale != 1,
+        guided=settings.guidance_scale != 1 and config.denoiser.text.encoder != "none",
         chips=len(devices),
         hbm_bytes=chip.usable_bytes,
         parameter_bytes=parameter_bytes,
@@ -133,10 +134,11 @@ def _compile(
     inputs = jax.tree.map(
         lambda x: _on(x, programs.placement(images)), abstract_inputs(model, images)
     )
-    negative = tuple(
-        jax.ShapeDtypeStruct((1, model.text.length), kind) for kind in (jnp.int32, jnp.bool_)
+    negative = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype),
+        (inputs.tokens, inputs.token_mask, inputs.states),
     )
-    parts = chunks(plan, settings)
+    parts = chunks(plan, settings, captioned=model.text.encoder != "none")
     chunk = next((part for part in parts if part.recipe.guided), parts[0])
     values, table, calls = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -178,12 +180,23 @@ def require_even(images: int | None, chips: int) -> int:
 
 def abstract_inputs(model: ModelConfig, images: int) -> Inputs:
     """Shapes and types of the inputs of a batch."""
-    px, low_res_px, length = model.resolution_px, model.low_res_px, model.text.length
+    px, low_res_px, text = model.resolution_px, model.low_res_px, model.text
+    width = model.image_embedding_width
+    length = text.length if text.encoder == "transformer" else 1
+
+    def states() -> TextStates:
+        mask = jnp.zeros((images, text.length), jnp.bool_)
+        return TextStates(
+            jnp.zeros((images, width)), jnp.zeros((*mask.shape, text.clip_width)), mask
+        )
 
     def zeros() -> Inputs:
         return Inputs(
             tokens=jnp.zeros((images, length), jnp.int32),
             token_mask=jnp.zeros((images, length), jnp.bool_),
+            states=states() if text.encoder == "clip" else None,
+            embedding=jnp.zeros((images, width)) if width else None,
+            has_embedding=jnp.zeros(images, jnp.bool_) if width else None,
             seeds=jnp.zeros(images, jnp.uint32),
             low_res=jnp.zeros((images, low_res_px, low_res_px, 3)) if low_res_px else None,
             known=jnp.zeros((images, px, px, 3)) if model.inpaint else None,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from glide_jax.config import ClipConfig, Config, ModelConfig, PriorConfig
+from glide_jax.config import ClipConfig, Config, ModelConfig
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
 from glide_jax.runs.folder import Run
@@ -16,10 +16,7 @@ NEW_PARAMETERS = "low_res_emb"
 """Prefix of parameters that the other run may lack: the embedding of low_res noise, whose output
 is zero at initialization."""
 
-KINDS = {"denoiser": "denoiser", "clip": "CLIP", "prior": "prior"}
-"""Models in words."""
-
-HEADS = ("model.text.heads", "model.unet.head_width", "model.image.heads", "model.heads")
+HEADS = ("model.text.heads", "model.unet.head_width", "model.image.heads")
 """Sizes on which no shape depends."""
 
 
@@ -46,10 +43,6 @@ def with_sizes_of(before: Config, config: Config) -> Config:
             dropout=new.unet.dropout,
         )
         return replace(config, model=replace(new, text=old.text, unet=unet))
-    if isinstance(old, PriorConfig) and isinstance(new, PriorConfig):
-        # All its settings are sizes, except these.
-        px, dtype, remat = new.resolution_px, new.dtype, new.remat
-        return replace(config, model=replace(old, resolution_px=px, dtype=dtype, remat=remat))
     if isinstance(old, ClipConfig) and isinstance(new, ClipConfig):
         sizes = replace(new, text=old.text, image=old.image, embedding_width=old.embedding_width)
         return replace(config, model=sizes)
@@ -92,9 +85,8 @@ def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
     """
     before = run.config
     where = f"train.init_from {config.train.init_from or run.path}"
-    if before.model.kind != config.model.kind:
-        one, other = sorted(KINDS[c.model.kind] for c in (before, config))
-        raise UserError(f"{where}: one of the two models is a {one}, the other a {other}")
+    if isinstance(before.model, ClipConfig) != isinstance(config.model, ClipConfig):
+        raise UserError(f"{where}: one of the two models is a CLIP, the other is not")
     is_clip = isinstance(config.model, ClipConfig)
     if not (is_clip and config.clip.steps == 1):  # a CLIP for clean images uses no schedule
         relevant = ("prediction", "low_res_std", "steps", "schedule")

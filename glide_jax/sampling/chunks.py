@@ -1,7 +1,7 @@
 """A sampler's plan as runs of a compiled program: what is compiled, and what its arguments are."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -51,7 +51,8 @@ class Recipe:
     """What `Programs.advance` is compiled for."""
 
     solver: Solver
-    dynamic_threshold: bool
+    threshold: Literal["static", "dynamic", "none"]
+    """Of predicted images; none in inversion."""
     guided: bool
     """Whether the denoiser sees twice the batch, for classifier-free guidance."""
 
@@ -65,20 +66,30 @@ class Chunk(NamedTuple):
     calls: int
 
 
-def chunks(plan: SamplerPlan, settings: SampleConfig) -> list[Chunk]:
+def chunks(
+    plan: SamplerPlan, settings: SampleConfig, *, captioned: bool = True, inverts: bool = False
+) -> list[Chunk]:
     """The chunks of a plan: about a tenth of its calls each, cut at the guidance interval's ends.
 
     So calls outside of the interval (arXiv 2404.07724) do not compute the unconditional half.
+
+    Args:
+        plan: of the sampler, or of its inversion.
+        settings: of sampling.
+        captioned: whether the model reads captions; without them there is nothing to guide.
+        inverts: the plan is that of an inversion, without guidance and threshold.
     """
     table, (low, high) = Calls.of(plan), settings.guidance_interval
     t = np.asarray(table.t)
-    guided = (low <= t) & (t <= high) & (settings.guidance_scale != 1)
+    guides = captioned and not inverts and settings.guidance_scale != 1
+    guided = (low <= t) & (t <= high) & guides
+    threshold: Any = "dynamic" if settings.dynamic_threshold > 0 else "static"
     size = min(-(-plan.calls // 10), CHUNK_CALLS)
     parts, first = [], 0
     while first < plan.calls:
         same = guided[first : first + size] == guided[first]
         count = len(same) if same.all() else int(np.argmin(same))
-        recipe = Recipe(plan.solver, settings.dynamic_threshold > 0, bool(guided[first]))
+        recipe = Recipe(plan.solver, "none" if inverts else threshold, bool(guided[first]))
         parts.append(Chunk(recipe, table.part(first, count, CHUNK_CALLS), count))
         first += count
     return parts

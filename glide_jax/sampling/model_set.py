@@ -2,8 +2,8 @@
 
 import gc
 import os
-from collections.abc import Collection
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from glide_jax.compilation import keep_compiled_programs
 from glide_jax.config import Config, ModelConfig, SampleConfig
@@ -19,18 +19,18 @@ MAX_DEVICES = 2**16
 """Devices over which parameters are sharded, at most."""
 Set = TypeVar("Set", bound="ModelSet")
 
-ROLES = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip", "prior", "decoder")
-"""Roles of models. In a folder of models, each run folder is named after its role."""
-
 
 class ModelSet:
     """Trained models by role. Any of them may be missing.
 
     Args:
-        runs: by role, one of ROLES.
+        runs: by role, one of `roles`.
         one_at_a_time: free each model before loading the next, to save memory.
         fsdp: devices over which each model's parameters are sharded, see `Stage`.
     """
+
+    roles: ClassVar[tuple[str, ...]]
+    """Roles of the set's models. In a folder of models, each run folder is named after its role."""
 
     def __init__(self, runs: dict[str, Run], *, one_at_a_time: bool = False, fsdp: int = 1) -> None:
         self.runs = runs
@@ -51,7 +51,8 @@ class ModelSet:
     ) -> Set:
         """Finds the models in run folders and in folders of run folders.
 
-        Compiled programs are kept between runs, see `keep_compiled_programs`.
+        Runs with other roles than the set's are ignored. Compiled programs are kept between runs,
+        see `keep_compiled_programs`.
 
         Args:
             folders: written by train.py, glide_jax.export or glide_jax.convert; "demo" and
@@ -60,32 +61,42 @@ class ModelSet:
             fsdp: devices over which each model's parameters are sharded, see `Stage`.
 
         Raises:
-            UserError: there is no run in a folder, two runs have the same role, or fsdp is no
-                number of devices.
+            UserError: there is no run in a folder, two runs have the same role, none has a role of
+                the set, or fsdp is no number of devices.
         """
         require_whole("fsdp", fsdp, 0, MAX_DEVICES)
         keep_compiled_programs()
         for folder in folders:
             if not isinstance(folder, str | os.PathLike):
                 raise UserError(f"models are loaded from folders, not from {shown(folder)}")
-        runs: dict[str, Run] = {}
-        for run in (run for folder in folders for run in Run.open_all(folder)):
-            role = role_of(run.config)
-            if role in runs:
-                raise UserError(
-                    f"{runs[role].path} and {run.path} are both {role} models: give one"
-                )
-            runs[role] = run
+        runs = [run for folder in folders for run in Run.open_all(folder)]
         if not runs:
             raise UserError("no models: give at least one run folder (--checkpoint)")
-        return cls(runs, one_at_a_time=one_at_a_time, fsdp=fsdp)
+        by_role: dict[str, Run] = {}
+        for run, role in cls._with_roles(runs):
+            if role in by_role:
+                raise UserError(
+                    f"{by_role[role].path} and {run.path} are both {role} models: give one"
+                )
+            by_role[role] = run
+        known = {role: run for role, run in by_role.items() if role in cls.roles}
+        if not known:
+            raise UserError(
+                f"{runs[0].path} is a {role_of(runs[0].config)} model: {cls.__name__} samples "
+                f"{', '.join(cls.roles)}"
+            )
+        return cls(known, one_at_a_time=one_at_a_time, fsdp=fsdp)
+
+    @classmethod
+    def _with_roles(cls, runs: Sequence[Run]) -> list[tuple[Run, str]]:
+        return [(run, role_of(run.config)) for run in runs]
 
     def has(self, role: str) -> bool:
-        """Whether there is a model with this role, one of ROLES."""
+        """Whether there is a model with this role, one of `roles`."""
         return role in self.runs
 
     def config(self, role: str) -> Config:
-        """The configuration of the model with this role, one of ROLES.
+        """The configuration of the model with this role, one of `roles`.
 
         Raises:
             UserError: there is none.
@@ -132,7 +143,7 @@ class ModelSet:
 
 
 def role_of(config: Config) -> str:
-    """The role of a run's model, one of ROLES."""
+    """The role of a run's model."""
     if not isinstance(config.model, ModelConfig):
         return config.model.kind
     if config.model.image_embedding_width:

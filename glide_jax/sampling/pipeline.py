@@ -16,11 +16,11 @@ from jaxtyping import Float, UInt8
 from glide_jax.errors import UserError
 from glide_jax.sampling.arguments import Seed, broadcast_prompts
 from glide_jax.sampling.clip import best_first
+from glide_jax.sampling.conditions import Conditions
 from glide_jax.sampling.model_set import ModelSet
 from glide_jax.sampling.request import Request
 from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.settings import require_guide, require_usable
-from glide_jax.sampling.stage import Conditions
 from glide_jax.sampling.user_images import (
     AnyImage,
     AnyMask,
@@ -32,7 +32,7 @@ from glide_jax.sampling.user_images import (
 
 
 class Glide(ModelSet):
-    """A set of trained models: base model, upsampler, their inpainting versions, and CLIP.
+    """GLIDE's trained models: base model, upsampler, their inpainting versions, and CLIP.
 
     Any of them may be missing. Each is loaded when it is first needed. Sampled images are 8-bit
     sRGB. Given ones are files, Pillow images or arrays of 8-bit levels or of floats in [0, 1].
@@ -50,6 +50,8 @@ class Glide(ModelSet):
         settings: fields of `SampleConfig`, such as guidance_scale, steps and sampler. They change
             the settings of the first model; an upsampler that follows it uses its own run's.
     """
+
+    roles = ("base", "upsample", "base-inpaint", "upsample-inpaint", "clip")
 
     def generate(
         self,

@@ -9,7 +9,7 @@ program. The mesh may be of devices that this machine does not have, as in glide
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import batch_sharding, infer, replicated
 from glide_jax.sampling.chunks import Recipe, Values
-from glide_jax.shapes import Denoiser, Image, Params, TokenMask, Tokens
+from glide_jax.shapes import Denoiser, Image, Params, TextStates, TokenMask, Tokens
 
 T = TypeVar("T")
 LOW_RES_NOISE = 2**31 - 2
@@ -49,6 +49,15 @@ LOW_RES_NOISE = 2**31 - 2
 UPSAMPLER = 2**31
 """An upsampler folds this plus its resolution into the key of a seed, so that its noise is not the
 base model's. Above all step indices."""
+
+
+class Captions(NamedTuple):
+    """Tokenized captions."""
+
+    tokens: Tokens
+    mask: TokenMask
+    states: TextStates | None = None
+    """Of a CLIP, for a decoder that reads them; tokens and mask are not read then."""
 
 
 class Inputs(NamedTuple):
@@ -62,6 +71,13 @@ class Inputs(NamedTuple):
     mask: Float[Array, "b h w 1"] | None
     start: Image | None
     clip_text: Float[Array, "b d"] | None
+    states: TextStates | None = None
+    embedding: Float[Array, "b d"] | None = None
+    """For unCLIP's decoder."""
+    has_embedding: Bool[Array, "b"] | None = None
+    """False: the caption alone, with the learned null embedding."""
+    noise: Image | None = None
+    """x_T, if it is not the seeds' own."""
 
     @property
     def of_steps(self) -> "StepInputs":
@@ -106,9 +122,11 @@ class Programs:
         self.begin = jax.jit(self._begin, static_argnames=("guided", "history"))
         """`(params, inputs, negative, values, *, guided, history) -> (conditioned, state)`
 
-        `negative` is the negative prompt's tokens and mask, one row each; `guided`, whether any
-        chunk is; `history`, the solver's.
+        `negative` is the negative prompt, one row of `Captions`; `guided`, whether any chunk is;
+        `history`, the solver's.
         """
+        self.noise = jax.jit(self._noise)
+        """`seeds -> (b, h, w, 3)`: x_T of seeds, at temperature 1."""
         self.advance = jax.jit(self._advance, static_argnames=("recipe", "clip"))
         """`(params, clip_params, inputs, conditioned, state, values, table, calls, *, recipe, clip)
         -> state`
@@ -155,14 +173,15 @@ class Programs:
         self,
         params: Params,
         inputs: Inputs,
-        negative: tuple[Int[Array, "1 l"], Bool[Array, "1 l"]],
+        negative: tuple[Any, ...],
         values: Values,
         *,
         guided: bool,
         history: int,
     ) -> tuple[Conditioned, State]:
         model = self.network.bind(params, self._platform(len(inputs.tokens)))
-        tokens, token_mask = inputs.tokens, inputs.token_mask
+        captions = Captions(inputs.tokens, inputs.token_mask, inputs.states)
+        embedding, given = inputs.embedding, inputs.has_embedding
         low_res, low_res_t = self._noised_low_res(inputs, values)
         condition = model.condition(
             low_res,
@@ -170,23 +189,38 @@ class Programs:
             inputs.mask if self.model.inpaint else None,
         )
         if guided:
-            tokens = jnp.concatenate([tokens, jnp.broadcast_to(negative[0], tokens.shape)])
-            token_mask = jnp.concatenate(
-                [token_mask, jnp.broadcast_to(negative[1], token_mask.shape)]
+            captions = jax.tree.map(
+                lambda x, row: jnp.concatenate([x, jnp.broadcast_to(row, x.shape)]),
+                captions,
+                Captions(*negative),
             )
-            if low_res_t is not None:
-                low_res_t = jnp.concatenate([low_res_t, low_res_t])
+            # Guidance leads away from the null embedding and the negative prompt.
+            unconditional = None if given is None else jnp.zeros_like(given)
+            low_res_t, embedding, given = jax.tree.map(
+                lambda *halves: jnp.concatenate(halves),
+                (low_res_t, embedding, given),
+                (low_res_t, embedding, unconditional),
+            )
 
-        px = self.model.resolution_px
-        x_T = values.temperature * initial_noise(self._keys(inputs.seeds), (px, px, 3))
+        x_T = inputs.noise
+        if x_T is None:
+            x_T = values.temperature * self._noise(inputs.seeds)
         if inputs.start is not None:
             x_T = values.start_alpha * inputs.start + values.start_noise * x_T
-        text, empty = model.encode_text(tokens, token_mask, low_res_t), None
+        states = () if captions.states is None else (captions.states,)
+        text = model.encode_text(captions.tokens, captions.mask, low_res_t, *states)
+        if embedding is not None:
+            text = model.add_image(text, embedding, given)
+        empty = None
         if guided:
             text, empty = (
                 jax.tree.map(lambda x, half=half: jnp.split(x, 2)[half], text) for half in (0, 1)
             )
         return self._placed((Conditioned(text, empty, condition), begin(x_T, history)), len(x_T))
+
+    def _noise(self, seeds: UInt32[Array, "b"]) -> Image:
+        px = self.model.resolution_px
+        return initial_noise(self._keys(seeds), (px, px, 3))
 
     def _noised_low_res(
         self, inputs: Inputs, values: Values
@@ -218,9 +252,11 @@ class Programs:
         platform = self._platform(len(state.x_t))
         model = self.network.bind(params, platform)
         denoise = self._denoiser(model, conditioned, values, recipe)
-        threshold: OnX0 = static_threshold
-        if recipe.dynamic_threshold:
-            threshold = dynamic_threshold(values.dynamic_threshold)
+        threshold: OnX0 | None = {
+            "static": static_threshold,
+            "dynamic": dynamic_threshold(values.dynamic_threshold),
+            "none": None,
+        }[recipe.threshold]
         known, mask = inputs.known, inputs.mask
 
         def put_back(x_0: jax.Array) -> jax.Array:

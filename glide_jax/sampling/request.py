@@ -18,7 +18,7 @@ from glide_jax.sampling.arguments import (
     require_whole,
 )
 from glide_jax.sampling.buckets import bucket
-from glide_jax.sampling.stage import Conditions, Known
+from glide_jax.sampling.conditions import Conditions, Known
 from glide_jax.sampling.user_images import Fit, square_image, square_known
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from glide_jax.config import ClipConfig, Config, DiffusionConfig, SampleConfig
+from glide_jax.config import ClipConfig, Config, DiffusionConfig, PriorConfig, SampleConfig
 from glide_jax.diffusion.samplers import sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError, shown
@@ -17,6 +17,11 @@ def require_usable(config: Config, settings: SampleConfig) -> None:
     """Raises UserError if a run's model cannot be sampled with these settings."""
     schedule = Schedule.of(config.diffusion, settings.steps)
     sampler_plan(settings.sampler, schedule, settings.eta)
+    if isinstance(config.model, PriorConfig):
+        for name in ("clip_guidance_scale", "dynamic_threshold", "low_res_noise"):
+            if getattr(settings, name):
+                raise UserError(f"{name} is for images, but a prior samples embeddings")
+        return
     if settings.low_res_noise and not config.denoiser.low_res_noise:
         raise UserError(
             "low_res_noise needs an upsampler conditioned on the noise level: this model is not "

@@ -1,19 +1,20 @@
-"""One trained denoiser, ready to sample: a base model or an upsampler, for inpainting or not."""
+"""One trained denoiser, ready to sample: a base model, unCLIP's decoder or an upsampler."""
 
+import contextlib
 import logging
 import math
-from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from glide_jax.config import Config, SampleConfig
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.transforms import to_float
+from glide_jax.diffusion.samplers import SamplerPlan, inverse_ddim
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
 from glide_jax.images import to_uint8
@@ -25,12 +26,14 @@ from glide_jax.sampling.arguments import (
     require_seeds,
     require_whole,
 )
+from glide_jax.sampling.batches import Batches, Task
 from glide_jax.sampling.buckets import bucket, equal_part
-from glide_jax.sampling.chunks import Chunk, Recipe, Values, chunks
+from glide_jax.sampling.chunks import Values, chunks
 from glide_jax.sampling.clip import ClipScorer
-from glide_jax.sampling.programs import Inputs, Programs
-from glide_jax.sampling.settings import require_guide, require_usable
-from glide_jax.shapes import Params
+from glide_jax.sampling.conditions import Conditions
+from glide_jax.sampling.programs import Captions, Programs
+from glide_jax.sampling.settings import changed_settings, require_guide, require_usable
+from glide_jax.shapes import Params, TextStates
 
 logger = logging.getLogger(__name__)
 
@@ -41,46 +44,13 @@ Weights = Mapping[str, np.ndarray | jax.Array]
 """Parameters by name, on devices or the host."""
 
 
-class Known(NamedTuple):
-    """Images to inpaint, with the mask of their known pixels."""
-
-    pixels: UInt8[np.ndarray, "b h w 3"]
-    mask: Bool[np.ndarray, "b h w 1"]
-    """True where `pixels` are known, False where the model inpaints."""
-
-    def put_back(self, images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """`images` with the known pixels in place."""
-        return np.where(self.mask, self.pixels, images)
-
-
-class Conditions(NamedTuple):
-    """Images that condition sampling beside the captions, one row per sample; None for none."""
-
-    low_res: UInt8[np.ndarray, "b h2 w2 3"] | None = None
-    """Low-resolution images, for an upsampler."""
-    known: Known | None = None
-    """Images to inpaint."""
-    start: UInt8[np.ndarray, "b h w 3"] | None = None
-    """Images to start from, noised, instead of from noise alone (SDEdit, arXiv 2108.01073)."""
-
-
-class _Task(NamedTuple):
-    """What all batches of a call of `Stage.sample` share."""
-
-    negative: tuple[np.ndarray, np.ndarray]
-    values: Values
-    chunks: list[Chunk]
-    guide: ClipScorer | None
-    bar: tqdm
-
-
 class Stage:
     """A trained denoiser: parameters on devices, tokenizer and compiled programs.
 
     Args:
         config: of the run.
         params: usually the EMA parameters.
-        tokenizer: of the run.
+        tokenizer: of the run; None for a model without a text transformer.
         fsdp: devices of this process over which the parameters are sharded, for a model too large
             for one device; 1 keeps a copy on each.
 
@@ -89,7 +59,7 @@ class Stage:
     """
 
     def __init__(
-        self, config: Config, params: Weights, tokenizer: Tokenizer, fsdp: int = 1
+        self, config: Config, params: Weights, tokenizer: Tokenizer | None, fsdp: int = 1
     ) -> None:
         self.config = config
         self.model = config.denoiser
@@ -97,10 +67,7 @@ class Stage:
         self._mesh = local_mesh(fsdp)
         self.programs = Programs.of(self.model, config.diffusion, self._mesh)
         self.use(params)
-        self._compiled: set[tuple[Recipe, int, bool]] = set()
-        # Accelerators get the next batch before the last is read. CPU devices might deadlock: the
-        # programs of two batches at a time, with collectives, share their threads.
-        self._queued = 0 if self._mesh.devices.flat[0].platform == "cpu" else 1
+        self._batches = Batches(self._mesh)
 
     @classmethod
     def load(cls, run: Run, fsdp: int = 1) -> "Stage":
@@ -114,9 +81,9 @@ class Stage:
             UserError: the run is a CLIP's, its weights do not match its config, or fsdp does not
                 divide the devices.
         """
-        _ = run.config.denoiser  # before the weights, which may be large
+        encoder = run.config.denoiser.text.encoder  # before the weights, which may be large
         params = run.weights(infer(run.network.shapes, local_mesh(fsdp)))
-        return cls(run.config, params, run.tokenizer, fsdp)
+        return cls(run.config, params, run.tokenizer if encoder == "transformer" else None, fsdp)
 
     def use(self, params: Weights) -> None:
         """Replaces the parameters; stores them with the types of `Network.storage`."""
@@ -156,45 +123,76 @@ class Stage:
         Raises:
             UserError: impossible settings, or conditions that do not fit the model.
         """
-        size = self._batch_size(prompts, seeds, batch_size)
-        guide = clip if settings.clip_guidance_scale else None
         self._require_sampleable(settings, conditions, strength, clip)
         plan = self.programs.plan(settings, self._rows(settings, conditions, strength))
-        inputs = self._inputs(prompts, seeds, conditions, guide)
-        negative = self.tokenizer.encode([negative_prompt], self.model.text.length)
-        values = jax.device_put(Values.of(settings, plan.schedule), replicated(self._mesh))
-        batches = -(-len(prompts) // size)
-        total = batches * plan.calls
-        with tqdm(total=total, unit="step", disable=not progress, leave=False) as bar:
-            task = _Task(negative, values, chunks(plan, settings), guide, bar)
-            sampled = self._sample_batches(inputs, batches, size, task)[: len(prompts)]
+        negative = self._captions([negative_prompt], conditions.negative_states)
+        parts = chunks(plan, settings, captioned=self.model.text.encoder != "none")
+        guide = clip if settings.clip_guidance_scale else None
+        values = Values.of(settings, plan.schedule)
+        with self._progress(prompts, seeds, batch_size, plan, progress) as (size, bar):
+            inputs = self._inputs(prompts, seeds, conditions, guide)
+            task = Task(negative, self._on_devices(values), parts, guide, bar, to_uint8)
+            sampled = self._batches.run(self.programs, self.params, inputs, size, task)
         return sampled if conditions.known is None else conditions.known.put_back(sampled)
 
-    def _sample_batches(
-        self, inputs: Mapping[str, np.ndarray | None], batches: int, size: int, task: _Task
-    ) -> UInt8[np.ndarray, "b h w 3"]:
-        """Images of all batches; the last repeats the last image, to fit the compiled programs."""
-        images: list[np.ndarray] = []
-        queue: deque[tuple[jax.Array, int]] = deque()
+    def invert(
+        self,
+        images: UInt8[np.ndarray, "b h w 3"],
+        prompts: Sequence[str],
+        settings: SampleConfig,
+        conditions: Conditions = Conditions(),  # noqa: B008 (immutable)
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Float[np.ndarray, "b h w 3"]:
+        """Encodes images: the x_T from which DDIM with eta 0 and no guidance reconstructs them.
 
-        def fetch() -> None:
-            x_0, last_calls = queue.popleft()
-            images.append(_on_host(x_0))
-            task.bar.update(last_calls)
+        Args:
+            images: at the model's resolution.
+            prompts: b captions.
+            settings: steps, as when the images are sampled again.
+            conditions, batch_size, progress: as for `sample`.
 
-        for start in range(0, batches * size, size):
-            which = np.arange(start, start + size)
-            chosen = {
-                name: None if x is None else x[np.minimum(which, len(x) - 1)]
-                for name, x in inputs.items()
-            }
-            batch = Inputs(**jax.device_put(chosen, self.programs.placement(size)))
-            queue.append(self._dispatch(batch, task))
-            if len(queue) > self._queued:
-                fetch()
-        while queue:
-            fetch()
-        return np.concatenate(images)
+        Returns:
+            For `Conditions.noise`.
+
+        Raises:
+            UserError: as `sample`.
+        """
+        settings = changed_settings(settings, clip_guidance_scale=0.0)
+        self._require_sampleable(settings, conditions, 1.0, None)
+        plan = inverse_ddim(Schedule.of(self.config.diffusion, settings.steps))
+        parts = chunks(plan, settings, inverts=True)
+        values = self._on_devices(Values.of(settings, plan.schedule))
+        seeds = [0] * len(prompts)
+        with self._progress(prompts, seeds, batch_size, plan, progress) as (size, bar):
+            inputs = self._inputs(prompts, seeds, conditions._replace(noise=to_float(images)), None)
+            negative = self._captions([""], conditions.negative_states)  # not read
+            task = Task(negative, values, parts, None, bar, np.asarray)
+            return self._batches.run(self.programs, self.params, inputs, size, task)
+
+    def noise(self, seeds: Sequence[int]) -> Float[np.ndarray, "b h w 3"]:
+        """x_T of these seeds, for `Conditions.noise`."""
+        require_seeds(seeds)
+        return np.asarray(self.programs.noise(np.asarray(seeds, np.uint32)))
+
+    @contextlib.contextmanager
+    def _progress(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        batch_size: int | None,
+        plan: SamplerPlan,
+        progress: bool,
+    ) -> Iterator[tuple[int, tqdm]]:
+        """The size of the batches, and a bar over the steps of all. Raises UserError."""
+        size = self._batch_size(prompts, seeds, batch_size)
+        total = -(-len(prompts) // size) * plan.calls
+        with tqdm(total=total, unit="step", disable=not progress, leave=False) as bar:
+            yield size, bar
+
+    def _on_devices(self, values: Values) -> Values:
+        return jax.device_put(values, replicated(self._mesh))
 
     def _rows(
         self, settings: SampleConfig, conditions: Conditions, strength: float | int
@@ -205,53 +203,6 @@ class Stage:
         rows = Schedule.of(self.config.diffusion, settings.steps).steps
         # 0.55 * 100 is a little above 55, and must not be 56.
         return max(math.ceil(round(strength * rows, 6)), 1)
-
-    def _dispatch(self, batch: Inputs, task: _Task) -> tuple[jax.Array, int]:
-        """Queues the programs of a batch.
-
-        With a progress bar, one chunk is queued while the one before it runs.
-
-        Returns:
-            x_0, still to be computed, and the number of calls that the bar does not show yet.
-        """
-        _, values, parts, guide, bar = task
-        guided = any(chunk.recipe.guided for chunk in parts)
-        history = parts[0].recipe.solver.history
-        if not self._is_compiled(parts[0].recipe, batch, guide):
-            bar.set_description("compiling")
-        conditioned, state = self.programs.begin(
-            self.params, batch, task.negative, values, guided=guided, history=history
-        )
-        captions = conditioned._replace(negative=None)
-        shown_late = 0
-        for recipe, table, calls in parts:
-            compiled = self._is_compiled(recipe, batch, guide)
-            if not compiled:
-                bar.set_description("compiling")
-            before = state
-            state = self.programs.advance(
-                self.params,
-                None if guide is None else guide.params,
-                batch.of_steps,
-                conditioned if recipe.guided else captions,
-                state,
-                values,
-                table,
-                np.int32(calls),
-                clip=None if guide is None else guide.network,
-                recipe=recipe,
-            )
-            if not compiled:
-                self._compiled.add((recipe, len(batch.seeds), guide is not None))
-                bar.set_description("sampling")
-            if not bar.disable:
-                jax.block_until_ready(before)
-                bar.update(shown_late)
-            shown_late = calls
-        return state.x_t, shown_late
-
-    def _is_compiled(self, recipe: Recipe, batch: Inputs, guide: ClipScorer | None) -> bool:
-        return (recipe, len(batch.seeds), guide is not None) in self._compiled
 
     def _batch_size(
         self, prompts: Sequence[str], seeds: Sequence[int], batch_size: int | None
@@ -289,6 +240,21 @@ class Stage:
             raise UserError("this is an upsampler: it needs low-resolution images (--low-res)")
         if self.model.inpaint and conditions.known is None:
             raise UserError("this is an inpainting model: it needs an image and a mask")
+        states = conditions.states, conditions.negative_states
+        if self.model.text.encoder == "clip" and None in states:
+            raise UserError("this decoder reads a CLIP's text states: sample it with UnCLIP")
+
+    def _captions(self, prompts: Sequence[str], states: TextStates | None) -> Captions:
+        """Tokenized prompts, or the CLIP's states of them."""
+        if states is not None or self.tokenizer is None:
+            unread = np.zeros((len(prompts), 1), np.int32)
+            return _captions(unread, unread > 0, states)
+        before, length = self.tokenizer.truncated, self.model.text.length
+        captions = _captions(*self.tokenizer.encode(list(prompts), length))
+        if self.tokenizer.truncated > before:
+            too_long = self.tokenizer.truncated - before
+            logger.warning("prompts truncated to %d tokens: %d", length, too_long)
+        return captions
 
     def _inputs(
         self,
@@ -296,43 +262,30 @@ class Stage:
         seeds: Sequence[int],
         conditions: Conditions,
         clip: ClipScorer | None,
-    ) -> dict[str, np.ndarray | None]:
+    ) -> dict[str, Any]:
         """The fields of `Inputs` for all images, on the host. Raises UserError."""
-
-        def image(pixels: np.ndarray | None, px: int) -> np.ndarray | None:
-            if pixels is None:
-                return None
-            if pixels.shape != (len(prompts), px, px, 3):
-                raise UserError(
-                    f"images have shape {pixels.shape}, but must have {(len(prompts), px, px, 3)}"
-                )
-            return to_float(pixels)
-
-        px = self.model.resolution_px
-        before, length = self.tokenizer.truncated, self.model.text.length
-        tokens, token_mask = self.tokenizer.encode(list(prompts), length)
-        if self.tokenizer.truncated > before:
-            too_long = self.tokenizer.truncated - before
-            logger.warning("prompts truncated to %d tokens: %d", length, too_long)
-        low_res, known, start = conditions
+        count, width = len(prompts), self.model.image_embedding_width
+        tokens, token_mask, states = self._captions(prompts, conditions.states)
+        embedding = conditions.embedding
+        if width and embedding is None:
+            embedding = np.zeros((count, width), np.float32)
+        if embedding is not None and embedding.shape != (count, width):
+            raise UserError(
+                f"image embeddings have shape {embedding.shape}, but must have {(count, width)}"
+            )
+        given = conditions.embedding is not None
         return {
             "tokens": tokens,
             "token_mask": token_mask,
+            "states": states,
             "seeds": np.asarray(seeds, np.uint32),
-            "low_res": image(low_res, self.model.low_res_px or px),
-            "known": image(None if known is None else known.pixels, px),
-            "mask": None if known is None else known.mask.astype(np.float32),
-            "start": image(start, px),
+            "embedding": embedding,
+            "has_embedding": np.full(count, given) if width else None,
             "clip_text": None if clip is None else np.asarray(clip.encode_text(prompts)),
+            **conditions.images(count, self.model.resolution_px, self.model.low_res_px),
         }
 
 
-def _on_host(x_0: jax.Array) -> UInt8[np.ndarray, "b h w 3"]:
-    """Images of a batch, once they are sampled. Raises UserError if they are not finite."""
-    images = np.asarray(x_0)
-    if not np.isfinite(images).all():
-        raise UserError(
-            "sampling gave numbers that are not finite: the weights are damaged, or a setting "
-            "is extreme (scales, temperature)"
-        )
-    return to_uint8(images)
+def _captions(tokens: Any, mask: Any, states: TextStates | None = None) -> Captions:
+    """Captions on the host."""
+    return Captions(tokens, mask, states)

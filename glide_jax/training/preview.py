@@ -9,15 +9,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from glide_jax.config import Config, ModelConfig
+from glide_jax.config import ClipConfig, Config
 from glide_jax.data.examples import Example
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.validation import validation_examples
 from glide_jax.images import draw_grid, resized
 from glide_jax.runs.folder import Run
+from glide_jax.sampling.conditions import Conditions, Known
 from glide_jax.sampling.settings import require_usable
-from glide_jax.sampling.stage import Conditions, Known, Stage, Weights
+from glide_jax.sampling.stage import Stage, Weights
 
 IMAGES = 8
 HIDDEN_GRAY = 128
@@ -99,8 +100,8 @@ class Preview:
 
     @classmethod
     def open(cls, run: Run, held_out: Source) -> "Preview | None":
-        """The preview of a run; None if it has none, or generates no images."""
-        if not isinstance(run.config.model, ModelConfig) or not run.config.train.sample_every_steps:
+        """The preview of a run; None for a CLIP, or if the run has none."""
+        if isinstance(run.config.model, ClipConfig) or not run.config.train.sample_every_steps:
             return None
         return cls(run.config, run.tokenizer, held_out)
 

@@ -28,9 +28,10 @@ from glide_jax.evaluation.scenes.flags import SCENES, SplitFlags, require_scenes
 from glide_jax.evaluation.scenes.reader import Reading, read_scenes
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores
+from glide_jax.sampling.conditions import Conditions, Known
 from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.sampling.pipeline import Glide
-from glide_jax.sampling.stage import MAX_BATCH, Conditions, Known
+from glide_jax.sampling.stage import MAX_BATCH
 from glide_jax.storage import require_file
 
 REACH = 1.35
