@@ -221,18 +221,7 @@ def _parse(
 ) -> Any:
     """All flags of a command, by one parser; the arguments after `description` are defaults."""
     from tyro import cli, conf  # here: `import glide_jax` would take a quarter of a second longer
-    from tyro.constructors import PrimitiveConstructorSpec
 
-    words_of_source = PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="KIND [VALUE] [NAME=VALUE ...]",
-        instance_from_str=parse_source,
-        is_instance=lambda value: isinstance(value, AnySource),
-        str_from_instance=lambda source: list(spell_source(source)),
-    )
-    registry = flag_rules()
-    sources = (AnySource, *get_args(AnySource))
-    registry.primitive_rule(lambda info: words_of_source if info.type in sources else None)
     config_flag = conf.arg(metavar="NAME|FILE", help=CONFIG_HELP, help_behavior_hint="(required)")
     command = dataclasses.make_dataclass(
         "Command",
@@ -249,7 +238,7 @@ def _parse(
         args=argv,
         prog=prog,
         description=description,
-        registry=registry,
+        registry=flag_rules(),
     )
 
 
@@ -288,14 +277,14 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def flag_rules() -> Any:
-    """A registry for `tyro.cli`: `~` in paths, and help from docstrings.
+    """A registry for `tyro.cli`: `~` in paths, data sources in words, and help from docstrings.
 
     Tyro itself keeps the line breaks of docstrings, beside those that the terminal's width needs.
     """
     from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
 
     registry = ConstructorRegistry()
-    registry.primitive_rule(_path_rule)
+    registry.primitive_rule(_words_rule)
 
     def dataclass_rule(info: Any) -> Any:
         if not dataclasses.is_dataclass(info.type):
@@ -318,19 +307,30 @@ def flag_rules() -> Any:
     return registry
 
 
-def _path_rule(info: Any) -> Any:
-    """A rule of `flag_rules` for paths. Flags that may be URLs are expanded by `path_of`."""
+def _words_rule(info: Any) -> Any:
+    """A rule of `flag_rules` for paths and data sources.
+
+    Flags that may be URLs are expanded by `path_of`.
+    """
     from tyro.constructors import PrimitiveConstructorSpec
 
-    if info.type != Path:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: _path(words[0]),
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda path: [str(path)],
-    )
+    if info.type == Path:
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda words: _path(words[0]),
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda path: [str(path)],
+        )
+    if info.type in (AnySource, *get_args(AnySource)):
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="KIND [VALUE] [NAME=VALUE ...]",
+            instance_from_str=parse_source,
+            is_instance=lambda value: isinstance(value, AnySource),
+            str_from_instance=lambda source: list(spell_source(source)),
+        )
+    return None
 
 
 def _path(word: str) -> Path:

@@ -50,8 +50,8 @@ class TextStates(NamedTuple):
 class Batch(TypedDict):
     """The loader's output and the train step's input. Images are converted in the step."""
 
-    image: UInt8[Array, "b h w 3"]
-    """8-bit levels in 0..255."""
+    image: NotRequired[UInt8[Array, "b h w 3"]]
+    """8-bit levels in 0..255. Absent for a prior that learns from embeddings."""
     tokens: Int[Array, "b l"]
     token_mask: Bool[Array, "b l"]
     image_embedding: NotRequired[Float[Array, "b d"]]

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
-import jax
 from jax.sharding import Mesh
 
 from glide_jax.cli import parse_command
 from glide_jax.compilation import keep_compiled_programs
-from glide_jax.config import ClipConfig, Config
+from glide_jax.config import Config, ModelConfig
 from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import parts_of
 from glide_jax.data.sources import open_source
@@ -34,11 +33,18 @@ from glide_jax.runs.kept import Kept
 from glide_jax.runs.lock import sole_training
 from glide_jax.runs.paths import last_step, run_dir_of
 from glide_jax.runs.state import TrainState
-from glide_jax.sampling.clip import ClipScorer
 from glide_jax.storage import AnyPath
 from glide_jax.training import reports
-from glide_jax.training.build import make_objective, require_startable, tokenizer_of
+from glide_jax.training.build import (
+    clip_run_of,
+    initial_params,
+    make_objective,
+    require_startable,
+    share_of_batches,
+    tokenizer_of,
+)
 from glide_jax.training.flops import utilization_flops
+from glide_jax.training.frozen_clip import FrozenClip
 from glide_jax.training.logging import RunLog
 from glide_jax.training.pending import PendingMetrics, StepReport
 from glide_jax.training.preview import Preview
@@ -70,6 +76,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     held_out = open_source(config.data, config.data.validation_split)
     require_same(group, config, sum(map(len, parts_of(source))))
     require_startable(config, source, len(held_out))
+    clip_run = clip_run_of(config)
 
     # Start: the newest checkpoint if there is one, else train.init_from, else random parameters.
     resumes = group.gather(last_step(run_dir) is not None)[0]
@@ -77,7 +84,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     initial = starting_params(Run.open(starts_from), config) if starts_from else None
 
     # Model: objective, mesh, then the shapes and shardings of the train state.
-    clip = ClipScorer.load(Run.open(settings.clip_run)) if settings.clip_loss_weight else None
+    clip = None if clip_run is None else FrozenClip.load(clip_run)
     objective = make_objective(config, clip)
     mesh = sharding.make_mesh(config)
     trainer = Trainer(config, objective, mesh)
@@ -89,18 +96,15 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     checkpoints = Checkpoints(run_dir, Kept.of(run_dir, settings, group), group)
 
     # State: every array is restored or initialized once, with its final sharding.
+    share = share_of_batches(config, clip_run)
     if resumes:
         state, resumed = checkpoints.restore(trainer.abstract_state, trainer.state_shardings)
     else:
+        initial = initial or initial_params(objective, source, run.tokenizer, mesh, **share)
         state, resumed = trainer.init(initial), {"loader": None, "log": None}
     del initial  # as large as the model
 
     # Loop: loader and log resume where the checkpoint was saved.
-    share = {
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-        "clip_tokenizer": clip and partial(clip.tokenizer.encode, length=clip.config.text.length),
-    }
     place = partial(sharding.to_devices, mesh=mesh)
     loader = Loader(source, run.tokenizer, config, **share, state=resumed["loader"], place=place)
     validator = Validator.open(run, trainer, mesh, held_out, **share)
@@ -134,7 +138,7 @@ class Parts:
 def loop(parts: Parts, state: TrainState, stop: StopRequest) -> int:
     """Trains until the last step or a request to stop. Returns the step of the last checkpoint."""
     settings, log = parts.run.config.train, parts.log
-    is_clip = isinstance(parts.run.config.model, ClipConfig)
+    has_samples = isinstance(parts.run.config.model, ModelConfig)
     first = step = int(state.step)
     pending = PendingMetrics(parts.mesh.devices.flat[0].platform)
     stopping = False
@@ -154,7 +158,7 @@ def loop(parts: Parts, state: TrainState, stop: StopRequest) -> int:
         # The host waits for this step only if it then uses the state.
         saves = due(step, settings.checkpoint_every_steps, settings.keep_checkpoint_every_steps)
         validates = due(step, settings.validate_every_steps)
-        samples = not is_clip and due(step, settings.sample_every_steps)
+        samples = has_samples and due(step, settings.sample_every_steps)
         ends = stopping or step == settings.steps
         evaluates = due(step, settings.evaluate_every_steps)
         waits = saves or validates or samples or evaluates or ends or step == first + 1

@@ -12,6 +12,7 @@ from glide_jax.config import ClipImageConfig, LowResConfig
 from glide_jax.diffusion import timestep_sampling
 from glide_jax.models.clip import clip_network
 from glide_jax.training.denoising import Denoising
+from glide_jax.training.frozen_clip import FrozenClip
 from glide_jax.training.step import Trainer
 
 B = 4
@@ -179,8 +180,9 @@ def test_clip_loss_compares_the_predicted_image_with_kept_captions():
     )
     clip_config = model_set.clip_config().model
     image = ClipImageConfig(resolution_px=4, patch_px=2, width=32, layers=1, heads=2)
-    clip = clip_network(dataclasses.replace(clip_config, image=image))
-    objective = Denoising(config, clip, jax.device_put(moved(clip)))
+    clip_config = dataclasses.replace(clip_config, image=image)
+    clip = FrozenClip(clip_config, jax.device_put(moved(clip_network(clip_config))))
+    objective = Denoising(config, clip)
     batch = a_batch(config)
     rng = np.random.default_rng(2)
     batch["token_mask"] = batch["token_mask"].at[0].set(False)  # a dropped caption

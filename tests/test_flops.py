@@ -11,6 +11,7 @@ from glide_jax.parallel.chips import chip_of
 from glide_jax.training.build import make_objective
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.flops import abstract_batch, matmul_flops, step_flops
+from glide_jax.training.frozen_clip import FrozenClip
 
 
 def array(*shape):
@@ -62,9 +63,9 @@ def test_an_auxiliary_clip_counts_too():
     config = tiny.get_config()
     train = dataclasses.replace(config.train, clip_run="clip", clip_loss_weight=0.1)
     config = dataclasses.replace(config, train=train)
-    clip = clip_network(model_set.clip_config().clip)
-    with_clip = Denoising(config, clip, jax.device_put(clip.init(seed=0)))
-    batch = abstract_batch(config, model_set.clip_config().clip)
+    clip = model_set.clip_config().clip
+    with_clip = Denoising(config, FrozenClip(clip, clip_network(clip).shapes))
+    batch = abstract_batch(config, clip)
     assert step_flops(with_clip, batch) > step_flops(Denoising(config), abstract_batch(config))
 
 

@@ -21,7 +21,8 @@ FLOORS = (
     {"__init__"},
     {"training"},
     {"evaluation"},
-    {"train", "sample", "convert", "prepare", "plan", "plot", "export", "evaluate"},  # nor do these
+    # Nor do these:
+    {"train", "sample", "embed", "convert", "prepare", "plan", "plot", "export", "evaluate"},
 )
 APART = (FLOORS[2], FLOORS[-1])
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

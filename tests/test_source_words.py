@@ -51,8 +51,8 @@ def test_a_split_given_twice_is_refused():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("", "begin with one of scenes, tfds, folder, shards, mixture"),
-        ("images/", "begin with one of scenes, tfds, folder, shards, mixture"),
+        ("", "begin with one of scenes, tfds, folder, shards, embeddings, mixture"),
+        ("images/", "begin with one of scenes, tfds, folder, shards, embeddings, mixture"),
         ("folder", "data.source.path is missing"),
         ("folder a b", "unexpected 'b'; give PATH, then NAME=VALUE with names of path"),
         ("scenes huge", "data.source.subset must be one of full, closeups, mini, not 'huge'"),

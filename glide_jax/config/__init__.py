@@ -21,6 +21,7 @@ from glide_jax.config.run import AnyModel, Config
 from glide_jax.config.sampling import SampleConfig
 from glide_jax.config.sources import (
     AnySource,
+    Embeddings,
     Folder,
     Mixture,
     MixturePart,
@@ -42,6 +43,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DiffusionConfig",
+    "Embeddings",
     "Folder",
     "LowResConfig",
     "MaskConfig",

@@ -32,6 +32,8 @@ class Config(Settings):
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def _check(self) -> None:
+        if not isinstance(self.model, ModelConfig):
+            self._check_no_image_model("CLIP" if isinstance(self.model, ClipConfig) else "prior")
         if isinstance(self.model, ClipConfig):
             self._check_clip(self.model)
         elif isinstance(self.model, ModelConfig):
@@ -51,18 +53,20 @@ class Config(Settings):
             f"({model.steps}) must be diffusion.steps ({self.diffusion.steps}), or 1 for "
             "a CLIP of clean images",
         )
+
+    def _check_no_image_model(self, kind: str) -> None:
         for name, ok in {
             "diffusion.low_res_std": not self.diffusion.low_res_std,
             "data.low_res.crop_px": not self.data.low_res.crop_px,
             "train.clip_loss_weight": not self.train.clip_loss_weight,
         }.items():
-            self.require(ok, name, "must be 0 for a CLIP")
+            self.require(ok, name, f"must be 0 for a {kind}")
         for name, value, default in (
             ("train.trainable", self.train.trainable, "all"),
             ("diffusion.timesteps", self.diffusion.timesteps, "uniform"),
             ("diffusion.weighting", self.diffusion.weighting, "simple"),
         ):
-            self.require(value == default, name, f"must be {default} for a CLIP")
+            self.require(value == default, name, f"must be {default} for a {kind}")
 
     def _check_low_res(self, model: ModelConfig) -> None:
         for name, used in {

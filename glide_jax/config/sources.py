@@ -66,7 +66,22 @@ class Shards(Settings):
         self.require(bool(self.path), "path", "is empty")
 
 
-OneSource = Scenes | Tfds | Folder | Shards
+@dataclass(frozen=True)
+class Embeddings(Settings):
+    """Image embeddings with captions, written by glide_jax.embed."""
+
+    kind: ClassVar[str] = "embeddings"
+
+    path: str
+    """Folder of the shards, local or a URL: gs://bucket/folder."""
+    cache_dir: str = ""
+    """Local copies of shards of a URL. Empty: ~/.cache/glide_jax/shards."""
+
+    def _check(self) -> None:
+        self.require(bool(self.path), "path", "is empty")
+
+
+OneSource = Scenes | Tfds | Folder | Shards | Embeddings
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,12 @@ class Mixture(Settings):
 
     def _check(self) -> None:
         self.require(bool(self.parts), "parts", "is empty")
+        embedded = {isinstance(part.source, Embeddings) for part in self.parts}
+        self.require(
+            len(embedded) == 1,
+            "parts",
+            "must all be embeddings, or none of them: batches have both",
+        )
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,29 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
-from glide_jax.config import Config, ModelConfig
+from glide_jax.config import ClipConfig, Config, ModelConfig, PriorConfig
 from glide_jax.data.distinct import Choice, Place
 from glide_jax.data.masks import random_mask, with_place
 from glide_jax.data.records import Record, RecordReader
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
 
+NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+
 
 class Example(NamedTuple):
     """One example of a batch."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
+    """Empty for a prior that learns from embeddings."""
     caption: str
     """One of the record's captions, or empty if dropped."""
     mask: Bool[np.ndarray, "h w 1"] | None
     """Inpainting only: True for known pixels."""
+    embedding: Float32[np.ndarray, "d"] | None = None
+    """The record's image embedding, if it has one."""
 
 
 class ExampleReader:
@@ -56,8 +61,10 @@ class ExampleReader:
     def _prepare(self, rng: np.random.Generator, record: Record) -> Example:
         data, model = self._config.data, self._config.model
         caption = record.captions[rng.integers(len(record.captions))]
-        if rng.random() < data.caption_dropout and isinstance(model, ModelConfig):
+        if rng.random() < data.caption_dropout and not isinstance(model, ClipConfig):
             caption = ""
+        if needs_no_pixels(self._config, record):
+            return Example(NO_PIXELS, caption, None, record.embedding)
         pixels = load_pixels(
             record.image,
             model.resolution_px,
@@ -66,7 +73,13 @@ class ExampleReader:
             horizontal_flip=data.horizontal_flip,
             name=record.name,
         )
-        return masked(random_crop(pixels, self._config, rng), caption, self._config, rng)
+        example = masked(random_crop(pixels, self._config, rng), caption, self._config, rng)
+        return example._replace(embedding=record.embedding)
+
+
+def needs_no_pixels(config: Config, record: Record) -> bool:
+    """Whether a model learns from a record's embedding alone: a prior."""
+    return isinstance(config.model, PriorConfig) and record.embedding is not None
 
 
 def random_crop(

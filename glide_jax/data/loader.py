@@ -183,11 +183,15 @@ def collated(
     """A process's part of a batch."""
     captions = [example.caption for example in examples]
     tokens, token_mask = tokenizer.encode(captions, config.model.text.length)
-    image = np.stack([example.pixels for example in examples])
-    batch = {"image": image, "tokens": tokens, "token_mask": token_mask}
-    masks = [example.mask for example in examples if example.mask is not None]
-    if masks:
-        batch["mask"] = np.stack(masks)
+    batch = {"tokens": tokens, "token_mask": token_mask}
+    if examples[0].pixels.size:
+        batch["image"] = np.stack([example.pixels for example in examples])
+    for name, arrays in {
+        "mask": [example.mask for example in examples if example.mask is not None],
+        "image_embedding": [e.embedding for e in examples if e.embedding is not None],
+    }.items():
+        if arrays:
+            batch[name] = np.stack(arrays)
     if clip_tokenizer is not None:
         tokens, token_mask = clip_tokenizer(captions)
         batch |= {"clip_tokens": tokens, "clip_token_mask": token_mask}

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float32
+
 from glide_jax.data.locks import Lock
 from glide_jax.errors import UserError
 
@@ -33,14 +36,16 @@ class Record:
     """One image with its captions.
 
     Args:
-        image: the encoded file, in one of `glide_jax.images.FORMATS`.
+        image: the encoded file, in one of `glide_jax.images.FORMATS`; empty if there is none.
         captions: one or more non-empty captions.
         name: identifies the record in messages: its path, or data set and index.
+        embedding: the image's CLIP embedding, from a source of embeddings.
     """
 
     image: bytes
     captions: tuple[str, ...]
     name: str
+    embedding: Float32[np.ndarray, "d"] | None = None
 
 
 @runtime_checkable

@@ -15,11 +15,16 @@ import filelock
 import fsspec
 
 from glide_jax.errors import UserError
-from glide_jax.storage import plain_name, read_regular
+from glide_jax.storage import cache_folder, expand_home, plain_name, read_regular
 
 INDEX_FILE = "shards.json"
 MAX_INDEX_BYTES = 2**26
 """Size of shards.json. An entry takes about 100 bytes."""
+
+
+def shard_cache(given: str) -> Path:
+    """The local folder for downloaded shards, given a setting cache_dir."""
+    return Path(expand_home(given)) if given else cache_folder() / "shards"
 
 
 @dataclass(frozen=True)
@@ -37,31 +42,32 @@ class ShardFolder:
     Args:
         folder: a path or a URL.
         cache_dir: local folder for downloaded shards.
+        command: that writes such folders, for errors.
 
     Raises:
         UserError: the folder cannot be read.
     """
 
-    def __init__(self, folder: str, cache_dir: Path) -> None:
+    def __init__(self, folder: str, cache_dir: Path, command: str = "prepare") -> None:
         self.url = folder.rstrip("/")
         self._is_remote = "://" in folder
         # Each protocol raises many exception types of its own, and ImportError, with the name, if
         # its library is missing.
         try:
             self._filesystem, self._root = fsspec.url_to_fs(self.url)
-            index = json.loads(self._read_index())
-            self._splits = _parse_splits(index["splits"])
+            self.index = json.loads(self._read_index())
+            self._splits = _parse_splits(self.index["splits"])
         except FileNotFoundError:
             raise UserError(
-                f"data.source.path {folder}: has no {INDEX_FILE}: "
-                "create the folder with python -m glide_jax.prepare"
+                f"data.source.path {folder}: has no {INDEX_FILE}: create the folder with "
+                f"python -m glide_jax.{command}"
             ) from None
         except Exception as error:
             raise UserError(
                 f"data.source.path {folder}: cannot read {INDEX_FILE}: {_line(error)}"
             ) from None
         # Data prepared again under the same URL must not reuse the old downloads.
-        data = f"{self.url} {index.get('fingerprint')}"
+        data = f"{self.url} {self.index.get('fingerprint')}"
         key = hashlib.sha256(data.encode(errors="surrogatepass")).hexdigest()
         self._cache = cache_dir / key[:16]
 

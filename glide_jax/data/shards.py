@@ -41,13 +41,14 @@ def shard_name(split: str, number: int, count: int) -> str:
 # Writing --------------------------------------------------------------------------------------
 
 
-def encode(image: bytes, captions: Sequence[str], name: str) -> bytes:
-    """Serializes a record as a tf.Example."""
+def encode(image: bytes, captions: Sequence[str], name: str, **more: bytes) -> bytes:
+    """Serializes a record, and further features by name, as a tf.Example."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example()
     values = {"image": [image], "captions": [text.encode() for text in captions]}
-    for key, value in (values | {"name": [os.fsencode(name)]}).items():
+    values |= {"name": [os.fsencode(name)]} | {key: [value] for key, value in more.items()}
+    for key, value in values.items():
         example.features.feature[key].bytes_list.value.extend(value)
     return example.SerializeToString(deterministic=True)
 
@@ -102,11 +103,13 @@ def write_index(folder: str, splits: Mapping[str, Sequence[Shard]], fingerprint:
         description="Captioned images, written by glide_jax.prepare.",
         check_data=False,  # it would need TensorFlow
     )
-    index = {
-        "fingerprint": fingerprint,
-        "splits": {split: [asdict(shard) for shard in splits[split]] for split in splits},
-    }
-    upload_text(json.dumps(index, indent=1), folder, INDEX_FILE)
+    write_shard_list(folder, splits, fingerprint=fingerprint)
+
+
+def write_shard_list(folder: str, splits: Mapping[str, Sequence[Shard]], **about: Any) -> None:
+    """Writes shards.json: the shards of every split, and what else there is to know of them."""
+    shards = {split: [asdict(shard) for shard in splits[split]] for split in splits}
+    upload_text(json.dumps(about | {"splits": shards}, indent=1), folder, INDEX_FILE)
 
 
 def upload(path: Path, folder: str) -> None:
@@ -140,21 +143,26 @@ class ShardsSource:
         UserError: there is no such folder or split, or a shard is missing or has the wrong size.
     """
 
+    command = "prepare"
+    """The command that writes such folders."""
+
     def __init__(self, folder: str, split: str, cache_dir: Path) -> None:
         self._arguments = folder, split, cache_dir
-        self._folder = ShardFolder(folder, cache_dir)
+        self._folder = ShardFolder(folder, cache_dir, self.command)
         self._shards = self._folder.shards(split)
         self._ends = list(itertools.accumulate(shard.records for shard in self._shards))
         self._reader = lru_cache(MAX_OPEN_SHARDS)(self._open)
 
     def __reduce__(self) -> tuple[type["ShardsSource"], tuple[str, str, Path]]:
-        return ShardsSource, self._arguments  # a worker process opens its own files
+        return type(self), self._arguments  # a worker process opens its own files
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        feature, name = self._read(index)
+        return self._record(*self._read(index))
+
+    def _record(self, feature: Any, name: str) -> Record:
         images = feature["image"].bytes_list.value
         captions = clean_captions(feature["captions"].bytes_list.value, name)
         return Record(images[0] if images else b"", captions, name)

@@ -17,6 +17,7 @@ import numpy as np
 from glide_jax import config
 from glide_jax.config import DataConfig
 from glide_jax.config.source_words import spell_source
+from glide_jax.data.embeddings import EmbeddingsSource
 from glide_jax.data.folder import open_folder
 from glide_jax.data.mixture import MixtureSource
 from glide_jax.data.records import (
@@ -26,10 +27,11 @@ from glide_jax.data.records import (
     check_bad_fraction,
     list_problems,
 )
+from glide_jax.data.shard_folder import shard_cache
 from glide_jax.data.shards import ShardsSource
 from glide_jax.data.tfds import TfdsSource, open_tfds
 from glide_jax.errors import UserError
-from glide_jax.storage import cache_folder, expand_home
+from glide_jax.storage import expand_home
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +93,11 @@ def _open_folder(source: config.Folder, split: str, max_bad_fraction: float) -> 
 
 
 def _open_shards(source: config.Shards, split: str, max_bad_fraction: float) -> Source:
-    cache = Path(expand_home(source.cache_dir)) if source.cache_dir else cache_folder() / "shards"
-    return ShardsSource(expand_home(source.path), split, cache)
+    return ShardsSource(expand_home(source.path), split, shard_cache(source.cache_dir))
+
+
+def _open_embeddings(source: config.Embeddings, split: str, max_bad_fraction: float) -> Source:
+    return EmbeddingsSource(expand_home(source.path), split, shard_cache(source.cache_dir))
 
 
 def _open_unknown(source: config.Unknown, split: str, max_bad_fraction: float) -> Source:
@@ -104,6 +109,7 @@ SOURCES: dict[type, Callable[[Any, str, float], Source]] = {
     config.Tfds: _open_tfds,
     config.Folder: _open_folder,
     config.Shards: _open_shards,
+    config.Embeddings: _open_embeddings,
     config.Unknown: _open_unknown,
 }
 """Openers by class of `DataConfig.source`: (source, split, max_bad_fraction) -> Source."""

@@ -4,7 +4,7 @@ Features are of EfficientNet-Lite0, which needs no download. Values compare betw
 between runs with the same validation split, train.evaluate_examples and sample.* settings.
 """
 
-from glide_jax.config import ClipConfig, Config
+from glide_jax.config import Config, ModelConfig
 from glide_jax.data.records import Source
 from glide_jax.data.validation import validation_examples
 from glide_jax.errors import UserError
@@ -22,12 +22,16 @@ def extractor_of(config: Config) -> FeatureExtractor | None:
     """The feature extractor for the metrics of a run; None if it is not evaluated.
 
     Raises:
-        UserError: its weights are not installed, a metric is unknown, or the run is a CLIP's.
+        UserError: its weights are not installed, a metric is unknown, or the model
+            generates no images.
     """
     if not config.train.evaluate_every_steps:
         return None
-    if isinstance(config.model, ClipConfig):
-        raise UserError("train.evaluate_every_steps must be 0 for a CLIP: it generates no images")
+    if not isinstance(config.model, ModelConfig):
+        raise UserError(
+            f"train.evaluate_every_steps must be 0 for a {config.model.kind}: it generates no "
+            "images"
+        )
     require_metrics(config.train.evaluate_metrics, NETWORKS[NETWORK].title)
     return load_extractor(NETWORK)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from glide_jax.config import ClipConfig, Config, ModelConfig
+from glide_jax.config import ClipConfig, Config, ModelConfig, PriorConfig
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
 from glide_jax.runs.folder import Run
@@ -16,7 +16,10 @@ NEW_PARAMETERS = "low_res_emb"
 """Prefix of parameters that the other run may lack: the embedding of low_res noise, whose output
 is zero at initialization."""
 
-HEADS = ("model.text.heads", "model.unet.head_width", "model.image.heads")
+KINDS = {"denoiser": "denoiser", "clip": "CLIP", "prior": "prior"}
+"""Models in words."""
+
+HEADS = ("model.text.heads", "model.unet.head_width", "model.image.heads", "model.heads")
 """Sizes on which no shape depends."""
 
 
@@ -43,6 +46,10 @@ def with_sizes_of(before: Config, config: Config) -> Config:
             dropout=new.unet.dropout,
         )
         return replace(config, model=replace(new, text=old.text, unet=unet))
+    if isinstance(old, PriorConfig) and isinstance(new, PriorConfig):
+        # All its settings are sizes, except these.
+        px, dtype, remat = new.resolution_px, new.dtype, new.remat
+        return replace(config, model=replace(old, resolution_px=px, dtype=dtype, remat=remat))
     if isinstance(old, ClipConfig) and isinstance(new, ClipConfig):
         sizes = replace(new, text=old.text, image=old.image, embedding_width=old.embedding_width)
         return replace(config, model=sizes)
@@ -85,8 +92,9 @@ def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
     """
     before = run.config
     where = f"train.init_from {config.train.init_from or run.path}"
-    if isinstance(before.model, ClipConfig) != isinstance(config.model, ClipConfig):
-        raise UserError(f"{where}: one of the two models is a CLIP, the other is not")
+    if before.model.kind != config.model.kind:
+        one, other = sorted(KINDS[c.model.kind] for c in (before, config))
+        raise UserError(f"{where}: one of the two models is a {one}, the other a {other}")
     is_clip = isinstance(config.model, ClipConfig)
     if not (is_clip and config.clip.steps == 1):  # a CLIP for clean images uses no schedule
         relevant = ("prediction", "low_res_std", "steps", "schedule")

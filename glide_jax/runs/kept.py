@@ -20,7 +20,7 @@ from glide_jax.storage import AnyPath, storage_errors
 BEST = "best"
 DEFAULT_METRIC = "validation_loss"
 """What `best` means for a run without train.best_metric."""
-HIGHER_IS_BETTER = ("accuracy", "precision", "recall", "density", "coverage", "is")
+HIGHER_IS_BETTER = ("accuracy", "precision", "recall", "density", "coverage", "is", "cosine")
 """Words in the names of metrics that are better when higher; all others are losses or distances."""
 
 

@@ -1,21 +1,37 @@
 """Objective and tokenizer of a configuration, and the checks before a run starts."""
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from glide_jax.config import ClipConfig, Config
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from glide_jax.config import ClipConfig, Config, ModelConfig, PriorConfig
+from glide_jax.data.embeddings import require_clip
+from glide_jax.data.loader import Loader
+from glide_jax.data.mixture import parts_of
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
 from glide_jax.errors import UserError
+from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
-from glide_jax.sampling.clip import ClipScorer
 from glide_jax.sampling.settings import require_usable
 from glide_jax.storage import AnyPath
 from glide_jax.training.batch_sizes import require_distinct_images, with_validation_batch
 from glide_jax.training.contrastive import Contrastive
 from glide_jax.training.denoising import Denoising
+from glide_jax.training.frozen_clip import FrozenClip
 from glide_jax.training.objective import Objective
+from glide_jax.training.prior import (
+    STATISTICS_EXAMPLES,
+    DiffusionPrior,
+    embeddings_of,
+    statistics_of,
+)
 
 
 def require_startable(config: Config, source: Source, held_out: int) -> None:
@@ -36,31 +52,102 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
             f"train.steps ({steps}) is beyond optim.decay_steps ({decay_steps}), where the "
             f"learning rate is 0: give --optim.decay-steps {steps}, or --optim.min-learning-rate"
         )
-    if not isinstance(config.model, ClipConfig):
-        if config.train.sample_every_steps:
-            require_usable(config, config.sample)
-        return
-    require_distinct_images(config, source)
-    if config.train.validate_every_steps:
-        with_validation_batch(config, held_out)
+    if isinstance(config.model, ModelConfig) and config.train.sample_every_steps:
+        require_usable(config, config.sample)
+    if isinstance(config.model, ClipConfig):
+        require_distinct_images(config, source)
+        if config.train.validate_every_steps:
+            with_validation_batch(config, held_out)
 
 
-def make_objective(config: Config, clip: ClipScorer | None = None) -> Objective:
+def clip_run_of(config: Config) -> Run | None:
+    """The run of the CLIP that a run learns from; None if it needs none.
+
+    Raises:
+        UserError: train.clip_run is not given, or is not a CLIP's run, or its embeddings and
+            captions do not fit the model.
+    """
+    model, train = config.model, config.train
+    if not (isinstance(model, PriorConfig) or train.clip_loss_weight):
+        return None
+    if not train.clip_run:
+        raise UserError("train.clip_run is needed: give --train.clip-run and the run of a CLIP")
+    run = Run.open(train.clip_run)
+    require_clip(config.data.source, run.fingerprint)
+    if isinstance(model, PriorConfig):
+        clip = run.config.clip
+        for name, ours, theirs in (
+            ("embedding_width", model.embedding_width, clip.embedding_width),
+            ("text.width", model.text.width, clip.text.width),
+            ("text.length", model.text.length, clip.text.length),
+            ("text.vocab_size", model.text.vocab_size, clip.text.vocab_size),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"model.{name} is {ours}, but the CLIP of train.clip_run has {theirs}: give "
+                    f"--model.{name.replace('_', '-')} {theirs}"
+                )
+    return run
+
+
+def share_of_batches(config: Config, clip_run: Run | None) -> dict[str, Any]:
+    """This process's part of every batch, as arguments of `Loader` and `validation_batches`.
+
+    Args:
+        config: of the run.
+        clip_run: see `clip_run_of`.
+    """
+    clip_tokenizer = None
+    if clip_run is not None and config.train.clip_loss_weight:
+        length = clip_run.config.clip.text.length
+        clip_tokenizer = partial(clip_run.tokenizer.encode, length=length)
+    return {
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "clip_tokenizer": clip_tokenizer,
+    }
+
+
+def make_objective(config: Config, clip: FrozenClip | None = None) -> Objective:
     """The objective of a run.
 
     Args:
         config: the run.
-        clip: the CLIP of train.clip_run, for train.clip_loss_weight above 0.
+        clip: the CLIP of `clip_run_of`, if the run needs one.
     """
     if isinstance(config.model, ClipConfig):
         return Contrastive(config)
-    if clip is None:
-        return Denoising(config)
-    return Denoising(config, clip.network, clip.params)
+    if isinstance(config.model, PriorConfig):
+        assert clip is not None
+        return DiffusionPrior(config, clip)
+    return Denoising(config, clip)
+
+
+def initial_params(
+    objective: Objective, source: Source, tokenizer: Tokenizer, mesh: Mesh, **share: Any
+) -> dict[str, np.ndarray] | None:
+    """Initial parameters that are measured on the training data: those of a prior.
+
+    All processes must call it. None for other objectives.
+
+    Args:
+        objective: of the run.
+        source: its training split.
+        tokenizer: of the run.
+        mesh: of the run.
+        share: see `share_of_batches`.
+    """
+    if not isinstance(objective, DiffusionPrior):
+        return None
+    count = min(STATISTICS_EXAMPLES, sum(map(len, parts_of(source))))
+    place = partial(sharding.to_devices, mesh=mesh)
+    with Loader(source, tokenizer, objective.config, **share, place=place) as batches:
+        embeddings = embeddings_of(objective.clip, batches, mesh, count)
+    return objective.network.init(objective.config.train.seed) | statistics_of(embeddings)
 
 
 def tokenizer_of(config: Config, source: Source, before: str | AnyPath = "") -> Tokenizer:
-    """The tokenizer of a run: the one of the run before, or a new one.
+    """The tokenizer of a run: the one of the run before, for a prior its CLIP's, or a new one.
 
     A new one is trained on all captions, also those that data.caption_pattern excludes: a later
     curriculum stage may train on them.
@@ -73,6 +160,8 @@ def tokenizer_of(config: Config, source: Source, before: str | AnyPath = "") -> 
     Raises:
         UserError: the other run's tokenizer cannot be read.
     """
+    if not before and isinstance(config.model, PriorConfig):
+        before = config.train.clip_run
     if before:
         return Run.open(before).tokenizer
     if config.data.caption_pattern:

@@ -44,7 +44,8 @@ def data_report(config: Config, source: Source, tokenizer: Tokenizer) -> list[st
     wants_pixels = isinstance(config.model, ModelConfig) and config.diffusion.low_res_std > 0
     for record in _some_records(source):
         try:
-            sides_px.append(min(open_image(record.image).size))
+            if record.image:
+                sides_px.append(min(open_image(record.image).size))
             if wants_pixels:
                 px = config.model.resolution_px
                 images.append(load_pixels(record.image, px, name=record.name))
@@ -55,7 +56,7 @@ def data_report(config: Config, source: Source, tokenizer: Tokenizer) -> list[st
         return []
     return [
         *_captions_report(config, captions, tokenizer),
-        *_sizes_report(config.model, sides_px),
+        *(_sizes_report(config.model, sides_px) if sides_px else ()),
         *(_low_res_report(config, to_float(np.stack(images))) if images else ()),
     ]
 

@@ -4,7 +4,7 @@ The default is GLIDE's hybrid loss with uniform t. Other weightings, distributio
 auxiliary CLIP loss are options of the config.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,16 @@ from glide_jax.diffusion.parameterization import Parameterization
 from glide_jax.diffusion.process import q_sample, split_output
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.diffusion.timestep_sampling import LossHistory
-from glide_jax.models.clip import Clip
 from glide_jax.models.glide import GlideModel, glide_network
 from glide_jax.models.network import Network
 from glide_jax.models.platform import ANY_PLATFORM, Platform
 from glide_jax.shapes import Batch, Image, ModelOutput, Params
+from glide_jax.training.frozen_clip import FrozenClip, cosine
 from glide_jax.training.low_res import area_average, gaussian_blur
 from glide_jax.training.objective import (
     BatchGradient,
     Validation,
+    mean_gradient,
     merge_micro_batches,
     split_micro_batches,
 )
@@ -69,19 +70,13 @@ class Denoising:
         config: the run.
         clip: the CLIP of train.clip_run, for train.clip_loss_weight above 0; batches then hold
             `clip_tokens` and `clip_token_mask`.
-        clip_params: parameters of `clip`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        clip: Network[Clip] | None = None,
-        clip_params: Params | None = None,
-    ) -> None:
+    def __init__(self, config: Config, clip: FrozenClip | None = None) -> None:
         self.config = config
         self.model = config.denoiser
         self.network: Network[GlideModel] = glide_network(self.model)
-        self.frozen: Params = clip_params or {}
+        self.frozen: Params = {} if clip is None else clip.params
         self._clip = clip
         diffusion = config.diffusion
         self.timestep_count = diffusion.steps
@@ -105,27 +100,15 @@ class Denoising:
         dropout = dropout_key if self.model.unet.dropout > 0 else None
 
         def mean_loss(
-            params: Params, batch: Batch, draws: _Draws, dropout: PRNGKeyArray | None
+            params: Params, part: tuple[Batch, _Draws, Int[Array, "b"]]
         ) -> tuple[jax.Array, _Losses]:
-            losses = self._losses(params, frozen, batch, draws, dropout, platform)
+            batch, draws, places = part
+            key = None if dropout is None else jax.random.fold_in(dropout, places[0])
+            losses = self._losses(params, frozen, batch, draws, key, platform)
             return jnp.mean(draws.weights * losses.total), losses
 
-        gradient = jax.grad(mean_loss, has_aux=True)
-        parts = self.config.train.micro_batches
-        if parts == 1:
-            grads, losses = gradient(params, batch, draws, dropout)
-        else:
-
-            def add(total: Params, part: Any) -> tuple[Params, _Losses]:
-                i, batch, draws = part
-                key = None if dropout is None else jax.random.fold_in(dropout, i)
-                grads, losses = gradient(params, batch, draws, key)
-                return jax.tree.map(jnp.add, total, grads), losses
-
-            pieces = jnp.arange(parts), *split_micro_batches((batch, draws), parts)
-            total, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), pieces)
-            grads = jax.tree.map(lambda x: x / parts, total)
-            losses = merge_micro_batches(losses)
+        inputs = batch, draws, jnp.arange(len(draws.t))
+        grads, losses = mean_gradient(mean_loss, params, inputs, self.config.train.micro_batches)
         metrics = {name: jnp.mean(value) for name, value in losses.named().items()}
         metrics["loss"] = jnp.mean(draws.weights * losses.total)
         return BatchGradient(grads, metrics, draws.t, losses.total)
@@ -199,7 +182,7 @@ class Denoising:
             return _Losses(hybrid.loss, hybrid, None)
         predicted, _ = split_output(out)
         x_0 = parameterization.x_0(predicted, x_t, draws.t)
-        clip_loss = self._clip_loss(self._clip.bind(frozen, platform), x_0, batch)
+        clip_loss = self._clip_loss(self._clip, frozen, x_0, batch, platform)
         alpha_bar = jnp.asarray(self.schedule.alpha_bar, jnp.float32)[draws.t]  # (b,)
         total = hybrid.loss + self.config.train.clip_loss_weight * alpha_bar * clip_loss
         return _Losses(total, hybrid, clip_loss)
@@ -229,15 +212,14 @@ class Denoising:
         x = parameterization.network_input(x_t, draws.t)
         return parameterization, model(x, draws.t, text, condition, dropout_key)
 
-    def _clip_loss(self, clip: Clip, x_0: Image, batch: Batch) -> Float[Array, "b"]:
+    def _clip_loss(
+        self, clip: FrozenClip, frozen: Params, x_0: Image, batch: Batch, platform: Platform
+    ) -> Float[Array, "b"]:
         """1 - cos(caption, predicted x_0); 0 for dropped captions."""
-        px = clip.config.resolution_px
-        x_0 = jnp.clip(x_0, -1, 1)
-        if px != self.model.resolution_px:
-            x_0 = jax.image.resize(x_0, (len(x_0), px, px, 3), "linear")
-        image = clip.encode_image(x_0, jnp.zeros(len(x_0), jnp.int32))
-        text = clip.encode_text(batch["clip_tokens"], batch["clip_token_mask"])
-        return jnp.where(batch["token_mask"].any(-1), 1 - jnp.sum(image * text, -1), 0)
+        image = clip.embed_image(frozen, jnp.clip(x_0, -1, 1), platform)
+        tokens, mask = batch["clip_tokens"], batch["clip_token_mask"]
+        text = clip.embed_text(frozen, tokens, mask, platform).embedding
+        return jnp.where(batch["token_mask"].any(-1), 1 - cosine(image, text), 0)
 
     def _low_res(
         self, image: Image, draws: _LowResDraws | None

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from glide_jax.config import ClipConfig, Config, ModelConfig
+from glide_jax.config import ClipConfig, Config, Embeddings, ModelConfig, PriorConfig
 from glide_jax.parallel.chips import chip_of
 from glide_jax.shapes import Batch
 from glide_jax.training.objective import Objective
@@ -19,19 +19,21 @@ def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
 
     Args:
         config: the run.
-        clip: the CLIP of the auxiliary loss, if any.
+        clip: the CLIP of train.clip_run, if any.
     """
     b, l = config.train.batch_examples, config.model.text.length
     px = config.data.low_res.crop_px or config.model.resolution_px
     shape = jax.ShapeDtypeStruct
-    batch: Any = {
-        "image": shape((b, px, px, 3), jnp.uint8),
+    image: Any = {"image": shape((b, px, px, 3), jnp.uint8)}
+    if isinstance(config.model, PriorConfig) and isinstance(config.data.source, Embeddings):
+        image = {"image_embedding": shape((b, config.model.embedding_width), jnp.float32)}
+    batch = image | {
         "tokens": shape((b, l), jnp.int32),
         "token_mask": shape((b, l), jnp.bool_),
     }
     if isinstance(config.model, ModelConfig) and config.model.inpaint:
         batch["mask"] = shape((b, px, px, 1), jnp.bool_)
-    if clip is not None:
+    if clip is not None and config.train.clip_loss_weight:
         batch["clip_tokens"] = shape((b, clip.text.length), jnp.int32)
         batch["clip_token_mask"] = shape((b, clip.text.length), jnp.bool_)
     return batch

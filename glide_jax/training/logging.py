@@ -312,7 +312,7 @@ def health_line(values: Mapping[str, float | int | None]) -> str:
 def validation_line(values: Mapping[str, float], seconds: float) -> str:
     """A one-line summary of validation losses: of the EMA and the raw parameters, by captions."""
     parts = []
-    for name in ("loss", "mse", "accuracy"):
+    for name in ("loss", "mse", "accuracy", "cosine"):
         own = values.get(f"validation_{name}")
         if own is None:
             continue

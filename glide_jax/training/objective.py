@@ -1,5 +1,6 @@
 """Objectives: the contract between `step.Trainer` and each kind of model."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -98,3 +99,30 @@ def split_micro_batches(tree: Tree, parts: int) -> Tree:
 def merge_micro_batches(tree: Tree) -> Tree:
     """Inverse of `split_micro_batches`."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def mean_gradient(
+    loss: Callable[[Params, Any], tuple[jax.Array, Tree]], params: Params, inputs: Any, parts: int
+) -> tuple[Params, Tree]:
+    """The gradient of a mean over examples, one micro-batch after another.
+
+    Args:
+        loss: `(params, inputs) -> (mean, values)`, where values are arrays (b, ...).
+        params: parameters to differentiate by.
+        inputs: a tree of arrays (b, ...).
+        parts: number of micro-batches.
+
+    Returns:
+        The gradient, and the values of all examples.
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, inputs)
+
+    def add(total: Params, part: Any) -> tuple[Params, Tree]:
+        grads, values = gradient(params, part)
+        return jax.tree.map(jnp.add, total, grads), values
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, values = jax.lax.scan(add, zeros, split_micro_batches(inputs, parts))
+    return jax.tree.map(lambda x: x / parts, total), merge_micro_batches(values)

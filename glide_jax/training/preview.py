@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from glide_jax.config import ClipConfig, Config
+from glide_jax.config import Config, ModelConfig
 from glide_jax.data.examples import Example
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
@@ -100,8 +100,8 @@ class Preview:
 
     @classmethod
     def open(cls, run: Run, held_out: Source) -> "Preview | None":
-        """The preview of a run; None for a CLIP, or if the run has none."""
-        if isinstance(run.config.model, ClipConfig) or not run.config.train.sample_every_steps:
+        """The preview of a run; None if it has none, or generates no images."""
+        if not isinstance(run.config.model, ModelConfig) or not run.config.train.sample_every_steps:
             return None
         return cls(run.config, run.tokenizer, held_out)
 

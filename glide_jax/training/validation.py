@@ -142,7 +142,7 @@ def buckets(timestep_count: int) -> list[tuple[int, int]]:
 
 
 def summary(results: Sequence[Validation], timestep_count: int, examples: int) -> dict[str, float]:
-    """Means over the examples, and `mse` or `accuracy` by timestep bucket.
+    """Means over the examples, and `mse`, `accuracy` or `cosine` by timestep bucket.
 
     Args:
         results: of every batch, on the host.
@@ -160,7 +160,7 @@ def summary(results: Sequence[Validation], timestep_count: int, examples: int) -
     means = {name: float(value.mean()) for name, value in values.items()}
     if timestep_count < BUCKETS:
         return means
-    bucketed = "mse" if "mse" in values else "accuracy"
+    bucketed = next(name for name in ("mse", "accuracy", "cosine") if name in values)
     for low, high in buckets(timestep_count):
         inside = (t >= low) & (t < high)
         if inside.any():
