@@ -1,6 +1,6 @@
 """Parameter names of published feature networks, to and from this project's."""
 
-from glide_jax.pretrained.names import Patterns, Rules
+from glide_jax.pretrained.names import NONE, Patterns, Rules
 
 _NORM = {
     "scale": "weight",
@@ -66,7 +66,7 @@ def _tensorflow() -> Rules:
         },
         "classifier": {"kernel": "weights", "bias": "biases"},
     }
-    return Rules(tuple(patterns), tables, transposed=False)
+    return Rules(tuple(patterns), tables, transposed=NONE)
 
 
 def _numbered(name: str, i: int) -> str:

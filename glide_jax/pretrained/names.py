@@ -8,7 +8,7 @@ here, as in TensorFlow, they are (in, out) and (height, width, in, out).
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from glide_jax.errors import UserError
 
@@ -18,6 +18,14 @@ Tables = Mapping[str, Mapping[str, str]]
 """The original's word for each of ours, by named group of the patterns."""
 
 
+KERNELS = r".*\.kernel"
+"""Our names of parameters that PyTorch stores in another layout."""
+CONV_1D = r"unet\..*\.attention\.\w+\.kernel"
+"""Linear layers that OpenAI's U-Nets store as 1D convolutions with kernels of size 1."""
+NONE = "(?!)"
+"""A pattern that matches no name."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """Names and layouts of one kind of file.
@@ -25,12 +33,14 @@ class Rules:
     Args:
         patterns: the first that matches a name applies.
         tables: translations of named groups.
-        transposed: whether kernels have PyTorch's layout, not ours.
+        transposed: pattern of our names whose arrays have PyTorch's layout, not ours.
+        conv_1d: pattern of our names of linear layers stored as 1D convolutions.
     """
 
     patterns: Patterns
     tables: Tables
-    transposed: bool = True
+    transposed: str = KERNELS
+    conv_1d: str = CONV_1D
 
 
 _RES = {
@@ -60,14 +70,14 @@ _CLIP = {
     "mlp_in": "f_mlp.f_1",
     "mlp_out": "f_mlp.f_2",
 }
-_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _CLIP_LEAF = {"kernel": "w", "scale": "g", "bias": "b"}
-_TABLES = {
+TABLES = {
     "res": _RES,
     "attention": _ATTENTION,
     "text": _TEXT,
     "clip": _CLIP,
-    "leaf": _LEAF,
+    "leaf": LEAF,
     "clip_leaf": _CLIP_LEAF,
 }
 
@@ -87,7 +97,7 @@ DENOISER = Rules((
     (r"unet\.middle\.0\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "middle_block.0.{res}.{leaf}"),
     (r"unet\.middle\.0\.attention\.(?P<attention>\w+)\.(?P<leaf>\w+)",
      "middle_block.1.{attention}.{leaf}"),
-    (r"unet\.middle\.1\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "middle_block.2.{res}.{leaf}"),
+    (r"unet\.middle\.1\.res\.(?P<res>\w+)\.(?P<leaf>\w+)", "middle_block.{middle}.{res}.{leaf}"),
     (r"unet\.down\.(?P<n>\d+)\.res\.(?P<res>\w+)\.(?P<leaf>\w+)",
      "input_blocks.{next}.0.{res}.{leaf}"),
     (r"unet\.down\.(?P<n>\d+)\.attention\.(?P<attention>\w+)\.(?P<leaf>\w+)",
@@ -97,7 +107,7 @@ DENOISER = Rules((
      "output_blocks.{n}.1.{attention}.{leaf}"),
     (r"unet\.up\.(?P<n>\d+)\.up\.(?P<res>\w+)\.(?P<leaf>\w+)",
      "output_blocks.{n}.{last}.{res}.{leaf}"),
-), _TABLES)  # fmt: skip
+), TABLES)  # fmt: skip
 """Names in base.pt, upsample.pt, base_inpaint.pt and upsample_inpaint.pt."""
 
 _TOWER: Patterns = (
@@ -107,19 +117,56 @@ _TOWER: Patterns = (
     (r"final_norm\.(?P<clip_leaf>\w+)", "blocks.output.ln.{clip_leaf}"),
     (r"projection\.kernel", "blocks.output.f.w"),
 )  # fmt: skip
-CLIP_TEXT = Rules(((r"token_embedding", "blocks.input.w_voc"), *_TOWER), _TABLES)
+CLIP_TEXT = Rules(((r"token_embedding", "blocks.input.w_voc"), *_TOWER), TABLES)
 """Names in clip_text_enc.pt; ours without the leading `text.`."""
 CLIP_IMAGE = Rules((
     (r"time_embedding", "blocks.input.w_t"),
     (r"patches\.kernel", "blocks.input.patch_proj"),
     (r"input_norm\.(?P<clip_leaf>\w+)", "blocks.input.ln.{clip_leaf}"),
     *_TOWER,
-), _TABLES)  # fmt: skip
+), TABLES)  # fmt: skip
 """Names in clip_image_enc.pt; ours without the leading `image.`."""
 
-_DECODER_ATTENTION = r"unet\.up\.(?P<n>\d+)\.attention\."
-_CONV_1D = r"unet\..*\.attention\.\w+\.kernel"
-"""Linear layers that the original stores as 1D convolutions with kernels of size 1."""
+
+class _UNet(NamedTuple):
+    """What a block's original name depends on besides our own."""
+
+    attended: set[str]
+    """Blocks of the decoder with attention."""
+    blocks: int
+    """Blocks of the decoder per level."""
+    middle: str
+    """Their index of our second middle block, before which attention may count as one."""
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "_UNet":
+        """The U-Net, or those of one shape, that parameters are of."""
+        joined = "\n".join(names)
+        up = {int(n) for n in re.findall(r"unet\.up\.(\d+)\.res\.", joined)}
+        resampling = {int(n) for n in re.findall(r"unet\.up\.(\d+)\.up\.", joined)}
+        return cls(
+            attended=set(re.findall(r"unet\.up\.(\d+)\.attention\.", joined)),
+            blocks=min(resampling, default=len(up) - 1) + 1,
+            middle="2" if "unet.middle.0.attention." in joined else "1",
+        )
+
+    def fields(self, n: str) -> dict[str, str]:
+        """Words for a template, given a block's number in our encoder or decoder."""
+        level, index = divmod(int(n), max(self.blocks, 1))
+        resamples = index == self.blocks - 1  # in the encoder, which has one block less per level
+        return {
+            "next": str(int(n) + 1),  # their encoder starts with conv_in
+            "last": "2" if n in self.attended else "1",  # after attention
+            "level": str(level),
+            "index": str(index),
+            "down": "downsamplers.0" if resamples else f"resnets.{index}",
+        }
+
+
+def prefixed(patterns: Patterns, ours: str, theirs: str) -> Patterns:
+    """Patterns of a part of a model: both names after a prefix with a dot, unless it is empty."""
+    before = (re.escape(f"{ours}.") if ours else "", f"{theirs}." if theirs else "")
+    return tuple((before[0] + pattern, before[1] + template) for pattern, template in patterns)
 
 
 def original_names(names: Iterable[str], rules: Rules) -> dict[str, str]:
@@ -133,11 +180,11 @@ def original_names(names: Iterable[str], rules: Rules) -> dict[str, str]:
         KeyError: no rule matches a name.
     """
     names = list(names)
-    attended = {match["n"] for name in names if (match := re.match(_DECODER_ATTENTION, name))}
-    return {name: _original_name(name, rules, attended) for name in names}
+    unet = _UNet.of(names)
+    return {name: _original_name(name, rules, unet) for name in names}
 
 
-def _original_name(name: str, rules: Rules, attended: set[str]) -> str:
+def _original_name(name: str, rules: Rules, unet: _UNet) -> str:
     for pattern, template in rules.patterns:
         match = re.fullmatch(pattern, name)
         if match is not None:
@@ -146,9 +193,8 @@ def _original_name(name: str, rules: Rules, attended: set[str]) -> str:
                 for key, value in match.groupdict().items()
             }
             if "n" in fields:
-                fields["next"] = str(int(fields["n"]) + 1)  # their encoder starts with conv_in
-                fields["last"] = "2" if fields["n"] in attended else "1"  # after attention
-            return template.format(**fields)
+                fields |= unet.fields(fields["n"])
+            return template.format(**fields, middle=unet.middle)
     raise KeyError(name)
 
 
@@ -188,10 +234,10 @@ def to_original(params: Mapping[str, Any], rules: Rules = DENOISER) -> dict[str,
 
 def original_shape(name: str, shape: tuple[int, ...], rules: Rules = DENOISER) -> tuple[int, ...]:
     """Shape of a parameter in the original's layout."""
-    if not (rules.transposed and name.endswith(".kernel")):
+    if not re.fullmatch(rules.transposed, name):
         return shape
     *size, c_in, c_out = shape
-    return (c_out, c_in, 1) if re.fullmatch(_CONV_1D, name) else (c_out, c_in, *size)
+    return (c_out, c_in, 1) if re.fullmatch(rules.conv_1d, name) else (c_out, c_in, *size)
 
 
 def tower(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -201,7 +247,7 @@ def tower(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _to_our_layout(name: str, value: Any, rules: Rules) -> Any:
-    if not (rules.transposed and name.endswith(".kernel")):
+    if not re.fullmatch(rules.transposed, name):
         return value
     if value.ndim == 3:
         value = value[:, :, 0]
@@ -209,7 +255,7 @@ def _to_our_layout(name: str, value: Any, rules: Rules) -> Any:
 
 
 def _to_their_layout(name: str, value: Any, rules: Rules) -> Any:
-    if not (rules.transposed and name.endswith(".kernel")):
+    if not re.fullmatch(rules.transposed, name):
         return value
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return value[:, :, None] if re.fullmatch(_CONV_1D, name) else value
+    return value[:, :, None] if re.fullmatch(rules.conv_1d, name) else value
