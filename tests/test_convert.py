@@ -20,7 +20,7 @@ from helpers.golden_models import (
 from glide_jax.config import Unknown
 from glide_jax.convert import __main__
 from glide_jax.convert.__main__ import main
-from glide_jax.convert.to_runs import LOGIT_SCALE
+from glide_jax.convert.models import LOGIT_SCALE
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
@@ -192,7 +192,7 @@ def test_refusals_are_one_line(originals, released_set, tokenizers, tmp_path):
         f"{base}: config: model.unet.head_width (48) must divide the width of every attention "
         "layer, but one is 64 (--help lists the settings that files do not store)"
     )
-    assert "the clip image encoder is missing" in refused(text, *flags)
+    assert refused(text, *flags) == f"{text} is a part of a clip: clip image is missing"
     assert "are both clip text models" in refused(text, text, *flags)
     assert refused(tmp_path / "no.npz", *flags) == f"{tmp_path / 'no.npz'}: no such file"
     assert "must end in .pt, .pth, .bin, .safetensors, .npz" in refused(

@@ -1,7 +1,6 @@
 """Published checkpoint files to run folders."""
 
 import dataclasses
-import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,103 +9,77 @@ from pathlib import Path
 
 import numpy as np
 
-from glide_jax.config import ClipConfig, Config, DataConfig, Unknown
+from glide_jax.config import Config, DataConfig, ModelConfig, Unknown
+from glide_jax.convert.models import recipe_of
+from glide_jax.convert.parts import Part, parts_of, tokenizer_of, with_text_length
 from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.data.tokenizers.build import load_tokenizer
+from glide_jax.data.tokenizers.build import load_tokenizer, tokenizer_class
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
-from glide_jax.hub import local_file
-from glide_jax.models.clip import clip_network
-from glide_jax.models.glide import glide_network
-from glide_jax.pretrained.defaults import RELEASED
-from glide_jax.pretrained.names import CLIP_IMAGE, CLIP_TEXT, DENOISER, from_original, tower
-from glide_jax.pretrained.sizes import (
-    CLIP_IMAGE_FILE,
-    CLIP_TEXT_FILE,
-    Shapes,
-    UnstoredSettings,
-    clip_sizes,
-    denoiser_sizes,
-    kind_of,
-)
-from glide_jax.pretrained.weight_files import FORMATS, Tensors, read_tensors
+from glide_jax.pretrained.sizes import UnstoredSettings
+from glide_jax.pretrained.weight_files import FORMATS, Tensors
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 
-CLIP = "clip"
-"""Name of the run folder of a CLIP."""
-LOGIT_SCALE = math.log(100)
-"""Of the released CLIP; its files do not contain it."""
+CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
+"""Tokenizer of all released CLIPs, on the hub."""
 
 
 def files_to_runs(
-    files: Sequence[Path],
+    places: Sequence[Path],
     to: Path,
     tokenizer: str,
     clip_tokenizer: str,
     unstored: UnstoredSettings,
 ) -> None:
-    """Convert files to run folders: each denoiser when it is read, CLIP after all files.
+    """Convert published models to run folders, each when its last part is read.
 
     Args:
-        files: of one set of models, at most one of each kind; local or hf:// URLs.
+        places: files and folders as of `parts_of`, of one set of models: at most one of each kind.
         to: folder for the run folders.
-        tokenizer: of denoisers; a local folder or a name on the Hugging Face hub.
-        clip_tokenizer: of CLIP; the same.
+        tokenizer: of GLIDE's denoisers; a local folder or a name on the Hugging Face hub.
+        clip_tokenizer: of CLIP and of models that read its text states; the same, or empty: that
+            of a pipeline, or else CLIP_TOKENIZER.
         unstored: settings that the tensors do not determine.
 
     Raises:
-        UserError: a file cannot be converted, or a folder cannot be written. Run folders that are
-            already complete remain.
+        UserError: a part cannot be converted or is missing, or a folder cannot be written. Run
+            folders that are already complete remain.
     """
     if to.suffix in FORMATS:
         raise UserError(f"--to {to}: files are converted to a folder, so give a folder's name")
-    seen: dict[str, Path] = {}
-    clip: dict[str, Tensors] = {}
-    for place in files:
-        file = local_file(place)
-        tensors = read_tensors(file)
-        with _naming(str(file)):
-            kind = kind_of(_shapes(tensors))
-        if kind in seen:
-            raise UserError(f"{seen[kind]} and {file} are both {kind} models: give one of them")
-        seen[kind] = file
-        if kind in (CLIP_TEXT_FILE, CLIP_IMAGE_FILE):
-            clip[kind] = tensors
-        else:
-            with _naming(str(file)):
-                config, params = denoiser_of(tensors, kind, unstored)
-            write_run(to / kind, config, params, tokenizer)
-    if clip:
-        missing = {CLIP_TEXT_FILE, CLIP_IMAGE_FILE} - set(clip)
-        if missing:
-            (given,) = (str(seen[kind]) for kind in clip)
-            raise UserError(
-                f"a CLIP is two files: {given} is given, the {missing.pop()} encoder is missing"
-            )
-        with _naming(f"{seen[CLIP_TEXT_FILE]} and {seen[CLIP_IMAGE_FILE]}"):
-            config, params = clip_of(clip[CLIP_TEXT_FILE], clip[CLIP_IMAGE_FILE], unstored)
-        write_run(to / CLIP, config, params, clip_tokenizer)
+    clip_tokenizer = clip_tokenizer or tokenizer_of(places) or CLIP_TOKENIZER
+    unstored = with_text_length(places, unstored)
+    waiting: dict[tuple[str, ...], dict[str, Part]] = {}
+    seen: dict[str, str] = {}
+    made: dict[str, str] = {}
+    for part in (part for place in places for part in parts_of(place)):
+        recipe = recipe_of(part.kind)
+        _require_first(seen, part.kind, part.place)
+        parts = waiting.setdefault(recipe.kinds, {})
+        parts[part.kind] = part
+        if len(parts) < len(recipe.kinds):
+            continue
+        del waiting[recipe.kinds]
+        _require_first(made, recipe.run, part.place)
+        with _naming(" and ".join(part.place for part in parts.values())):
+            config, params = recipe.build(parts, unstored)
+        uses_clip = tokenizer_class(config.model) is ClipTokenizer
+        write_run(to / recipe.run, config, params, clip_tokenizer if uses_clip else tokenizer)
+    for kinds, parts in waiting.items():
+        recipe = recipe_of(kinds[0])
+        if recipe.run not in made:  # else the run is made of other parts
+            given = " and ".join(part.place for part in parts.values())
+            missing = " and ".join(kind for kind in kinds if kind not in parts)
+            hint = f" ({recipe.hint})" if recipe.hint else ""
+            raise UserError(f"{given} is a part of a {recipe.run}: {missing} is missing{hint}")
 
 
-def denoiser_of(tensors: Tensors, kind: str, unstored: UnstoredSettings) -> tuple[Config, Tensors]:
-    """Configuration and parameters of a base model or an upsampler."""
-    model = denoiser_sizes(_shapes(tensors), unstored)
-    diffusion, sample = RELEASED[kind]
-    params = from_original(tensors, glide_network(model).shapes, DENOISER)
-    return Config(model=model, diffusion=diffusion, sample=sample), params
-
-
-def clip_of(text: Tensors, image: Tensors, unstored: UnstoredSettings) -> tuple[Config, Tensors]:
-    """Configuration and parameters of a noised CLIP, from its two files."""
-    model = clip_sizes(_shapes(text), _shapes(image), unstored)
-    shapes = clip_network(model).shapes
-    params: Tensors = {"logit_scale": np.array(LOGIT_SCALE, np.float32)}
-    for name, tensors, rules in (("text", text, CLIP_TEXT), ("image", image, CLIP_IMAGE)):
-        converted = from_original(tensors, tower(shapes, name), rules)
-        params |= {f"{name}.{parameter}": value for parameter, value in converted.items()}
-    diffusion, sample = RELEASED[CLIP]
-    return Config(model=model, diffusion=diffusion, sample=sample), params
+def _require_first(places: dict[str, str], kind: str, place: str) -> None:
+    """Notes where a kind is from. Raises UserError if there was one before."""
+    if kind in places:
+        raise UserError(f"{places[kind]} and {place} are both {kind} models: give one of them")
+    places[kind] = place
 
 
 def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str) -> None:
@@ -118,13 +91,9 @@ def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str
     folder = folder.absolute()
     if folder.exists():
         raise UserError(f"{folder} already exists: remove it, or give another --to")
-    is_clip = isinstance(config.model, ClipConfig)
-    flag = "--clip-tokenizer" if is_clip else "--tokenizer"
-    vocab_size, kind = config.model.text.vocab_size, ClipTokenizer if is_clip else Tokenizer
-    try:
-        tokenizer = load_tokenizer(tokenizer_name, vocab_size, kind)
-    except UserError as error:
-        raise UserError(f"{error}; name another folder or hub name with {flag}") from None
+    tokenizer = None
+    if not (isinstance(config.model, ModelConfig) and config.model.text.encoder == "none"):
+        tokenizer = _load_tokenizer(config, tokenizer_name)
     config = dataclasses.replace(config, data=DataConfig(Unknown(), tokenizer=tokenizer_name))
     # Beside the set's folder, which then never contains an incomplete run.
     unfinished = folder.parent.with_name(f"{folder.parent.name}.{folder.name}.{os.getpid()}")
@@ -139,8 +108,13 @@ def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str
     print(f"{folder}: {count:,} parameters")
 
 
-def _shapes(tensors: Tensors) -> Shapes:
-    return {name: tensor.shape for name, tensor in tensors.items()}
+def _load_tokenizer(config: Config, name: str) -> Tokenizer:
+    kind = tokenizer_class(config.model)
+    try:
+        return load_tokenizer(name, config.model.text.vocab_size, kind)
+    except UserError as error:
+        flag = "--clip-tokenizer" if kind is ClipTokenizer else "--tokenizer"
+        raise UserError(f"{error}; name another folder or hub name with {flag}") from None
 
 
 @contextmanager

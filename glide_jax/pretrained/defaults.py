@@ -1,4 +1,4 @@
-"""Noise processes and sampling settings of the models that OpenAI released."""
+"""Noise processes and sampling settings of the models that OpenAI and Kakao Brain released."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class ReleasedDefaults(NamedTuple):
     diffusion: DiffusionConfig
     """Noise process of its training."""
     sample: SampleConfig
-    """Sampling settings of OpenAI's notebooks."""
+    """Sampling settings of OpenAI's notebooks, and of Karlo's code."""
 
 
 _UPSAMPLER_NOISE = DiffusionConfig(schedule="linear")
@@ -26,5 +26,11 @@ RELEASED: dict[str, ReleasedDefaults] = {
         _UPSAMPLER_NOISE, dataclasses.replace(_UPSAMPLER, sampler="ddpm")
     ),
     "clip": ReleasedDefaults(DiffusionConfig(), SampleConfig()),
+    "prior": ReleasedDefaults(DiffusionConfig(), SampleConfig(steps="25", guidance_scale=4.0)),
+    "decoder": ReleasedDefaults(DiffusionConfig(), SampleConfig(steps="50", guidance_scale=8.0)),
+    "karlo-upsample": ReleasedDefaults(
+        DiffusionConfig(), SampleConfig(steps="7", guidance_scale=1.0)
+    ),
 }
-"""By role. A CLIP is trained with the base model's noise process, and does not sample."""
+"""By role; karlo-upsample is Karlo's super-resolution. A CLIP is trained with the base model's
+noise process, and does not sample."""

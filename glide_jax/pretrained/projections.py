@@ -77,7 +77,9 @@ def _interleaved(tensors: Mapping[str, Any], names: list[str], head_width: int |
             raise UserError(f"{name} has shape {part.shape}, but {names[0]} has {parts[0].shape}")
     width = head_width or rows
     if not rows or rows % width:
-        raise UserError(f"{names[0]} has shape {parts[0].shape}, which heads of {width} do not divide")
+        raise UserError(
+            f"{names[0]} has shape {parts[0].shape}, which heads of {width} do not divide"
+        )
     library = parts[0].__array_namespace__()  # NumPy's, or JAX's for abstract arrays
     heads = library.stack([part.reshape(-1, width, *rest) for part in parts], axis=1)
     return heads.reshape(-1, *rest)

@@ -186,8 +186,8 @@ def _storage(pid: Any) -> Storage:
 def read_torch(path: Path, check: Callable[[int], None]) -> dict[str, np.ndarray]:
     """All tensors of a file by name.
 
-    Tensors may be in a dict under one of NESTED, or in modules of TorchScript, whose attributes'
-    names are joined with dots.
+    Tensors may be in a dict under one of NESTED, in a list, where their names are numbers, or in
+    modules of TorchScript, whose attributes' names are joined with dots.
 
     Args:
         path: the file.
@@ -275,6 +275,8 @@ def _views(file: Any, check: Callable[[int], None]) -> dict[str, View]:
     if isinstance(root, dict):
         nested = [root[name] for name in NESTED if isinstance(root.get(name), dict)]
         views = dict(nested[0] if nested else root)
+    elif isinstance(root, (list, tuple)) and root:
+        views = {str(i): view for i, view in enumerate(root)}
     else:
         views = dict(_attributes(root))
     for name, view in views.items():

@@ -13,25 +13,30 @@ from glide_jax.errors import UserError
 from glide_jax.pretrained.torch_files import STORAGES
 
 
-def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_torch(path: Path, tensors: Mapping[str, np.ndarray], under: str = "") -> None:
     """Writes tensors by name as torch.save does, readable with weights_only=True.
 
     Args:
         path: of the file.
-        tensors: of a type in STORAGES.
+        tensors: of a type in STORAGES. If their names are 0, 1, ..., they are written as a tuple.
+        under: write a dict with the tensors under this name, as a training checkpoint has them.
 
     Raises:
         UserError: a tensor is of another type.
     """
     storages = {dtype: name for name, dtype in STORAGES.items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        entries = []
+        entries: list[bytes] = []
+        numbered = bool(tensors) and list(tensors) == [str(i) for i in range(len(tensors))]
         for key, (name, tensor) in enumerate(tensors.items()):
             if tensor.dtype not in storages:
                 raise UserError(f"{name} is of type {tensor.dtype}, which .pt files do not have")
-            entries.append(_text(name) + _pickled_tensor(str(key), tensor, storages[tensor.dtype]))
-        root = b"\x80\x02" + b"}(" + b"".join(entries) + b"u."
-        archive.writestr("archive/data.pkl", root)
+            pickled = _pickled_tensor(str(key), tensor, storages[tensor.dtype])
+            entries.append(pickled if numbered else _text(name) + pickled)
+        root = (b"(%bt" if numbered else b"}(%bu") % b"".join(entries)
+        if under:
+            root = b"}(" + _text(under) + root + b"u"
+        archive.writestr("archive/data.pkl", b"\x80\x02" + root + b".")
         archive.writestr("archive/byteorder", b"little")
         for key, tensor in enumerate(tensors.values()):
             archive.writestr(f"archive/data/{key}", np.ascontiguousarray(tensor).tobytes())

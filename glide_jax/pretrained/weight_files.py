@@ -32,8 +32,8 @@ SMALL_BYTES = 2**26
 def read_tensors(path: AnyPath) -> Tensors:
     """All floating-point tensors of a file by name, as float32.
 
-    Single integers, such as the counters of batch norms, are left out. Sizes that a file declares
-    are checked before memory is allocated.
+    Single integers, such as the counters of batch norms, and `position_ids`, which transformers
+    saved in 2022, are left out. Sizes that a file declares are checked before memory is allocated.
 
     Raises:
         UserError: the file is missing, corrupt, of another format, declares more than it holds, or
@@ -60,7 +60,8 @@ def read_tensors(path: AnyPath) -> Tensors:
     tensors = {
         name: tensor
         for name, tensor in tensors.items()
-        if tensor.size != 1 or tensor.dtype.kind not in "iub"
+        if tensor.dtype.kind not in "iub"
+        or (tensor.size != 1 and not name.endswith(".position_ids"))
     }
     for name, tensor in tensors.items():
         if not name.isprintable() or len(name) > MAX_NAME_CHARS:
@@ -196,5 +197,7 @@ FORMATS: dict[str, tuple[Callable[[Any], Tensors], Callable[[Path, Tensors], Non
     **dict.fromkeys((".pt", ".pth", ".bin"), (_read_torch, write_torch)),
     ".safetensors": (_read_safetensors, _write_safetensors),
     ".npz": (_read_npz, _write_npz),
+    ".ckpt": (_read_torch, partial(write_torch, under="state_dict")),
+    ".th": (_read_torch, write_torch),
 }
-"""Reader and writer of each format by suffix."""
+"""Reader and writer of each format by suffix. Karlo's models are .ckpt and its statistics .th."""

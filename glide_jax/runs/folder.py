@@ -103,12 +103,12 @@ class Run:
         return [cls.open(run) for run in found or [path]]
 
     @classmethod
-    def create(cls, folder: AnyPath, config: Config, tokenizer: Tokenizer) -> "Run":
+    def create(cls, folder: AnyPath, config: Config, tokenizer: Tokenizer | None) -> "Run":
         """Creates a run folder, or updates that of a run which can resume with `config`.
 
         Settings of the loop, the optimizer, the data and sampling may change when a run resumes.
         Those of the model, the noise process and train.trainable may not: parameters and optimizer
-        state depend on them.
+        state depend on them. A model without captions has no tokenizer.
 
         Raises:
             UserError: the folder belongs to a run with other such settings, or holds only weights
@@ -119,7 +119,8 @@ class Run:
         with storage_errors("write the run folder", folder):
             (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
             write_atomically(folder / CONFIG, (config.to_json() + "\n").encode())
-        tokenizer.save(folder / TOKENIZER)
+        if tokenizer is not None:
+            tokenizer.save(folder / TOKENIZER)
         return cls(folder, config)
 
     @classmethod
