@@ -1,11 +1,12 @@
-r"""Diffusion prior of Karlo: 1,022,028,544 parameters with its statistics (kakaobrain/karlo).
+r"""Diffusion prior of Karlo: 1,022,030,080 parameters, 1,536 of them statistics.
 
     python train.py --config unclip_karlo_prior --data.source folder images/ \
         --train.clip-run karlo/clip
 
-For OpenAI's ViT-L/14 CLIP. Sizes, drop rate, steps and sampling are those of Karlo's published
-configs; its training code and optimizer are not published: unclip_prior's. To fine-tune the
-released weights, convert them (docs/unclip.md) and add --train.init-from karlo/prior.
+For OpenAI's ViT-L/14 CLIP. Sizes, drop rate, steps and sampling are those of the published configs
+(kakaobrain/karlo); the training code and the optimizer are not published, here they are
+unclip_prior's. To fine-tune the released weights, convert them (docs/unclip.md) and add
+--train.init-from karlo/prior.
 
 Hardware: a TPU pod or several GPUs. Not trained by this project.
 """

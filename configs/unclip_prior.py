@@ -1,4 +1,4 @@
-r"""Diffusion prior of unCLIP's paper: 1,229,494,272 parameters (arXiv 2204.06125).
+r"""Diffusion prior of unCLIP's paper: 1,225,561,088 parameters (arXiv 2204.06125).
 
     python train.py --config unclip_prior --data.source folder images/ \
         --train.clip-run runs/unclip_clip

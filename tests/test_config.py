@@ -24,8 +24,7 @@ from glide_jax.data.sources import SOURCES
 from glide_jax.diffusion.samplers import SAMPLERS
 from glide_jax.diffusion.schedule import SCHEDULES, Schedule
 from glide_jax.errors import UserError
-from glide_jax.models.clip import clip_network
-from glide_jax.models.glide import glide_network
+from glide_jax.models.build import build_network
 from glide_jax.pretrained.defaults import RELEASED
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -40,6 +39,8 @@ PARAMETERS = {
     "noised_clip_vit_l": 440_439_041,  # CLIP's ViT-L/14 has 428M: here are more tokens and times
     "base64_3b5": 3_554_938_374,  # the paper: about 2.3B + 1.2B
     "upsample256_1b5": 1_641_964_934,  # the paper: 1.5B, text depth not given
+    "unclip_prior": 1_225_561_088,  # the paper: 1B
+    "unclip_karlo_prior": 1_022_028_544 + 2 * 768,  # as released, and mean and deviation
     "scenes_base32": 4_176_454,
     "scenes_base32_inpaint": 4_177_606,
     "scenes_base64": 55_925_638,
@@ -57,9 +58,7 @@ def test_every_config_works(file):
     assert config.sample.sampler in SAMPLERS
     assert config.diffusion.schedule in SCHEDULES
     Schedule.of(config.diffusion, config.sample.steps)
-    is_clip = isinstance(config.model, ClipConfig)
-    network = clip_network(config.model) if is_clip else glide_network(config.model)
-    assert network.parameter_count == PARAMETERS[file.stem]
+    assert build_network(config.model).parameter_count == PARAMETERS[file.stem]
     assert load_config(file).to_json() == config.to_json()
 
 

@@ -11,7 +11,9 @@ from helpers.tiny_prior import changed, prior_config, write_clip
 from glide_jax.config import Folder
 from glide_jax.data.transforms import to_float
 from glide_jax.errors import UserError
+from glide_jax.evaluation import prior as prior_evaluation
 from glide_jax.evaluation.held_out import held_out_images
+from glide_jax.evaluation.prior import closeness
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
@@ -102,3 +104,18 @@ def test_a_dimension_that_never_varies_is_not_scaled():
     found = statistics_of(np.array([[1.0, 5.0], [3.0, 5.0]], np.float32))
     np.testing.assert_array_equal(found["mean"], [2, 5])
     np.testing.assert_array_equal(found["std"], [1, 1])
+
+
+def test_evaluation_prints_cosine_and_retrieval(trained, capsys):
+    prior_evaluation.main(["--checkpoint", str(trained), "--steps", "3", "--scales", "2", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    starts = ["scale 2: cosine ", "scale 3: cosine ", "captions: cosine ", "of 8 images"]
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 4
+
+
+def test_closeness_is_measured_without_the_mean():
+    mean = np.array([10.0, 10.0])
+    true = mean + np.array([[1.0, 0.0], [0.0, 2.0]])
+    assert closeness(true, true, mean) == (1.0, 1.0)
+    swapped = closeness(true[::-1] - mean + 3, true, mean, np.array([3.0, 3.0]))
+    assert swapped == (0.0, 0.0)

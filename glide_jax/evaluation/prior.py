@@ -4,7 +4,7 @@
 
 For each guidance scale, prints the cosine of sampled and true embeddings, and how often a sampled
 one is nearest to its own image's among all. Both are after subtracting the mean over the training
-images: all embeddings of a CLIP lie in a narrow cone. The last line is of the caption's embedding in
+images, as a CLIP's embeddings lie in a narrow cone. The last line is of the caption's embedding in
 place of a sampled one: what the prior is to beat.
 """
 
