@@ -120,7 +120,12 @@ def test_bad_votes_are_refused_by_line(tmp_path):
         ("a,b\nx,y\n", "its columns must be a, b, winner, not a, b"),
         ("a,b,winner\nx,y,a\nx,y,z\n", "line 3: 'z' is none of a, b, tie"),
         ("a,b,winner\nx,x,a\n", "line 2: x is compared with itself"),
+        ("a,b,winner\nx,y,Y\n", "line 2: 'Y' is none of a, b, tie$"),
+        ("a,b,winner\nx,y,y\n", "line 2: 'y' is none of a, b, tie but the name of a .*: write b"),
+        ("a,b,winner\nx,y\n", "line 2: '' is none of a, b, tie"),
+        ("a;b;winner\nx;y;a\n", r"votes\.csv, line 1: its fields are separated by ';': save it"),
         ("a,b,winner\n", "no votes yet"),
+        ("", "its columns must be a, b, winner, not"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=why):
@@ -130,6 +135,23 @@ def test_bad_votes_are_refused_by_line(tmp_path):
         elo.main([str(path)])
     with pytest.raises(UserError, match="cannot read"):
         elo.main([str(tmp_path / "none.csv")])
+
+
+def test_folders_without_pairs_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no key\.csv: give a folder that evaluate\.pairs"):
+        elo.main([str(tmp_path)])
+    (tmp_path / "key.csv").write_text("pair,left,right\n0,x,y\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"has no votes\.csv: give a folder"):
+        elo.main([str(tmp_path)])
+    columns = "pair,caption,left,right,photorealism,caption_match"
+    for text, why in (
+        (columns.replace(",", ";"), r"votes\.csv, line 1: its fields are separated by ';'"),
+        (f"{columns}\n7,c,l,r,left,", r"votes\.csv, line 2: no pair '7' in key\.csv"),
+        (f"{columns}\n0,c,l,r,,y", r"votes\.csv, line 2: 'y' is none of .*: write right"),
+    ):
+        (tmp_path / "votes.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=why):
+            elo.main([str(tmp_path)])
 
 
 def test_folders_that_do_not_pair_are_refused(folders):

@@ -17,7 +17,7 @@ import tyro
 
 from glide_jax.cli import parse_flags
 from glide_jax.errors import UserError, exit_on_user_error
-from glide_jax.evaluate.pairs import KEY_FILE, QUESTIONS, VOTES_FILE
+from glide_jax.evaluate.pairs import KEY_FILE, QUESTIONS, SIDES, VOTES_FILE
 from glide_jax.evaluation.metrics.elo import Ranking, Vote, rank, win_rate
 from glide_jax.storage import text_lines
 
@@ -65,40 +65,55 @@ def print_ranking(question: str, votes: int, ranking: Ranking) -> None:
 
 def _folder(folder: Path) -> Iterator[tuple[str, Vote]]:
     """The votes of a folder of pairs, by question."""
-    models = {row["pair"]: (row["left"], row["right"]) for row in _rows(folder / KEY_FILE)}
-    for number, row in enumerate(_rows(folder / VOTES_FILE), 2):
-        if row.get("pair") not in models:
-            raise UserError(
-                f"{folder / VOTES_FILE}, line {number}: no pair {row.get('pair')!r} in the key"
-            )
+    key, votes = folder / KEY_FILE, folder / VOTES_FILE
+    for file in (key, votes):
+        if not file.is_file():
+            raise UserError(f"{folder} has no {file.name}: give a folder that evaluate.pairs wrote")
+    models = {row["pair"]: (row["left"], row["right"]) for row in _rows(key, ("pair", *SIDES))}
+    for number, row in enumerate(_rows(votes, ("pair", *QUESTIONS)), 2):
+        if row["pair"] not in models:
+            raise UserError(f"{votes}, line {number}: no pair {row['pair']!r} in {KEY_FILE}")
         for question in QUESTIONS:
-            answer = (row.get(question) or "").strip().lower()
+            answer = (row[question] or "").strip()
             if answer:
-                share = _share(answer, ("left", "right", "tie"), folder / VOTES_FILE, number)
-                yield question, Vote(*models[row["pair"]], share)
+                pair = models[row["pair"]]
+                yield question, Vote(*pair, _share(answer, SIDES, pair, votes, number))
 
 
 def _file(path: Path) -> Iterator[tuple[str, Vote]]:
     """The votes of a CSV file; the question is its name."""
-    for number, row in enumerate(_rows(path), 2):
-        if not {"a", "b", "winner"} <= set(row):
-            raise UserError(f"{path}: its columns must be a, b, winner, not {', '.join(row)}")
-        answer = (row["winner"] or "").strip()
-        share = _share(answer.lower(), ("a", "b", "tie"), path, number)
+    for number, row in enumerate(_rows(path, ("a", "b", "winner")), 2):
+        pair, answer = (row["a"], row["b"]), (row["winner"] or "").strip()
         if row["a"] == row["b"]:
             raise UserError(f"{path}, line {number}: {row['a']} is compared with itself")
-        yield path.stem, Vote(row["a"], row["b"], share)
+        yield path.stem, Vote(*pair, _share(answer, ("a", "b"), pair, path, number))
 
 
-def _share(answer: str, choices: tuple[str, ...], path: Path, line: int) -> float:
-    if answer not in choices:
-        raise UserError(f"{path}, line {line}: {answer!r} is none of {', '.join(choices)}")
-    return SHARES[answer]
+def _share(
+    answer: str, sides: tuple[str, str], models: tuple[str, str], path: Path, line: int
+) -> float:
+    """What a vote for one of the sides, or a tie, gives to the first. Raises UserError."""
+    choices = (*sides, "tie")
+    if answer.lower() in choices:
+        return SHARES[answer.lower()]
+    named = dict(zip(models, sides, strict=True)).get(answer)
+    instead = f" but the name of a model: write {named}" if named else ""
+    raise UserError(f"{path}, line {line}: {answer!r} is none of {', '.join(choices)}{instead}")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV file with these columns. Raises UserError."""
     try:
-        return list(csv.DictReader(text_lines(path.read_bytes())))
+        reader = csv.DictReader(text_lines(path.read_bytes()))
+        found = reader.fieldnames or []
+        if not set(columns) <= set(found):
+            other = next((c for c in (";", "\t") if any(c in name for name in found)), None)
+            raise UserError(
+                f"{path}, line 1: its fields are separated by {other!r}: save it with ','"
+                if other
+                else f"{path}: its columns must be {', '.join(columns)}, not {', '.join(found)}"
+            )
+        return list(reader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error):
