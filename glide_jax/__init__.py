@@ -3,9 +3,9 @@
 import os
 import sys
 
-from glide_jax.errors import UserError, quiet_interrupts
+from glide_jax.errors import UserError, is_command, quiet_interrupts
 
-if sys.argv[:1] == ["-m"]:  # `python -m glide_jax.NAME`, which imports this package first
+if is_command(sys.argv):
     quiet_interrupts()
 
 # XLA reads it when JAX is imported. Its alarm about a compilation of two minutes is logged as an

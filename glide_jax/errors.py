@@ -7,9 +7,10 @@ import re
 import reprlib
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
+from pathlib import Path
 from typing import Any, NoReturn
 
 FAILED = 2
@@ -26,6 +27,9 @@ MACHINE_ERRORS = frozenset(
 )
 """System errors that no code here causes, even if no file is named."""
 
+REDELIVERED_AFTER_S = 0.02
+"""Until a Ctrl-C that came in a callback is repeated: when the callback has ended."""
+
 MAX_LINE_CHARS = 300
 
 
@@ -40,6 +44,7 @@ def exit_on_user_error() -> Iterator[None]:
     Standard streams that are closed are opened on the null device. Characters that the terminal's
     encoding lacks are printed as escapes.
     """
+    _raise_interrupts()
     _open_closed_streams()
     _plain_warnings()
     with suppress(AttributeError):  # a stream of a test or a notebook
@@ -111,18 +116,43 @@ def memory_advice(advice: str) -> Iterator[None]:
         raise UserError(f"out of memory: {advice} ({first_line(error)})") from error
 
 
+def is_command(argv: Sequence[str]) -> bool:
+    """Whether this process is one of this project's commands, which import the package first."""
+    scripts = [Path(__file__).resolve().parents[1] / name for name in ("train.py", "sample.py")]
+    return argv[:1] == ["-m"] or any(Path(name).resolve() in scripts for name in argv[:1])
+
+
 def quiet_interrupts() -> None:
-    """Makes Ctrl-C one line from now on: for imports, which take seconds, before a command."""
-    before = sys.excepthook
+    """Makes Ctrl-C end the process with one line until a command begins: during imports.
 
-    def hook(
-        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            _end(INTERRUPTED, "interrupted")
-        before(kind, error, traceback)
+    It raises nothing: Python ignores what callbacks of its garbage collector raise, of which JAX
+    has one, and C++ extensions abort.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, _end_at_once)
 
-    sys.excepthook = hook
+
+def _end_at_once(*_: object) -> None:
+    with suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def _raise_interrupts() -> None:
+    """Makes Ctrl-C raise KeyboardInterrupt, once more if a callback ignored it."""
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = sys.unraisablehook
+
+    def hook(ignored: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            before(ignored)
+            return
+        again = threading.Timer(REDELIVERED_AFTER_S, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
 
 
 def _end(status: int, line: str = "") -> NoReturn:

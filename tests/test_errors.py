@@ -97,6 +97,16 @@ def test_a_device_that_is_not_there_is_named(platforms, error, line, monkeypatch
     assert capsys.readouterr().err.startswith(f"error: {line}")
 
 
+# Python ignores the exceptions of such callbacks. JAX has one.
+IN_A_CALLBACK = """
+import gc, os, signal, time
+gc.disable()
+def interrupt(*_):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGINT)
+gc.callbacks.append(interrupt)"""
+
+
 @pytest.fixture
 def package(tmp_path):
     """A package of this name whose import is interrupted, beside the two scripts."""
@@ -104,7 +114,7 @@ def package(tmp_path):
     (folder / "sampling").mkdir(parents=True)
     for name in ("__init__.py", "errors.py"):
         shutil.copy(ROOT / "glide_jax" / name, folder)
-    (folder / "sampling" / "pipeline.py").write_text("raise KeyboardInterrupt\n")
+    (folder / "sampling" / "pipeline.py").write_text(f"{IN_A_CALLBACK}\ngc.collect()\n")
     for name in ("train.py", "sample.py"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
@@ -125,8 +135,20 @@ def test_ctrl_c_during_imports_is_one_line(package, words):
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
-def test_an_import_by_other_programs_keeps_their_tracebacks(package):
-    assert "Traceback" in run_python(package, "-c", "import glide_jax").stderr
+def test_an_import_by_other_programs_keeps_their_handlers(package):
+    (package / "glide_jax" / "sampling" / "pipeline.py").write_text("Glide = None\n")
+    command = "import glide_jax, signal; print(signal.getsignal(2).__name__)"
+    assert run_python(package, "-c", command).stdout == "default_int_handler\n"
+
+
+def test_ctrl_c_in_a_callback_ends_a_command():
+    command = f"""{IN_A_CALLBACK}
+from errors import exit_on_user_error
+with exit_on_user_error():
+    gc.collect()
+    time.sleep(9)"""
+    ended = run_python(ROOT / "glide_jax", "-c", command)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
 IN_A_COMMAND = """
