@@ -56,6 +56,10 @@ class Batch(TypedDict):
     token_mask: Bool[Array, "b l"]
     image_embedding: NotRequired[Float[Array, "b d"]]
     """unCLIP only: the images' CLIP embeddings, if the data set has them."""
+    clip_image: NotRequired[UInt8[Array, "b h3 w3 3"]]
+    """unCLIP's decoder only: the same images at the CLIP's resolution, if that is another."""
+    low_res: NotRequired[UInt8[Array, "b h2 w2 3"]]
+    """Upsamplers with data.low_res.degradation only: degraded low-resolution images."""
     mask: NotRequired[Bool[Array, "b h w 1"]]
     """Inpainting only: True for known pixels, False for pixels to generate."""
     clip_tokens: NotRequired[Int[Array, "b l2"]]

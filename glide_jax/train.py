@@ -42,6 +42,7 @@ from glide_jax.training.build import (
     require_startable,
     share_of_batches,
     tokenizer_of,
+    with_clip,
 )
 from glide_jax.training.flops import utilization_flops
 from glide_jax.training.frozen_clip import FrozenClip
@@ -77,6 +78,7 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     require_same(group, config, sum(map(len, parts_of(source))))
     require_startable(config, source, len(held_out))
     clip_run = clip_run_of(config)
+    config = with_clip(config, clip_run)
 
     # Start: the newest checkpoint if there is one, else train.init_from, else random parameters.
     resumes = group.gather(last_step(run_dir) is not None)[0]

@@ -48,6 +48,13 @@ PARAMETERS = {
     "scenes_tiny": 2_339_750,
     "scenes_upsample128": 3_303_526,
     "scenes_upsample128_inpaint": 3_304_678,
+    "unclip_clip": 986_274_305,
+    "unclip_decoder64": 3_565_435_398,  # the paper: 3.5B
+    "unclip_karlo_decoder": 893_318_086,
+    "unclip_karlo_upsample256": 691_579_523,
+    "unclip_scenes_decoder32": 4_259_142,
+    "unclip_upsample1024": 282_064_326,  # the paper: 300M
+    "unclip_upsample256": 729_710_726,  # the paper: 700M
 }
 
 

@@ -29,6 +29,10 @@ def denoised(config, params, **conditions):
     def output(params):
         model = network.bind(params)
         text = model.encode_text(tokens, jnp.ones((2, length), bool), low_res_t)
+        width = config.model.image_embedding_width
+        if width:
+            embedding = jnp.asarray(rng.standard_normal((2, width)), jnp.float32)
+            text = model.add_image(text, embedding, jnp.array([True, False]))
         return model(x_t, jnp.array([5, 800]), text, model.condition(**conditions))
 
     return output(dict(params))
@@ -57,6 +61,17 @@ def test_an_inpainting_model_initially_equals_its_base_model(trained_run):
     np.testing.assert_allclose(
         denoised(after, params, **known_and_mask(8)), denoised(before, base), atol=1e-5
     )
+
+
+def test_a_decoder_initially_equals_its_base_model(trained_run):
+    """Exactly with embeddings that are only added; nearly with tokens, which take attention."""
+    before = tiny.get_config()
+    base = denoised(before, starting_params(Run.open(trained_run), before))
+    for tokens, error in ((0, 0), (4, 0.1)):
+        model = dataclasses.replace(before.model, image_embedding_width=16, image_tokens=tokens)
+        after = dataclasses.replace(before, model=model)
+        found = denoised(after, starting_params(Run.open(trained_run), after))
+        assert np.abs(found - base).max() <= error * np.abs(base).max(), tokens
 
 
 def test_new_input_channels_are_inserted_in_order(models, low_res):

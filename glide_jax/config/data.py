@@ -52,6 +52,9 @@ class LowResConfig(Settings):
     noise_steps: Annotated[int, Between(0, MAX_DIFFUSION_STEPS)] = 0
     """Noise-conditioning augmentation (arXiv 2106.15282): noise at a random timestep below this of
     the model's own schedule. Requires model.low_res_noise."""
+    degradation: Literal["none", "bsr"] = "none"
+    """Degradation: bsr, random blurs, resizes, noise and JPEG artifacts as for unCLIP's 256 to 1024
+    px upsampler (arXiv 2204.06125), or none: the area average."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ class DataConfig(Settings):
     """Mirror half of the images. Wrong for captions that mention left and right."""
     caption_dropout: Annotated[float, FRACTION] = 0.2
     """Fraction of captions replaced by the empty caption, for classifier-free guidance (paper:
-    0.2). Not applied to a CLIP."""
+    0.2; its empty caption is also a CLIP's, for models that read a CLIP's text). Not applied to a
+    CLIP."""
+    embedding_dropout: Annotated[float, FRACTION] = 0.1
+    """Fraction of image embeddings replaced by the learned null embedding, for classifier-free
+    guidance of unCLIP's decoder (sec. 2.1, arXiv 2204.06125: 0.1); independent of the captions."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     low_res: LowResConfig = field(default_factory=LowResConfig)
     tokenizer: str = "train"

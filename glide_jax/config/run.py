@@ -72,6 +72,7 @@ class Config(Settings):
         for name, used in {
             "diffusion.low_res_std": self.diffusion.low_res_std > 0,
             "data.low_res.crop_px": self.data.low_res.crop_px > 0,
+            "data.low_res.degradation": self.data.low_res.degradation != "none",
         }.items():
             self.require(model.low_res_px > 0 or not used, name, "is for upsamplers")
 

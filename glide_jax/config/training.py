@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from glide_jax.config.bounds import FRACTION, NOT_NEGATIVE, SEED, Between
 from glide_jax.config.checks import Settings
+from glide_jax.config.model import MAX_PX
 
 STEPS = Between(0, 10**9)
 AT_LEAST_ONE_STEP = Between(1, 10**9)
@@ -73,7 +74,14 @@ class TrainConfig(Settings):
     trainable: Literal["all", "unet"] = "all"
     """Trained parameters: all, or all except the text transformer."""
     clip_run: str = ""
-    """Run folder of the CLIP for the auxiliary loss; see clip_loss_weight."""
+    """Run folder of the CLIP that a prior or a decoder learns from: its image embeddings, and its
+    text states for text.encoder clip. Also the CLIP of the auxiliary loss; see clip_loss_weight."""
+    clip_fingerprint: str = ""
+    """Fingerprint of the CLIP whose embeddings a prior or a decoder learns from. Recorded when
+    training starts."""
+    clip_px: Annotated[int, Between(0, MAX_PX)] = 0
+    """Side of the images that this CLIP embeds, cut from the same square as the model's; 0: the
+    model's own. Recorded when training starts."""
     clip_loss_weight: Annotated[float, Between(0, 10**6)] = 0.0
     """Weight of the auxiliary loss alpha_bar_t (1 - cos(caption, predicted x_0)), embedded by
     clip_run; alpha_bar_t lowers the weight of noisy steps, whose x_0 is blurred. 0: off (GLIDE)."""

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from glide_jax.config import ClipConfig, Config, ModelConfig, PriorConfig
+from glide_jax.data.degradation import bsr
 from glide_jax.data.distinct import Choice, Place
 from glide_jax.data.masks import random_mask, with_place
 from glide_jax.data.records import Record, RecordReader
-from glide_jax.data.transforms import load_pixels
+from glide_jax.data.transforms import load_sizes
 from glide_jax.errors import UserError
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
@@ -28,6 +29,10 @@ class Example(NamedTuple):
     """Inpainting only: True for known pixels."""
     embedding: Float32[np.ndarray, "d"] | None = None
     """The record's image embedding, if it has one."""
+    clip_pixels: UInt8[np.ndarray, "h3 w3 3"] | None = None
+    """unCLIP's decoder only: the same image at the CLIP's resolution, if that is another."""
+    low_res: UInt8[np.ndarray, "h2 w2 3"] | None = None
+    """Upsamplers with data.low_res.degradation only: the degraded low-resolution image."""
 
 
 class ExampleReader:
@@ -65,21 +70,27 @@ class ExampleReader:
             caption = ""
         if needs_no_pixels(self._config, record):
             return Example(NO_PIXELS, caption, None, record.embedding)
-        pixels = load_pixels(
+        pixels, *of_clip = load_sizes(
             record.image,
-            model.resolution_px,
+            sizes_px(self._config),
             rng,
             crop=data.crop,
             horizontal_flip=data.horizontal_flip,
             name=record.name,
         )
-        example = masked(random_crop(pixels, self._config, rng), caption, self._config, rng)
-        return example._replace(embedding=record.embedding)
+        pixels = random_crop(pixels, self._config, rng)
+        return finished(pixels, of_clip, caption, record, self._config, rng)
 
 
 def needs_no_pixels(config: Config, record: Record) -> bool:
     """Whether a model learns from a record's embedding alone: a prior."""
     return isinstance(config.model, PriorConfig) and record.embedding is not None
+
+
+def sizes_px(config: Config) -> list[int]:
+    """Resolutions in which an image is read: the model's, then the CLIP's if that is another."""
+    clip_px = config.train.clip_px
+    return [config.model.resolution_px, *([clip_px] if clip_px else [])]
 
 
 def random_crop(
@@ -93,13 +104,35 @@ def random_crop(
     return pixels[y : y + px, x : x + px]
 
 
-def masked(
-    pixels: UInt8[np.ndarray, "h w 3"], caption: str, config: Config, rng: np.random.Generator
+def finished(
+    pixels: UInt8[np.ndarray, "h w 3"],
+    of_clip: Sequence[UInt8[np.ndarray, "h3 w3 3"]],
+    caption: str,
+    record: Record,
+    config: Config,
+    rng: np.random.Generator,
 ) -> Example:
-    """An example, with a random mask for an inpainting model."""
-    if not (isinstance(config.model, ModelConfig) and config.model.inpaint):
-        return Example(pixels, caption, None)
-    mask = random_mask(rng, len(pixels), config.data.masks)
-    if rng.random() < config.data.masks.caption_location:
+    """An example, with what its model is given of the image beside the pixels.
+
+    Args:
+        pixels: the image or a crop of it.
+        of_clip: the image for the CLIP, if it is another.
+        caption: one of the record's, or empty.
+        record: of the image.
+        config: of the run.
+        rng: of masks and degradations.
+    """
+    clip_pixels = of_clip[0] if of_clip else None
+    example = Example(pixels, caption, None, record.embedding, clip_pixels)
+    model, data = config.model, config.data
+    if not isinstance(model, ModelConfig):
+        return example
+    if data.low_res.degradation == "bsr":
+        low_res = bsr(pixels, len(pixels) // model.upscale_factor, rng)
+        example = example._replace(low_res=low_res)
+    if not model.inpaint:
+        return example
+    mask = random_mask(rng, len(pixels), data.masks)
+    if rng.random() < data.masks.caption_location:
         caption = with_place(caption, mask)
-    return Example(pixels, caption, mask)
+    return example._replace(mask=mask, caption=caption)

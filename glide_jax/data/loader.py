@@ -16,7 +16,7 @@ import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import Bool, Int32
 
-from glide_jax.config import ClipConfig, Config
+from glide_jax.config import ClipConfig, Config, ModelConfig
 from glide_jax.data.distinct import distinct_in_batches
 from glide_jax.data.examples import Example, ExampleReader
 from glide_jax.data.mixture import MixtureSource, in_proportion, parts_of
@@ -182,13 +182,18 @@ def collated(
 ) -> Batch:
     """A process's part of a batch."""
     captions = [example.caption for example in examples]
-    tokens, token_mask = tokenizer.encode(captions, config.model.text.length)
+    model = config.model
+    if isinstance(model, ModelConfig) and model.text.encoder == "none":
+        captions = [""] * len(examples)
+    tokens, token_mask = tokenizer.encode(captions, model.text.length)
     batch = {"tokens": tokens, "token_mask": token_mask}
     if examples[0].pixels.size:
         batch["image"] = np.stack([example.pixels for example in examples])
     for name, arrays in {
         "mask": [example.mask for example in examples if example.mask is not None],
         "image_embedding": [e.embedding for e in examples if e.embedding is not None],
+        "clip_image": [e.clip_pixels for e in examples if e.clip_pixels is not None],
+        "low_res": [e.low_res for e in examples if e.low_res is not None],
     }.items():
         if arrays:
             batch[name] = np.stack(arrays)

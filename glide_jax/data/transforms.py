@@ -4,7 +4,8 @@ Images stay 8-bit until they are on the devices: a quarter of the memory traffic
 converts them there.
 """
 
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -25,22 +26,29 @@ STRIP_PX = 256
 
 
 def load_pixels(
+    encoded: bytes, resolution_px: int, rng: np.random.Generator | None = None, **options: Any
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as a square of `resolution_px`: see `load_sizes`."""
+    return load_sizes(encoded, [resolution_px], rng, **options)[0]
+
+
+def load_sizes(
     encoded: bytes,
-    resolution_px: int,
+    sizes_px: Sequence[int],
     rng: np.random.Generator | None = None,
     *,
     crop: Literal["center", "random"] = "center",
     horizontal_flip: bool = False,
     name: str = "image",
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes, crops and resizes an image to a square of `resolution_px`.
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Decodes, crops and resizes an image to a square, in each of several resolutions.
 
     The EXIF orientation is applied and transparency becomes white. The largest square, from the
     center or a random position, is resized with Pillow's antialiasing bicubic filter.
 
     Args:
         encoded: a file in one of `glide_jax.images.FORMATS`, of any color mode.
-        resolution_px: side of the result.
+        sizes_px: sides of the results.
         rng: required for a random crop and for the flip.
         crop: position of the square.
         horizontal_flip: mirror with probability 1/2.
@@ -57,7 +65,7 @@ def load_pixels(
     # Pillow's decoders raise many exception types on malformed files (OSError, SyntaxError,
     # ValueError, struct.error, ...).
     try:
-        image = decode(encoded, 2 * resolution_px)
+        image = decode(encoded, 2 * max(sizes_px))
     except Image.UnidentifiedImageError:
         reason = NOT_AN_IMAGE if encoded else "the file is empty"
         raise BadRecordError(f"{name}: {reason}") from None
@@ -65,13 +73,9 @@ def load_pixels(
         raise BadRecordError(f"{name}: cannot decode the image ({error})") from error
     side = min(image.size)
     left, top = ((length - side) * place for length in image.size)
-    square = image.resize(
-        (resolution_px, resolution_px),
-        Image.Resampling.BICUBIC,
-        box=(left, top, left + side, top + side),
-    )
-    pixels = np.asarray(square)
-    return pixels[:, ::-1] if mirrored else pixels
+    box = (left, top, left + side, top + side)
+    squares = (image.resize((px, px), Image.Resampling.BICUBIC, box=box) for px in sizes_px)
+    return [np.asarray(square)[:, :: -1 if mirrored else 1] for square in squares]
 
 
 def to_float(pixels: UInt8[AnyArray, "*b h w 3"]) -> Float32[AnyArray, "*b h w 3"]:

@@ -7,11 +7,18 @@ from functools import partial
 import numpy as np
 
 from glide_jax.config import Config
-from glide_jax.data.examples import NO_PIXELS, Example, masked, needs_no_pixels, random_crop
+from glide_jax.data.examples import (
+    NO_PIXELS,
+    Example,
+    finished,
+    needs_no_pixels,
+    random_crop,
+    sizes_px,
+)
 from glide_jax.data.loader import ClipCaptions, collated, part_of_batch
 from glide_jax.data.records import Record, RecordReader, Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
-from glide_jax.data.transforms import load_pixels
+from glide_jax.data.transforms import load_sizes
 from glide_jax.shapes import Batch
 
 
@@ -94,9 +101,8 @@ def without_captions(examples: Sequence[Example]) -> list[Example]:
 def _prepared(config: Config, index: int, full_size: bool, record: Record) -> Example:
     if needs_no_pixels(config, record):
         return Example(NO_PIXELS, record.captions[0], None, record.embedding)
-    pixels = load_pixels(record.image, config.model.resolution_px, name=record.name)
+    pixels, *of_clip = load_sizes(record.image, sizes_px(config), name=record.name)
     rng = np.random.default_rng(index)
     if not full_size:
         pixels = random_crop(pixels, config, rng)
-    example = masked(pixels, record.captions[0], config, rng)
-    return example._replace(embedding=record.embedding)
+    return finished(pixels, of_clip, record.captions[0], record, config, rng)

@@ -17,7 +17,7 @@ class HybridLoss(NamedTuple):
     """The loss of each example and its two parts; all (b,) float32."""
 
     loss: jax.Array
-    """weight mse + T/1000 vb."""
+    """weight mse + T/1000 vb; without vb for a fixed variance."""
     mse: jax.Array
     """Mean squared error of eps, unweighted, for every parameterization."""
     vb: jax.Array
@@ -32,6 +32,8 @@ def hybrid_loss(
     x_t: Float[Array, "b h w c"],
     out: Float[Array, "b h w 2*c"],
     weights: Table | None = None,
+    *,
+    learned_variance: bool = True,
 ) -> HybridLoss:
     """L_hybrid = L_simple + 0.001 L_vlb. Eq. 16, arXiv 2102.09672.
 
@@ -51,6 +53,7 @@ def hybrid_loss(
         out: the network's output for x_t, [prediction | variance fraction].
         weights: (T,) weights of eps's squared error; None: `parameterization.weights`, the plain
             squared error of the prediction, as in the paper. See `min_snr_weights`.
+        learned_variance: False for a fixed variance, whose loss is L_simple alone.
 
     Returns:
         Loss and parts of each example, computed in float32 for any network dtype.
@@ -64,7 +67,8 @@ def hybrid_loss(
         schedule, x_0, x_t, t, jnp.concatenate([eps_hat, variance_fraction], axis=-1)
     )
     weighted = _table_at(parameterization.weights if weights is None else weights, t) * mse
-    return HybridLoss(weighted + schedule.steps / 1000 * vb, mse, vb)
+    loss = weighted + schedule.steps / 1000 * vb if learned_variance else weighted
+    return HybridLoss(loss, mse, vb)
 
 
 def min_snr_weights(schedule: Schedule, gamma: float = 5.0) -> Table:

@@ -12,9 +12,9 @@ from glide_jax.runs.paths import last_step, run_dir_of
 from glide_jax.runs.state import require_same_shapes
 
 INPUT_KERNEL = "unet.conv_in.kernel"
-NEW_PARAMETERS = "low_res_emb"
-"""Prefix of parameters that the other run may lack: the embedding of low_res noise, whose output
-is zero at initialization."""
+NEW_PARAMETERS = ("low_res_emb", "image_null", "image_emb.", "image_tokens.")
+"""Prefixes of parameters that the other run may lack: the embeddings of low_res noise and of
+images, whose outputs are zero at initialization, and the tokens of image embeddings."""
 
 KINDS = {"denoiser": "denoiser", "clip": "CLIP", "prior": "prior"}
 """Models in words."""
@@ -45,7 +45,13 @@ def with_sizes_of(before: Config, config: Config) -> Config:
             attention_px=tuple(px * a // old.unet.resolution_px for a in old.unet.attention_px),
             dropout=new.unet.dropout,
         )
-        return replace(config, model=replace(new, text=old.text, unet=unet))
+        model = replace(new, text=old.text, unet=unet, learned_variance=old.learned_variance)
+        if old.low_res_px:
+            model = replace(model, low_res_resize=old.low_res_resize)
+        if old.image_embedding_width:
+            width, tokens = old.image_embedding_width, old.image_tokens
+            model = replace(model, image_embedding_width=width, image_tokens=tokens)
+        return replace(config, model=model)
     if isinstance(old, PriorConfig) and isinstance(new, PriorConfig):
         # All its settings are sizes, except these.
         px, dtype, remat = new.resolution_px, new.dtype, new.remat
@@ -77,8 +83,9 @@ def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
     """Initial parameters of a run that is fine-tuned from another.
 
     New input channels, such as an inpainting model's known pixels and mask, are initialized to
-    zero, so the model initially equals the other one (sec. 3.3, arXiv 2112.10741). Resolutions may
-    differ: no parameter of a U-Net depends on them.
+    zero, so the model initially equals the other one (sec. 3.3, arXiv 2112.10741). So does an
+    unCLIP decoder its base model, except for the attention that its model.image_tokens take.
+    Resolutions may differ: no parameter of a U-Net depends on them.
 
     Args:
         run: the other run.

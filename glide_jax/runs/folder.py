@@ -254,6 +254,12 @@ def _require_resumable(folder: AnyPath, config: Config) -> None:
     if not saved:
         return
     before = Config.load(folder / CONFIG)
+    clips = {c.train.clip_fingerprint for c in (before, config)} - {""}
+    if len(clips) > 1:
+        raise UserError(
+            f"train.clip_run ({config.train.clip_run}) is not the CLIP with which the run in "
+            f"{folder} was started: give that one, or another --train.run-dir"
+        )
     for part in ("model", "diffusion", "train.trainable", "optim.first_moment_dtype"):
         old, new = (operator.attrgetter(part)(c) for c in (before, config))
         difference = _first_difference(old, new, part)

@@ -1,5 +1,6 @@
 """Objective and tokenizer of a configuration, and the checks before a run starts."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,14 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from glide_jax.config import ClipConfig, Config, ModelConfig, PriorConfig
+from glide_jax.config import AnyModel, ClipConfig, Config, Embeddings, ModelConfig, PriorConfig
 from glide_jax.data.embeddings import require_clip
 from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import parts_of
 from glide_jax.data.records import Source
 from glide_jax.data.sources import open_source
-from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.tokenizers.bpe import MIN_VOCAB_SIZE, Tokenizer
 from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
+from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from glide_jax.errors import UserError
 from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
@@ -52,12 +54,22 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
             f"train.steps ({steps}) is beyond optim.decay_steps ({decay_steps}), where the "
             f"learning rate is 0: give --optim.decay-steps {steps}, or --optim.min-learning-rate"
         )
-    if isinstance(config.model, ModelConfig) and config.train.sample_every_steps:
-        require_usable(config, config.sample)
+    if isinstance(config.model, ModelConfig):
+        _require_trainable(config.model)
+        if config.train.sample_every_steps:
+            require_usable(config, config.sample)
     if isinstance(config.model, ClipConfig):
         require_distinct_images(config, source)
         if config.train.validate_every_steps:
             with_validation_batch(config, held_out)
+
+
+def _require_trainable(model: ModelConfig) -> None:
+    """Raises UserError for a model of two networks."""
+    if model.last_step_network:
+        raise UserError(
+            "the network of the last step is not trained here: give --model.last-step-network False"
+        )
 
 
 def clip_run_of(config: Config) -> Run | None:
@@ -67,27 +79,65 @@ def clip_run_of(config: Config) -> Run | None:
         UserError: train.clip_run is not given, or is not a CLIP's run, or its embeddings and
             captions do not fit the model.
     """
-    model, train = config.model, config.train
-    if not (isinstance(model, PriorConfig) or train.clip_loss_weight):
+    if not (_learns_from_clip(config) or config.train.clip_loss_weight):
         return None
-    if not train.clip_run:
+    if not config.train.clip_run:
         raise UserError("train.clip_run is needed: give --train.clip-run and the run of a CLIP")
-    run = Run.open(train.clip_run)
+    run = Run.open(config.train.clip_run)
     require_clip(config.data.source, run.fingerprint)
-    if isinstance(model, PriorConfig):
-        clip = run.config.clip
-        for name, ours, theirs in (
-            ("embedding_width", model.embedding_width, clip.embedding_width),
-            ("text.width", model.text.width, clip.text.width),
-            ("text.length", model.text.length, clip.text.length),
-            ("text.vocab_size", model.text.vocab_size, clip.text.vocab_size),
-        ):
-            if ours != theirs:
-                raise UserError(
-                    f"model.{name} is {ours}, but the CLIP of train.clip_run has {theirs}: give "
-                    f"--model.{name.replace('_', '-')} {theirs}"
-                )
+    clip = run.config.clip
+    for name, ours, theirs in _clip_sizes(config.model, clip):
+        if ours != theirs:
+            raise UserError(
+                f"model.{name} is {ours}, but the CLIP of train.clip_run has {theirs}: give "
+                f"--model.{name.replace('_', '-')} {theirs}"
+            )
     return run
+
+
+def _learns_from_clip(config: Config) -> bool:
+    """Whether a run needs a CLIP for its images or captions: a prior, a decoder without them."""
+    if isinstance(config.model, ModelConfig):
+        embeds = bool(config.model.image_embedding_width)
+        return config.model.text.encoder == "clip" or (
+            embeds and not isinstance(config.data.source, Embeddings)
+        )
+    return isinstance(config.model, PriorConfig)
+
+
+def _clip_sizes(model: AnyModel, clip: ClipConfig) -> Iterator[tuple[str, int, int]]:
+    """Sizes that a model shares with its CLIP: name, the model's, the CLIP's."""
+    text: tuple[str, ...] = ()
+    if isinstance(model, PriorConfig):
+        yield "embedding_width", model.embedding_width, clip.embedding_width
+        text = ("width", "length", "vocab_size")
+    elif isinstance(model, ModelConfig) and model.image_embedding_width:
+        yield "image_embedding_width", model.image_embedding_width, clip.embedding_width
+        if model.text.encoder == "clip":
+            yield "text.clip_width", model.text.clip_width, clip.text.width
+            text = ("length", "vocab_size")
+    for name in text:
+        yield f"text.{name}", getattr(model.text, name), getattr(clip.text, name)
+
+
+def with_clip(config: Config, clip_run: Run | None) -> Config:
+    """The configuration with what it records of the CLIP that a prior or a decoder learns from.
+
+    Args:
+        config: of the run.
+        clip_run: see `clip_run_of`.
+    """
+    if clip_run is None or not _learns_from_clip(config):
+        return config
+    px, model, data = clip_run.config.clip.resolution_px, config.model, config.data
+    if (
+        not isinstance(model, ModelConfig)
+        or isinstance(data.source, Embeddings)
+        or (px == model.resolution_px and not data.low_res.crop_px)
+    ):
+        px = 0
+    train = replace(config.train, clip_fingerprint=clip_run.fingerprint, clip_px=px)
+    return replace(config, train=train)
 
 
 def share_of_batches(config: Config, clip_run: Run | None) -> dict[str, Any]:
@@ -147,9 +197,10 @@ def initial_params(
 
 
 def tokenizer_of(config: Config, source: Source, before: str | AnyPath = "") -> Tokenizer:
-    """The tokenizer of a run: the one of the run before, for a prior its CLIP's, or a new one.
+    """The tokenizer of a run: the one of the run before, its CLIP's, or a new one.
 
-    A new one is trained on all captions, also those that data.caption_pattern excludes: a later
+    A model that reads a CLIP's text has its tokenizer; one without captions has that of bytes. A
+    new one is trained on all captions, also those that data.caption_pattern excludes: a later
     curriculum stage may train on them.
 
     Args:
@@ -160,11 +211,14 @@ def tokenizer_of(config: Config, source: Source, before: str | AnyPath = "") -> 
     Raises:
         UserError: the other run's tokenizer cannot be read.
     """
-    if not before and isinstance(config.model, PriorConfig):
+    model = config.model
+    if not before and tokenizer_class(model) is ClipTokenizer and not isinstance(model, ClipConfig):
         before = config.train.clip_run
     if before:
         return Run.open(before).tokenizer
+    if isinstance(model, ModelConfig) and model.text.encoder == "none":
+        return Tokenizer.train((), MIN_VOCAB_SIZE)
     if config.data.caption_pattern:
         source = open_source(replace(config.data, caption_pattern=""), config.data.train_split)
-    kind = tokenizer_class(config.model)
+    kind = tokenizer_class(model)
     return make_tokenizer(config.data, config.model.text.vocab_size, source, kind)

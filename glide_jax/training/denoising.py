@@ -1,4 +1,4 @@
-"""Denoising: the objective of base models and upsamplers, with and without inpainting.
+"""Denoising: the objective of base models, unCLIP's decoders and upsamplers.
 
 The default is GLIDE's hybrid loss with uniform t. Other weightings, distributions of t and an
 auxiliary CLIP loss are options of the config.
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from glide_jax.config import Config
 from glide_jax.data.transforms import to_float
@@ -18,10 +18,10 @@ from glide_jax.diffusion.parameterization import Parameterization
 from glide_jax.diffusion.process import q_sample, split_output
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.diffusion.timestep_sampling import LossHistory
-from glide_jax.models.glide import GlideModel, glide_network
+from glide_jax.models.glide import GlideModel, TextFeatures, glide_network
 from glide_jax.models.network import Network
 from glide_jax.models.platform import ANY_PLATFORM, Platform
-from glide_jax.shapes import Batch, Image, ModelOutput, Params
+from glide_jax.shapes import Batch, Image, ModelOutput, Params, TextStates
 from glide_jax.training.frozen_clip import FrozenClip, cosine
 from glide_jax.training.low_res import area_average, gaussian_blur
 from glide_jax.training.objective import (
@@ -41,6 +41,8 @@ class _Draws(NamedTuple):
     """1 / (T P(t)) for timesteps=loss-second-moment; else 1."""
     eps: Float[Array, "b h w c"]
     low_res: "_LowResDraws | None"
+    embedding_given: Bool[Array, "b"]
+    """unCLIP's decoder: False where the image embedding is dropped."""
 
 
 class _LowResDraws(NamedTuple):
@@ -68,7 +70,8 @@ class Denoising:
 
     Args:
         config: the run.
-        clip: the CLIP of train.clip_run, for train.clip_loss_weight above 0; batches then hold
+        clip: the CLIP of train.clip_run: for image embeddings that batches lack, for
+            text.encoder clip, and for train.clip_loss_weight above 0, where batches hold
             `clip_tokens` and `clip_token_mask`.
     """
 
@@ -125,7 +128,8 @@ class Denoising:
         t_key, key = jax.random.split(key)
         draws = self._draw(key, batch, None)
         draws = draws._replace(
-            t=timestep_sampling.stratified(t_key, len(draws.t), self.schedule.steps)
+            t=timestep_sampling.stratified(t_key, len(draws.t), self.schedule.steps),
+            embedding_given=jnp.ones_like(draws.embedding_given),
         )
         parts = self.config.train.micro_batches
 
@@ -161,7 +165,9 @@ class Denoising:
                 t=timestep_sampling.uniform(t_key, b, max(settings.noise_steps, 1)),
                 eps=jax.random.normal(eps_key, (b, px, px, 3)),
             )
-        return _Draws(t, weights, eps, low_res)
+        given_key = jax.random.fold_in(key, 3)  # the draws above are those of a base model
+        given = jax.random.bernoulli(given_key, 1 - self.config.data.embedding_dropout, (b,))
+        return _Draws(t, weights, eps, low_res, given)
 
     def _losses(
         self,
@@ -174,11 +180,20 @@ class Denoising:
     ) -> _Losses:
         image = to_float(batch["image"])  # (b, h, w, 3)
         x_t = q_sample(self.schedule, image, draws.t, draws.eps)
-        parameterization, out = self._predict(
-            params, batch, image, x_t, draws, dropout_key, platform
+        model = self.network.bind(params, platform)
+        text = self._text(model, frozen, batch, image, draws, platform)
+        parameterization, out = self._predict(model, batch, image, x_t, text, draws, dropout_key)
+        hybrid = hybrid_loss(
+            parameterization,
+            image,
+            draws.t,
+            draws.eps,
+            x_t,
+            out,
+            self._weights,
+            learned_variance=self.model.learned_variance,
         )
-        hybrid = hybrid_loss(parameterization, image, draws.t, draws.eps, x_t, out, self._weights)
-        if self._clip is None:
+        if self._clip is None or not self.config.train.clip_loss_weight:
             return _Losses(hybrid.loss, hybrid, None)
         predicted, _ = split_output(out)
         x_0 = parameterization.x_0(predicted, x_t, draws.t)
@@ -187,22 +202,51 @@ class Denoising:
         total = hybrid.loss + self.config.train.clip_loss_weight * alpha_bar * clip_loss
         return _Losses(total, hybrid, clip_loss)
 
+    def _text(
+        self,
+        model: GlideModel,
+        frozen: Params,
+        batch: Batch,
+        image: Image,
+        draws: _Draws,
+        platform: Platform,
+    ) -> TextFeatures:
+        """What a model is conditioned on beside images: captions, embeddings, noise of low_res."""
+        low_res_t = draws.low_res.t if draws.low_res and self.model.low_res_noise else None
+        tokens, mask = batch["tokens"], batch["token_mask"]
+        states: TextStates | None = None
+        if self.model.text.encoder == "clip":
+            states = self._required_clip.embed_text(frozen, tokens, mask, platform)
+        text = model.encode_text(tokens, mask, low_res_t, states)
+        if not self.model.image_embedding_width:
+            return text
+        if "image_embedding" in batch:
+            embedding = batch["image_embedding"]
+        else:
+            shown = to_float(batch["clip_image"]) if "clip_image" in batch else image
+            embedding = self._required_clip.embed_image(frozen, shown, platform)
+        return model.add_image(text, embedding, draws.embedding_given)
+
+    @property
+    def _required_clip(self) -> FrozenClip:
+        if self._clip is None:
+            raise ValueError("this decoder needs the CLIP of train.clip_run")
+        return self._clip
+
     def _predict(
         self,
-        params: Params,
+        model: GlideModel,
         batch: Batch,
         image: Image,
         x_t: Image,
+        text: TextFeatures,
         draws: _Draws,
         dropout_key: PRNGKeyArray | None,
-        platform: Platform,
     ) -> tuple[Parameterization, ModelOutput]:
         """The network's output for x_t, conditioned on the batch, and its parameterization."""
-        model, inpaint = self.network.bind(params, platform), self.model.inpaint
-        low_res, low_res_t = self._low_res(image, draws.low_res)
-        text = model.encode_text(batch["tokens"], batch["token_mask"], low_res_t)
+        inpaint = self.model.inpaint
         condition = model.condition(
-            low_res,
+            self._low_res(batch, image, draws.low_res),
             known=image if inpaint else None,
             mask=batch["mask"].astype(jnp.float32) if inpaint else None,
         )
@@ -222,14 +266,17 @@ class Denoising:
         return jnp.where(batch["token_mask"].any(-1), 1 - cosine(image, text), 0)
 
     def _low_res(
-        self, image: Image, draws: _LowResDraws | None
-    ) -> tuple[Float[Array, "b h2 w2 3"] | None, Int[Array, "b"] | None]:
-        """Augmented low-resolution images and the t of their noise, for an upsampler."""
+        self, batch: Batch, image: Image, draws: _LowResDraws | None
+    ) -> Float[Array, "b h2 w2 3"] | None:
+        """Augmented low-resolution images, for an upsampler."""
         if draws is None:
-            return None, None
-        low_res = area_average(image, image.shape[1] // self.model.upscale_factor)
+            return None
+        if "low_res" in batch:
+            low_res = to_float(batch["low_res"])
+        else:
+            low_res = area_average(image, image.shape[1] // self.model.upscale_factor)
         if self.config.data.low_res.blur_px:
             low_res = gaussian_blur(low_res, draws.blur_px)
         if not self.model.low_res_noise:
-            return low_res, None
-        return q_sample(self.schedule, low_res, draws.t, draws.eps), draws.t
+            return low_res
+        return q_sample(self.schedule, low_res, draws.t, draws.eps)

@@ -31,12 +31,30 @@ def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
         "tokens": shape((b, l), jnp.int32),
         "token_mask": shape((b, l), jnp.bool_),
     }
-    if isinstance(config.model, ModelConfig) and config.model.inpaint:
-        batch["mask"] = shape((b, px, px, 1), jnp.bool_)
+    if isinstance(config.model, ModelConfig):
+        batch |= _image_inputs(config, config.model)
     if clip is not None and config.train.clip_loss_weight:
         batch["clip_tokens"] = shape((b, clip.text.length), jnp.int32)
         batch["clip_token_mask"] = shape((b, clip.text.length), jnp.bool_)
     return batch
+
+
+def _image_inputs(config: Config, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a denoiser's batch has of its images beside themselves."""
+    b, shape = config.train.batch_examples, jax.ShapeDtypeStruct
+    px = config.data.low_res.crop_px or model.resolution_px
+    found = {}
+    if model.inpaint:
+        found["mask"] = shape((b, px, px, 1), jnp.bool_)
+    if config.data.low_res.degradation != "none":
+        small = px // model.upscale_factor
+        found["low_res"] = shape((b, small, small, 3), jnp.uint8)
+    clip_px = config.train.clip_px
+    if clip_px:
+        found["clip_image"] = shape((b, clip_px, clip_px, 3), jnp.uint8)
+    elif model.image_embedding_width and not config.train.clip_run:
+        found["image_embedding"] = shape((b, model.image_embedding_width), jnp.float32)
+    return found
 
 
 def step_flops(objective: Objective, batch: Batch) -> float:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 from jax.sharding import Mesh
 
-from glide_jax.config import ClipConfig
+from glide_jax.config import AnyModel, ClipConfig, ModelConfig
 from glide_jax.data.examples import Example
 from glide_jax.data.records import Source
 from glide_jax.data.validation import (
@@ -95,8 +95,8 @@ class Validator:
         own = batches(examples)
         compared = min(len(own) * config.train.batch_examples, len(examples))
         others: dict[str, list[Captions]] = {}
-        is_clip = isinstance(config.model, ClipConfig)  # whose loss is of captions against others
-        if settings.validate_captions and not is_clip and len({e.caption for e in examples}) > 1:
+        captioned = settings.validate_captions and _reads_captions(config.model)
+        if captioned and len({e.caption for e in examples}) > 1:
             others = {
                 name: [
                     Captions(tokens=batch["tokens"], token_mask=batch["token_mask"])
@@ -134,6 +134,13 @@ class Validator:
             for k, batch in enumerate(batches)
         ]
         return summary(results, self._trainer.timestep_count, self.examples)
+
+
+def _reads_captions(model: AnyModel) -> bool:
+    """Whether other captions give another loss; a CLIP's compares captions with others anyway."""
+    if isinstance(model, ModelConfig):
+        return model.text.encoder != "none"
+    return not isinstance(model, ClipConfig)
 
 
 def buckets(timestep_count: int) -> list[tuple[int, int]]:
