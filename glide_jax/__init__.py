@@ -13,5 +13,6 @@ if is_command(sys.argv):
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from glide_jax.sampling.pipeline import Glide
+from glide_jax.sampling.unclip import UnCLIP
 
-__all__ = ["Glide", "UserError"]
+__all__ = ["Glide", "UnCLIP", "UserError"]

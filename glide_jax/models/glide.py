@@ -244,9 +244,9 @@ class LastStepModel(nnx.Module):
             self.last.encode_text(tokens, mask, *given),
         )
 
-    def condition(self, **given: Any) -> Float[Array, "b h w c"] | None:
+    def condition(self, *given: Any) -> Float[Array, "b h w c"] | None:
         """See `GlideModel.condition`."""
-        return self.first.condition(**given)
+        return self.first.condition(*given)
 
     def upsampled_low_res(self, condition: Float[Array, "b h w c"] | None) -> Image:
         """See `GlideModel.upsampled_low_res`."""

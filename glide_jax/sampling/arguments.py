@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError, shown
@@ -41,6 +42,23 @@ def require_fraction(name: str, value: Any) -> None:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and 0 < value <= 1):  # NaN is refused too
         raise UserError(f"{name} {shown(value)} must be above 0 and at most 1")
+
+
+def require_numbers(name: str, value: Any, ndim: int) -> Float[np.ndarray, "..."]:
+    """An array of finite numbers with this many dimensions.
+
+    Raises:
+        UserError: another type, shape or value.
+    """
+    try:
+        array = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} must be numbers, not {shown(value)}") from None
+    if array.ndim != ndim or not array.size:
+        raise UserError(f"{name} must have {ndim} dimensions, but has shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} has numbers that are not finite")
+    return array
 
 
 def require_text(name: str, value: Any) -> str:

@@ -17,8 +17,7 @@ from glide_jax.config import (
 )
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
-from glide_jax.models.clip import clip_network
-from glide_jax.models.glide import glide_network
+from glide_jax.models.build import build_network
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.folder import Run
 
@@ -52,8 +51,7 @@ def clip_config() -> Config:
 
 def write_random_run(folder: Path, config: Config, tokenizer: Tokenizer | ClipTokenizer) -> None:
     """A run folder with random parameters, even where training starts at zero."""
-    is_clip = isinstance(config.model, ClipConfig)
-    network = clip_network(config.model) if is_clip else glide_network(config.model)
+    network = build_network(config.model)
     rng = np.random.default_rng(0)
     params = {
         name: value + 0.05 * rng.standard_normal(value.shape, np.float32)
