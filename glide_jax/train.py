@@ -110,8 +110,8 @@ def train(config: Config, run_dir: AnyPath, group: ProcessGroup, profile: Profil
     place = partial(sharding.to_devices, mesh=mesh)
     loader = Loader(source, run.tokenizer, config, **share, state=resumed["loader"], place=place)
     validator = Validator.open(run, trainer, mesh, held_out, **share)
-    preview = Preview.open(run, held_out) if group.lead else None
-    evaluate = TrainingEvaluation(run, held_out, extractor) if extractor else None
+    preview = Preview.open(run, held_out, clip) if group.lead else None
+    evaluate = TrainingEvaluation(run, held_out, extractor, clip) if extractor else None
     flops = utilization_flops(objective, config, clip.config if clip else None)
     with RunLog(run, int(state.step), profile, resumed["log"], **flops, lead=group.lead) as log:
         reports.report_start(log, run, trainer, source, int(state.step), starts_from)

@@ -13,6 +13,7 @@ from glide_jax.evaluation.features import FeatureExtractor, load_extractor
 from glide_jax.evaluation.suite import compare, measure, needs, require_metrics
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.stage import Weights
+from glide_jax.training.frozen_clip import FrozenClip
 from glide_jax.training.preview import HeldOutSampler
 
 NETWORK = "efficientnet-lite0"
@@ -45,17 +46,24 @@ class TrainingEvaluation:
         run: with its tokenizer.
         held_out: the validation split.
         extractor: from `extractor_of`.
+        clip: of train.clip_run, for unCLIP's decoder.
 
     Raises:
         UserError: too few images can be read, or config.sample has settings that the model cannot
             use.
     """
 
-    def __init__(self, run: Run, held_out: Source, extractor: FeatureExtractor) -> None:
+    def __init__(
+        self,
+        run: Run,
+        held_out: Source,
+        extractor: FeatureExtractor,
+        clip: FrozenClip | None = None,
+    ) -> None:
         settings = run.config.train
         self._extractor = extractor
         self._metrics = settings.evaluate_metrics
-        self._sampler = HeldOutSampler(run.config, run.tokenizer)
+        self._sampler = HeldOutSampler(run.config, run.tokenizer, clip)
         examples = validation_examples(
             held_out, run.config, settings.evaluate_examples, full_size=True
         )

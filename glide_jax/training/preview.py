@@ -6,19 +6,22 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from glide_jax.config import Config, ModelConfig
 from glide_jax.data.examples import Example
 from glide_jax.data.records import Source
 from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.data.transforms import to_float
 from glide_jax.data.validation import validation_examples
 from glide_jax.images import draw_grid, resized
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.conditions import Conditions, Known
 from glide_jax.sampling.settings import require_usable
 from glide_jax.sampling.stage import Stage, Weights
+from glide_jax.shapes import TextStates
+from glide_jax.training.frozen_clip import FrozenClip
 
 IMAGES = 8
 HIDDEN_GRAY = 128
@@ -31,13 +34,16 @@ class HeldOutSampler:
     Args:
         config: of the run.
         tokenizer: of the run.
+        clip: of train.clip_run, for unCLIP's decoder.
 
     Raises:
         UserError: config.sample has settings that the model cannot use.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
-        self._config, self._tokenizer = config, tokenizer
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, clip: FrozenClip | None = None
+    ) -> None:
+        self._config, self._tokenizer, self._clip = config, tokenizer, clip
         # CLIP guidance needs a CLIP, and takes too long during training.
         self._settings = dataclasses.replace(config.sample, clip_guidance_scale=0.0)
         require_usable(config, self._settings)
@@ -64,13 +70,36 @@ class HeldOutSampler:
     def conditions(self, examples: Sequence[Example]) -> Conditions:
         """What the model is given of held-out images; nothing for a base model."""
         model, low_res, known = self._config.denoiser, None, None
+        embedding, states, empty = None, None, None
         originals = np.stack([example.pixels for example in examples])
         if model.low_res_px:
             low_res = resized(originals, model.low_res_px, Image.Resampling.BOX)
         if model.inpaint:
             mask = np.stack([e.mask for e in examples if e.mask is not None])
             known = Known(originals, mask)
-        return Conditions(low_res=low_res, known=known)
+        if model.image_embedding_width:
+            embedding = self._embeddings(examples)
+        if model.text.encoder == "clip":
+            states = self._states([example.caption for example in examples])
+            empty = self._states([""])
+        return Conditions(low_res, known, None, embedding, states, empty)
+
+    def _embeddings(self, examples: Sequence[Example]) -> Float[np.ndarray, "b d"]:
+        """The embeddings of held-out images: given ones, or by the CLIP."""
+        given = [e.embedding for e in examples if e.embedding is not None]
+        if given:
+            return np.stack(given)
+        shown = [e.pixels if e.clip_pixels is None else e.clip_pixels for e in examples]
+        clip = self._clip
+        assert clip is not None
+        return np.asarray(jax.jit(clip.embed_image)(clip.params, to_float(np.stack(shown))))
+
+    def _states(self, captions: Sequence[str]) -> TextStates:
+        """The captions as the CLIP sees them."""
+        clip = self._clip
+        assert clip is not None
+        text = self._tokenizer.encode(list(captions), clip.config.text.length)
+        return jax.device_get(jax.jit(clip.embed_text)(clip.params, *text))
 
 
 class Preview:
@@ -78,38 +107,47 @@ class Preview:
 
     A base model samples train.sample_prompts, or the captions of the first validation images. An
     upsampler or inpainting model gets those images; its grid shows each input, sample and original
-    side by side.
+    side by side. unCLIP's decoder gets their embeddings, and its grid shows each image and sample.
 
     Args:
         config: of the run.
         tokenizer: of the run.
         held_out: the validation split.
+        clip: of train.clip_run, for unCLIP's decoder.
 
     Raises:
         UserError: config.sample has settings that the model cannot use.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, held_out: Source) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        held_out: Source,
+        clip: FrozenClip | None = None,
+    ) -> None:
         self._model = config.denoiser
-        self._sampler = HeldOutSampler(config, tokenizer)
+        self._sampler = HeldOutSampler(config, tokenizer, clip)
         self._examples: list[Example] = []
         self._prompts = list(config.train.sample_prompts)
-        if config.denoiser.condition_channels or not self._prompts:
+        if _takes_images(self._model) or not self._prompts:
             self._examples = validation_examples(held_out, config, IMAGES, full_size=True)
             self._prompts = [example.caption for example in self._examples]
 
     @classmethod
-    def open(cls, run: Run, held_out: Source) -> "Preview | None":
+    def open(
+        cls, run: Run, held_out: Source, clip: FrozenClip | None = None
+    ) -> "Preview | None":
         """The preview of a run; None if it has none, or generates no images."""
         if not isinstance(run.config.model, ModelConfig) or not run.config.train.sample_every_steps:
             return None
-        return cls(run.config, run.tokenizer, held_out)
+        return cls(run.config, run.tokenizer, held_out, clip)
 
     def sample(self, params: Weights) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
         """The grid of samples with these parameters."""
         model, prompts = self._model, self._prompts
         seeds = [0] * len(prompts)
-        if not model.condition_channels:
+        if not _takes_images(model):
             return draw_grid(self._sampler.sample(params, prompts, seeds), prompts, columns=4)
 
         originals = np.stack([example.pixels for example in self._examples])
@@ -121,6 +159,14 @@ class Preview:
             unknown = given if model.low_res_px else HIDDEN_GRAY
             given = np.where(conditions.known.mask, originals, unknown)
         samples = self._sampler.sample(params, prompts, seeds, conditions)
+        if not model.condition_channels:
+            rows = np.stack([originals, samples], 1).reshape(-1, *originals.shape[1:])
+            return draw_grid(rows, [c for p in prompts for c in (p, "sample")], columns=4)
         rows = np.stack([given, samples, originals], 1).reshape(-1, *originals.shape[1:])
         captions = [c for p in prompts for c in (f"given: {p}", "sample", "original")]
         return draw_grid(rows.astype(np.uint8), captions, columns=6)
+
+
+def _takes_images(model: ModelConfig) -> bool:
+    """Whether a model is given an image, or its embedding, beside the caption."""
+    return bool(model.condition_channels or model.image_embedding_width)
