@@ -1,13 +1,14 @@
 """Folders of diffusers' and transformers' models: config.json and weights, whole or in shards."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glide_jax.errors import UserError, first_line, shown
+from glide_jax.errors import UserError, first_line
 from glide_jax.pretrained.weight_files import Tensors, read_tensors, write_tensors
 from glide_jax.storage import read_regular, write_atomically
 
@@ -15,6 +16,9 @@ MODEL_INDEX = "model_index.json"
 """File of a pipeline, whose components have a folder each."""
 CONFIG = "config.json"
 MAX_JSON_BYTES = 2**24
+
+PLAIN = re.compile(r"\w[\w.-]{0,250}")
+"""Name of a file in the same folder."""
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _SUFFIXES = (".safetensors", ".bin")
@@ -45,7 +49,7 @@ def read_component(folder: Path) -> Tensors:
     for file in files:
         for name, tensor in read_tensors(file).items():
             if name in tensors:
-                raise UserError(f"{folder}: two of its files have {shown(name)}")
+                raise UserError(f"{folder}: two of its files have {name}")
             tensors[name] = tensor
     return tensors
 
@@ -85,11 +89,11 @@ def _weights(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     listed = _read_json(index).get("weight_map")
     names = set(listed.values()) if isinstance(listed, dict) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if not names or not all(isinstance(name, str) and PLAIN.fullmatch(name) for name in names):
         raise UserError(f"{index} does not list the files of tensors: download it again")
     for name in sorted(names):
         if not (index.parent / name).is_file():
-            raise UserError(f"{index} lists {shown(name)}, which is missing: download it too")
+            raise UserError(f"{index} lists {name}, which is missing: download it too")
     return [index.parent / name for name in sorted(names)]
 
 

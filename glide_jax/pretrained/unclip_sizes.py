@@ -10,6 +10,7 @@ from glide_jax.config import (
     ModelConfig,
     PriorConfig,
     TextConfig,
+    UNetConfig,
 )
 from glide_jax.config.prior import EXTRA_TOKENS
 from glide_jax.errors import UserError
@@ -91,7 +92,7 @@ def karlo_sr_sizes(shapes: Shapes, unstored: UnstoredSettings) -> ModelConfig:
     first = tower(shapes, SR_PARTS["first"])
     return ModelConfig(
         text=TextConfig(encoder="none"),
-        unet=unet_sizes(first, unstored.upsample_px, unstored.head_width),
+        unet=unet_sizes(first, unstored.upsample_px, UNetConfig.head_width),  # no attention
         low_res_px=unstored.base_px,
         low_res_resize="bicubic",
         learned_variance=size_of(first, "out.2.weight", 0, 4) == 6,
