@@ -40,6 +40,7 @@ PARAMETERS = {
     "base64_3b5": 3_554_938_374,  # the paper: about 2.3B + 1.2B
     "upsample256_1b5": 1_641_964_934,  # the paper: 1.5B, text depth not given
     "unclip_prior": 1_225_561_088,  # the paper: 1B
+    "unclip_prior_ar": 805_879_806,  # the paper: 1B, with a text encoder
     "unclip_karlo_prior": 1_022_028_544 + 2 * 768,  # as released, and mean and deviation
     "scenes_base32": 4_176_454,
     "scenes_base32_inpaint": 4_177_606,

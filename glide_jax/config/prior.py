@@ -1,4 +1,4 @@
-"""Sizes of unCLIP's diffusion prior."""
+"""Sizes of unCLIP's priors."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -26,13 +26,15 @@ class ClipStatesConfig(Settings):
 
 @dataclass(frozen=True)
 class PriorConfig(Settings):
-    """Diffusion prior: the CLIP image embedding of a caption (sec. 2.2, arXiv 2204.06125).
+    """Prior: from a caption to the CLIP embedding of its image (sec. 2.2, arXiv 2204.06125).
 
-    Defaults: Karlo's.
+    Defaults: Karlo's diffusion prior, and the paper's of what Karlo lacks.
     """
 
     kind: ClassVar[str] = "prior"
 
+    architecture: Literal["diffusion", "autoregressive"] = "diffusion"
+    """Diffusion, or a sequence of quantized principal components."""
     text: ClipStatesConfig = field(default_factory=ClipStatesConfig)
     embedding_width: Annotated[int, WIDTHS] = 768
     """Channels of the CLIP's joint embedding space of captions and images."""
@@ -42,6 +44,13 @@ class PriorConfig(Settings):
     """Transformer blocks."""
     heads: Annotated[int, HEADS] = 32
     """Attention heads per block."""
+    components: Annotated[int, Between(1, 2**16)] = 319
+    """Principal components of the embedding. Autoregressive only."""
+    buckets: Annotated[int, Between(2, 2**16)] = 1024
+    """Values of a quantized component. Autoregressive only."""
+    dot_buckets: Annotated[int, Between(2, 2**16)] = 64
+    """Values of the quantized dot product of image and text embedding. Not published.
+    Autoregressive only."""
     resolution_px: Annotated[int, Between(1, MAX_PX)] = 224
     """Side of the training images of which the CLIP gives the embeddings, in pixels."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -56,15 +65,25 @@ class PriorConfig(Settings):
             f"({self.width}) must be divisible by heads ({self.heads})",
         )
         self.require(self.width % 2 == 0, "width", f"({self.width}) must be even")
+        self.require(
+            self.architecture == "diffusion" or self.components <= self.embedding_width,
+            "components",
+            f"({self.components}) must be at most embedding_width ({self.embedding_width})",
+        )
         self.require(not self.size.refusal, "", self.size.refusal)
 
     @property
     def length(self) -> int:
         """Length of the transformer's sequence."""
+        if self.architecture == "autoregressive":
+            # The text embedding and the dot product; the last component is never read.
+            return self.text.length + 2 + self.components - 1
         return self.text.length + EXTRA_TOKENS
 
     @property
     def size(self) -> Size:
         """Rough size of the network."""
         inputs = self.text.width + 3 * self.embedding_width + 2 * self.width
+        if self.architecture == "autoregressive":
+            inputs += 2 * self.buckets + self.dot_buckets
         return transformer_size(self.width, self.layers, self.heads, self.length, inputs)

@@ -28,8 +28,8 @@ RULES: tuple[Rule, ...] = (
     (r".*\.(scale|bias)", "replicate"),
     (r".*\.kernel", "fsdp"),
     (r"(text|image)\.(\w+_embedding|projection)", "fsdp"),
-    (r"position_embedding", "fsdp"),
-    (r"logit_scale|mean|std|query|image_null", "replicate"),
+    (r"(position|code|dot)_embedding", "fsdp"),
+    (r"logit_scale|mean|std|basis|dot_edges|query|image_null", "replicate"),
 )
 """The first matching rule applies; a parameter without one is an error."""
 

@@ -22,6 +22,8 @@ from glide_jax.diffusion.loop import (
 from glide_jax.diffusion.samplers import Solver, sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
+from glide_jax.models.ar_prior import ar_prior
+from glide_jax.models.build import build_network
 from glide_jax.models.platform import Platform
 from glide_jax.models.prior import prior_network
 from glide_jax.parallel.sharding import infer, local_mesh
@@ -46,7 +48,7 @@ class PriorInputs(NamedTuple):
 
 
 class PriorStage:
-    """A trained diffusion prior: parameters on devices and the compiled program.
+    """A trained prior: parameters on devices and the compiled program.
 
     Args:
         config: of the run.
@@ -60,7 +62,7 @@ class PriorStage:
     def __init__(self, config: Config, params: Params, fsdp: int = 1) -> None:
         self.config = config
         mesh = local_mesh(fsdp)
-        self._network = prior_network(config.prior)
+        self._network = build_network(config.prior)
         stored = self._network.stored(params, Platform.of(mesh, None, training=False))
         self.params = jax.device_put(stored, infer(stored, mesh))
         self.program = _program(config.prior, config.diffusion, mesh)
@@ -152,6 +154,8 @@ def _program(model: PriorConfig, diffusion: DiffusionConfig, mesh: Mesh) -> Any:
     `(params, inputs, empty, values, table, calls, *, solver, guided) -> (b, d)`: embeddings in the
     CLIP's space. Only `solver`, `guided`, the batch size and the table's length compile another.
     """
+    if model.architecture == "autoregressive":
+        return _ar_program(model, mesh)
     network, platform = prior_network(model), Platform.of(mesh, None, training=False)
 
     def sample(
@@ -167,9 +171,7 @@ def _program(model: PriorConfig, diffusion: DiffusionConfig, mesh: Mesh) -> Any:
     ) -> Float[Array, "b d"]:
         prior, text = network.bind(params, platform), inputs.text
         if guided:
-            text = jax.tree.map(
-                lambda x, row: jnp.concatenate([x, jnp.broadcast_to(row, x.shape)]), text, empty
-            )
+            text = _with_empty(text, empty)
 
         def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
             x_0 = prior(x_t, t, text)  # b d
@@ -201,6 +203,56 @@ def _program(model: PriorConfig, diffusion: DiffusionConfig, mesh: Mesh) -> Any:
         return prior.denormalize(state.x_t)
 
     return jax.jit(sample, static_argnames=("solver", "guided"))
+
+
+def _ar_program(model: PriorConfig, mesh: Mesh) -> Any:
+    """The compiled program of an autoregressive prior, called as that of a diffusion prior.
+
+    Of the sampling settings, guidance_scale and temperature apply, to the logits. The dot product
+    of image and caption is drawn from the upper half of those of training images (sec. 2.2, arXiv
+    2204.06125).
+    """
+    network, platform = ar_prior(model), Platform.of(mesh, None, training=False)
+
+    def sample(
+        params: Params,
+        inputs: PriorInputs,
+        empty: TextStates,
+        values: dict[str, jax.Array],
+        table: Calls,
+        calls: jax.Array,
+        *,
+        solver: Solver,
+        guided: bool,
+    ) -> Float[Array, "b d"]:
+        prior, text = network.bind(params, platform), inputs.text
+        keys, lowest = _keys(inputs.seeds, inputs.candidate), model.dot_buckets // 2
+
+        def draw(key: jax.Array) -> jax.Array:
+            return jax.random.randint(jax.random.fold_in(key, 0), (), lowest, model.dot_buckets)
+
+        def pick(logits: jax.Array, i: jax.Array) -> jax.Array:
+            if guided:
+                own, other = jnp.split(logits, 2)
+                logits = other + values["guidance_scale"] * (own - other)
+            logits /= jnp.maximum(values["temperature"], 1e-6)
+            own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1)
+            codes = jax.vmap(jax.random.categorical)(own_keys, logits)
+            return jnp.concatenate([codes, codes]) if guided else codes
+
+        dot = jax.vmap(draw)(keys)
+        if guided:
+            text, dot = _with_empty(text, empty), jnp.concatenate([dot, jnp.zeros_like(dot)])
+        return prior.decode(prior.sample(dot, text, pick)[: len(keys)])
+
+    return jax.jit(sample, static_argnames=("solver", "guided"))
+
+
+def _with_empty(text: TextStates, empty: TextStates) -> TextStates:
+    """The captions, then as many empty ones."""
+    return jax.tree.map(
+        lambda x, row: jnp.concatenate([x, jnp.broadcast_to(row, x.shape)]), text, empty
+    )
 
 
 def _keys(seeds: UInt32[Array, "b"], candidate: Int[Array, "b"]) -> Key[Array, "b"]:

@@ -23,17 +23,13 @@ from glide_jax.parallel import sharding
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.settings import require_usable
 from glide_jax.storage import AnyPath
+from glide_jax.training.ar_prior import AutoregressivePrior
 from glide_jax.training.batch_sizes import require_distinct_images, with_validation_batch
 from glide_jax.training.contrastive import Contrastive
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.frozen_clip import FrozenClip
 from glide_jax.training.objective import Objective
-from glide_jax.training.prior import (
-    STATISTICS_EXAMPLES,
-    DiffusionPrior,
-    embeddings_of,
-    statistics_of,
-)
+from glide_jax.training.prior import DiffusionPrior, embeddings_of
 
 
 def require_startable(config: Config, source: Source, held_out: int) -> None:
@@ -169,7 +165,8 @@ def make_objective(config: Config, clip: FrozenClip | None = None) -> Objective:
         return Contrastive(config)
     if isinstance(config.model, PriorConfig):
         assert clip is not None
-        return DiffusionPrior(config, clip)
+        diffuses = config.model.architecture == "diffusion"
+        return DiffusionPrior(config, clip) if diffuses else AutoregressivePrior(config, clip)
     return Denoising(config, clip)
 
 
@@ -187,13 +184,13 @@ def initial_params(
         mesh: of the run.
         share: see `share_of_batches`.
     """
-    if not isinstance(objective, DiffusionPrior):
+    if not isinstance(objective, DiffusionPrior | AutoregressivePrior):
         return None
-    count = min(STATISTICS_EXAMPLES, sum(map(len, parts_of(source))))
+    count = min(objective.statistics_examples, sum(map(len, parts_of(source))))
     place = partial(sharding.to_devices, mesh=mesh)
     with Loader(source, tokenizer, objective.config, **share, place=place) as batches:
-        embeddings = embeddings_of(objective.clip, batches, mesh, count)
-    return objective.network.init(objective.config.train.seed) | statistics_of(embeddings)
+        image, text = embeddings_of(objective.clip, batches, mesh, count)
+    return objective.network.init(objective.config.train.seed) | objective.statistics(image, text)
 
 
 def tokenizer_of(config: Config, source: Source, before: str | AnyPath = "") -> Tokenizer:

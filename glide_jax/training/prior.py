@@ -33,9 +33,6 @@ from glide_jax.training.objective import (
     split_micro_batches,
 )
 
-STATISTICS_EXAMPLES = 4096
-"""Training examples over which the mean and deviation of embeddings are measured."""
-
 
 class DiffusionPrior:
     """The objective of a run that trains a diffusion prior.
@@ -47,6 +44,9 @@ class DiffusionPrior:
         clip: the CLIP of train.clip_run, which embeds captions, and images unless batches have
             embeddings.
     """
+
+    statistics_examples = 4096
+    """Training examples over which the mean and deviation of embeddings are measured."""
 
     def __init__(self, config: Config, clip: FrozenClip) -> None:
         self.config = config
@@ -106,6 +106,12 @@ class DiffusionPrior:
         """See `objective.Objective`: there is no constraint."""
         return params
 
+    def statistics(
+        self, image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"]
+    ) -> dict[str, np.ndarray]:
+        """The measured parameters: see `statistics_of`."""
+        return statistics_of(image)
+
     def _eps(self, key: PRNGKeyArray, batch: Batch) -> Float[Array, "b d"]:
         return jax.random.normal(key, (len(batch["tokens"]), self.config.prior.embedding_width))
 
@@ -144,8 +150,8 @@ def image_embeddings(
 
 def embeddings_of(
     clip: FrozenClip, batches: Iterator[Batch], mesh: Mesh, examples: int
-) -> Float[np.ndarray, "n d"]:
-    """Image embeddings of the first examples. All processes must call it.
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
+    """Embeddings of the first examples: images and captions. All processes must call it.
 
     Args:
         clip: the CLIP.
@@ -159,18 +165,27 @@ def embeddings_of(
     frozen = sharding.place(clip.params, sharding.infer(clip.params, mesh))
     platform = Platform.of(mesh, sharding.batch_sharding(mesh), training=True)
 
-    embed = jax.jit(lambda frozen, batch: image_embeddings(clip, frozen, batch, platform))
-    found: list[np.ndarray] = []
-    while sum(map(len, found)) < examples:
-        found.append(np.asarray(sharding.to_host(embed(frozen, next(batches)))))
-    return np.concatenate(found)
+    @jax.jit
+    def embed(frozen: Params, batch: Batch) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+        text = clip.embed_text(frozen, batch["tokens"], batch["token_mask"], platform)
+        return image_embeddings(clip, frozen, batch, platform), text.embedding
+
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    while sum(len(image) for image, _ in found) < examples:
+        found.append(sharding.to_host(embed(frozen, next(batches))))
+    image, text = (np.concatenate(part) for part in zip(*found, strict=True))
+    return image, text
 
 
 def statistics_of(embeddings: Float[np.ndarray, "n d"]) -> dict[str, Float[np.ndarray, "d"]]:
-    """`mean` and `std` of each dimension, as a prior's parameters; dimensions that never vary have
-    a deviation of 1."""
-    std = embeddings.std(0, dtype=np.float64)
+    """`mean` and `std` of each dimension, as a diffusion prior's parameters."""
     return {
         "mean": embeddings.mean(0, dtype=np.float64).astype(np.float32),
-        "std": np.where(std > 1e-6, std, 1).astype(np.float32),
+        "std": deviations(embeddings).astype(np.float32),
     }
+
+
+def deviations(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d"]:
+    """The standard deviation of each column; 1 where it never varies."""
+    std = x.std(0, dtype=np.float64)
+    return np.where(std > 1e-6, std, 1)
