@@ -2,13 +2,18 @@
 
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from glide_jax.errors import UserError, first_line
 from glide_jax.storage import expand_home
 
 HUB_PREFIX = "hf://"
+CONNECT_S = 5.0
+"""To wait for the hub's server."""
 
 
 def local_file(place: str | os.PathLike[str]) -> Path:
@@ -51,7 +56,7 @@ def _spelled(place: str | os.PathLike[str]) -> str:
 
 def _downloaded(url: str) -> Path:
     # A slow import, needed only for the hub.
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfUriError
     from huggingface_hub.utils import parse_hf_uri
 
@@ -68,12 +73,30 @@ def _downloaded(url: str) -> Path:
         "revision": parsed.revision,
     }
     try:
+        if not constants.is_offline_mode() and not _is_reachable(constants.ENDPOINT):
+            return Path(hf_hub_download(**file, local_files_only=True))
         found = hf_hub_download(**file, dry_run=True)
         if not found.is_cached:
             print(f"downloading {url} ({(found.file_size or 0) / 1e6:,.1f} MB)", flush=True)
         return Path(hf_hub_download(**file))
     except Exception as error:  # the hub, HTTP and the disk raise many kinds
         raise UserError(f"{url}: {_reason(error, parsed.id)}") from error
+
+
+def _is_reachable(endpoint: str) -> bool:
+    """Whether the hub's server accepts connections: the hub's library would retry for 27 s.
+
+    A proxy decides on its own.
+    """
+    place = urlsplit(endpoint)
+    if getproxies().get(place.scheme) or getproxies().get("all"):
+        return True
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        socket.create_connection((place.hostname or "", port), CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _reason(error: Exception, repository: str) -> str:
@@ -95,9 +118,10 @@ def _reason(error: Exception, repository: str) -> str:
                 f"not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids "
                 "downloads: unset it, or give a local file"
             )
+        cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
         return (
-            f"{constants.ENDPOINT} cannot be reached: check the network, or give a local file "
-            f"({first_line(error.__cause__ or error)})"
+            f"not in the hub's cache, and {constants.ENDPOINT} cannot be reached: check the "
+            f"network, or give a local file{cause}"
         )
     if isinstance(error, errors.EntryNotFoundError):
         return f"{repository} has no such file"

@@ -1,6 +1,8 @@
 """Files on the Hugging Face hub, from a server on this machine."""
 
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -114,6 +116,19 @@ def test_files_that_the_hub_does_not_give(hub):
     assert refused("hf://org/private/w.pt").startswith("no repository org/private, or a private")
     assert refused("hf://org/gated/w.pt").startswith("its authors must grant access: ask at http")
     assert "cannot be reached: check the network" in refused("hf://org/broken/w.pt")
+
+
+def test_without_a_connection_the_cache_is_read(hub, monkeypatch):
+    path = local_file("hf://org/repo/w.pt")
+    with socket.socket() as closed:  # a port on which nothing listens
+        closed.bind(("127.0.0.1", 0))
+        place = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", place)
+        assert local_file("hf://org/repo/w.pt") == path
+        started = time.perf_counter()
+        expected = f"not in the hub's cache, and {place} cannot be reached: check the network, or"
+        assert refused("hf://org/repo/in/w.pt").startswith(expected)
+    assert time.perf_counter() - started < 5  # the hub's library would retry
 
 
 @pytest.mark.parametrize(
