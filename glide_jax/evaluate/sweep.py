@@ -20,7 +20,7 @@ from glide_jax.evaluate.flags import EvaluationFlags
 from glide_jax.evaluate.results import Evaluator, with_px
 from glide_jax.evaluate.sampling import sample_images
 from glide_jax.evaluation.features import BATCH_SIZE
-from glide_jax.evaluation.guidance_scales import ScaleFlags, draw_curve
+from glide_jax.evaluation.guidance_scales import Curve, ScaleFlags, draw_curves, label_scales
 from glide_jax.evaluation.image_sets import open_images
 from glide_jax.evaluation.reference import write_json
 from glide_jax.evaluation.suite import in_digits
@@ -124,21 +124,28 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
     distance = named("FD", "FID") or named("KID")
     pairs = [(named("CLIP score"), distance), (named("IS"), distance)]
     pairs.append((named("recall"), named("precision")))
-    shown = [pair for pair in pairs if None not in pair]
+    shown = [(x, y) for x, y in pairs if x is not None and y is not None]
     figure = new_figure(5.5 * len(shown), 4.5)
-    for axes, (x, y) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for kind in dict.fromkeys(point["guidance"] for point in points):
-            curve = [point for point in points if point["guidance"] == kind]
-            xs, ys = ([point["values"][name] for point in curve] for name in (x, y))
-            x_errors, y_errors = (
-                [point["standard_errors"][name] or 0.0 for point in curve] for name in (x, y)
-            )
-            draw_curve(
-                axes, kind, [point["scale"] for point in curve], xs, ys, (x_errors, y_errors)
-            )
+    panels = list(zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True))
+    for axes, (x, y) in panels:
+        draw_curves(axes, curves_of(points, x, y))
         axes.set(xlabel=x, ylabel=y)
-        axes.legend()
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=len(handles[1]))
+    for axes, (x, y) in panels:
+        label_scales(axes, curves_of(points, x, y))
     save_figure(path, figure)
+
+
+def curves_of(points: Sequence[dict[str, Any]], x: str, y: str) -> list[Curve]:
+    """A curve per kind of guidance of one metric over another."""
+    curves = []
+    for kind in dict.fromkeys(point["guidance"] for point in points):
+        some = [point for point in points if point["guidance"] == kind]
+        values = ([point["values"][name] for point in some] for name in (x, y))
+        errors = ([point["standard_errors"][name] or 0.0 for point in some] for name in (x, y))
+        curves.append(Curve(kind, [point["scale"] for point in some], *values, *errors))
+    return curves
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from glide_jax.cli import parse_flags
 from glide_jax.errors import exit_on_user_error, memory_advice
-from glide_jax.evaluation.guidance_scales import ScaleFlags, draw_curve
+from glide_jax.evaluation.guidance_scales import Curve, ScaleFlags, draw_curves, label_scales
 from glide_jax.evaluation.metrics.image_quality import diversity
 from glide_jax.evaluation.scenes.flags import SCENES, CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
@@ -98,14 +98,20 @@ def measure(glide: Glide, captions: Sequence[str], scale: float, **options: Any)
     return point
 
 
-def plot(curves: dict[str, list[Point]], out: Path) -> None:
+def plot(points: dict[str, list[Point]], out: Path) -> None:
     """Writes a plot of exact matches over diversity. Raises UserError."""
     figure = new_figure(6.5, 4.5)
     axes = figure.add_subplot()
-    for name, points in curves.items():
-        x = [point.diversity for point in points]
-        y = [100 * point.exact_match for point in points]
-        draw_curve(axes, name, [point.scale for point in points], x, y)
+    curves = [
+        Curve(
+            name,
+            [point.scale for point in some],
+            [point.diversity for point in some],
+            [100 * point.exact_match for point in some],
+        )
+        for name, some in points.items()
+    ]
+    draw_curves(axes, curves)
     axes.set(
         xlabel="diversity: standard deviation over seeds (levels of 0..255)",
         ylabel="exact match (%)",
@@ -113,6 +119,7 @@ def plot(curves: dict[str, list[Point]], out: Path) -> None:
         title="Accuracy and diversity by guidance scale",
     )
     axes.legend()
+    label_scales(axes, curves)
     save_figure(out, figure)
 
 
