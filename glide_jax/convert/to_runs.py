@@ -64,6 +64,8 @@ def files_to_runs(
         _require_first(made, recipe.run, part.place)
         with _naming(" and ".join(part.place for part in parts.values())):
             config, params = recipe.build(parts, unstored)
+        for done in parts.values():
+            done.tensors = {}  # the parameters may be views of them, which are freed one by one
         uses_clip = tokenizer_class(config.model) is ClipTokenizer
         write_run(to / recipe.run, config, params, clip_tokenizer if uses_clip else tokenizer)
     for kinds, parts in waiting.items():
@@ -83,7 +85,7 @@ def _require_first(places: dict[str, str], kind: str, place: str) -> None:
 
 
 def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str) -> None:
-    """Write a complete run folder or none.
+    """Write a complete run folder or none. Empties `params`, to save memory.
 
     Raises:
         UserError: the folder already exists or cannot be written, or there is no such tokenizer.
@@ -100,11 +102,11 @@ def write_run(folder: Path, config: Config, params: Tensors, tokenizer_name: str
     shutil.rmtree(unfinished, ignore_errors=True)
     Run.create(unfinished, config, tokenizer)
     checkpoints = Checkpoints(unfinished, max_checkpoints=1)
-    checkpoints.save_ema({name: np.asarray(x, order="C") for name, x in params.items()})
+    count = sum(value.size for value in params.values())
+    checkpoints.save_ema({name: np.asarray(params.pop(name), order="C") for name in list(params)})
     checkpoints.close()
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished.rename(folder)
-    count = sum(value.size for value in params.values())
     print(f"{folder}: {count:,} parameters")
 
 

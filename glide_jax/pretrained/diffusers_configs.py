@@ -87,6 +87,8 @@ def prior_head_width(config: Json) -> int:
 
 def prior_config(model: PriorConfig) -> dict[str, Any]:
     """config.json of prior/. Raises UserError if diffusers cannot have the model."""
+    if model.architecture != "diffusion":
+        raise UserError(f"diffusers has no {model.architecture} prior")
     if model.text.width != model.embedding_width:
         raise UserError(
             f"diffusers' priors need text states as wide as embeddings: model.text.width is "
