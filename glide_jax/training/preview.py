@@ -135,9 +135,7 @@ class Preview:
             self._prompts = [example.caption for example in self._examples]
 
     @classmethod
-    def open(
-        cls, run: Run, held_out: Source, clip: FrozenClip | None = None
-    ) -> "Preview | None":
+    def open(cls, run: Run, held_out: Source, clip: FrozenClip | None = None) -> "Preview | None":
         """The preview of a run; None if it has none, or generates no images."""
         if not isinstance(run.config.model, ModelConfig) or not run.config.train.sample_every_steps:
             return None

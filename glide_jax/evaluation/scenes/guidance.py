@@ -18,6 +18,7 @@ from glide_jax.images import new_figure, require_figure, save_figure
 from glide_jax.parallel.sharding import use_all_cores
 from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.sampling.pipeline import Glide
+from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.stage import MAX_BATCH
 
 SEEDS = 2
@@ -67,7 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def curve(kind: str, by_scale: dict[float, dict[str, Any]]) -> list[Point]:
         print(f"{kind} guidance\n   scale  exact match  diversity")
-        return [measure(glide, captions, at, **common | own) for at, own in by_scale.items()]
+        return [
+            measured_point(
+                at,
+                glide.generate(captions, n=SEEDS, upsample=False, progress=True, **common | own),
+            )
+            for at, own in by_scale.items()
+        ]
 
     sampler = glide.settings("base", **arguments.settings).sampler
     curves = {
@@ -81,16 +88,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(arguments.out)
 
 
-def measure(glide: Glide, captions: Sequence[str], scale: float, **options: Any) -> Point:
-    """Samples the captions and prints the point.
+def measured_point(scale: float, samples: Samples) -> Point:
+    """The point of one guidance scale, which is also printed.
 
     Args:
-        glide: the models.
-        captions: each sampled with SEEDS seeds.
         scale: guidance scale.
-        options: of `Glide.generate`.
+        samples: SEEDS of each caption, one caption after another.
     """
-    samples = glide.generate(captions, n=SEEDS, upsample=False, progress=True, **options)
     exact_match = float(score_images(samples.images, samples.prompts).exact_match.mean())
     images = samples.images.reshape(-1, SEEDS, *samples.shape[1:])
     point = Point(scale, exact_match, diversity(images))
