@@ -221,6 +221,11 @@ def test_sizes_that_cannot_work_are_refused_by_name(cls, changes, line):
             "diffusion.low_res_std is for upsamplers",
         ),
         (
+            Config,
+            {"data": DataConfig(low_res=LowResConfig(degradation="bsr"))},
+            "data.low_res.degradation is for upsamplers",
+        ),
+        (
             MaskConfig,
             {"rectangle": 0.0, "brush": 0.0, "half_plane": 0.0, "full": 0.0},
             "data.masks needs frequencies",

@@ -46,6 +46,14 @@ def test_golden_hybrid(name, kind):
     np.testing.assert_allclose(vb, expected["vb"], rtol=1e-4)
 
 
+def test_a_fixed_variance_has_no_loss():
+    x_0, eps, t, out, expected = golden("linear", "MSE")
+    schedule = Schedule.create("linear")
+    found = loss_in(Noise(schedule), out, x_0, t, eps, learned_variance=False)
+    np.testing.assert_allclose(found.loss, expected["mse"], rtol=1e-5)
+    np.testing.assert_allclose(found.vb, expected["vb"], rtol=1e-4)
+
+
 @partial(jax.jit, static_argnums=0)
 def bound_of(schedule, x_0, t, eps, out):
     return variational_bound(schedule, x_0, q_sample(schedule, x_0, t, eps), t, out)
@@ -66,11 +74,11 @@ def loss_of(schedule, out, x_0, t, eps):
     return loss_in(Noise(schedule), out, x_0, t, eps)
 
 
-def loss_in(parameterization, out, x_0, t, eps, weights=None):
+def loss_in(parameterization, out, x_0, t, eps, weights=None, **options):
     @jax.jit  # one program instead of one for every operation
     def loss(x_0, t, eps, out):
         x_t = q_sample(parameterization.schedule, x_0, t, eps)
-        return hybrid_loss(parameterization, x_0, t, eps, x_t, out, weights)
+        return hybrid_loss(parameterization, x_0, t, eps, x_t, out, weights, **options)
 
     return loss(x_0, t, eps, out)
 

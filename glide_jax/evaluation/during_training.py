@@ -11,6 +11,7 @@ from glide_jax.errors import UserError
 from glide_jax.evaluation.feature_networks import NETWORKS
 from glide_jax.evaluation.features import FeatureExtractor, load_extractor
 from glide_jax.evaluation.suite import compare, measure, needs, require_metrics
+from glide_jax.runs.fine_tune import KINDS
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.stage import Weights
 from glide_jax.training.frozen_clip import FrozenClip
@@ -29,9 +30,9 @@ def extractor_of(config: Config) -> FeatureExtractor | None:
     if not config.train.evaluate_every_steps:
         return None
     if not isinstance(config.model, ModelConfig):
+        kind = KINDS[config.model.kind]
         raise UserError(
-            f"train.evaluate_every_steps must be 0 for a {config.model.kind}: it generates no "
-            "images"
+            f"train.evaluate_every_steps must be 0 for a {kind}: it generates no images"
         )
     require_metrics(config.train.evaluate_metrics, NETWORKS[NETWORK].title)
     return load_extractor(NETWORK)
