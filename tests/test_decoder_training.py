@@ -182,7 +182,7 @@ def test_an_upsampler_without_captions_gets_degraded_images_and_no_tokens():
     example = an_example(config)
     assert example.pixels.shape == (8, 8, 3) and example.low_res.shape == (4, 4, 3)
     tokenizer = tokenizer_of(config, UnreadSource(8))
-    batch = collated([example] * 2, tokenizer, config, None)
+    batch = jax.tree.map(jnp.asarray, collated([example] * 2, tokenizer, config, None))
     assert not batch["token_mask"].any() and tokenizer.truncated == 0
     objective = Denoising(config)
     draws = objective._draw(jax.random.key(0), batch, None)

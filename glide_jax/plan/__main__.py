@@ -20,10 +20,11 @@ from typing import Annotated, Literal
 import jax
 
 from glide_jax.cli import parse_command
-from glide_jax.config import Config
+from glide_jax.config import Config, PriorConfig
 from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError, exit_on_user_error
 from glide_jax.plan.forecast import Forecast
+from glide_jax.plan.prior import forecast_prior
 from glide_jax.plan.sampling import forecast_sampling
 from glide_jax.plan.topologies import GPUS, fsdp_of, topology_devices
 from glide_jax.plan.training import forecast_training, search, table
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     fsdp = fsdp_of(flags.mesh, chips) if flags.mesh else config.train.fsdp
     on_slice = (config, name, flags.topology, fsdp, flags.effort)
     if flags.sampler:
-        report(forecast_sampling(*on_slice, flags.images))
+        forecast = forecast_prior if isinstance(config.model, PriorConfig) else forecast_sampling
+        report(forecast(*on_slice, flags.images))
     else:
         report(forecast_training(*on_slice))
 

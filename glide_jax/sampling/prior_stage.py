@@ -65,7 +65,7 @@ class PriorStage:
         self._network = build_network(config.prior)
         stored = self._network.stored(params, Platform.of(mesh, None, training=False))
         self.params = jax.device_put(stored, infer(stored, mesh))
-        self.program = _program(config.prior, config.diffusion, mesh)
+        self.program = prior_program(config.prior, config.diffusion, mesh)
 
     @classmethod
     def load(cls, run: Run, fsdp: int = 1) -> "PriorStage":
@@ -108,22 +108,14 @@ class PriorStage:
             UserError: impossible settings.
         """
         require_usable(self.config, settings)
-        schedule = Schedule.of(self.config.diffusion, settings.steps)
-        plan = sampler_plan(settings.sampler, schedule, settings.eta)
-        # One program for any number of steps up to a power of two.
-        table = Calls.of(plan).part(0, plan.calls, 1 << (plan.calls - 1).bit_length())
-        values = {
-            name: np.asarray(getattr(settings, name), np.float32)
-            for name in ("guidance_scale", "guidance_rescale", "temperature", "embedding_threshold")
-        } | {"interval": np.asarray(settings.guidance_interval, np.int32)}
+        shared, static = call_arguments(self.config, settings)
         row: Any = np.arange(len(seeds) * candidates, dtype=np.int32)
         rows = PriorInputs(
             text=jax.tree.map(lambda x: x[row // candidates], text),
             seeds=np.asarray(seeds, np.uint32)[row // candidates],
             candidate=row % candidates,
         )
-        static = {"solver": plan.solver, "guided": settings.guidance_scale != 1}
-        found = self._in_batches(rows, (empty, values, table, np.int32(plan.calls)), static)
+        found = self._in_batches(rows, (empty, *shared), static)
         if not np.isfinite(found).all():
             raise UserError(
                 "the prior gave numbers that are not finite: the weights are damaged, or a setting "
@@ -147,8 +139,28 @@ class PriorStage:
         return np.concatenate(parts)[:count]
 
 
+def call_arguments(
+    config: Config, settings: SampleConfig
+) -> tuple[tuple[dict[str, np.ndarray], Calls, np.ndarray], dict[str, Any]]:
+    """The arguments of `prior_program`'s program that all rows share.
+
+    Returns:
+        values, table and calls; and the static ones by name.
+    """
+    schedule = Schedule.of(config.diffusion, settings.steps)
+    plan = sampler_plan(settings.sampler, schedule, settings.eta)
+    # One program for any number of steps up to a power of two.
+    table = Calls.of(plan).part(0, plan.calls, 1 << (plan.calls - 1).bit_length())
+    values = {
+        name: np.asarray(getattr(settings, name), np.float32)
+        for name in ("guidance_scale", "guidance_rescale", "temperature", "embedding_threshold")
+    } | {"interval": np.asarray(settings.guidance_interval, np.int32)}
+    static = {"solver": plan.solver, "guided": settings.guidance_scale != 1}
+    return (values, table, np.asarray(plan.calls, np.int32)), static
+
+
 @lru_cache(maxsize=8)
-def _program(model: PriorConfig, diffusion: DiffusionConfig, mesh: Mesh) -> Any:
+def prior_program(model: PriorConfig, diffusion: DiffusionConfig, mesh: Mesh) -> Any:
     """The compiled program of a prior.
 
     `(params, inputs, empty, values, table, calls, *, solver, guided) -> (b, d)`: embeddings in the
