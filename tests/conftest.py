@@ -42,6 +42,10 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 # Threads of several test processes would wait for each other: 15 s instead of 1 for eigenvalues.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from helpers import annotations
+
+annotations.install()
+
 import jax
 import pytest
 from helpers.model_set import write_set
