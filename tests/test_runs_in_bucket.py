@@ -152,7 +152,7 @@ def test_a_read_only_bucket_is_refused_before_training(
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_equals_a_local_run(bucket, train, tmp_path):
-    flags = "--model.unet.channel-mult 1 --model.unet.attention-px 8 --sample.steps 2"
+    flags = "--sample.steps 2"
     flags += " --train.steps 9 --train.checkpoint-every-steps 3 --train.log-every-steps 3"
     flags += " --train.validate-every-steps 0 --train.sample-every-steps 9"
     here, run_dir = tmp_path / "run", bucket / "run"
