@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from helpers.one_device import one_device_mesh
 from helpers.tiny_prior import changed, prior_config, write_clip
 
 from glide_jax.config import Folder
@@ -14,6 +15,7 @@ from glide_jax.errors import UserError
 from glide_jax.evaluation import prior as prior_evaluation
 from glide_jax.evaluation.held_out import held_out_images
 from glide_jax.evaluation.prior import closeness
+from glide_jax.parallel import sharding
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
@@ -46,9 +48,11 @@ def on(config, clip_run, source):
 def trained(clip_run, color_folder, tmp_path_factory):
     """A prior trained on the eight colors."""
     folder = tmp_path_factory.mktemp("prior") / "run"
-    train(
-        on(prior_config(), clip_run, Folder(str(color_folder))), folder, ProcessGroup(), Profile()
-    )
+    config = on(prior_config(), clip_run, Folder(str(color_folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        # Programs for eight devices take twice as long to compile.
+        patch.setattr(sharding, "make_mesh", lambda config: one_device_mesh())
+        train(config, folder, ProcessGroup(), Profile())
     return folder
 
 

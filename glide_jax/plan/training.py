@@ -9,15 +9,18 @@ import jax.numpy as jnp
 
 from glide_jax.config import Config, Remat
 from glide_jax.errors import UserError
+from glide_jax.models.build import build_network
 from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
 from glide_jax.parallel.chips import GIB
+from glide_jax.plan.clip import with_planned_clip
 from glide_jax.plan.compiled import timing, usage
 from glide_jax.plan.forecast import Forecast, compile_for, known_chip
 from glide_jax.plan.topologies import topology_devices
 from glide_jax.shapes import Batch, Params
 from glide_jax.training.build import make_objective
 from glide_jax.training.flops import abstract_batch, step_flops
+from glide_jax.training.objective import Objective
 from glide_jax.training.step import Trainer
 
 SEARCHED: tuple[tuple[Remat, int], ...] = (
@@ -42,6 +45,8 @@ class TrainForecast(Forecast):
     """Steps of the whole run."""
     ema_bytes: int
     optimizer_bytes: int
+    clip_bytes: int = 0
+    """The frozen CLIP of a prior or a decoder."""
     activation_bytes: int
     """Activations saved for the backward pass of a micro-batch, as traced; the compiler may save
     fewer. Part of `temporary_bytes`."""
@@ -56,7 +61,7 @@ class TrainForecast(Forecast):
     @property
     def used_bytes(self) -> int:
         """HBM in use."""
-        return super().used_bytes + self.ema_bytes + self.optimizer_bytes
+        return super().used_bytes + self.ema_bytes + self.optimizer_bytes + self.clip_bytes
 
     @property
     def step_s(self) -> float:
@@ -75,6 +80,7 @@ class TrainForecast(Forecast):
             "parameters": self.parameter_bytes,
             "EMA": self.ema_bytes,
             "optimizer": self.optimizer_bytes,
+            **({"frozen CLIP": self.clip_bytes} if self.clip_bytes else {}),
             "batch": self.batch_bytes,
             "code": self.code_bytes,
             "temporary": self.temporary_bytes,
@@ -120,21 +126,18 @@ def forecast_training(
     if config.train.clip_loss_weight:
         raise UserError("plans do not support train.clip_loss_weight: set it to 0")
     config = replace(config, train=replace(config.train, fsdp=fsdp))
+    config, clip = with_planned_clip(config)
     devices = topology_devices(topology)
     chip = known_chip(devices[0])
     mesh = sharding.make_mesh(config, devices)
-    objective = make_objective(config)
+    objective = make_objective(config, clip)
     trainer = Trainer(config, objective, mesh)
     batch = abstract_batch(config)
     lowered = trainer.lower(batch)
     compiled, compile_s = compile_for(topology, lowered, effort)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     assert memory is not None
-    state, shardings = trainer.abstract_state, trainer.state_shardings
-    part = {
-        field: sharding.bytes_a_device(getattr(state, field), getattr(shardings, field))
-        for field in ("params", "ema", "opt_state")
-    }
+    part = _bytes_by_part(trainer, objective)
     return TrainForecast(
         config=name,
         topology=topology,
@@ -148,6 +151,7 @@ def forecast_training(
         parameter_bytes=part["params"],
         ema_bytes=part["ema"],
         optimizer_bytes=part["opt_state"],
+        clip_bytes=part["clip"],
         activation_bytes=saved_activations(config, devices),
         temporary_bytes=memory.temp_size_in_bytes,
         batch_bytes=max(0, memory.argument_size_in_bytes - sum(part.values())),
@@ -163,6 +167,18 @@ def forecast_training(
     )
 
 
+def _bytes_by_part(trainer: Trainer, objective: Objective) -> dict[str, int]:
+    """Bytes on each device of what lasts from step to step."""
+    state, shardings = trainer.abstract_state, trainer.state_shardings
+    parts = {
+        field: sharding.bytes_a_device(getattr(state, field), getattr(shardings, field))
+        for field in ("params", "ema", "opt_state")
+    }
+    mesh = shardings.step.mesh
+    frozen = sharding.infer(objective.frozen, mesh)
+    return parts | {"clip": sharding.bytes_a_device(objective.frozen, frozen)}
+
+
 def saved_activations(config: Config, devices: Sequence[jax.Device]) -> int:
     """Bytes of activations that each device saves for the backward pass of a micro-batch.
 
@@ -173,19 +189,21 @@ def saved_activations(config: Config, devices: Sequence[jax.Device]) -> int:
     def residual_bytes(images: int) -> int:
         train = replace(config.train, batch_examples=images, micro_batches=1, fsdp=1)
         few = replace(config, train=train)
-        objective = make_objective(few)
+        few, clip = with_planned_clip(few)
+        objective = make_objective(few, clip)
         mesh = sharding.make_mesh(few, devices[:1])
         platform = Platform.of(mesh, sharding.batch_sharding(mesh), training=True)
 
-        def backward(params: Params, batch: Batch) -> Any:
+        def backward(params: Params, frozen: Params, batch: Batch) -> Any:
             def loss(params: Params) -> jax.Array:
                 key = jax.random.key(0)
-                found = objective.validate(params, objective.frozen, batch, key, platform)
+                found = objective.validate(params, frozen, batch, key, platform)
                 return jnp.sum(found.values["loss"])
 
             return jax.vjp(loss, params)[1]
 
-        kept = jax.eval_shape(backward, objective.network.shapes, abstract_batch(few))
+        arguments = objective.network.shapes, objective.frozen, abstract_batch(few)
+        kept = jax.eval_shape(backward, *arguments)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
     per_image = residual_bytes(3) - residual_bytes(2)
@@ -206,7 +224,7 @@ def search(
     chips, chip = len(devices), known_chip(devices[0])
     # Parameters, EMA, a gradient and the second moment in float32, and the first moment.
     each = 16 + jnp.dtype(config.optim.first_moment_dtype).itemsize
-    state_bytes = each * make_objective(config).network.parameter_count
+    state_bytes = each * build_network(config.model).parameter_count
     meshes = [2**i for i in range(chips.bit_length()) if chips % 2**i == 0]
     made = 0
     for remat, micro_batches in SEARCHED:

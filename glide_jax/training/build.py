@@ -75,7 +75,7 @@ def clip_run_of(config: Config) -> Run | None:
         UserError: train.clip_run is not given, or is not a CLIP's run, or its embeddings and
             captions do not fit the model.
     """
-    if not (_learns_from_clip(config) or config.train.clip_loss_weight):
+    if not (learns_from_clip(config) or config.train.clip_loss_weight):
         return None
     if not config.train.clip_run:
         raise UserError("train.clip_run is needed: give --train.clip-run and the run of a CLIP")
@@ -91,7 +91,7 @@ def clip_run_of(config: Config) -> Run | None:
     return run
 
 
-def _learns_from_clip(config: Config) -> bool:
+def learns_from_clip(config: Config) -> bool:
     """Whether a run needs a CLIP for its images or captions: a prior, a decoder without them."""
     if isinstance(config.model, ModelConfig):
         embeds = bool(config.model.image_embedding_width)
@@ -123,17 +123,23 @@ def with_clip(config: Config, clip_run: Run | None) -> Config:
         config: of the run.
         clip_run: see `clip_run_of`.
     """
-    if clip_run is None or not _learns_from_clip(config):
+    if clip_run is None or not learns_from_clip(config):
         return config
-    px, model, data = clip_run.config.clip.resolution_px, config.model, config.data
+    px = clip_px_of(config, clip_run.config.clip)
+    train = replace(config.train, clip_fingerprint=clip_run.fingerprint, clip_px=px)
+    return replace(config, train=train)
+
+
+def clip_px_of(config: Config, clip: ClipConfig) -> int:
+    """train.clip_px of a decoder: 0 if its own images serve its CLIP too."""
+    px, model, data = clip.resolution_px, config.model, config.data
     if (
         not isinstance(model, ModelConfig)
         or isinstance(data.source, Embeddings)
         or (px == model.resolution_px and not data.low_res.crop_px)
     ):
-        px = 0
-    train = replace(config.train, clip_fingerprint=clip_run.fingerprint, clip_px=px)
-    return replace(config, train=train)
+        return 0
+    return px
 
 
 def share_of_batches(config: Config, clip_run: Run | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,9 @@ class Trainer:
         self._platform = platform or Platform.of(mesh, batch, training=True)
         replicated = sharding.replicated(mesh)
         frozen_shardings = sharding.infer(objective.frozen, mesh)
-        frozen = sharding.place(objective.frozen, frozen_shardings)
+        frozen: Any = objective.frozen
+        if not any(isinstance(x, jax.ShapeDtypeStruct) for x in frozen.values()):  # of a plan
+            frozen = sharding.place(frozen, frozen_shardings)
         step = jax.jit(
             self._step,
             in_shardings=(frozen_shardings, self.state_shardings, batch),
