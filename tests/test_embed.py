@@ -1,11 +1,13 @@
 """Embeddings written as shards, read back, and refused if they are another CLIP's."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from helpers import tiny
 from helpers.tiny_prior import changed, prior_config, write_clip
 
 from glide_jax import embed
@@ -16,7 +18,12 @@ from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import load_pixels, to_float
 from glide_jax.errors import UserError
 from glide_jax.runs.folder import Run
-from glide_jax.training.build import make_objective
+from glide_jax.training.build import (
+    clip_run_of,
+    make_objective,
+    require_startable,
+    with_clip,
+)
 from glide_jax.training.frozen_clip import FrozenClip
 
 
@@ -90,6 +97,29 @@ def test_a_prior_learns_from_embeddings_without_images(folder, clip_run):
     found = jax.eval_shape(objective.gradient, *shapes)
     assert found.losses.shape == (8,)
     require_clip(config.data.source, run.fingerprint)
+
+
+def test_a_decoder_learns_from_embeddings_with_images(folder, clip_run, monkeypatch):
+    """Without the CLIP, which is recorded all the same."""
+    run = Run.open(clip_run)
+    width = run.config.clip.embedding_width
+    base = tiny.get_config()
+    config = changed(base, "model", image_embedding_width=width)
+    config = changed(config, "data", source=Embeddings(str(folder)))
+    assert clip_run_of(config) is None
+    recorded = with_clip(config, None).train
+    assert (recorded.clip_fingerprint, recorded.clip_px) == (run.fingerprint, 0)
+    records = source_of(folder)
+    with pytest.raises(UserError, match=r"have no images, .*glide_jax.embed --images"):
+        require_startable(config, records, 8)
+    record = dataclasses.replace(records[0], image=b"an image")
+    monkeypatch.setattr(type(records), "__getitem__", lambda *_: record)
+    for other, line in (
+        (changed(config, "model", image_embedding_width=99), "99, but .* has embeddings of"),
+        (changed(config, "data", crop="random"), "are of center crops: give --data.crop center"),
+    ):
+        with pytest.raises(UserError, match=line):
+            require_startable(other, records, 8)
 
 
 def test_embeddings_of_another_clip_are_refused(folder):

@@ -67,22 +67,35 @@ def require_clip(source: AnySource, fingerprint: str) -> None:
     Raises:
         UserError: they are of another CLIP.
     """
-    for one in _embeddings(source):
-        folder = ShardFolder(
-            expand_home(one.path), shard_cache(one.cache_dir), EmbeddingsSource.command
-        )
-        _, theirs = _clip(folder)
+    for path, (_, theirs) in _clips(source):
         if theirs != fingerprint:
             raise UserError(
-                f"data.source.path {one.path}: its embeddings are of another CLIP (fingerprint "
+                f"data.source.path {path}: its embeddings are of another CLIP (fingerprint "
                 f"{theirs}; train.clip_run has {fingerprint}): give that CLIP as --train.clip-run, "
                 "or write them again with python -m glide_jax.embed"
             )
 
 
-def _embeddings(source: AnySource) -> Iterator[Embeddings]:
+def embeddings_clip(source: AnySource) -> tuple[int, str] | None:
+    """Width of a data source's embeddings, and the fingerprint of their CLIP; None without any.
+
+    Raises:
+        UserError: they are of several CLIPs.
+    """
+    found = dict(_clips(source))
+    if len(set(found.values())) > 1:
+        raise UserError(f"data.source: embeddings of several CLIPs: {', '.join(found)}")
+    return next(iter(found.values()), None)
+
+
+def _clips(source: AnySource) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Folders of embeddings in a data source, with their width and their CLIP's fingerprint."""
     sources = [part.source for part in source.parts] if isinstance(source, Mixture) else [source]
-    return (one for one in sources if isinstance(one, Embeddings))
+    for one in sources:
+        if isinstance(one, Embeddings):
+            cache = shard_cache(one.cache_dir)
+            folder = ShardFolder(expand_home(one.path), cache, EmbeddingsSource.command)
+            yield one.path, _clip(folder)
 
 
 def _clip(folder: ShardFolder) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """Objective and tokenizer of a configuration, and the checks before a run starts."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -9,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from glide_jax.config import AnyModel, ClipConfig, Config, Embeddings, ModelConfig, PriorConfig
-from glide_jax.data.embeddings import require_clip
+from glide_jax.config import AnyModel, ClipConfig, Config, ModelConfig, PriorConfig
+from glide_jax.data.embeddings import embeddings_clip, require_clip
 from glide_jax.data.loader import Loader
 from glide_jax.data.mixture import parts_of
-from glide_jax.data.records import Source
+from glide_jax.data.records import BadRecordError, Source
 from glide_jax.data.sources import open_source
 from glide_jax.data.tokenizers.bpe import MIN_VOCAB_SIZE, Tokenizer
 from glide_jax.data.tokenizers.build import make_tokenizer, tokenizer_class
@@ -42,7 +43,7 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
 
     Raises:
         UserError: the learning rate would be 0 at the end, config.sample has settings that the
-            model cannot use, or a CLIP has too few images.
+            model cannot use, a CLIP has too few images, or a decoder's embeddings have none.
     """
     steps, decay_steps = config.train.steps, config.optim.decay_steps
     if 0 < decay_steps < steps and not config.optim.min_learning_rate:
@@ -51,7 +52,7 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
             f"learning rate is 0: give --optim.decay-steps {steps}, or --optim.min-learning-rate"
         )
     if isinstance(config.model, ModelConfig):
-        _require_trainable(config.model)
+        _require_trainable(config, config.model, source)
         if config.train.sample_every_steps:
             require_usable(config, config.sample)
     if isinstance(config.model, ClipConfig):
@@ -60,12 +61,32 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
             with_validation_batch(config, held_out)
 
 
-def _require_trainable(model: ModelConfig) -> None:
-    """Raises UserError for a model of two networks."""
+def _require_trainable(config: Config, model: ModelConfig, source: Source) -> None:
+    """Raises UserError for a model of two networks, or embeddings that do not fit a decoder."""
     if model.last_step_network:
         raise UserError(
             "the network of the last step is not trained here: give --model.last-step-network False"
         )
+    given = embeddings_clip(config.data.source)
+    if given is None:
+        return
+    with contextlib.suppress(BadRecordError):  # the loader counts them
+        if not source[0].image:
+            raise UserError(
+                "data.source: its embeddings have no images, which this model generates: write "
+                "them with python -m glide_jax.embed --images"
+            )
+    if model.image_embedding_width:
+        if model.image_embedding_width != given[0]:
+            raise UserError(
+                f"model.image_embedding_width is {model.image_embedding_width}, but data.source "
+                f"has embeddings of {given[0]}: give --model.image-embedding-width {given[0]}"
+            )
+        if config.data.crop != "center" or config.data.horizontal_flip:
+            raise UserError(
+                "data.source: its embeddings are of center crops: give --data.crop center and "
+                "--data.horizontal-flip False"
+            )
 
 
 def clip_run_of(config: Config) -> Run | None:
@@ -93,12 +114,11 @@ def clip_run_of(config: Config) -> Run | None:
 
 def learns_from_clip(config: Config) -> bool:
     """Whether a run needs a CLIP for its images or captions: a prior, a decoder without them."""
-    if isinstance(config.model, ModelConfig):
-        embeds = bool(config.model.image_embedding_width)
-        return config.model.text.encoder == "clip" or (
-            embeds and not isinstance(config.data.source, Embeddings)
-        )
-    return isinstance(config.model, PriorConfig)
+    model = config.model
+    if isinstance(model, ModelConfig):
+        embeds = model.image_embedding_width and embeddings_clip(config.data.source) is None
+        return bool(embeds) or model.text.encoder == "clip"
+    return isinstance(model, PriorConfig)
 
 
 def _clip_sizes(model: AnyModel, clip: ClipConfig) -> Iterator[tuple[str, int, int]]:
@@ -122,12 +142,18 @@ def with_clip(config: Config, clip_run: Run | None) -> Config:
     Args:
         config: of the run.
         clip_run: see `clip_run_of`.
+
+    Returns:
+        It has the CLIP's fingerprint, or that of the data set's embeddings, and the resolution of
+        images to embed.
     """
-    if clip_run is None or not learns_from_clip(config):
-        return config
-    px = clip_px_of(config, clip_run.config.clip)
-    train = replace(config.train, clip_fingerprint=clip_run.fingerprint, clip_px=px)
-    return replace(config, train=train)
+    model, given = config.model, embeddings_clip(config.data.source)
+    fingerprint, px = "", 0
+    if clip_run is not None and learns_from_clip(config):
+        fingerprint, px = clip_run.fingerprint, clip_px_of(config, clip_run.config.clip)
+    elif given is not None and isinstance(model, ModelConfig) and model.image_embedding_width:
+        fingerprint = given[1]
+    return replace(config, train=replace(config.train, clip_fingerprint=fingerprint, clip_px=px))
 
 
 def clip_px_of(config: Config, clip: ClipConfig) -> int:
@@ -135,7 +161,7 @@ def clip_px_of(config: Config, clip: ClipConfig) -> int:
     px, model, data = clip.resolution_px, config.model, config.data
     if (
         not isinstance(model, ModelConfig)
-        or isinstance(data.source, Embeddings)
+        or embeddings_clip(data.source) is not None
         or (px == model.resolution_px and not data.low_res.crop_px)
     ):
         return 0

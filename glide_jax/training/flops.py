@@ -19,28 +19,31 @@ def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
 
     Args:
         config: the run.
-        clip: the CLIP of train.clip_run, if any.
+        clip: the CLIP of train.clip_run; None if the data has image embeddings, or none are used.
     """
     b, l = config.train.batch_examples, config.model.text.length
     px = config.data.low_res.crop_px or config.model.resolution_px
     shape = jax.ShapeDtypeStruct
+    given = clip is None or isinstance(config.data.source, Embeddings)
     image: Any = {"image": shape((b, px, px, 3), jnp.uint8)}
-    if isinstance(config.model, PriorConfig) and isinstance(config.data.source, Embeddings):
+    if isinstance(config.model, PriorConfig) and given:
         image = {"image_embedding": shape((b, config.model.embedding_width), jnp.float32)}
     batch = image | {
         "tokens": shape((b, l), jnp.int32),
         "token_mask": shape((b, l), jnp.bool_),
     }
     if isinstance(config.model, ModelConfig):
-        batch |= _image_inputs(config, config.model)
+        batch |= _image_inputs(config, config.model, given)
     if clip is not None and config.train.clip_loss_weight:
         batch["clip_tokens"] = shape((b, clip.text.length), jnp.int32)
         batch["clip_token_mask"] = shape((b, clip.text.length), jnp.bool_)
     return batch
 
 
-def _image_inputs(config: Config, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a denoiser's batch has of its images beside themselves."""
+def _image_inputs(
+    config: Config, model: ModelConfig, given: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a denoiser's batch has of its images beside themselves; `given`, their embeddings."""
     b, shape = config.train.batch_examples, jax.ShapeDtypeStruct
     px = config.data.low_res.crop_px or model.resolution_px
     found = {}
@@ -50,10 +53,10 @@ def _image_inputs(config: Config, model: ModelConfig) -> dict[str, jax.ShapeDtyp
         small = px // model.upscale_factor
         found["low_res"] = shape((b, small, small, 3), jnp.uint8)
     clip_px = config.train.clip_px
-    if clip_px:
-        found["clip_image"] = shape((b, clip_px, clip_px, 3), jnp.uint8)
-    elif model.image_embedding_width and not config.train.clip_run:
+    if model.image_embedding_width and given:
         found["image_embedding"] = shape((b, model.image_embedding_width), jnp.float32)
+    elif clip_px:
+        found["clip_image"] = shape((b, clip_px, clip_px, 3), jnp.uint8)
     return found
 
 
