@@ -1,6 +1,7 @@
 """Names, shapes and parameter counts of every tensor of unCLIP's published checkpoints."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,7 +123,24 @@ def test_sizes_in_diffusers_settings_are_those_of_the_tensors(configs):
     }
     clip = unclip_sizes.plain_clip_sizes(shapes, unclip_sizes.TRANSFORMERS_NAMES, 768, DEFAULTS)
     assert clip == configs["clip"]
-    assert diffusers_configs.with_heads(clip, *diffusers_configs.clip_configs(clip)) == clip
+    text, image = diffusers_configs.clip_configs(clip)
+    assert diffusers_configs.with_heads(clip, text, image) == clip
+    with pytest.raises(UserError, match="hidden_act is gelu, not quick_gelu as OpenAI's"):
+        diffusers_configs.with_heads(clip, text, image | {"hidden_act": "gelu"})
+
+
+def test_models_that_diffusers_cannot_have_are_refused(configs):
+    prior, decoder = configs["prior"], configs["decoder"]
+    with pytest.raises(UserError, match="diffusers has no autoregressive prior"):
+        diffusers_configs.prior_config(replace(prior, architecture="autoregressive"))
+    with pytest.raises(UserError, match="need text states as wide as embeddings"):
+        diffusers_configs.prior_config(replace(prior, embedding_width=64))
+    with pytest.raises(UserError, match="need text states as wide as embeddings"):
+        diffusers_configs.decoder_configs(replace(decoder, image_embedding_width=64))
+    with pytest.raises(UserError, match=r"need model\.text\.encoder clip, image_tokens"):
+        diffusers_configs.decoder_configs(replace(decoder, image_tokens=0))
+    with pytest.raises(UserError, match=r"need model\.last_step_network"):
+        diffusers_configs.sr_config(replace(configs["upsample"], last_step_network=False))
 
 
 def test_projections_are_split_by_head():

@@ -71,8 +71,7 @@ def parts_of(place: Path) -> Iterator[Part]:
     """
     if not place.is_dir():
         file = local_file(place)
-        tensors = read_tensors(file)
-        part = Part("", str(file), tensors)
+        part = Part("", str(file), read_tensors(file))
         try:
             part.kind = kind_of(part.shapes)
         except UserError as error:
