@@ -33,6 +33,9 @@ from glide_jax.training.objective import (
     split_micro_batches,
 )
 
+DEVIATION_FLOOR = 1e-4
+"""Smallest standard deviation, as a fraction of the largest."""
+
 
 class DiffusionPrior:
     """The objective of a run that trains a diffusion prior.
@@ -186,6 +189,9 @@ def statistics_of(embeddings: Float[np.ndarray, "n d"]) -> dict[str, Float[np.nd
 
 
 def deviations(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d"]:
-    """The standard deviation of each column; 1 where it never varies."""
+    """The standard deviation of each column; of one that hardly varies, a floor.
+
+    Errors of a sampled value are multiplied by it: the floor is far below the largest.
+    """
     std = x.std(0, dtype=np.float64)
-    return np.where(std > 1e-6, std, 1)
+    return np.maximum(std, DEVIATION_FLOOR * std.max() or 1)
