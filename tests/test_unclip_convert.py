@@ -26,7 +26,8 @@ def originals():
     _, _, arrays = unclip_golden("prior")
     clip = weights["clip"]
     # A tokenizer has every byte twice: more tokens than the golden model.
-    rows = np.resize(clip[TOKENS], (MIN_VOCAB_SIZE, clip[TOKENS].shape[1]))
+    vocab_size, width = clip[TOKENS].shape
+    rows = np.resize(clip[TOKENS], (max(vocab_size, MIN_VOCAB_SIZE), width))
     return {
         "prior.ckpt": weights["prior"],
         "prior_stats.th": {"0": arrays["clip_mean"], "1": arrays["clip_std"]},
@@ -158,7 +159,8 @@ def test_incomplete_or_other_files_are_refused(folder, originals, tmp_path):
     ):
         changed = {k: x for k, x in (weights | change).items() if x is not None}
         write_tensors(wrong, changed)
-        flags = (*to, "--head-width", "32", "--base-px", decoder_config().resolution_px)
+        unet = decoder_config().unet
+        flags = (*to, "--head-width", unet.head_width, "--base-px", unet.resolution_px)
         assert refused(wrong, *flags).startswith(f"{wrong}: {why}")
     assert not (tmp_path / "runs").exists()
     assert refused(decoder, "--to", tmp_path / "x.ckpt").startswith("--to ")

@@ -1,5 +1,7 @@
 """unCLIP's networks against Karlo's code and OpenAI's CLIP, from weights under released names."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from glide_jax.diffusion.process import q_sample
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.build import build_network
 from glide_jax.models.layers import timestep_embedding
-from glide_jax.pretrained.names import original_names
+from glide_jax.pretrained.names import original_names, tower
 from glide_jax.pretrained.unclip_names import KARLO_PRIOR
 from glide_jax.shapes import TextStates
 
@@ -94,33 +96,36 @@ def test_loss_of_the_prior_and_its_gradients(prior):
 
 def test_decoder():
     bind, params, g = golden("decoder", decoder_config())
-    text = TextStates(g["text_emb"], g["text_enc"], g["mask"])
-    empty = TextStates(*(g[f"uncond/{name}"] for name in ("text_emb", "text_enc", "mask")))
-    given, tokens = jnp.ones(len(g["x"]), bool), jnp.zeros(g["mask"].shape, jnp.int32)
+    b = len(g["x"])
+    with_caption, empty = (
+        [g[f"{half}{name}"] for name in ("text_emb", "text_enc", "mask")]
+        for half in ("", "uncond/")
+    )
+    text = TextStates(
+        *(jnp.concatenate(halves) for halves in zip(with_caption, empty, strict=True))
+    )
+    given, no_tokens = jnp.arange(2 * b) < b, jnp.zeros(text.mask.shape, jnp.int32)
+    x, t, image = (jnp.concatenate([g[name]] * 2) for name in ("x", "t", "image_emb"))
 
     @jax.jit
     def run(params):
         model = bind(params)
-        captions = model.encode_text(tokens, g["mask"], states=text)
-        conditions = model.add_image(captions, g["image_emb"], given)
-        no_captions = model.encode_text(tokens, g["mask"], states=empty)
-        null = model.add_image(no_captions, g["image_emb"], ~given)
-        time = timestep_embedding(g["t"], model.time_width)
-        first = model.image_tokens(g["image_emb"])  # token j's channel c is at tokens * c + j
-        first = first.reshape(len(given), -1, model.config.image_tokens).swapaxes(1, 2)
+        captions = model.encode_text(no_tokens, text.mask, states=text)
+        time = timestep_embedding(t, model.time_width)
+        first = model.image_tokens(image)  # token j's channel c is at tokens * c + j
+        first = first.reshape(2 * b, -1, model.config.image_tokens).swapaxes(1, 2)
         inside = {
             "time_emb": model.time_emb2(jax.nn.silu(model.time_emb1(time))),
-            "image_proj": model.image_emb(g["image_emb"]),
+            "image_proj": model.image_emb(image),
             "text_proj": captions.embedding,
-            "context": jnp.concatenate(
-                [first, model.text_norm(model.text_states(g["text_enc"]))], 1
-            ),
+            "context": jnp.concatenate([first, model.text_norm(model.text_states(text.states))], 1),
         }
-        return model(g["x"], g["t"], conditions), model(g["x"], g["t"], null), inside
+        return model(x, t, model.add_image(captions, image, given)), inside
 
-    out, uncond, inside = run(params)
-    assert_close(out, g["out"], "out")
-    assert_close(uncond, g["uncond/out"], "uncond/out")
+    out, inside = run(params)
+    assert_close(out[:b], g["out"], "out")
+    assert_close(out[b:], g["uncond/out"], "uncond/out")
+    inside = {name: value[:b] for name, value in inside.items()}
     for name, value in inside.items():
         assert_close(value, g[name], name)
     emb = sum(inside[name] for name in ("time_emb", "image_proj", "text_proj"))
@@ -128,15 +133,14 @@ def test_decoder():
 
 
 def test_upsampler():
-    bind, params, g = golden("sr", sr_config())
+    _, params, g = golden("sr", sr_config())
+    network = build_network(replace(sr_config(), last_step_network=False))
+    tokens = jnp.zeros((len(g["t"]), 1), jnp.int32)
 
     @jax.jit
-    def run(params, t):
-        model = bind(params)
-        text = model.encode_text(jnp.zeros((len(t), 1), jnp.int32), jnp.zeros((len(t), 1), bool))
-        networks = zip((model.first, model.last), text, strict=True)
-        return [network(g["x"], t, features, g["low_res"]) for network, features in networks]
+    def run(params):
+        model = network.bind(params)
+        return model(g["x"], g["t"], model.encode_text(tokens, tokens == 1), g["low_res"])
 
-    first, last = run(params, g["t"])
-    for found, name in ((first, "first_out"), (last, "last_out")):
-        assert_close(found[..., :3], g[name], name)
+    for name in ("first", "last"):
+        assert_close(run(tower(params, name))[..., :3], g[f"{name}_out"], name)
