@@ -171,10 +171,10 @@ def embed(arguments: Arguments) -> bool:
     run = Run.open(arguments.clip)
     clip = FrozenClip.load(run)
     sources = {split: open_source(data, getattr(data, name)) for split, name in SPLITS.items()}
-    about = {"width": clip.config.embedding_width, "fingerprint": run.fingerprint}
+    about = {"width": clip.config.embedding_width, "fingerprint": run.clip_fingerprint}
     with storage_errors("write", arguments.to):
         output = Output(expand_home(arguments.to))
-        _require_same(output, _settings(arguments, run.fingerprint, sources))
+        _require_same(output, _settings(arguments, run.clip_fingerprint, sources))
         embedder = Embedder(clip, arguments.batch_size)
         files = {}
         for split, source in sources.items():

@@ -1,10 +1,12 @@
-"""Sample, inpaint, edit, upsample and rank images with trained models.
+"""Sample, inpaint, edit, upsample, rank and vary images with trained models.
 
     python sample.py --checkpoint demo --prompt "a red star" --n 4 --out samples.png
     python sample.py inpaint --checkpoint models --image cat.png --mask mask.png --prompt "a hat"
     python sample.py edit --checkpoint models --image sketch.png --prompt "a house" --strength 0.6
     python sample.py upsample --checkpoint models --low-res small.png --prompt "a house"
     python sample.py rank --checkpoint models --image a.png --image b.png --prompt "a house"
+    python sample.py unclip --checkpoint models --prompt "a house" --n 4
+    python sample.py variations --checkpoint models --image cat.png --n 4
 
 The default command is `generate`. `sample.py COMMAND --help` lists a command's flags.
 
@@ -21,16 +23,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from glide_jax import Glide, UserError
+from glide_jax import UserError
 from glide_jax.cli import parse_flags
 from glide_jax.compilation import timed_compilation
 from glide_jax.errors import exit_on_user_error, memory_advice
 from glide_jax.images import save_grid
 from glide_jax.parallel.sharding import use_all_cores, use_cores_to_sample
-from glide_jax.sampling.commands import COMMANDS, Command, Generate, Rank, join_texts
+from glide_jax.sampling.commands import COMMANDS as GLIDE_COMMANDS
+from glide_jax.sampling.commands import Command, Generate, Models, Rank, join_texts
 from glide_jax.sampling.flags import LESS_MEMORY
 from glide_jax.sampling.folders import (
     fill_folder,
@@ -39,9 +43,12 @@ from glide_jax.sampling.folders import (
     sample_base_images,
 )
 from glide_jax.sampling.outputs import Job, earlier_images, is_folder, remove_images
+from glide_jax.sampling.unclip_commands import UNCLIP_COMMANDS
+from glide_jax.sampling.unclip_series import SERIES_COMMANDS
 from glide_jax.sampling.user_images import read_image
 
 MAX_GRID_IMAGES = 1000
+COMMANDS: dict[str, type[Models]] = {**GLIDE_COMMANDS, **UNCLIP_COMMANDS, **SERIES_COMMANDS}
 
 
 @memory_advice(LESS_MEMORY)
@@ -57,39 +64,37 @@ def run(command: Command) -> None:
     earlier = [] if into_folder else earlier_images(command.out, files)
     images = sum(job.n for job in jobs)
     use_cores_to_sample(min(command.batch_size or images, images), command.fsdp)
-    glide = command.load()
-    px = glide.config(command.role(glide)).denoiser.resolution_px
-    if isinstance(command, Generate) and command.upsample and command.upsampler(glide) is None:
+    models = command.load()
+    px = models.config(command.role(models)).denoiser.resolution_px
+    if isinstance(command, Generate) and command.upsample and command.upsampler(models) is None:
         print(f"no upsampler among the checkpoints: images are {px} x {px} px")
     with timed_compilation() as compile_s:
         if into_folder:
-            fill_folder(glide, command, jobs)
+            fill_folder(models, command, jobs)
         else:
-            write_grid(glide, command, jobs, earlier)
+            write_grid(models, command, jobs, earlier)
         if compile_s():
             print(f"compiled in {compile_s():.1f} s")
     if not into_folder:
         print(command.out)
 
 
-def write_grid(
-    glide: Glide, command: Command, jobs: Sequence[Job], earlier: Sequence[Path]
-) -> None:
+def write_grid(models: Any, command: Command, jobs: Sequence[Job], earlier: Sequence[Path]) -> None:
     """Samples all images; several become a grid, beside a folder with these images only."""
     images: list[np.ndarray] = []
     with contextlib.ExitStack() as stack:
-        if len(jobs) > 1 and isinstance(command, Generate) and command.in_stages(glide):
+        if len(jobs) > 1 and isinstance(command, Generate) and command.in_stages(models):
             # Not in the folder of the images, where base images of another command may wait.
             temporary = stack.enter_context(tempfile.TemporaryDirectory())
-            jobs = sample_base_images(glide, command, jobs, Path(temporary))
-        for batch in sample_and_save(glide, command, jobs):
+            jobs = sample_base_images(models, command, jobs, Path(temporary))
+        for batch in sample_and_save(models, command, jobs):
             if not images:  # not before there are new ones
                 remove_images([file for file in earlier if file not in batch])
             images += batch.values()
     if len(images) > 1:
         prompts = [job.prompt for job in jobs for _ in job.files]
         columns = command.images_per_prompt if command.images_per_prompt > 1 else 4
-        save_grid(command.out, np.stack(images), prompts, columns, png_metadata(glide, command))
+        save_grid(command.out, np.stack(images), prompts, columns, png_metadata(models, command))
 
 
 def rank(command: Rank) -> None:

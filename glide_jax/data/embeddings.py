@@ -62,7 +62,7 @@ def require_clip(source: AnySource, fingerprint: str) -> None:
 
     Args:
         source: the data source, or a mixture.
-        fingerprint: of the CLIP, see `Run.fingerprint`.
+        fingerprint: of the CLIP, see `Run.clip_fingerprint`.
 
     Raises:
         UserError: they are of another CLIP.

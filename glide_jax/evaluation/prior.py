@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not folder:
         raise UserError("--clip: give the run of the prior's CLIP, which this run does not name")
     clip_run = Run.open(folder)
-    require_clip(run.config.data.source, clip_run.fingerprint)
+    require_clip(run.config.data.source, clip_run.clip_fingerprint)
     clip = ClipScorer.load(clip_run, arguments.fsdp)
     prior = PriorStage.load(run, arguments.fsdp)
     data = held_out(run.config, arguments.split, arguments.n, arguments.caption_index, clip)

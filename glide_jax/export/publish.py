@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from glide_jax.config import Config, Folder, Mixture, Shards, Unknown
+from glide_jax.config import ClipConfig, Config, Folder, Mixture, Shards, Unknown
 from glide_jax.errors import UserError
 from glide_jax.export.card import model_card
 from glide_jax.pretrained.weight_files import require_finite
@@ -65,6 +65,9 @@ def export(
     files[WEIGHTS] = safetensors.numpy.save(weights, {"step": str(step), "dtype": dtype})
     count = sum(value.size for value in weights.values())
     portable = _portable(config)
+    if isinstance(config.model, ClipConfig):  # models trained with it know it by this
+        named = dataclasses.replace(portable.train, clip_fingerprint=run.clip_fingerprint)
+        portable = dataclasses.replace(portable, train=named)
     card = model_card(name_of(to), portable, step, count, dtype, license_name)
     files[MODEL_CARD] = card.encode()
     # Last: an interrupted upload to a bucket has no config.json, and is not a run folder.

@@ -185,6 +185,15 @@ class Run:
         with contextlib.closing(Checkpoints(self.path, step=self.step)) as checkpoints:
             return self._fingerprint(checkpoints.ema_fingerprint())
 
+    @property
+    def clip_fingerprint(self) -> str:
+        """A CLIP's fingerprint, by which other models know it: an exported CLIP keeps its run's.
+
+        Raises:
+            UserError: as `weights`.
+        """
+        return self.config.train.clip_fingerprint or self.fingerprint
+
     def _fingerprint(self, weights: str) -> str:
         """The fingerprint, given a digest of the parameters."""
         settings = (to_json(self.config.model), to_json(self.config.diffusion))

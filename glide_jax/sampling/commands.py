@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ import numpy as np
 from tyro.conf import UseAppendAction
 
 from glide_jax.cli import UNRECORDED, ShardingFlags
+from glide_jax.config import SampleConfig
 from glide_jax.config.bounds import Between
 from glide_jax.errors import UserError
 from glide_jax.sampling.arguments import broadcast_prompts, require_seeds
@@ -23,7 +24,7 @@ from glide_jax.storage import text_lines
 
 MAX_IMAGES = 10**6
 """Of one command."""
-TEXT_FLAGS = ("--prompt", "--negative-prompt", "--negative_prompt")
+TEXT_FLAGS = ("--prompt", "--negative-prompt", "--negative_prompt", "--before", "--after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class Models(ShardingFlags):
     """Free each model before loading the next, to save memory: the base model samples all images,
     then CLIP ranks them if asked to, then the upsampler upsamples them."""
 
-    def load(self) -> Glide:
-        """The models. Raises UserError."""
+    def load(self) -> Any:
+        """The models, a `ModelSet`. Raises UserError."""
         return Glide.load(*self.checkpoint, one_at_a_time=self.one_at_a_time, fsdp=self.fsdp)
 
     def prompts(self) -> list[str]:
@@ -61,6 +62,11 @@ class Models(ShardingFlags):
         return prompts
 
 
+Others = dict[str, tuple[str, SampleConfig | None]]
+"""Models beside the one that a command's settings apply to, by their names in the metadata: role
+and sampling settings, None for a CLIP."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command(SamplingFlags, Models, ABC):
     """A command that samples images."""
@@ -73,13 +79,13 @@ class Command(SamplingFlags, Models, ABC):
         """Images saved for each prompt."""
         return 1
 
-    def role(self, glide: Glide) -> str:
+    def role(self, models: Any) -> str:
         """Role of the model that these settings apply to."""
         return "base"
 
-    def upsampler(self, glide: Glide) -> str | None:
-        """Role of the model that upsamples the images, with its own settings; None for none."""
-        return None
+    def others(self, models: Any) -> Others:
+        """The other models that take part."""
+        return {}
 
     def inputs(self) -> dict[str, str]:
         """Metadata of the inputs that all images share. Raises UserError."""
@@ -90,13 +96,13 @@ class Command(SamplingFlags, Models, ABC):
         """What to sample. Raises UserError."""
 
     @abstractmethod
-    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
+    def sample(self, models: Any, jobs: Sequence[Job], **options: Any) -> Samples:
         """Samples the images of these jobs.
 
         Args:
-            glide: the models.
+            models: from `load`.
             jobs: some of `jobs()`.
-            options: of `Glide`'s methods: seed, batch size and settings.
+            options: of the models' methods: seed, batch size and settings.
         """
 
 
@@ -122,6 +128,16 @@ class Generate(Command):
         """Role of the model that upsamples the images, with its own settings; None for none."""
         return "upsample" if self.upsample and glide.has("upsample") else None
 
+    def others(self, models: Glide) -> Others:
+        """The upsampler, and the CLIP if it ranks or guides."""
+        role, found = self.upsampler(models), _guide(models, self.role(models), self.settings)
+        if self.keep is not None:
+            found = {"clip": ("clip", None)}
+        if role is not None:
+            found |= _guide(models, role)
+            found = {"upsampler": (role, models.settings(role))} | found
+        return found
+
     def jobs(self) -> list[Job]:
         """A job for each image, or for each prompt with --keep. Raises UserError."""
         prompts = self.prompts()
@@ -135,17 +151,17 @@ class Generate(Command):
         seeds = range(self.seed, self.seed + self.n)
         return make_jobs(prompts, None, seeds, 1, self.out)
 
-    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
+    def sample(self, models: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
         """Samples the images of these jobs."""
         if jobs[0].staged is not None:
-            return self._upsample_staged(glide, jobs, **options)
+            return self._upsample_staged(models, jobs, **options)
         options |= {
             "n": jobs[0].n,
             "keep": self.keep,
             "negative_prompt": self.negative_prompt,
             "upsample": None if self.upsample else False,
         }
-        return self.sample_prompts(glide, [job.prompt for job in jobs], **options)
+        return self.sample_prompts(models, [job.prompt for job in jobs], **options)
 
     def sample_prompts(self, glide: Glide, prompts: list[str], **options: Any) -> Samples:
         """Samples images for these prompts."""
@@ -196,9 +212,9 @@ class Inpaint(Generate):
     fit: Fit = "crop"
     """crop: the largest centered square; pad: inpaint the margins; stretch."""
 
-    def role(self, glide: Glide) -> str:
+    def role(self, models: Glide) -> str:
         """Role of the model that these settings apply to."""
-        return "base-inpaint" if glide.has("base-inpaint") else "base"
+        return "base-inpaint" if models.has("base-inpaint") else "base"
 
     def upsampler(self, glide: Glide) -> str | None:
         """Role of the model that upsamples the images, with its own settings; None for none."""
@@ -250,9 +266,13 @@ class Upsample(Command):
     fit: Fit = "crop"
     """crop: the largest centered square; pad: gray margins; stretch."""
 
-    def role(self, glide: Glide) -> str:
+    def role(self, models: Glide) -> str:
         """Role of the model that these settings apply to."""
         return "upsample"
+
+    def others(self, models: Glide) -> Others:
+        """The CLIP if it guides."""
+        return _guide(models, "upsample", self.settings)
 
     def jobs(self) -> list[Job]:
         """A job for each image. Raises UserError."""
@@ -263,12 +283,12 @@ class Upsample(Command):
         prompts = broadcast_prompts(prompts, len(self.low_res))
         return make_jobs(prompts, self.low_res, [self.seed], 1, self.out)
 
-    def sample(self, glide: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
+    def sample(self, models: Glide, jobs: Sequence[Job], **options: Any) -> Samples:
         """Samples the images of these jobs."""
-        px = glide.config("upsample").denoiser.low_res_px
+        px = models.config("upsample").denoiser.low_res_px
         paths = [job.low_res for job in jobs if job.low_res is not None]
         low_res = np.stack([square_image(read_image(path), px, self.fit) for path in paths])
-        return glide.upsample(low_res, [job.prompt for job in jobs], **options)
+        return models.upsample(low_res, [job.prompt for job in jobs], **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +297,12 @@ class Rank(Models):
 
     image: UseAppendAction[tuple[Path, ...]] = ()
     """Image; repeat the flag for several."""
+
+
+def _guide(models: Glide, role: str, changes: Mapping[str, Any] | None = None) -> Others:
+    """The CLIP if it guides this model, with changed settings."""
+    guides = models.settings(role, **(changes or {})).clip_guidance_scale
+    return {"clip": ("clip", None)} if guides else {}
 
 
 COMMANDS: dict[str, type[Models]] = {

@@ -25,8 +25,8 @@ class Known(NamedTuple):
 class Conditions(NamedTuple):
     """What conditions sampling beside the captions, one row per sample; None for none."""
 
-    low_res: UInt8[np.ndarray, "b h2 w2 3"] | None = None
-    """Low-resolution images, for an upsampler."""
+    low_res: UInt8[np.ndarray, "b h2 w2 3"] | Float[np.ndarray, "b h2 w2 3"] | None = None
+    """Low-resolution images, for an upsampler: 8-bit levels, or floats in [-1, 1]."""
     known: Known | None = None
     """Images to inpaint."""
     start: UInt8[np.ndarray, "b h w 3"] | None = None
@@ -58,7 +58,7 @@ class Conditions(NamedTuple):
             expected = (count, side_px, side_px, 3)
             if pixels.shape != expected:
                 raise UserError(f"images have shape {pixels.shape}, but must have {expected}")
-            return to_float(pixels)
+            return pixels if pixels.dtype == np.float32 else to_float(pixels)
 
         known = self.known
         return {

@@ -156,6 +156,16 @@ class Decoding(ModelSet):
                 f"these models have CLIP embeddings of different widths ({found}): they are of "
                 "different CLIPs and do not fit together"
             )
+        known = {
+            role: self.runs[role].config.train.clip_fingerprint
+            for role in ("prior", "decoder")
+            if self.has(role) and self.runs[role].config.train.clip_fingerprint
+        }
+        if known and self.has("clip"):
+            known["clip"] = self.runs["clip"].clip_fingerprint
+        if len(set(known.values())) > 1:
+            paths = ", ".join(f"{role} {self.runs[role].path}" for role in known)
+            raise UserError(f"these models are of different CLIPs and do not fit together: {paths}")
 
     def _upsamplers(self, upsample: bool | None) -> list[str]:
         """Roles of the models that upsample. Raises UserError if there is none but one must."""
@@ -213,17 +223,17 @@ class Decoding(ModelSet):
             "batch_size": request.batch_size,
             "progress": request.progress,
         }
-        images = self.stage("decoder").sample(
-            request.prompts, request.seeds, settings, conditions, **options
-        )
-        for role in self._upsamplers(request.upsample):
+        roles = ["decoder", *self._upsamplers(request.upsample)]
+        for role in roles:
             images = self.stage(role).sample(
                 request.prompts,
                 request.seeds,
-                self.settings(role),
-                Conditions(low_res=images),
+                settings if role == "decoder" else self.settings(role),
+                conditions,
+                rounds=role == roles[-1],
                 **options,
             )
+            conditions = Conditions(low_res=images)
         return Samples(images, request.prompts, request.seeds, settings)
 
     def _edit_request(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,37 +14,35 @@ from glide_jax.sampling.buckets import bucket, equal_part
 from glide_jax.sampling.clip import best_first
 from glide_jax.sampling.commands import Command, Generate
 from glide_jax.sampling.flags import recorded_flags
+from glide_jax.sampling.model_set import ModelSet
 from glide_jax.sampling.outputs import Job, remove_stage, stage_folder
 from glide_jax.sampling.pipeline import Glide
 from glide_jax.sampling.stage import MAX_BATCH
 
 
-def png_metadata(glide: Glide, command: Command) -> dict[str, str | None]:
+def png_metadata(models: ModelSet, command: Command) -> dict[str, str | None]:
     """The metadata that all images of a command share: name, flags, resolved settings, weights.
 
     Unset flags are None.
     """
-    role, upsampler = command.role(glide), command.upsampler(glide)
-    settings = dataclasses.asdict(glide.settings(role, **command.settings))
+    role, others = command.role(models), command.others(models)
+    settings = dataclasses.asdict(models.settings(role, **command.settings))
     flags = recorded_flags(command)
     flags["first_seed"] = flags.pop("seed")  # `seed` is each image's own
     flags["checkpoint"] = ", ".join(map(str, command.checkpoint))
     values = {"command": type(command).__name__.lower()} | settings | flags | command.inputs()
-    ranks = flags.get("keep") is not None or settings["clip_guidance_scale"]
-    own = {}
-    if upsampler is not None:
-        own = dataclasses.asdict(glide.settings(upsampler))
-        ranks = ranks or own["clip_guidance_scale"]
-    roles = (role, upsampler, "clip" if ranks else None)
-    used = [(role, glide.runs[role]) for role in roles if role and glide.has(role)]
+    roles = [role, *(other for other, _ in others.values())]
+    used = [(role, models.runs[role]) for role in roles if models.has(role)]
     values["weights"] = ", ".join(f"{role} {run.fingerprint}" for role, run in used)
-    if own:
-        values["upsampler_settings"] = ", ".join(f"{name}={value}" for name, value in own.items())
+    for name, (_, own) in others.items():
+        if own is not None:
+            of_model = dataclasses.asdict(own).items()
+            values[f"{name}_settings"] = ", ".join(f"{key}={value}" for key, value in of_model)
     return {name: None if value is None else str(value) for name, value in values.items()}
 
 
 def sample_and_save(
-    glide: Glide,
+    models: ModelSet,
     command: Command,
     jobs: Sequence[Job],
     before: Mapping[str, str | None] | None = None,
@@ -51,7 +50,7 @@ def sample_and_save(
     """Samples jobs batch by batch. Yields the images of each batch by file, once all are saved.
 
     Args:
-        glide: the models.
+        models: of the command.
         command: whose jobs these are.
         jobs: what to sample.
         before: the metadata of images that exist.
@@ -67,8 +66,8 @@ def sample_and_save(
     options = {"batch_size": min(limit, size), "progress": True, **command.settings}
     for start in range(0, len(jobs), jobs_per_batch):
         some = jobs[start : start + jobs_per_batch]
-        samples = command.sample(glide, some, seed=[job.seed for job in some], **options)
-        common = png_metadata(glide, command)  # of the weights that are loaded now
+        samples = command.sample(models, some, seed=[job.seed for job in some], **options)
+        common = png_metadata(models, command)  # of the weights that are loaded now
         if before not in (None, common):
             raise UserError(
                 "a model was trained on while its images were sampled: export it first "
@@ -81,16 +80,16 @@ def sample_and_save(
         yield {file: image for (_, file), image in zip(targets, samples, strict=True)}
 
 
-def fill_folder(glide: Glide, command: Command, jobs: Sequence[Job]) -> None:
+def fill_folder(models: Any, command: Command, jobs: Sequence[Job]) -> None:
     """Samples the images that the folder lacks, a batch of them in memory at a time."""
-    common = png_metadata(glide, command)
+    common = png_metadata(models, command)
     left = [job for job in jobs if not job.is_done(common)]
     count = [sum(len(job.files) for job in some) for some in (left, jobs)]
     print(f"{command.out}: {count[0]:,} of {count[1]:,} images left to sample", flush=True)
     try:
-        if left and isinstance(command, Generate) and command.in_stages(glide):
-            left = sample_base_images(glide, command, left, stage_folder(command.out))
-        for _ in sample_and_save(glide, command, left, common):
+        if left and isinstance(command, Generate) and command.in_stages(models):
+            left = sample_base_images(models, command, left, stage_folder(command.out))
+        for _ in sample_and_save(models, command, left, common):
             pass
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command resumes") from None

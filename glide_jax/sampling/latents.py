@@ -7,6 +7,8 @@ from jaxtyping import Float
 
 from glide_jax.errors import UserError
 
+PAPER_COMPONENTS = (20, 30, 40, 80, 120, 160, 200, 320)
+"""Numbers of components in Fig. 7 of the paper, of 1,024."""
 PARALLEL = 1e-4
 """Angle, in radians, below which spherical interpolation is linear: its formula is 0/0 there."""
 

@@ -36,7 +36,7 @@ from glide_jax.diffusion.process import q_sample
 from glide_jax.diffusion.samplers import SamplerPlan, sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.models.clip import Clip, similarity_gradient
-from glide_jax.models.glide import GlideModel, TextFeatures, glide_network
+from glide_jax.models.glide import GlideModel, LastStepModel, TextFeatures, glide_network
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.parallel.sharding import batch_sharding, infer, replicated
@@ -284,7 +284,11 @@ class Programs:
         return jax.lax.with_sharding_constraint(rows, self.placement(images))
 
     def _denoiser(
-        self, model: GlideModel, conditioned: Conditioned, values: Values, recipe: Recipe
+        self,
+        model: GlideModel | LastStepModel,
+        conditioned: Conditioned,
+        values: Values,
+        recipe: Recipe,
     ) -> Denoiser:
         """The model's denoiser of eps, with classifier-free guidance if the recipe has it."""
         text, negative, condition = conditioned

@@ -101,7 +101,8 @@ class Stage:
         clip: ClipScorer | None = None,
         batch_size: int | None = None,
         progress: bool = False,
-    ) -> UInt8[np.ndarray, "b h w 3"]:
+        rounds: bool = True,
+    ) -> UInt8[np.ndarray, "b h w 3"] | Float[np.ndarray, "b h w 3"]:
         """Samples an image for each prompt.
 
         Args:
@@ -116,6 +117,8 @@ class Stage:
             batch_size: of a batch, rounded up to a multiple of the devices if above 1; more images
                 are equal batches of at most this size. None is MAX_BATCH per device, or a `bucket`.
             progress: show a progress bar over the steps.
+            rounds: whether the images have 8-bit levels; otherwise they are floats in [-1, 1], for
+                an upsampler of Karlo's.
 
         Returns:
             The images, with the known pixels of `conditions` exactly as they were.
@@ -128,10 +131,11 @@ class Stage:
         negative = self._captions([negative_prompt], conditions.negative_states)
         parts = chunks(plan, settings, captioned=self.model.text.encoder != "none")
         guide = clip if settings.clip_guidance_scale else None
+        read = to_uint8 if rounds else _clipped
         values = Values.of(settings, plan.schedule)
         with self._progress(prompts, seeds, batch_size, plan, progress) as (size, bar):
             inputs = self._inputs(prompts, seeds, conditions, guide)
-            task = Task(negative, self._on_devices(values), parts, guide, bar, to_uint8)
+            task = Task(negative, self._on_devices(values), parts, guide, bar, read)
             sampled = self._batches.run(self.programs, self.params, inputs, size, task)
         return sampled if conditions.known is None else conditions.known.put_back(sampled)
 
@@ -284,6 +288,10 @@ class Stage:
             "clip_text": None if clip is None else np.asarray(clip.encode_text(prompts)),
             **conditions.images(count, self.model.resolution_px, self.model.low_res_px),
         }
+
+
+def _clipped(images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b h w 3"]:
+    return np.clip(images, -1, 1)
 
 
 def _captions(tokens: Any, mask: Any, states: TextStates | None = None) -> Captions:

@@ -23,7 +23,7 @@ from glide_jax.sampling.arguments import (
     require_whole,
 )
 from glide_jax.sampling.decoding import Decoding
-from glide_jax.sampling.latents import PrincipalComponents, slerp, text_difference
+from glide_jax.sampling.latents import PAPER_COMPONENTS, PrincipalComponents, slerp, text_difference
 from glide_jax.sampling.request import Request
 from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.unclip_request import (
@@ -37,9 +37,6 @@ from glide_jax.sampling.unclip_request import (
     unclip_request,
 )
 from glide_jax.sampling.user_images import AnyImage, Fit, as_image
-
-PAPER_COMPONENTS = (20, 30, 40, 80, 120, 160, 200, 320)
-"""Numbers of components in Fig. 7 of the paper, of 1,024."""
 
 
 class UnCLIP(Decoding):
@@ -304,7 +301,14 @@ class UnCLIP(Decoding):
         Returns:
             An image for each number of components.
         """
-        basis = PrincipalComponents.of(require_numbers("embeddings", embeddings, 2))
+        given = require_numbers("embeddings", embeddings, 2)
+        width = self.config("clip").clip.embedding_width
+        if given.shape[1] != width:
+            raise UserError(
+                f"embeddings have {given.shape[1]} channels, but the CLIP's have {width}: they are "
+                "of another CLIP"
+            )
+        basis = PrincipalComponents.of(given)
         most = len(basis.components)
         if components is None:
             components = [*(count for count in PAPER_COMPONENTS if count < most), most]

@@ -101,7 +101,7 @@ def clip_run_of(config: Config) -> Run | None:
     if not config.train.clip_run:
         raise UserError("train.clip_run is needed: give --train.clip-run and the run of a CLIP")
     run = Run.open(config.train.clip_run)
-    require_clip(config.data.source, run.fingerprint)
+    require_clip(config.data.source, run.clip_fingerprint)
     clip = run.config.clip
     for name, ours, theirs in _clip_sizes(config.model, clip):
         if ours != theirs:
@@ -150,7 +150,7 @@ def with_clip(config: Config, clip_run: Run | None) -> Config:
     model, given = config.model, embeddings_clip(config.data.source)
     fingerprint, px = "", 0
     if clip_run is not None and learns_from_clip(config):
-        fingerprint, px = clip_run.fingerprint, clip_px_of(config, clip_run.config.clip)
+        fingerprint, px = clip_run.clip_fingerprint, clip_px_of(config, clip_run.config.clip)
     elif given is not None and isinstance(model, ModelConfig) and model.image_embedding_width:
         fingerprint = given[1]
     return replace(config, train=replace(config.train, clip_fingerprint=fingerprint, clip_px=px))

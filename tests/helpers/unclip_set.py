@@ -34,7 +34,8 @@ def unclip_config(role: str) -> Config:
         return Config(model=model)
     if role == "prior":
         text = ClipStatesConfig(VOCAB, LENGTH, 32)
-        model = PriorConfig(text, WIDTH, width=32, layers=1, heads=2, dtype="float32")
+        sizes = {"embedding_width": WIDTH, "width": 32, "layers": 1, "heads": 2}
+        model = PriorConfig(text=text, **sizes, dtype="float32")
         return Config(model=model, sample=SampleConfig(steps="3"))
     if role == "decoder":
         text = TextConfig("clip", VOCAB, LENGTH, 32, clip_width=32)
