@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from helpers.numbered_images import write_images
 
-from glide_jax.config import DataConfig, Folder, Scenes, Shards, Tfds, Unknown
+from glide_jax.config import DataConfig, Embeddings, Folder, Scenes, Shards, Tfds, Unknown
 from glide_jax.data.sources import SOURCES, open_source
 from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
@@ -20,7 +20,7 @@ def test_a_folder_and_the_built_in_scenes_open_the_same_way(tmp_path: Path) -> N
     for source in (folder, scenes):
         assert load_pixels(source[0].image, 16).shape == (16, 16, 3)
         assert source[0].captions == source.captions(0)
-    assert set(SOURCES) == {Scenes, Tfds, Folder, Shards, Unknown}
+    assert set(SOURCES) == {Scenes, Tfds, Folder, Shards, Embeddings, Unknown}
 
 
 def test_the_home_directory_is_expanded_for_every_source(tmp_path: Path, monkeypatch) -> None:
