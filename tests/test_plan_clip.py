@@ -28,6 +28,9 @@ def test_a_priors_step_is_lowered_from_shapes(tmp_path):
     config = changed(prior_config(), "train", clip_run=str(write_clip(tmp_path / "clip")))
     config, clip = with_planned_clip(config)
     trainer = Trainer(config, make_objective(config, clip), one_device_mesh())
-    assert "dot_general" in trainer.lower(abstract_batch(config)).as_text()
+    assert (
+        "dot_general"
+        in trainer.lower(abstract_batch(config, clip.config if clip else None)).as_text()
+    )
     assert _bytes_by_part(trainer, trainer._objective)["clip"] > 4 * 600 * 32  # the embeddings
     assert saved_activations(config, jax.devices()[:1]) > 0

@@ -132,7 +132,7 @@ def forecast_training(
     mesh = sharding.make_mesh(config, devices)
     objective = make_objective(config, clip)
     trainer = Trainer(config, objective, mesh)
-    batch = abstract_batch(config)
+    batch = abstract_batch(config, clip.config if clip else None)
     lowered = trainer.lower(batch)
     compiled, compile_s = compile_for(topology, lowered, effort)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
@@ -202,8 +202,8 @@ def saved_activations(config: Config, devices: Sequence[jax.Device]) -> int:
 
             return jax.vjp(loss, params)[1]
 
-        arguments = objective.network.shapes, objective.frozen, abstract_batch(few)
-        kept = jax.eval_shape(backward, *arguments)
+        batch = abstract_batch(few, clip.config if clip else None)
+        kept = jax.eval_shape(backward, objective.network.shapes, objective.frozen, batch)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
     per_image = residual_bytes(3) - residual_bytes(2)

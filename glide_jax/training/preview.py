@@ -60,7 +60,9 @@ class HeldOutSampler:
         if self._stage is None:
             # Only this process samples: the parameters are sharded over its devices.
             fsdp = math.gcd(self._config.train.fsdp, jax.local_device_count())
-            self._stage = Stage(self._config, params, self._tokenizer, fsdp)
+            reads = self._config.denoiser.text.encoder == "transformer"
+            tokenizer = self._tokenizer if reads else None
+            self._stage = Stage(self._config, params, tokenizer, fsdp)
         else:
             self._stage.use(params)
         samples = self._stage.sample(prompts, seeds, self._settings, conditions)
