@@ -7,11 +7,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import model_set, tiny
 from helpers.tiny_prior import changed, prior_config, write_clip
 
 from glide_jax import embed
-from glide_jax.config import Embeddings, Folder
+from glide_jax.config import Embeddings, Folder, Mixture, MixturePart
 from glide_jax.data.embeddings import require_clip
 from glide_jax.data.loader import Loader
 from glide_jax.data.sources import open_source
@@ -24,6 +24,7 @@ from glide_jax.training.build import (
     require_startable,
     with_clip,
 )
+from glide_jax.training.flops import abstract_batch
 from glide_jax.training.frozen_clip import FrozenClip
 
 
@@ -96,6 +97,11 @@ def test_a_prior_learns_from_embeddings_without_images(folder, clip_run):
     shapes = (objective.network.shapes, objective.frozen, batch, key, None)
     found = jax.eval_shape(objective.gradient, *shapes)
     assert found.losses.shape == (8,)
+    mixture = Mixture((MixturePart(1.0, config.data.source),))
+    for source in (config.data.source, mixture):
+        assert abstract_batch(changed(config, "data", source=source), run.config.clip) == {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()
+        }
     require_clip(config.data.source, run.fingerprint)
 
 
@@ -110,8 +116,10 @@ def test_a_decoder_learns_from_embeddings_with_images(folder, clip_run, monkeypa
     recorded = with_clip(config, None).train
     assert (recorded.clip_fingerprint, recorded.clip_px) == (run.fingerprint, 0)
     records = source_of(folder)
-    with pytest.raises(UserError, match=r"have no images, .*glide_jax.embed --images"):
-        require_startable(config, records, 8)
+    clip = changed(model_set.clip_config(), "data", source=Embeddings(str(folder)))
+    for learner in (config, clip):
+        with pytest.raises(UserError, match=r"have no images, .*glide_jax.embed --images"):
+            require_startable(learner, records, 8)
     record = dataclasses.replace(records[0], image=b"an image")
     monkeypatch.setattr(type(records), "__getitem__", lambda *_: record)
     for other, line in (

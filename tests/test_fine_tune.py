@@ -1,12 +1,13 @@
 """Initial parameters of fine-tuned models."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import model_set, tiny
+from helpers import model_set, tiny, tiny_prior
 
 from glide_jax.cli import load_config, parse_command
 from glide_jax.errors import UserError
@@ -211,3 +212,31 @@ def test_errors_name_the_run_as_it_was_given():
 def test_a_clip_can_be_fine_tuned_from_a_clip(models):
     params = starting_params(Run.open(models / "clip"), model_set.clip_config())
     assert params.keys() == build_network(model_set.clip_config().model).shapes.keys()
+
+
+class ZeroRun(Run):
+    """A run of a configuration, whose parameters are zero."""
+
+    def weights(self):
+        shapes = self.network.shapes
+        return {name: np.zeros(x.shape, np.float32) for name, x in shapes.items()}
+
+
+def test_an_upsampler_starts_from_the_first_of_two_networks():
+    """As from Karlo's, whose last step has a network of its own."""
+    config = model_set.upsampler_config(False)
+    model = dataclasses.replace(config.model, last_step_network=True)
+    before = ZeroRun(Path("x"), dataclasses.replace(config, model=model))
+    assert starting_params(before, config).keys() == build_network(config.model).shapes.keys()
+    with pytest.raises(UserError, match=r"model\.last_step_network is for models without image"):
+        dataclasses.replace(model, image_embedding_width=8)
+
+
+def test_a_prior_starts_from_one_of_the_same_clip():
+    ours, theirs, unknown = (
+        tiny_prior.changed(tiny_prior.prior_config(), "train", clip_fingerprint=fingerprint)
+        for fingerprint in ("a", "b", "")
+    )
+    assert starting_params(ZeroRun(Path("x"), unknown), ours)
+    with pytest.raises(UserError, match=r"train\.init_from x is a prior of another CLIP"):
+        starting_params(ZeroRun(Path("x"), theirs), ours)

@@ -10,17 +10,21 @@ from helpers.one_device import one_device_mesh
 from helpers.tiny_prior import changed, prior_config, write_clip
 
 from glide_jax.config import Folder
+from glide_jax.data.sources import open_source
 from glide_jax.data.transforms import to_float
 from glide_jax.errors import UserError
 from glide_jax.evaluation import prior as prior_evaluation
 from glide_jax.evaluation.held_out import held_out_images
 from glide_jax.evaluation.prior import closeness
+from glide_jax.models.ar_prior import EMPTY_TOKENS
 from glide_jax.parallel import sharding
 from glide_jax.parallel.process_group import ProcessGroup
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.clip import ClipScorer
 from glide_jax.train import train
+from glide_jax.training import build
 from glide_jax.training.build import clip_run_of
+from glide_jax.training.frozen_clip import FrozenClip
 from glide_jax.training.prior import statistics_of
 from glide_jax.training.profiling import Profile
 
@@ -102,6 +106,27 @@ def test_a_prior_must_fit_its_clip(clip_run, part, changes, line):
 def test_settings_of_denoisers_are_refused():
     with pytest.raises(UserError, match=r"diffusion\.timesteps must be uniform for a prior"):
         changed(prior_config(), "diffusion", timesteps="rising")
+    with pytest.raises(UserError, match=r"diffusion\.prediction is not used by a prior"):
+        changed(prior_config(), "diffusion", prediction="v")
+
+
+def test_statistics_are_of_all_captions(clip_run, color_folder, monkeypatch):
+    """Empty ones would make up the lowest quantiles of an autoregressive prior's dot product."""
+    config = on(prior_config(), clip_run, Folder(str(color_folder)))
+    config = changed(config, "data", caption_dropout=1.0)
+    lengths = []
+
+    def embeddings(clip, batches, mesh, examples):
+        lengths.extend(np.asarray(next(batches)["token_mask"]).sum(-1))
+        return (np.eye(examples, 16, dtype=np.float32),) * 2
+
+    monkeypatch.setattr(build, "embeddings_of", embeddings)
+    run = Run.open(clip_run)
+    objective = build.make_objective(config, FrozenClip.load(run))
+    source = open_source(config.data, "all")
+    share = build.share_of_batches(config, run)
+    assert build.initial_params(objective, source, run.tokenizer, one_device_mesh(), **share)
+    assert len(lengths) == 8 and min(lengths) > EMPTY_TOKENS
 
 
 def test_a_dimension_that_never_varies_stays_at_its_mean():

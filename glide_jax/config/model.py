@@ -201,6 +201,11 @@ class ModelConfig(Settings):
             "clip needs image_embedding_width, the channels of that CLIP's embeddings",
         )
         self.require(
+            not (self.last_step_network and self.image_embedding_width),
+            "last_step_network",
+            "is for models without image_embedding_width",
+        )
+        self.require(
             encoder != "none" or not self.image_embedding_width,
             "image_embedding_width",
             "needs captions: text.encoder is none",

@@ -34,6 +34,12 @@ class Config(Settings):
     def _check(self) -> None:
         if not isinstance(self.model, ModelConfig):
             self._check_no_image_model("CLIP" if isinstance(self.model, ClipConfig) else "prior")
+        if isinstance(self.model, PriorConfig):
+            self.require(
+                self.diffusion.prediction == "eps",
+                "diffusion.prediction",
+                "is not used by a prior, which predicts the embedding: leave it out",
+            )
         if isinstance(self.model, ClipConfig):
             self._check_clip(self.model)
         elif isinstance(self.model, ModelConfig):

@@ -85,7 +85,8 @@ def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
     New input channels, such as an inpainting model's known pixels and mask, are initialized to
     zero, so the model initially equals the other one (sec. 3.3, arXiv 2112.10741). So does an
     unCLIP decoder its base model, except for the attention that its model.image_tokens take.
-    Resolutions may differ: no parameter of a U-Net depends on them.
+    Resolutions may differ: no parameter of a U-Net depends on them. Of a model with a network for
+    the last step, it is the other network.
 
     Args:
         run: the other run.
@@ -112,7 +113,19 @@ def starting_params(run: Run, config: Config) -> dict[str, np.ndarray]:
                     f"{where} was trained with diffusion.{name} {theirs}, this run has {ours}: its "
                     "parameters are only valid with the same setting"
                 )
+    clips = {c.train.clip_fingerprint for c in (before, config)} - {""}
+    if isinstance(config.model, PriorConfig) and len(clips) > 1:
+        raise UserError(
+            f"{where} is a prior of another CLIP, whose embeddings have other statistics: "
+            "give that CLIP as --train.clip-run, or train from the start"
+        )
     params = {name: np.asarray(value) for name, value in run.weights().items()}
+    if isinstance(before.model, ModelConfig) and before.model.last_step_network:
+        params = {
+            name.removeprefix("first."): x
+            for name, x in params.items()
+            if name.startswith("first.")
+        }
     if isinstance(before.model, ModelConfig) and isinstance(config.model, ModelConfig):
         params[INPUT_KERNEL] = _with_channels(
             params[INPUT_KERNEL], before.model, config.model, where

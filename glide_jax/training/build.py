@@ -43,7 +43,8 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
 
     Raises:
         UserError: the learning rate would be 0 at the end, config.sample has settings that the
-            model cannot use, a CLIP has too few images, or a decoder's embeddings have none.
+            model cannot use, a CLIP has too few images, or embeddings lack the images that the
+            model needs.
     """
     steps, decay_steps = config.train.steps, config.optim.decay_steps
     if 0 < decay_steps < steps and not config.optim.min_learning_rate:
@@ -51,8 +52,10 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
             f"train.steps ({steps}) is beyond optim.decay_steps ({decay_steps}), where the "
             f"learning rate is 0: give --optim.decay-steps {steps}, or --optim.min-learning-rate"
         )
+    if not isinstance(config.model, PriorConfig):
+        _require_images(config, source)
     if isinstance(config.model, ModelConfig):
-        _require_trainable(config, config.model, source)
+        _require_trainable(config, config.model)
         if config.train.sample_every_steps:
             require_usable(config, config.sample)
     if isinstance(config.model, ClipConfig):
@@ -61,22 +64,26 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
             with_validation_batch(config, held_out)
 
 
-def _require_trainable(config: Config, model: ModelConfig, source: Source) -> None:
+def _require_images(config: Config, source: Source) -> None:
+    """Raises UserError for embeddings without images."""
+    if embeddings_clip(config.data.source) is None:
+        return
+    with contextlib.suppress(BadRecordError):  # the loader counts them
+        if not source[0].image:
+            raise UserError(
+                "data.source: its embeddings have no images, from which this model learns: write "
+                "them with python -m glide_jax.embed --images"
+            )
+
+
+def _require_trainable(config: Config, model: ModelConfig) -> None:
     """Raises UserError for a model of two networks, or embeddings that do not fit a decoder."""
     if model.last_step_network:
         raise UserError(
             "the network of the last step is not trained here: give --model.last-step-network False"
         )
     given = embeddings_clip(config.data.source)
-    if given is None:
-        return
-    with contextlib.suppress(BadRecordError):  # the loader counts them
-        if not source[0].image:
-            raise UserError(
-                "data.source: its embeddings have no images, which this model generates: write "
-                "them with python -m glide_jax.embed --images"
-            )
-    if model.image_embedding_width:
+    if given is not None and model.image_embedding_width:
         if model.image_embedding_width != given[0]:
             raise UserError(
                 f"model.image_embedding_width is {model.image_embedding_width}, but data.source "
@@ -218,11 +225,14 @@ def initial_params(
     """
     if not isinstance(objective, DiffusionPrior | AutoregressivePrior):
         return None
+    config = objective.config
+    # Dropped captions say nothing of how close captions and images are.
+    config = replace(config, data=replace(config.data, caption_dropout=0.0))
     count = min(objective.statistics_examples, sum(map(len, parts_of(source))))
     place = partial(sharding.to_devices, mesh=mesh)
-    with Loader(source, tokenizer, objective.config, **share, place=place) as batches:
+    with Loader(source, tokenizer, config, **share, place=place) as batches:
         image, text = embeddings_of(objective.clip, batches, mesh, count)
-    return objective.network.init(objective.config.train.seed) | objective.statistics(image, text)
+    return objective.network.init(config.train.seed) | objective.statistics(image, text)
 
 
 def tokenizer_of(config: Config, source: Source, before: str | AnyPath = "") -> Tokenizer:

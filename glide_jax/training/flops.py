@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from glide_jax.config import ClipConfig, Config, Embeddings, ModelConfig, PriorConfig
+from glide_jax.config import ClipConfig, Config, Embeddings, Mixture, ModelConfig, PriorConfig
 from glide_jax.parallel.chips import chip_of
 from glide_jax.shapes import Batch
 from glide_jax.training.objective import Objective
@@ -24,7 +24,9 @@ def abstract_batch(config: Config, clip: ClipConfig | None = None) -> Batch:
     b, l = config.train.batch_examples, config.model.text.length
     px = config.data.low_res.crop_px or config.model.resolution_px
     shape = jax.ShapeDtypeStruct
-    given = clip is None or isinstance(config.data.source, Embeddings)
+    source = config.data.source
+    part = source.parts[0].source if isinstance(source, Mixture) else source  # others are as it
+    given = clip is None or isinstance(part, Embeddings)
     image: Any = {"image": shape((b, px, px, 3), jnp.uint8)}
     if isinstance(config.model, PriorConfig) and given:
         image = {"image_embedding": shape((b, config.model.embedding_width), jnp.float32)}
