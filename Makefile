@@ -16,14 +16,15 @@ $(INSTALLED): setup.cfg pyproject.toml
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/unclip.py
 	@echo
-	@echo "The shipped models' samples: out/demo.png, out/demo_upsampled.png, out/demo_inpainted.png"
+	@echo "The shipped models' samples: out/demo.png, out/demo_upsampled.png, out/demo_inpainted.png, out/unclip.png"
 	@echo "Your own prompt:   $(BIN)/python sample.py --checkpoint demo --prompt 'a red star' --n 4"
 	@echo "Next: the training loop, on the already trained base model, a few minutes. Ctrl-C stops it; the same command resumes."
 	@echo
 	$(BIN)/python train.py --config scenes_base32 --train.run-dir out/scenes_base32 \
-		--train.init-from demo/base --train.steps 80 --optim.learning-rate 1e-4 \
-		--train.checkpoint-every-steps 40 --train.log-every-steps 10 --train.validate-every-steps 40 --train.sample-every-steps 80
+		--train.init-from demo/base --train.steps 60 --optim.learning-rate 1e-4 \
+		--train.checkpoint-every-steps 30 --train.log-every-steps 10 --train.validate-every-steps 30 --train.sample-every-steps 60
 	@echo
 	@echo "Next: 64 samples of the trained model, compared with 512 held-out images. A KID of 0 is as close as the data itself."
 	@echo
@@ -31,7 +32,7 @@ demo: $(INSTALLED)
 		--sampler dpmpp_2m --steps 12
 	@echo
 	@echo "Measure images:    $(BIN)/python -m glide_jax.evaluate --images FOLDER --reference FOLDER"
-	@echo "Its samples for held-out captions: out/scenes_base32/samples/0000080.png"
+	@echo "Its samples for held-out captions: out/scenes_base32/samples/0000060.png"
 	@echo "Its accuracy:      $(BIN)/python -m glide_jax.evaluation.scenes --checkpoint out/scenes_base32 --n 64"
 	@echo "Train on yours:    $(BIN)/python train.py --config scenes_base32 --data.source folder FOLDER"
 	@echo "Read next:         README.md, CONTRIBUTING.md"

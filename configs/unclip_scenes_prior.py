@@ -23,7 +23,7 @@ def get_config() -> Config:
             text=ClipStatesConfig(vocab_size=800, length=32, width=128),
             embedding_width=128,
             width=192,
-            layers=6,
+            layers=4,
             heads=6,
             resolution_px=32,
             dtype="float32",

@@ -152,3 +152,7 @@ def test_commands(name, tmp_path, monkeypatch):
 def test_a_run_keeps_the_fingerprint_of_its_clip():
     assert run("clip").clip_fingerprint == "f"
     assert run("clip", "recorded").clip_fingerprint == "recorded"  # of an export
+
+
+def test_the_shipped_models_are_of_one_clip():
+    UnCLIP.load("demo").require_stages({}, prior="model", clip=True)

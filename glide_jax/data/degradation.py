@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from glide_jax.images import open_image
+
 Levels = UInt8[np.ndarray, "_ _ 3"]
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.BOX)
@@ -111,7 +113,7 @@ def _jpeg(pixels: Levels, rng: np.random.Generator) -> Levels:
     low, high = JPEG_QUALITY
     quality = int(rng.integers(low, high + 1))
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer))
+    return np.asarray(open_image(buffer.getvalue()))
 
 
 def _levels(x: Float[np.ndarray, "_ _ 3"]) -> Levels:

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def curve(name: str, sampled: Sampled) -> None:
         print(f"{name}\n   scale  exact match  diversity")
         curves[name] = [
-            measured_point(scale, sampled(captions, guidance_scale=scale, **common))
+            measured_point(scale, sampled(captions, **common | {"guidance_scale": scale}))
             for scale in arguments.scales
         ]
 
