@@ -1,6 +1,6 @@
 """unCLIP's trajectories and its pipeline against Karlo's code, at the files' sizes and settings."""
 
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 
 import jax
@@ -23,6 +23,7 @@ from glide_jax.models.build import build_network
 from glide_jax.sampling import prior_stage, programs
 from glide_jax.sampling import stage as stage_module
 from glide_jax.sampling.clip import ClipScorer
+from glide_jax.sampling.conditions import Conditions
 from glide_jax.sampling.latents import slerp
 from glide_jax.sampling.prior_stage import PriorStage
 from glide_jax.sampling.stage import Stage
@@ -164,26 +165,6 @@ def test_decoder_inversion(run, clips):
     close(back, arrays[f"{run}/back_x"])
 
 
-def test_upsampler():
-    config, (_, weights, _) = sr_config("sr_sampling"), unclip_golden("sr")
-    meta, _, arrays = unclip_golden("sr_sampling")
-    network, params = build_network(config), converted(config, overridden(weights, arrays))
-
-    @jax.jit
-    def run(params, x_t, t, small):
-        model, unread = network.bind(params), jnp.zeros((len(t), 1), jnp.int32)
-        low_res = model.condition(small)
-        return model(x_t, t, model.encode_text(unread, unread > 0), low_res), low_res
-
-    denoise = partial(run, params, small=jnp.asarray(arrays["small"]))
-    close(
-        denoise(arrays["noise"], jnp.zeros(len(arrays["noise"]), jnp.int32))[1], arrays["low_res"]
-    )
-    plan = sampler_plan("ddpm", schedule(meta["respacing"]))
-    ours = steps(lambda *at: denoise(*at)[0], plan, arrays["noise"], arrays["step_noise"])
-    check(arrays, "ddpm", ours)
-
-
 # The pipeline
 
 
@@ -259,6 +240,25 @@ def close_in_levels(ours, theirs):
     assert error < 0.5 + 0.2, error
 
 
+def recorded_upsampler(models, monkeypatch):
+    """Fills a list with the upsampler's low-resolution image, resized, and a dict of its x_t.
+
+    The dict is by the number of calls made, of which a chunk has one with few steps.
+    """
+    upsampler, low_res, x = models.stage("upsample").programs, [], {}
+    compiled = upsampler.advance
+
+    def advance(*given, **static):
+        *_, conditioned, _, _, _, calls = given
+        low_res.append(conditioned.condition)
+        state = compiled(*given, **static)
+        x[max(x, default=0) + int(calls)] = state.x_t
+        return state
+
+    monkeypatch.setattr(upsampler, "advance", advance)
+    return low_res, x
+
+
 def test_pipeline(monkeypatch):
     models = golden_models(monkeypatch)
     prompts = [str(i) for i in range(len(PIPELINE["text2im/tokens"]))]
@@ -272,6 +272,15 @@ def test_pipeline(monkeypatch):
     close(models.embed_images(photo), PIPELINE["variation/image_embedding"][:1])
     varied = models.variations(photo, n=count, seed=len(prompts), upsample=False)
     close_in_levels(varied.images, np.clip(PIPELINE["variation/image_small"], -1, 1))
+
+    # The upsampler alone, step by step: from the decoder's image, errors would add up.
+    _, _, upsampled = unclip_golden("sr_sampling")
+    low_res, x = recorded_upsampler(models, monkeypatch)
+    small = Conditions(low_res=upsampled["small"])
+    models.stage("upsample").sample(prompts, seeds, models.settings("upsample"), small)
+    close(low_res[0], upsampled["low_res"])
+    assert max(x) == len(upsampled["ddpm/x"])
+    close([x[calls] for calls in sorted(x)], upsampled["ddpm/x"][np.array(sorted(x)) - 1])
 
     # Other scales, limits, steps, seeds and embeddings compile nothing.
     stage = models.stage("decoder").programs
