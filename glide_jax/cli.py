@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from glide_jax.config import AnySource, Config
 from glide_jax.config.bounds import Between, out_of_bounds
-from glide_jax.config.source_words import parse_source, spell_source
+from glide_jax.config.source_words import parse_source, spell_source, splits_for
 from glide_jax.errors import UserError, first_line, shown
 from glide_jax.storage import expand_home
 
@@ -200,6 +200,7 @@ def parse_command(
     first.add_argument("--config")
     first.add_argument("--train.run-dir", "--train.run_dir", dest="run_dir")
     first.add_argument("--train.init-from", "--train.init_from", dest="init_from")
+    first.add_argument("--data.source", dest="source", nargs="*", default=[])
     given, rest = first.parse_known_args(argv)
     wants_help = bool({"-h", "--help"} & set(rest))
     if given.config is None and not wants_help:
@@ -207,10 +208,10 @@ def parse_command(
     settings = Config() if given.config is None else load_config(given.config)
     _require_known(argv, settings, flags)
     if not wants_help:
-        folders = {"run_dir": given.run_dir, "init_from": given.init_from}
-        folders = {name: value for name, value in folders.items() if value is not None}
+        folders = {k: v for k in ("run_dir", "init_from") if (v := getattr(given, k)) is not None}
         train = dataclasses.replace(settings.train, **folders)
-        settings = fill(Path(given.config).stem, dataclasses.replace(settings, train=train))
+        changes: Any = {"train": train, "data": splits_for(given.source, settings.data)}
+        settings = fill(Path(given.config).stem, dataclasses.replace(settings, **changes))
     parsed = _parse(argv, prog, description, given.config or "", flags, settings)
     require_in_bounds(parsed.command)
     return Path(parsed.config).stem, parsed.settings, parsed.command
@@ -231,10 +232,9 @@ def _parse(
             ("settings", Annotated[conf.AvoidSubcommands[Config], conf.arg(name="")]),
         ],
     )
-    default = command(config, flags(), settings)
     return cli(
         command,
-        default=default,
+        default=command(config, flags(), settings),
         args=argv,
         prog=prog,
         description=description,

@@ -122,3 +122,8 @@ def test_a_stage_samples_embeddings(config, params, text):
     assert found.shape == (3, D) and np.isfinite(found).all()
     again = stage.sample(jax.tree.map(lambda x: x[::-1], captions), empty, [2, 1, 0], config.sample)
     np.testing.assert_allclose(again, found[::-1], atol=1e-5)  # wherever in the batch
+    # An empty prompt has the dot product's code 0, as in training.
+    other = params | {"dot_embedding": params["dot_embedding"].at[1:].set(np.nan)}
+    prompts = jax.tree.map(lambda x: np.repeat(np.asarray(x[3:]), 3, 0), text)
+    found = PriorStage(config, other).sample(prompts, empty, [0, 1, 2], config.sample)
+    assert np.isfinite(found).all()

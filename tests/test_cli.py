@@ -99,6 +99,18 @@ def test_flags_override_the_file():
     assert config.data == before.data
 
 
+def test_splits_are_of_one_kind_of_source():
+    """--data.source folder images/ needs no flag for the splits that a configuration's TFDS has."""
+    for words, split in (
+        (["folder", "x"], "validation"),
+        (["embeddings", "x"], "validation"),
+        (["tfds", "coco_captions", "caption_key=captions/text"], "val"),
+        (["folder", "x", "--data.validation-split", "all"], "all"),
+    ):
+        argv = ["--config", "unclip_prior", "--data.source", *words]
+        assert parse_config(argv, "train.py", "Trains.")[1].data.validation_split == split
+
+
 @dataclasses.dataclass(frozen=True)
 class Paths:
     out: Path = Path("x.png")

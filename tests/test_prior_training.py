@@ -108,6 +108,8 @@ def test_settings_of_denoisers_are_refused():
         changed(prior_config(), "diffusion", timesteps="rising")
     with pytest.raises(UserError, match=r"diffusion\.prediction is not used by a prior"):
         changed(prior_config(), "diffusion", prediction="v")
+    with pytest.raises(UserError, match=r"embedding_threshold must be above 0"):
+        changed(prior_config(), "sample", embedding_threshold=0.0)
 
 
 def test_statistics_are_of_all_captions(clip_run, color_folder, monkeypatch):

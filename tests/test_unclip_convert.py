@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.unclip_golden import unclip_golden
 from helpers.unclip_models import clip_config, decoder_config, prior_config, sr_config
 
+from glide_jax.config import Config, DiffusionConfig
 from glide_jax.convert.__main__ import main
 from glide_jax.convert.models import LOGIT_SCALE
+from glide_jax.convert.to_pipeline import _require_unclip
 from glide_jax.data.tokenizers.clip_bpe import MIN_VOCAB_SIZE, ClipTokenizer
 from glide_jax.errors import UserError
 from glide_jax.pretrained.weight_files import read_tensors, write_tensors
@@ -206,3 +209,11 @@ def test_incomplete_or_other_pipelines_are_refused(folder, tmp_path):
     assert "has no components of unCLIP" in refused(empty, *to)
     assert not (tmp_path / "runs").exists()
     assert "already exists" in refused(folder / "runs", "--to", tmp_path)
+
+
+def test_diffusers_has_karlos_noise_alone():
+    """Its schedulers have one schedule and predict eps."""
+    for changed in ({"schedule": "linear"}, {"prediction": "v"}):
+        config = Config(model=decoder_config(), diffusion=DiffusionConfig(**changed))
+        with pytest.raises(UserError, match=f"needs diffusion.{next(iter(changed))} "):
+            _require_unclip(config, Path("x"))

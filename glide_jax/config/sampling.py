@@ -46,5 +46,7 @@ class SampleConfig(Settings):
         self.require(len(self.steps) <= MAX_STEPS_CHARS, "steps", "is no respacing: it is too long")
         low, high = self.guidance_interval
         self.require(low <= high, "guidance_interval", f"({low} {high}) must be low, then high")
+        threshold = self.embedding_threshold
+        self.require(threshold > 0, "embedding_threshold", f"must be above 0, not {threshold:g}")
         threshold = self.dynamic_threshold
         self.require(0 <= threshold < 1, "dynamic_threshold", f"must be in [0, 1), not {threshold}")

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from glide_jax.config.checks import Settings
+from glide_jax.config.data import DataConfig
 from glide_jax.config.serialize import from_plain
 from glide_jax.config.sources import AnySource, Mixture, MixturePart, OneSource, Unknown
 from glide_jax.errors import UserError
 
 FLAG = "--data.source"
 SPLITS = ("train_split", "validation_split")
-"""Settings of a mixture's part that its words may contain."""
+"""Settings of a data source, which the words of a mixture's part may contain."""
 KINDS: dict[str, Any] = {source.kind: source for source in typing.get_args(OneSource)}
 
 
@@ -40,6 +41,14 @@ def spell_source(source: AnySource) -> tuple[str, ...]:
         splits = _changes(part, SPLITS)
         parts.append(shlex.join([str(part.weight), *_words(part.source), *splits]))
     return (Mixture.kind, *parts)
+
+
+def splits_for(words: Sequence[str], data: DataConfig) -> DataConfig:
+    """Settings of the data once words name its source: splits are of one kind of source."""
+    if not words or words[0] == data.source.kind:
+        return data
+    defaults = DataConfig()
+    return dataclasses.replace(data, **{name: getattr(defaults, name) for name in SPLITS})
 
 
 def _one(words: Sequence[str], where: str) -> Any:

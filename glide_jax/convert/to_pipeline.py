@@ -111,7 +111,7 @@ def _originals(params: Tensors, rules: Rules, head_width: int | None) -> Tensors
 
 def _require_unclip(config: Config, to: Path) -> None:
     """Raises UserError if a model has no layout in diffusers."""
-    model = config.model
+    model, diffusion = config.model, config.diffusion
     if isinstance(model, PriorConfig):
         prior_config(model)
     elif isinstance(model, ModelConfig) and model.image_embedding_width:
@@ -123,6 +123,13 @@ def _require_unclip(config: Config, to: Path) -> None:
             f"--to {to}: the name must end in {', '.join(FORMATS)}; only unCLIP's models with "
             "Karlo's layout have a folder for diffusers"
         )
+    for name, needed in (("schedule", "squaredcos_cap_v2"), ("prediction", "eps")):
+        value = getattr(diffusion, name)
+        if value != needed and not isinstance(model, ClipConfig):
+            raise UserError(
+                f"diffusers' unCLIP needs diffusion.{name} {needed}; this model has {value}: "
+                "convert to a file instead"
+            )
 
 
 def _write_settings(run: Run, to: Path) -> None:

@@ -22,7 +22,7 @@ from glide_jax.diffusion.loop import (
 from glide_jax.diffusion.samplers import Solver, sampler_plan
 from glide_jax.diffusion.schedule import Schedule
 from glide_jax.errors import UserError
-from glide_jax.models.ar_prior import ar_prior
+from glide_jax.models.ar_prior import EMPTY_TOKENS, ar_prior
 from glide_jax.models.build import build_network
 from glide_jax.models.platform import Platform
 from glide_jax.models.prior import prior_network
@@ -252,7 +252,8 @@ def _ar_program(model: PriorConfig, mesh: Mesh) -> Any:
             codes = jax.vmap(jax.random.categorical)(own_keys, logits)
             return jnp.concatenate([codes, codes]) if guided else codes
 
-        dot = jax.vmap(draw)(keys)
+        # An empty prompt has the code that empty captions have in training.
+        dot = jnp.where(jnp.sum(text.mask, -1) > EMPTY_TOKENS, jax.vmap(draw)(keys), 0)
         if guided:
             text, dot = _with_empty(text, empty), jnp.concatenate([dot, jnp.zeros_like(dot)])
         return prior.decode(prior.sample(dot, text, pick)[: len(keys)])
