@@ -35,6 +35,22 @@ def test_it_differs_from_plain_downsampling_but_shows_the_same_image():
     assert min(errors) > 0.5 and max(errors) < 25 and np.std(errors) > 0.5
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("random_size", [0.0, 1.0])
+def test_it_does_not_move_the_image(factor, random_size, monkeypatch):
+    """A ramp keeps the levels of its blocks' centers; a shift by a pixel is 5 levels."""
+    monkeypatch.setattr(degradation, "RANDOM_SIZE", random_size)
+    px = 48
+    ramp = (5 * np.arange(px, dtype=np.uint8))[:, None, None]
+    image = np.concatenate([np.broadcast_to(ramp, (px, px, 1))] * 2 + [np.full((px, px, 1), 9)], 2)
+    image = image.astype(np.uint8)
+    image[..., 1] = image[..., 1].T
+    expected = image.reshape(px // factor, factor, px // factor, factor, 3).mean((1, 3))
+    found = [bsr(image, px // factor, np.random.default_rng(seed)) for seed in range(12)]
+    error = (np.mean(found, 0) - expected)[3:-3, 3:-3].mean((0, 1))
+    assert np.abs(error[:2]).max() < 1.5
+
+
 def test_the_blur_is_a_gaussian():
     image = an_image(32)
     found = degradation._blur(image, np.diag([1.5**2, 0.8**2]))

@@ -9,6 +9,7 @@ downscaling is antialiased.
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -68,8 +69,14 @@ def _random_size(pixels: Levels, factor: float, rng: np.random.Generator) -> Lev
     if rng.random() < RANDOM_SIZE:
         return _resize(pixels, max(1, round(len(pixels) / rng.uniform(1, 2 * factor))), rng)
     variance = rng.uniform(0.1, 0.6 * factor) ** 2
-    stride = max(1, round(factor))
-    return _blur(pixels, np.eye(2) * variance)[::stride, ::stride]
+    stride = min(max(1, round(factor)), len(pixels))
+    px = len(pixels) // stride * stride
+    x: Any = _blur(pixels, np.eye(2) * variance)[:px, :px].astype(np.float32)
+    # At the centers of blocks, between two pixels if the stride is even: else the image would move.
+    for axis in (0, 1):
+        x = np.moveaxis(x, axis, 0)
+        x = np.moveaxis((x[(stride - 1) // 2 :: stride] + x[stride // 2 :: stride]) / 2, 0, axis)
+    return _levels(x)
 
 
 def _covariance(factor: float, rng: np.random.Generator) -> Float[np.ndarray, "2 2"]:
