@@ -7,6 +7,7 @@ from helpers.unread_source import UnreadSource
 from glide_jax.data.mixture import MixtureSource
 from glide_jax.errors import UserError
 from glide_jax.training.batch_sizes import require_distinct_images, with_validation_batch
+from glide_jax.training.build import require_startable
 
 
 def with_batches(config=None, **changes):
@@ -60,3 +61,10 @@ def test_each_part_of_a_mixture_has_enough_images_for_a_batch_of_a_clip():
     require_distinct_images(with_batches(batch_examples=8), UnreadSource(8))
     with pytest.raises(UserError, match=r"\(16\) must be at most the number of images \(8\)"):
         require_distinct_images(with_batches(batch_examples=16), UnreadSource(8))
+
+
+def test_a_clip_of_openai_is_not_trained():
+    config = model_set.clip_config()
+    openai = dataclasses.replace(config.clip, architecture="openai", steps=1)
+    with pytest.raises(UserError, match=r"is not trained here: give --model.architecture glide"):
+        require_startable(dataclasses.replace(config, model=openai), UnreadSource(99), 9)

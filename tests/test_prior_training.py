@@ -91,6 +91,11 @@ def test_the_statistics_are_measured_and_never_trained(trained, clip_run, color_
     [
         ("train", {"clip_run": ""}, "train.clip_run is needed"),
         ("model", {"embedding_width": 32}, "give --model.embedding-width 16"),
+        (
+            "model",
+            {"resolution_px": 64},
+            "model.resolution_px is 64, but the CLIP of train.clip_run",
+        ),
         ("model", {"layers": 2}, None),
     ],
 )

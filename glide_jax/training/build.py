@@ -43,8 +43,8 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
 
     Raises:
         UserError: the learning rate would be 0 at the end, config.sample has settings that the
-            model cannot use, a CLIP has too few images, or embeddings lack the images that the
-            model needs.
+            model cannot use, a CLIP has too few images or is OpenAI's, or embeddings lack the
+            images that the model needs.
     """
     steps, decay_steps = config.train.steps, config.optim.decay_steps
     if 0 < decay_steps < steps and not config.optim.min_learning_rate:
@@ -59,6 +59,8 @@ def require_startable(config: Config, source: Source, held_out: int) -> None:
         if config.train.sample_every_steps:
             require_usable(config, config.sample)
     if isinstance(config.model, ClipConfig):
+        if config.model.architecture == "openai":
+            raise UserError("OpenAI's CLIP is not trained here: give --model.architecture glide")
         require_distinct_images(config, source)
         if config.train.validate_every_steps:
             with_validation_batch(config, held_out)
@@ -133,6 +135,7 @@ def _clip_sizes(model: AnyModel, clip: ClipConfig) -> Iterator[tuple[str, int, i
     text: tuple[str, ...] = ()
     if isinstance(model, PriorConfig):
         yield "embedding_width", model.embedding_width, clip.embedding_width
+        yield "resolution_px", model.resolution_px, clip.resolution_px
         text = ("width", "length", "vocab_size")
     elif isinstance(model, ModelConfig) and model.image_embedding_width:
         yield "image_embedding_width", model.image_embedding_width, clip.embedding_width
