@@ -8,6 +8,7 @@
     python sample.py unclip --checkpoint models --prompt "a house" --n 4
     python sample.py variations --checkpoint models --image cat.png --n 4
 
+More commands of unCLIP: reconstruct, interpolate, text-diff, probe-pca (docs/unclip.md).
 The default command is `generate`. `sample.py COMMAND --help` lists a command's flags.
 
     --out FILE.png  One image becomes that file. Several become a captioned grid; the folder FILE/

@@ -312,6 +312,12 @@ class UnCLIP(Decoding):
         most = len(basis.components)
         if components is None:
             components = [*(count for count in PAPER_COMPONENTS if count < most), most]
+        for count in components:
+            if isinstance(count, int) and count > most:
+                raise UserError(
+                    f"--components {count}: these {len(given)} embeddings have {most} principal "
+                    f"components: give at most {most}"
+                )
         counts = [require_whole("components", count, 1, most) for count in components]
         pixels = as_image(image)
         request = self._edit_request(prompt, seed, options, len(counts), start)

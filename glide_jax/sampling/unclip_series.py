@@ -90,8 +90,8 @@ class Interpolate(SeriesCommand, PriorFlags):
         ends: list[Path | str] = [*self.image, *prompts]
         if len(ends) != 2:
             raise UserError(
-                f"{len(ends)} ends to interpolate: give two images (--image), two prompts "
-                "(--prompt), or one of each"
+                f"interpolation is between two images or prompts, not {len(ends)}: give --image "
+                "twice, --prompt twice, or each once"
             )
         return ends
 
@@ -119,7 +119,7 @@ class TextDiff(SeriesCommand, ImageCommand):
     """Edits an image by the difference of two captions, an image for each theta."""
 
     before: str = ""
-    """A caption of the image, such as "a photo of a cat"."""
+    """A caption of the image, such as "a photo of a cat". By default the empty one."""
     after: str
     """The caption to turn it into, such as "an anime drawing of a cat"."""
     theta: tuple[Annotated[float, FRACTION], ...] = (0.0, 0.125, 0.25, 0.375, 0.5)
