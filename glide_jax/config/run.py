@@ -131,7 +131,9 @@ class Config(Settings):
     def clip(self) -> ClipConfig:
         """The model of a run that is a CLIP. Raises UserError if it is none."""
         if not isinstance(self.model, ClipConfig):
-            raise UserError(f"this model is a {self.model.kind}: a CLIP is needed")
+            raise UserError(
+                f"this model is a {self.model.kind}: a CLIP is needed, such as demo/clip"
+            )
         return self.model
 
     @property

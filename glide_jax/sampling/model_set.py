@@ -83,7 +83,7 @@ class ModelSet:
         if not known:
             raise UserError(
                 f"{runs[0].path} is a {role_of(runs[0].config)} model: {cls.__name__} samples "
-                f"{', '.join(cls.roles)}"
+                f"{', '.join(cls.roles)}: give a folder of one"
             )
         return cls(known, one_at_a_time=one_at_a_time, fsdp=fsdp)
 
