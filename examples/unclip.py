@@ -1,8 +1,8 @@
 """unCLIP's shipped models: variations, interpolation, a text diff and principal components.
 
-    python examples/unclip.py [PNG file]
+    python examples/unclip.py [folder of models]
 
-Writes a grid, by default out/unclip.png.
+Writes out/unclip.png.
 """
 
 # %% Models: CLIP, prior and decoder; two scenes that none of them was trained on
@@ -22,7 +22,7 @@ COLUMNS = 7
 SETTINGS = {"sampler": "dpmpp_2m", "steps": "12", "guidance_scale": 2.0, "upsample": False}
 
 use_all_cores(8)
-unclip = UnCLIP.load("demo")
+unclip = UnCLIP.load(sys.argv[1] if len(sys.argv) > 1 else "demo")
 px = unclip.config("decoder").denoiser.resolution_px
 scenes = [encoded_scene("validation", index, closeup=False) for index in range(256)]
 images = np.stack([load_pixels(scene.image, px) for scene in scenes])
@@ -39,8 +39,8 @@ thetas = np.linspace(0, 0.6, COLUMNS)
 edited = unclip.text_diff(a, "a pink ring", "a blue heart", thetas, start="random", **SETTINGS)
 
 # %% a's embedding, rebuilt from the first principal components of 256 embeddings
-counts = (1, 2, 3, 5, 8, 16, 64)
 embeddings = unclip.embed_images(list(images))
+counts = np.unique(np.geomspace(1, embeddings.shape[1] // 2, COLUMNS).round().astype(int)).tolist()
 probed = unclip.probe_pca(a, counts, embeddings=embeddings, **SETTINGS)
 
 # %% The grid
@@ -52,6 +52,6 @@ rows = [
 ]
 shown = np.concatenate([a[None], variations.images, between.images, edited.images, probed.images])
 enlarged = [Image.fromarray(x).resize((4 * px, 4 * px), Image.Resampling.BICUBIC) for x in shown]
-out = Path(sys.argv[1] if len(sys.argv) > 1 else "out/unclip.png")
+out = Path("out/unclip.png")
 save_grid(out, np.stack(enlarged), [label for row in rows for label in row], columns=COLUMNS)
 print(f"unCLIP: {out}")

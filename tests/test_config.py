@@ -54,6 +54,7 @@ PARAMETERS = {
     "unclip_karlo_decoder": 893_318_086,
     "unclip_karlo_upsample256": 691_579_523,
     "unclip_scenes_decoder32": 4_259_142,
+    "unclip_scenes_prior": 1_960_320,
     "unclip_upsample1024": 282_064_326,  # the paper: 300M
     "unclip_upsample256": 729_710_726,  # the paper: 700M
 }

@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -121,11 +122,16 @@ def package(tmp_path):
 
 
 def run_python(folder, *words, redirect=""):
-    """Runs Python in a folder, with shell redirections."""
+    """Runs Python in a folder, with shell redirections; Ctrl-C works, even if tests ignore it."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = f"{shlex.join([sys.executable, *words])} {redirect}"
     return subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, cwd=folder, env=environment
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -136,7 +142,8 @@ def test_ctrl_c_during_imports_is_one_line(package, words):
 
 
 def test_an_import_by_other_programs_keeps_their_handlers(package):
-    (package / "glide_jax" / "sampling" / "pipeline.py").write_text("Glide = None\n")
+    for module, name in (("pipeline", "Glide"), ("unclip", "UnCLIP")):
+        (package / "glide_jax" / "sampling" / f"{module}.py").write_text(f"{name} = None\n")
     command = "import glide_jax, signal; print(signal.getsignal(2).__name__)"
     assert run_python(package, "-c", command).stdout == "default_int_handler\n"
 

@@ -16,7 +16,7 @@ from conftest import ROOT
 from helpers import tiny
 from helpers.model_set import CAPTIONS, clip_config, upsampler_config, write_random_run
 
-from glide_jax import Glide, UserError, sample
+from glide_jax import Glide, UnCLIP, UserError, sample
 from glide_jax.config import Config, Folder, Mixture, MixturePart, Scenes, Shards
 from glide_jax.data.tokenizers.bpe import Tokenizer
 from glide_jax.data.tokenizers.clip_bpe import ClipTokenizer
@@ -306,11 +306,12 @@ def test_all_files_of_a_shipped_model_are_packaged(demo):
 
 def test_the_shipped_models_are_complete_and_small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    glide = Glide.load("demo")
+    glide, unclip = Glide.load("demo"), UnCLIP.load("demo")
     assert set(glide.runs) == set(Glide.roles)
-    for run in glide.runs.values():
+    assert {"clip", "prior", "decoder", "upsample"} == set(unclip.runs)
+    for run in (glide.runs | unclip.runs).values():
         assert run.weights().keys() == run.network.shapes.keys()
         card = (run.path / "MODEL_CARD.md").read_text()
         assert card.startswith("# ") and "| License | MIT |" in card
     sizes = [path.stat().st_size for path in DEMO.rglob("*") if path.is_file()]
-    assert sum(sizes) < 40e6
+    assert sum(sizes) < 46e6  # 12.4 MB of it for unCLIP, whose decoder is a base model and more

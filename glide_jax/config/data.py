@@ -63,9 +63,9 @@ class DataConfig(Settings):
 
     source: AnySource = field(default_factory=Scenes)
     """Data set. On the command line: scenes [SUBSET], tfds NAME, folder PATH, shards PATH or
-    embeddings PATH (written by glide_jax.embed), then further settings as NAME=VALUE (tfds
-    coco_captions caption_key=captions/text); or mixture and quoted parts, each with a weight:
-    mixture "3 folder cats/" "1 folder dogs/"."""
+    embeddings PATH, then further settings as NAME=VALUE (tfds coco_captions
+    caption_key=captions/text); or mixture and quoted parts, each with a weight: mixture "3 folder
+    cats/" "1 folder dogs/"."""
     train_split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"

@@ -239,7 +239,7 @@ class UnCLIP(Decoding):
         image: AnyImage,
         before: str,
         after: str,
-        theta: float | Sequence[float] = (0.0, 0.125, 0.25, 0.375, 0.5),
+        theta: float | Sequence[float] | Float[np.ndarray, "n"] = (0.0, 0.125, 0.25, 0.375, 0.5),
         *,
         prompt: str = "",
         start: Start = "inverted",
