@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from tyro.conf import UseAppendAction
 
 from glide_jax.cli import parse_flags
 from glide_jax.compilation import keep_compiled_programs
@@ -42,8 +43,9 @@ class Arguments(SamplingFlags, CaptionFlags):
     Prints the fraction of exact matches and the diversity at each scale.
     """
 
-    checkpoint: tuple[str, ...]
-    """Folders of unCLIP's models: CLIP, prior and decoder, and of a base model of GLIDE."""
+    checkpoint: UseAppendAction[tuple[str | Path, ...]]
+    """Folder of unCLIP's models, CLIP, prior and decoder, and of a base model of GLIDE; repeat the
+    flag for several."""
     n: Annotated[int, SCENES] = 128
     """Number of captions: of the first scenes of the split."""
     scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
