@@ -21,9 +21,6 @@ from glide_jax.models.scan_blocks import apply_blocks
 from glide_jax.models.text import TransformerBlock
 from glide_jax.shapes import TextStates, Timesteps
 
-STATISTICS = ("mean", "std")
-"""Parameters that are measured, not trained."""
-
 
 class Prior(nnx.Module):
     """The transformer, and the statistics that normalize image embeddings.
