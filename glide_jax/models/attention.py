@@ -31,7 +31,8 @@ def attend(
         k: keys.
         v: values.
         heads: number of heads.
-        causal: whether a query sees only the keys up to its own position.
+        causal: whether a query sees only the keys up to its own position; the queries are at the
+            last positions of the keys.
         mask: True for the keys that queries see; all by default. Each query must see one.
     """
     logits = _logits(q, k, heads, causal, mask)
@@ -82,9 +83,8 @@ def _logits(
         "bqnk,blnk->bnql", q * scale, k * scale, preferred_element_type=jnp.float32
     )  # b n q l
     if causal:
-        logits = jnp.where(
-            jnp.tri(logits.shape[-2], logits.shape[-1], dtype=bool), logits, -jnp.inf
-        )
+        queries, keys = logits.shape[-2:]
+        logits = jnp.where(jnp.tri(queries, keys, keys - queries, bool), logits, -jnp.inf)
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
     return logits

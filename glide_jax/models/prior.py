@@ -6,20 +6,29 @@ arXiv 2204.06125; sizes and details as in Karlo). It works on normalized embeddi
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from glide_jax.config import PriorConfig
 from glide_jax.models.layers import LayerNorm, linear, normal, timestep_embedding
 from glide_jax.models.network import Network
 from glide_jax.models.platform import Platform
 from glide_jax.models.scan_blocks import apply_blocks
-from glide_jax.models.text import TransformerBlock
-from glide_jax.shapes import TextStates, Timesteps
+from glide_jax.models.text import KV, TransformerBlock
+from glide_jax.shapes import TextStates, Timesteps, TokenMask
+
+
+class Prefix(NamedTuple):
+    """The caption as the prior's layers see it."""
+
+    kv: tuple[KV, ...]
+    """Of each layer."""
+    mask: Bool[Array, "b l"]
 
 
 class Prior(nnx.Module):
@@ -75,29 +84,53 @@ class Prior(nnx.Module):
         Returns:
             x_0, the normalized image embedding, float32.
         """
-        time = timestep_embedding(t, self.config.width)  # b d2
-        time = self.time_emb2(jax.nn.silu(self.time_emb1(time)))
-        b = len(x_t)
-        tokens = (
-            self.text_states(text.states),  # b l d2
-            self.text_embedding(text.embedding)[:, None],  # b 1 d2
-            time[:, None],
-            self.image_embedding(x_t)[:, None],
-            jnp.broadcast_to(self.query[...], (b, 1, self.config.width)),
-        )
-        x = jnp.concatenate([token.astype(jnp.float32) for token in tokens], 1)  # b l+4 d2
-        x = (x + self.position_embedding[...]).astype(self.dtype)
-        extra = jnp.ones((b, x.shape[1] - text.mask.shape[1]), bool)
-        mask = jnp.concatenate([text.mask, extra], 1)  # b l+4
+        x = jnp.concatenate([self._caption(text), self._noised(x_t, t)], 1)  # b l+4 d2
         x = apply_blocks(
-            self.blocks,
-            x,
-            self.config.remat,
-            self.platform,
-            mask=mask,
-            unrolled=not self.platform.training,
+            self.blocks, x, self.config.remat, self.platform, mask=_with_extra(text.mask, x)
         )
         return self.out(self.norm_out(x[:, -1]))  # b d
+
+    def encode_text(self, text: TextStates) -> Prefix:
+        """The transformer on the caption, which sees nothing that comes after it.
+
+        Compute it once per caption; `denoise` then runs on three positions.
+        """
+        x, kv = self._caption(text), []
+        mask = _with_extra(text.mask, x)
+        for block in self.blocks:
+            x, of_block = block.extend(x, mask)
+            kv.append(of_block)
+        return Prefix(tuple(kv), mask)
+
+    def denoise(self, x_t: Float[Array, "b d"], t: Timesteps, text: Prefix) -> Float[Array, "b d"]:
+        """The call, for captions from `encode_text`."""
+        x = self._noised(x_t, t)  # b 3 d2
+        seen = jnp.ones(x.shape[:2], bool)
+        mask = jnp.concatenate([text.mask, seen], 1)  # b l+4
+        for block, kv in zip(self.blocks, text.kv, strict=True):
+            x, _ = block.extend(x, mask, kv)
+        return self.out(self.norm_out(x[:, -1]))  # b d
+
+    def _caption(self, text: TextStates) -> Float[Array, "b l d"]:
+        """Text states and text embedding, with their positions."""
+        states, embedding = self.text_states(text.states), self.text_embedding(text.embedding)
+        x = jnp.concatenate([states.astype(jnp.float32), embedding.astype(jnp.float32)[:, None]], 1)
+        return (x + self.position_embedding[:, : x.shape[1]]).astype(self.dtype)  # b l+1 d2
+
+    def _noised(self, x_t: Float[Array, "b d"], t: Timesteps) -> Float[Array, "b 3 d2"]:
+        """Timestep, noised embedding and query, with their positions."""
+        time = timestep_embedding(t, self.config.width)  # b d2
+        time = self.time_emb2(jax.nn.silu(self.time_emb1(time)))
+        query = jnp.broadcast_to(self.query[0, 0], time.shape)
+        tokens = (time, self.image_embedding(x_t), query)
+        x = jnp.stack([token.astype(jnp.float32) for token in tokens], 1)  # b 3 d2
+        return (x + self.position_embedding[:, -x.shape[1] :]).astype(self.dtype)
+
+
+def _with_extra(mask: TokenMask, x: Float[Array, "b l2 d"]) -> Bool[Array, "b l2"]:
+    """The mask of a caption's tokens, and True for all positions of `x` after them."""
+    b, l = mask.shape
+    return jnp.concatenate([mask, jnp.ones((b, x.shape[1] - l), bool)], 1)
 
 
 @cache

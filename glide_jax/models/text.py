@@ -1,5 +1,7 @@
 """The text transformer inside every GLIDE model (section 2.1, arXiv 2112.10741)."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -9,6 +11,13 @@ from glide_jax.models.layers import LayerNorm, linear, mlp, normal, project_to_h
 from glide_jax.models.platform import Platform
 from glide_jax.models.scan_blocks import apply_blocks
 from glide_jax.shapes import TokenMask, Tokens
+
+
+class KV(NamedTuple):
+    """Keys and values of positions in one layer."""
+
+    k: Float[Array, "b l d"]
+    v: Float[Array, "b l d"]
 
 
 class SelfAttention(nnx.Module):
@@ -38,8 +47,29 @@ class SelfAttention(nnx.Module):
             x: features.
             mask: True for the positions that are seen; all by default.
         """
+        return self.extend(x, mask)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "b l d"],
+        mask: Bool[Array, "b l2"] | None = None,
+        before: KV | None = None,
+    ) -> tuple[Float[Array, "b l d"], KV]:
+        """The call for positions after others, whose keys and values are known.
+
+        Args:
+            x: features of the new positions.
+            mask: of all positions.
+            before: those before, if any.
+
+        Returns:
+            The result, and keys and values of all positions.
+        """
         q, k, v = project_to_heads(self.qkv, x, self.heads, 3, self.platform.split_kernels)  # b l d
-        return self.out(self.platform.attend(q, k, v, self.heads, causal=self.causal, mask=mask))
+        if before is not None:
+            k, v = jnp.concatenate([before.k, k], 1), jnp.concatenate([before.v, v], 1)  # b l2 d
+        out = self.platform.attend(q, k, v, self.heads, causal=self.causal, mask=mask)
+        return self.out(out), KV(k, v)
 
 
 class TransformerBlock(nnx.Module):
@@ -64,8 +94,18 @@ class TransformerBlock(nnx.Module):
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None
     ) -> Float[Array, "b l d"]:
         """x + attention(norm(x)), then x + mlp(norm(x))."""
-        x = x + self.attention(self.norm1(x).astype(x.dtype), mask)
-        return x + mlp(self.mlp_in, self.mlp_out, self.norm2(x).astype(x.dtype))
+        return self.extend(x, mask)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "b l d"],
+        mask: Bool[Array, "b l2"] | None = None,
+        before: KV | None = None,
+    ) -> tuple[Float[Array, "b l d"], KV]:
+        """The call for positions after others: see `SelfAttention.extend`."""
+        attended, kv = self.attention.extend(self.norm1(x).astype(x.dtype), mask, before)
+        x = x + attended
+        return x + mlp(self.mlp_in, self.mlp_out, self.norm2(x).astype(x.dtype)), kv
 
 
 class TextTransformer(nnx.Module):

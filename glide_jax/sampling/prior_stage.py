@@ -185,8 +185,10 @@ def prior_program(model: PriorConfig, diffusion: DiffusionConfig, mesh: Mesh) ->
         if guided:
             text = _with_empty(text, empty)
 
+        prefix = prior.encode_text(text)
+
         def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            x_0 = prior(x_t, t, text)  # b d
+            x_0 = prior.denoise(x_t, t, prefix)  # b d
             return jnp.concatenate([x_0, jnp.full_like(x_0, -1)], -1)  # b 2*d, fixed variance
 
         denoise: Denoiser = predict
