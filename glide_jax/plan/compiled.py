@@ -87,6 +87,17 @@ def usage(text: str, chip: Chip) -> Usage:
     return _usage(entry, computations, chip)
 
 
+def loops_usage(text: str, chip: Chip) -> Usage:
+    """`usage` of a program's loops alone. One of unknown length counts one turn."""
+    computations, entry = computations_of(text)
+    total = Usage()
+    for instruction in computations[entry]:
+        if instruction.operation == "while":
+            body, turns = loop(instruction, computations)
+            total.add(_usage(body, computations, chip), turns)
+    return total
+
+
 def timing(chip: Chip) -> str:
     """Where the times of `usage` come from."""
     return "the TPU compiler's cycles" if chip.clock_hz else roofline.SOURCE

@@ -7,7 +7,7 @@ from glide_jax.config import Config, PriorConfig
 from glide_jax.models.build import build_network
 from glide_jax.models.platform import Platform
 from glide_jax.parallel import sharding
-from glide_jax.plan.compiled import timing, usage
+from glide_jax.plan.compiled import loops_usage, timing, usage
 from glide_jax.plan.forecast import compile_for, known_chip
 from glide_jax.plan.sampling import SamplingForecast, require_even
 from glide_jax.plan.topologies import topology_devices
@@ -40,7 +40,8 @@ def forecast_prior(
     params = {k: _on(x, placed[k]) for k, x in shapes.items()}
     replicated = sharding.replicated(mesh)
     shared, static = call_arguments(config, config.sample)
-    calls = int(shared[-1])
+    # An autoregressive prior samples all codes in one loop.
+    calls = int(shared[-1]) if config.prior.architecture == "diffusion" else 1
     (inputs, empty), shared = jax.tree.map(
         lambda x: _on(x, replicated), (_inputs(config.prior, images), shared)
     )
@@ -50,6 +51,8 @@ def forecast_prior(
     compiled, compile_s = compile_for(topology, lowered, effort)
     memory = compiled.memory_analysis()
     assert memory is not None
+    text = compiled.as_text() or ""
+    repeated = loops_usage(text, chip)
     parameter_bytes = sharding.bytes_a_device(shapes, placed)
     arguments = max(0, memory.argument_size_in_bytes - parameter_bytes)
     return SamplingForecast(
@@ -66,8 +69,8 @@ def forecast_prior(
         temporary_bytes=memory.temp_size_in_bytes,
         batch_bytes=arguments + memory.output_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
-        begin_s=0.0,  # a part of the same program, and far less than a call
-        **usage(compiled.as_text() or "", chip).fields(),
+        begin_s=usage(text, chip).step_s - repeated.step_s,
+        **repeated.fields(),
         timing=timing(chip),
         compile_s=compile_s,
         effort=effort,
