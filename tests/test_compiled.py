@@ -60,6 +60,25 @@ def test_computation_is_listed_by_jax_or_hlo_operation():
     )
 
 
+@pytest.mark.parametrize(
+    "branches",
+    [
+        "true_computation=%body, false_computation=%main.1",
+        "branch_computations={%main.1, %body}",
+    ],
+)
+def test_a_conditional_takes_its_slowest_branch(branches):
+    quick, _, entry = PROGRAM.partition("ENTRY %main")
+    quick += "%main.1 (y: f32[8]) -> f32[8] {\n  ROOT %y = f32[8]{0} parameter(0)\n}\n"
+    once = f"  %either = f32[8]{{0}} conditional(%x, %x, %x), {branches}\n"
+    marker = "  %while ="
+    found = usage(quick + "\nENTRY %main" + entry.replace(marker, once + marker), V5E)
+    plain = usage(PROGRAM, V5E)
+    a_turn = 1e-6 + 197e6 / V5E.kernel_flops
+    assert found.compute_s - plain.compute_s == pytest.approx(a_turn)
+    assert found.collective_bytes["all-gather"] == plain.collective_bytes["all-gather"] * 25 / 24
+
+
 def test_collectives_take_the_time_of_a_ring():
     found = usage(PROGRAM, V5E)
     assert found.collective_bytes == {

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import model_set, tiny
+from helpers.tiny_prior import prior_config
 
 from glide_jax.models.clip import clip_network
 from glide_jax.parallel.chips import chip_of
@@ -12,6 +13,7 @@ from glide_jax.training.build import make_objective
 from glide_jax.training.denoising import Denoising
 from glide_jax.training.flops import abstract_batch, matmul_flops, step_flops
 from glide_jax.training.frozen_clip import FrozenClip
+from glide_jax.training.prior import DiffusionPrior
 
 
 def array(*shape):
@@ -46,6 +48,17 @@ def test_loops_count_every_iteration_and_calls_are_followed():
     assert matmul_flops(looped, array(4, 4)) == 6 * 2 * 4**3
 
 
+def test_a_gradient_counts_the_operands_that_depend_on_the_parameters():
+    def loss(params, frozen, x):
+        x = x @ frozen  # once: it has no backward pass
+        x = x @ params  # twice: x does not depend on the parameters
+        return jax.lax.scan(lambda x, _: (x @ params, None), x, None, length=6)[0]  # three times
+
+    arrays = array(4, 4), array(4, 4), array(4, 4)
+    assert matmul_flops(loss, *arrays, gradient=True) == (1 + 2 + 6 * 3) * 2 * 4**3
+    assert matmul_flops(loss, *arrays) == (1 + 1 + 6) * 2 * 4**3
+
+
 def test_a_step_counts_three_forward_passes():
     config = tiny.get_config()
     objective = make_objective(config)
@@ -67,6 +80,24 @@ def test_an_auxiliary_clip_counts_too():
     with_clip = Denoising(config, FrozenClip(clip, clip_network(clip).shapes))
     batch = abstract_batch(config, clip)
     assert step_flops(with_clip, batch) > step_flops(Denoising(config), abstract_batch(config))
+
+
+def test_a_frozen_clip_has_no_backward_pass():
+    clip_config = model_set.clip_config().clip
+    clip = FrozenClip(clip_config, clip_network(clip_config).shapes)
+    config = prior_config()
+    objective, batch = DiffusionPrior(config, clip), abstract_batch(config, clip_config)
+
+    def embed(frozen, image, batch):
+        text = clip.embed_text(frozen, batch["tokens"], batch["token_mask"])
+        return clip.embed_image(frozen, image), text
+
+    embedding = matmul_flops(embed, clip.params, array(*batch["image"].shape), batch)
+    key = jax.random.key(0)
+    forward = matmul_flops(objective.validate, objective.network.shapes, clip.params, batch, key)
+    trained = forward - embedding
+    # The matmuls of the prior's own inputs are counted twice, all others three times.
+    assert embedding + 2 * trained < step_flops(objective, batch) < embedding + 3 * trained
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,15 @@ from typing import Any
 
 from glide_jax.parallel.chips import Chip
 from glide_jax.plan import roofline
-from glide_jax.plan.hlo import Computations, Instruction, bytes_of, called, computations_of, loop
+from glide_jax.plan.hlo import (
+    Computations,
+    Instruction,
+    branches,
+    bytes_of,
+    called,
+    computations_of,
+    loop,
+)
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -111,6 +119,10 @@ def _usage(name: str, computations: Computations, chip: Chip) -> Usage:
         if instruction.operation == "while":
             body, turns = loop(instruction, computations)
             total.add(_usage(body, computations, chip), turns)
+            continue
+        if instruction.operation == "conditional":  # the network of the last step, or the other
+            ways = (_usage(branch, computations, chip) for branch in branches(instruction))
+            total.add(max(ways, key=lambda way: way.step_s), 1)
             continue
         if instruction.operation.endswith("-done"):
             if instruction.operands[0] in started:

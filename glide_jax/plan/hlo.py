@@ -70,6 +70,13 @@ def loop(instruction: Instruction, computations: Computations) -> tuple[str, int
     return body, max((int(found[1]) for found in constants if found), default=1)
 
 
+def branches(instruction: Instruction) -> list[str]:
+    """The computations of which a conditional runs one."""
+    listed = re.search(r"branch_computations={([^}]*)}", instruction.line)
+    text = listed[1] if listed else " ".join(re.findall(r"_computation=(%\S+)", instruction.line))
+    return re.findall(r"%([\w.-]+)", text)
+
+
 def called(instruction: Instruction, computations: Computations) -> list[Instruction]:
     """The instruction and those of the computation it calls."""
     found = re.search(r"calls=%([\w.-]+)", instruction.line)

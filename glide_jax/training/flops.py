@@ -1,12 +1,12 @@
 """Floating-point operations of a training step, for model FLOPs utilization (MFU)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from glide_jax.config import ClipConfig, Config, Embeddings, Mixture, ModelConfig, PriorConfig
 from glide_jax.parallel.chips import chip_of
@@ -63,10 +63,10 @@ def _image_inputs(
 
 
 def step_flops(objective: Objective, batch: Batch) -> float:
-    """Floating-point operations of a step: three times the matmuls of a forward pass.
+    """Floating-point operations of a step: the matmuls of its loss and of the gradient.
 
-    The definition of MFU (appendix B, arXiv 2204.02311): the backward pass has two matmuls for each
-    of the forward pass, and recomputation does not count.
+    The definition of MFU (appendix B, arXiv 2204.02311): recomputation does not count. The trained
+    network has three times the matmuls of a forward pass; a frozen CLIP has no backward pass.
 
     Args:
         objective: the run's objective.
@@ -75,7 +75,7 @@ def step_flops(objective: Objective, batch: Batch) -> float:
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = objective.network.shapes
     frozen = jax.eval_shape(lambda: objective.frozen)
-    return 3.0 * matmul_flops(objective.validate, params, frozen, batch, key)
+    return float(matmul_flops(objective.validate, params, frozen, batch, key, gradient=True))
 
 
 def utilization_flops(
@@ -92,32 +92,84 @@ def utilization_flops(
     return {"flops": flops, "peak_flops": chip.flops * jax.device_count()}
 
 
-def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
+def matmul_flops(function: Callable[..., Any], *arguments: Any, gradient: bool = False) -> int:
     """Operations in a function's matmuls and convolutions; a multiply-add counts as two.
 
     Args:
         function: a traceable function of arrays.
         arguments: arrays or their shapes.
+        gradient: also count the gradient by the first argument: a matmul of the same size for each
+            operand that depends on it.
     """
-    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    traced = jax.make_jaxpr(function)(*arguments).jaxpr
+    variable = len(jax.tree.leaves(arguments[0])) if gradient else 0
+    return _flops(traced, [place < variable for place in range(len(traced.invars))])[0]
 
 
-def _flops(jaxpr: Jaxpr) -> int:
+def _flops(jaxpr: Jaxpr, given: Sequence[bool]) -> tuple[int, list[bool]]:
+    """Operations of a jaxpr and of its gradient.
+
+    Args:
+        jaxpr: the program.
+        given: whether each input depends on what the gradient is by.
+
+    Returns:
+        The operations, and whether each output depends on it.
+    """
+    depends = dict(zip(jaxpr.invars, given, strict=True))
+
+    def of(variables: Sequence[Any]) -> list[bool]:
+        return [isinstance(v, Var) and depends.get(v, False) for v in variables]
+
     total = 0
     for equation in jaxpr.eqns:
-        settings = equation.params
-        avals: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
-        shapes = [getattr(aval, "shape", ()) for aval in avals]
-        out = math.prod(shapes[-1]) if shapes else 0
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = settings["dimension_numbers"]
-            total += 2 * out * math.prod(shapes[0][axis] for axis in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            total += _convolution_flops(shapes, settings)
-        else:
-            times = settings["length"] if equation.primitive.name == "scan" else 1
-            total += times * sum(map(_flops, _inner(settings)))
-    return total
+        operands = of(equation.invars)
+        found, results = _equation_flops(equation, operands)
+        total += found
+        depends |= zip(equation.outvars, results, strict=True)
+    return total, of(jaxpr.outvars)
+
+
+def _equation_flops(equation: JaxprEqn, operands: list[bool]) -> tuple[int, list[bool]]:
+    """`_flops` of one equation."""
+    settings = equation.params
+    any_result = [any(operands)] * len(equation.outvars)
+    if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+        return (1 + sum(operands)) * _once(equation), any_result
+    if equation.primitive.name == "scan":
+        return _scan_flops(settings, operands)
+    total = 0
+    for inner in _inner(settings):
+        is_call = len(inner.invars) == len(operands)
+        given = operands if is_call else [any(operands)] * len(inner.invars)
+        found, results = _flops(inner, given)
+        total += found
+        if is_call and len(results) == len(any_result):
+            any_result = results
+    return total, any_result
+
+
+def _scan_flops(settings: dict[str, Any], operands: list[bool]) -> tuple[int, list[bool]]:
+    """`_flops` of a loop, whose carry depends on all that its iterations add to it."""
+    first, carried = settings["num_consts"], settings["num_carry"]
+    while True:
+        found, results = _flops(settings["jaxpr"].jaxpr, operands)
+        before = operands[first : first + carried]
+        after = [a or b for a, b in zip(before, results, strict=False)]
+        if after == before:
+            return settings["length"] * found, results
+        operands = [*operands[:first], *after, *operands[first + carried :]]
+
+
+def _once(equation: JaxprEqn) -> int:
+    """Operations of a matmul or a convolution."""
+    settings = equation.params
+    avals: list[Any] = [v.aval for v in (*equation.invars, *equation.outvars)]
+    shapes = [aval.shape for aval in avals]
+    if equation.primitive.name == "conv_general_dilated":
+        return _convolution_flops(shapes, settings)
+    (contracted, _), _ = settings["dimension_numbers"]
+    return 2 * math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in contracted)
 
 
 def _convolution_flops(shapes: list[tuple[int, ...]], settings: dict[str, Any]) -> int:
