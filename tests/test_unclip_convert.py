@@ -109,6 +109,13 @@ def test_a_pipeline_of_diffusers_becomes_the_same_run_folders_and_files(
             np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
+def test_the_models_of_a_set_know_its_clip(folder):
+    clip = Run.open(folder / "again" / "clip").clip_fingerprint
+    for name in ("prior", "decoder"):
+        assert Run.open(folder / "again" / name).config.train.clip_fingerprint == clip
+        assert not Run.open(folder / "runs" / name).config.train.clip_fingerprint  # one by one
+
+
 def shard(component, file):
     """Split a component's weights into two files and an index."""
     tensors = read_tensors(component / file)
