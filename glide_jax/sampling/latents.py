@@ -1,5 +1,6 @@
 """Arithmetic of CLIP embeddings and of noise: interpolation, text differences, components."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,10 @@ from glide_jax.errors import UserError
 
 PAPER_COMPONENTS = (20, 30, 40, 80, 120, 160, 200, 320)
 """Numbers of components in Fig. 7 of the paper, of 1,024."""
+MAX_COMPONENTS = 2**16
+"""Number of components that can be asked for."""
+MAX_EMBEDDINGS = 50_000
+"""Embeddings of which principal components are computed."""
 PARALLEL = 1e-4
 """Angle, in radians, below which spherical interpolation is linear: its formula is 0/0 there."""
 
@@ -90,14 +95,24 @@ class PrincipalComponents(NamedTuple):
         count = min(len(embeddings) - 1, embeddings.shape[1])
         return cls(mean.astype(np.float32), rows[:count].astype(np.float32))
 
+    def require(self, counts: Sequence[int]) -> None:
+        """Raises UserError for more components than there are."""
+        most = len(self.components)
+        for count in counts:
+            if count > most:
+                raise UserError(
+                    f"--components {count}: these embeddings have {most} principal components: "
+                    f"give at most {most}"
+                )
+
     def rebuilt(
-        self, embedding: Float[np.ndarray, "d"], counts: list[int]
+        self, embedding: Float[np.ndarray, "d"], counts: Sequence[int]
     ) -> Float[np.ndarray, "n d"]:
         """An embedding rebuilt from its first components (sec. 4, arXiv 2204.06125).
 
         Args:
             embedding: of the space of the components.
-            counts: numbers of components.
+            counts: numbers of components; 0 gives the mean.
         """
         weights = self.components @ (embedding - self.mean)
         kept = [weights[:count] @ self.components[:count] for count in counts]

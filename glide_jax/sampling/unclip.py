@@ -23,7 +23,13 @@ from glide_jax.sampling.arguments import (
     require_whole,
 )
 from glide_jax.sampling.decoding import Decoding
-from glide_jax.sampling.latents import PAPER_COMPONENTS, PrincipalComponents, slerp, text_difference
+from glide_jax.sampling.latents import (
+    MAX_COMPONENTS,
+    PAPER_COMPONENTS,
+    PrincipalComponents,
+    slerp,
+    text_difference,
+)
 from glide_jax.sampling.request import Request
 from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.unclip_request import (
@@ -312,13 +318,8 @@ class UnCLIP(Decoding):
         most = len(basis.components)
         if components is None:
             components = [*(count for count in PAPER_COMPONENTS if count < most), most]
-        for count in components:
-            if isinstance(count, int) and count > most:
-                raise UserError(
-                    f"--components {count}: these {len(given)} embeddings have {most} principal "
-                    f"components: give at most {most}"
-                )
-        counts = [require_whole("components", count, 1, most) for count in components]
+        counts = [require_whole("components", count, 1, MAX_COMPONENTS) for count in components]
+        basis.require(counts)
         pixels = as_image(image)
         request = self._edit_request(prompt, seed, options, len(counts), start)
         embedding = self.embed_images(pixels, fit=fit)

@@ -17,16 +17,13 @@ from glide_jax.data.shard_folder import shard_cache
 from glide_jax.errors import UserError
 from glide_jax.sampling.arguments import require_seeds
 from glide_jax.sampling.commands import MAX_IMAGES
-from glide_jax.sampling.latents import PAPER_COMPONENTS
+from glide_jax.sampling.latents import MAX_COMPONENTS, MAX_EMBEDDINGS, PAPER_COMPONENTS
 from glide_jax.sampling.outputs import Job, digest, make_jobs
 from glide_jax.sampling.samples import Samples
 from glide_jax.sampling.unclip import UnCLIP
 from glide_jax.sampling.unclip_commands import ImageCommand, PriorFlags, UnclipCommand
 from glide_jax.sampling.unclip_request import Noise, Start
 from glide_jax.sampling.user_images import Fit, read_image
-
-MAX_EMBEDDINGS = 50_000
-"""Embeddings of which principal components are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +147,7 @@ class ProbePca(SeriesCommand, ImageCommand):
     embeddings: str
     """Folder of embeddings of many images, written by python -m glide_jax.embed: the components are
     those of its training split."""
-    components: tuple[Annotated[int, Between(1, 2**16)], ...] = PAPER_COMPONENTS
+    components: tuple[Annotated[int, Between(1, MAX_COMPONENTS)], ...] = PAPER_COMPONENTS
     """Numbers of components: one or several."""
     start: Start = "random"
     """x_T: inverted, the image's own by DDIM inversion; random."""

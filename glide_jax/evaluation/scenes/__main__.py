@@ -18,8 +18,6 @@ from jaxtyping import UInt8
 from glide_jax.cli import parse_flags
 from glide_jax.compilation import keep_compiled_programs
 from glide_jax.config.bounds import Between
-from glide_jax.data.scenes.workers import encoded_scene
-from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluation.scenes.flags import CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.score import score_images
@@ -67,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     closeup = bool(arguments.closeups)
     if arguments.checkpoint is None:
         captions = arguments.captions(closeup)
-        images = real_images(arguments, closeup)
+        images = arguments.images(arguments.size_px, closeup)
     else:
         glide = Glide.load(arguments.checkpoint, fsdp=arguments.fsdp)
         require_scenes(glide.config("base"))
@@ -76,12 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         captions = arguments.captions(closeup)
         images = generated_images(glide, arguments, captions)
     report(images, captions, arguments.out)
-
-
-def real_images(arguments: Arguments, closeup: bool) -> UInt8[np.ndarray, "n h w 3"]:
-    """The data set's own images."""
-    scenes = (encoded_scene(arguments.split, i, closeup=closeup) for i in range(arguments.n))
-    return np.stack([load_pixels(scene.image, arguments.size_px) for scene in scenes])
 
 
 def generated_images(

@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
+from jaxtyping import UInt8
+
 from glide_jax.config import Config, DataConfig, Mixture, Scenes
 from glide_jax.config.bounds import Between
 from glide_jax.data.scenes.graph import SPLITS, make
+from glide_jax.data.scenes.workers import encoded_scene
+from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError
 
 SCENES = Between(1, 1_000_000)
@@ -25,6 +30,11 @@ class SplitFlags:
         """Raises UserError unless these are scenes of the data set."""
         if self.split not in SPLITS:
             raise UserError(f"--split {self.split}: must be one of {', '.join(SPLITS)}")
+
+    def images(self, px: int, closeup: bool) -> UInt8[np.ndarray, "n {px} {px} 3"]:
+        """The data set's own images, of close-ups or of scenes of one or two objects."""
+        scenes = (encoded_scene(self.split, i, closeup=closeup) for i in range(self.n))
+        return np.stack([load_pixels(scene.image, px) for scene in scenes])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,6 @@ from tyro.conf import UseAppendAction
 
 from glide_jax.cli import parse_flags
 from glide_jax.compilation import keep_compiled_programs
-from glide_jax.data.scenes.workers import encoded_scene
-from glide_jax.data.transforms import load_pixels
 from glide_jax.errors import UserError, exit_on_user_error, memory_advice
 from glide_jax.evaluation.scenes.flags import SCENES, CaptionFlags, has_closeups, require_scenes
 from glide_jax.evaluation.scenes.guidance import SEEDS, Point, measured_point, plot
@@ -122,8 +120,7 @@ def _unclip(unclip: UnCLIP, embeddings: str, arguments: Arguments, closeup: bool
 
         return generated
     px = unclip.config("clip").clip.resolution_px
-    scenes = (encoded_scene(arguments.split, i, closeup=closeup) for i in range(arguments.n))
-    true = unclip.embed_images([load_pixels(scene.image, px) for scene in scenes])
+    true = unclip.embed_images(list(arguments.images(px, closeup)))
 
     def decoded(captions: Sequence[str], **settings: Any) -> Samples:
         seeds = [arguments.seed + i for _ in captions for i in range(SEEDS)]
