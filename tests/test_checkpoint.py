@@ -21,6 +21,7 @@ from helpers.tiny import get_config
 
 from glide_jax import UserError
 from glide_jax.data.tokenizers.bpe import Tokenizer
+from glide_jax.runs import fingerprint
 from glide_jax.runs.checkpoint import Checkpoints
 from glide_jax.runs.fingerprint import _fingerprints, fingerprints
 from glide_jax.runs.folder import Run
@@ -69,15 +70,17 @@ def truncate(path, rng):
     path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
 
 
-def test_a_fingerprint_depends_on_every_bit_and_not_on_the_sharding():
+def test_a_fingerprint_depends_on_every_bit_and_not_on_the_sharding(monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((16, 24)).astype(np.float32)
     expected = fingerprints({"x": x})
     assert list(expected) == ["x"]
+    monkeypatch.setattr(fingerprint, "ON_THE_HOST", 0)
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"))
     for spec in [("data",), ("fsdp", "data"), (None, ("data", "fsdp"))]:
         placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))
         assert fingerprints({"x": placed}) == expected
+    monkeypatch.undo()
     for bit in range(32):
         y = x.copy()
         y.view(np.uint32)[3, 5] ^= np.uint32(1 << bit)
@@ -89,10 +92,19 @@ def test_a_fingerprint_depends_on_every_bit_and_not_on_the_sharding():
         assert fingerprints({"x": y}) != fingerprints({"x": y[::-1]})
 
 
-def test_parameters_ema_and_moments_have_one_program_for_their_fingerprints():
+@pytest.mark.parametrize("dtype", ["float32", "int32", "bfloat16", "uint8", "bool"])
+def test_devices_and_the_host_have_the_same_fingerprints(dtype, monkeypatch):
+    arrays = {str(shape): jnp.ones(shape, dtype) for shape in ((), (0, 3), (5,), (2, 3, 4, 5))}
+    on_the_host = fingerprints(arrays)
+    assert fingerprints({name: np.asarray(x) for name, x in arrays.items()}) == on_the_host
+    monkeypatch.setattr(fingerprint, "ON_THE_HOST", -1)
+    assert fingerprints(arrays) == on_the_host
+
+
+def test_parameters_ema_and_moments_have_one_program_for_their_fingerprints(monkeypatch):
+    monkeypatch.setattr(fingerprint, "ON_THE_HOST", 1)
     params = {name: jnp.full((3, size), size) for name, size in (("a", 5), ("b", 6), ("c", 7))}
     moments = optax.adam(0.1).init(params)
-    _fingerprints(moments[0].count)  # a program of its own, which another test may have compiled
     compiled = _fingerprints._cache_size()
     found = fingerprints({"params": params, "ema": dict(params), "optimizer": moments})
     assert _fingerprints._cache_size() == compiled + 1

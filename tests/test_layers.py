@@ -195,9 +195,10 @@ def test_matmuls_keeps_input_and_output_of_gelu_and_one_barrier_is_enough():
 
 @pytest.mark.parametrize(("remat", "loops"), [("matmuls", 0), ("blocks", 1), ("none", 1)])
 def test_blocks_are_a_loop_unless_their_matmuls_are_kept(remat, loops):
+    rngs, float32 = nnx.Rngs(0), jnp.dtype("float32")
+    blocks = [TransformerBlock(32, 2, float32, ANY_PLATFORM, rngs) for _ in range(2)]
+
     def run(x):
-        rngs, float32 = nnx.Rngs(0), jnp.dtype("float32")
-        blocks = [TransformerBlock(32, 2, float32, ANY_PLATFORM, rngs) for _ in range(2)]
         return apply_blocks(blocks, x, remat, ANY_PLATFORM)
 
     assert count(run, "scan", jnp.ones((1, 4, 32))) == loops

@@ -75,17 +75,11 @@ def files_to_runs(
             missing = " and ".join(kind for kind in kinds if kind not in parts)
             hint = f" ({recipe.hint})" if recipe.hint else ""
             raise UserError(f"{given} is a part of a {recipe.run}: {missing} is missing{hint}")
-    models = [to / run for run in ("prior", "decoder") if run in made]
-    if CLIP in made and models:
-        _note_clip(to / CLIP, models)
-
-
-def _note_clip(clip: Path, models: Sequence[Path]) -> None:
-    """Note in run folders which CLIP their models were trained with: the one of their set."""
-    fingerprint = Run.open(clip).clip_fingerprint
-    for run in map(Run.open, models):
-        train = dataclasses.replace(run.config.train, clip_fingerprint=fingerprint)
-        Run.create(run.path, dataclasses.replace(run.config, train=train), None)
+    if CLIP in made:
+        clip = Run.open(to / CLIP)
+        for run in ("prior", "decoder"):
+            if run in made:
+                Run.open(to / run).note_clip(clip.clip_fingerprint)
 
 
 def _require_first(places: dict[str, str], kind: str, place: str) -> None:

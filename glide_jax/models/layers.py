@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,31 +22,39 @@ EPSILON = 1e-5
 
 # Initial values
 
+InitialValue = np.ndarray | jax.ShapeDtypeStruct
+
 
 def draw(
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None,
     shape: tuple[int, ...],
     distribution: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
-) -> np.ndarray | jax.Array:
-    """A parameter's initial value, float32, drawn by NumPy; `Network.init` says why."""
-    if isinstance(key, jax.core.Tracer):  # only the shape is needed
-        return jnp.zeros(shape, jnp.float32)
+) -> InitialValue:
+    """A parameter's initial value, float32, drawn by NumPy; `Network.init` says why.
+
+    Without a key, only its shape and type.
+    """
+    if key is None:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
     words = np.asarray(jax.random.key_data(key))
     return distribution(np.random.default_rng(words), shape).astype(np.float32)
 
 
-def normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float) -> np.ndarray | jax.Array:
+def normal(key: PRNGKeyArray | None, shape: tuple[int, ...], std: float) -> InitialValue:
     """N(0, std^2)."""
     return draw(key, shape, lambda rng, shape: std * rng.standard_normal(shape, np.float32))
 
 
+def uniform(
+    key: PRNGKeyArray | None, shape: tuple[int, ...], dtype: Any, *, bound: float
+) -> InitialValue:
+    """U(-bound, bound), as an initializer of flax.nnx."""
+    return draw(key, shape, lambda rng, shape: bound * (2 * rng.random(shape, np.float32) - 1))
+
+
 def uniform_init(fan_in: int, zero: bool) -> dict[str, Any]:
     """PyTorch's default for weights and biases, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), or zeros."""
-    bound = 0.0 if zero else 1 / math.sqrt(fan_in)
-
-    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> np.ndarray | jax.Array:
-        return draw(key, shape, lambda rng, shape: bound * (2 * rng.random(shape, np.float32) - 1))
-
+    init = partial(uniform, bound=0.0 if zero else 1 / math.sqrt(fan_in))
     return {"kernel_init": init, "bias_init": init}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from glide_jax.models.layers import uniform_init
 from glide_jax.models.network import Network
 
 Trunk = Literal["alex", "vgg"]
@@ -79,6 +80,7 @@ class Lpips(nnx.Module):
                 # AlexNet's first convolution pads 2, all others half their size.
                 padding=2 if layer.stride > 1 else layer.size // 2,
                 rngs=rngs,
+                **uniform_init(c_in * layer.size**2, False),
             )
             if layer.compared:
                 heads.append(nnx.Param(np.ones(layer.channels, np.float32)))

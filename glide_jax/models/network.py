@@ -91,15 +91,13 @@ class Network(Generic[M]):
 
     def _abstract(self, platform: Platform) -> tuple[Any, Any]:
         """The module's graph and its parameters' shapes, made once for each platform."""
-
-        def build() -> M:
-            # One key for all: nnx.Rngs would trace a counter and a fold for every parameter.
-            return self._build(_OneKey(jax.random.key(0)), platform)
-
         if platform not in self._abstract_modules:
-            module = nnx.eval_shape(build)
+            module = self._build(_NoKeys(), platform)
             graphdef, state = nnx.split(module)
-            variables = list(nnx.to_flat_state(state))
+            variables = [
+                (path, variable.replace(_shape(variable.get_value())))
+                for path, variable in nnx.to_flat_state(state)
+            ]
             self._abstract_modules[platform] = graphdef, variables
             self._storage[platform] = {
                 _name(path): _stored(variable.get_value(), module, path, platform)
@@ -108,14 +106,18 @@ class Network(Generic[M]):
         return self._abstract_modules[platform]
 
 
-class _OneKey(nnx.Rngs):
-    """The same key for every parameter."""
+class _NoKeys(nnx.Rngs):
+    """Random streams without keys: initializers return shapes. To trace them would take longer."""
 
-    def __init__(self, key: jax.Array) -> None:
-        self.key = key
+    def __init__(self) -> None:
+        pass
 
-    def params(self) -> jax.Array:
-        return self.key
+    def params(self) -> None:
+        return None
+
+
+def _shape(value: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(value.shape, value.dtype)
 
 
 def _stored(

@@ -1,13 +1,14 @@
 """Transformers of published image encoders: OpenAI CLIP's towers and DINOv2."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from glide_jax.models.layers import EPSILON, Activation, LayerNorm, linear, mlp
+from glide_jax.models.layers import EPSILON, Activation, LayerNorm, linear, mlp, uniform_init
 from glide_jax.models.platform import Platform
 
 
@@ -65,6 +66,6 @@ class Block(nnx.Module):
 def patch_embedding(width: int, patch_px: int, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
     """A convolution of square patches, whose sides are its strides."""
     size = (patch_px, patch_px)
-    return nnx.Conv(
-        3, width, size, strides=size, padding="VALID", use_bias=bias, dtype=dtype, rngs=rngs
-    )
+    options: dict[str, Any] = {"strides": size, "padding": "VALID", "use_bias": bias}
+    init = uniform_init(3 * patch_px**2, False)
+    return nnx.Conv(3, width, size, **options, dtype=dtype, rngs=rngs, **init)

@@ -194,6 +194,17 @@ class Run:
         """
         return self.config.train.clip_fingerprint or self.fingerprint
 
+    def note_clip(self, fingerprint: str) -> None:
+        """Writes to the configuration with which CLIP a published model was trained.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        train = dataclasses.replace(self.config.train, clip_fingerprint=fingerprint)
+        config = dataclasses.replace(self.config, train=train)
+        with storage_errors("write the run folder", self.path):
+            write_atomically(self.path / CONFIG, (config.to_json() + "\n").encode())
+
     def _fingerprint(self, weights: str) -> str:
         """The fingerprint, given a digest of the parameters."""
         settings = (to_json(self.config.model), to_json(self.config.diffusion))
