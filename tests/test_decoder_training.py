@@ -185,7 +185,7 @@ def test_an_upsampler_without_captions_gets_degraded_images_and_no_tokens():
     draws = objective._draw(jax.random.key(0), batch, None)
     low_res = objective._low_res(batch, to_float(batch["image"]), draws.low_res)
     np.testing.assert_array_equal(low_res, to_float(batch["low_res"]))
-    with pytest.raises(UserError, match="the network of the last step is not trained here"):
+    with pytest.raises(UserError, match=r"not trained here: give --model\.no-last-step-network"):
         two = dataclasses.replace(config.model, last_step_network=True)
         require_startable(dataclasses.replace(config, model=two), UnreadSource(8), 8)
 

@@ -82,7 +82,7 @@ def _require_trainable(config: Config, model: ModelConfig) -> None:
     """Raises UserError for a model of two networks, or embeddings that do not fit a decoder."""
     if model.last_step_network:
         raise UserError(
-            "the network of the last step is not trained here: give --model.last-step-network False"
+            "the network of the last step is not trained here: give --model.no-last-step-network"
         )
     given = embeddings_clip(config.data.source)
     if given is not None and model.image_embedding_width:
@@ -94,7 +94,7 @@ def _require_trainable(config: Config, model: ModelConfig) -> None:
         if config.data.crop != "center" or config.data.horizontal_flip:
             raise UserError(
                 "data.source: its embeddings are of center crops: give --data.crop center and "
-                "--data.horizontal-flip False"
+                "--data.no-horizontal-flip"
             )
 
 
