@@ -140,7 +140,8 @@ class Forecast(ABC):
         ]
         if self.effort == "quick":
             lines.append(
-                "  With effort quick, memory is accurate; time and communication are upper bounds."
+                "  With effort quick, memory is up to 15% too high; "
+                "time and communication are upper bounds."
             )
         return "\n".join(lines)
 
