@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# For two cores: one of three processes often waits for a subprocess of its test.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 .PHONY: demo test test-slow test-all test-beam test-tpu test-cuda bench lint clean
 

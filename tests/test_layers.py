@@ -197,6 +197,7 @@ def test_matmuls_keeps_input_and_output_of_gelu_and_one_barrier_is_enough():
 def test_blocks_are_a_loop_unless_their_matmuls_are_kept(remat, loops):
     rngs, float32 = nnx.Rngs(0), jnp.dtype("float32")
     blocks = [TransformerBlock(32, 2, float32, ANY_PLATFORM, rngs) for _ in range(2)]
+    blocks = jax.tree.map(jnp.asarray, blocks)
 
     def run(x):
         return apply_blocks(blocks, x, remat, ANY_PLATFORM)

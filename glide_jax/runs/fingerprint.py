@@ -33,7 +33,8 @@ def _on_devices(tree: Any) -> bool:
     return isinstance(tree, dict) and all(isinstance(x, jax.Array) for x in tree.values())
 
 
-def _of_dict(arrays: dict[str, Any]) -> dict[str, np.uint32]:
+def _of_dict(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprints, as scalars of NumPy."""
     small = {name: x for name, x in arrays.items() if _is_small(x)}
     large = {name: x for name, x in arrays.items() if name not in small}
     found = {name: _hash(x, np) for name, x in jax.device_get(small).items()}
