@@ -137,7 +137,7 @@ def _equation_flops(equation: JaxprEqn, operands: list[bool]) -> tuple[int, list
     if equation.primitive.name in ("dot_general", "conv_general_dilated"):
         return (1 + sum(operands)) * _once(equation), any_result
     if equation.primitive.name == "scan":
-        return _scan_flops(settings, operands)
+        return _scan_flops(equation, operands)
     total = 0
     for inner in _inner(settings):
         is_call = len(inner.invars) == len(operands)
@@ -149,16 +149,23 @@ def _equation_flops(equation: JaxprEqn, operands: list[bool]) -> tuple[int, list
     return total, any_result
 
 
-def _scan_flops(settings: dict[str, Any], operands: list[bool]) -> tuple[int, list[bool]]:
+def _scan_flops(equation: JaxprEqn, operands: list[bool]) -> tuple[int, list[bool]]:
     """`_flops` of a loop, whose carry depends on all that its iterations add to it."""
-    first, carried = settings["num_consts"], settings["num_carry"]
+    (body,) = _inner(equation.params)
+    # What iterations slice or stack has one axis more outside of the body than inside.
+    carried = _same_shapes(equation.outvars, body.outvars)
+    first = _same_shapes(equation.invars, body.invars) - carried
     while True:
-        found, results = _flops(settings["jaxpr"].jaxpr, operands)
+        found, results = _flops(body, operands)
         before = operands[first : first + carried]
         after = [a or b for a, b in zip(before, results, strict=False)]
         if after == before:
-            return settings["length"] * found, results
+            return equation.params["length"] * found, results
         operands = [*operands[:first], *after, *operands[first + carried :]]
+
+
+def _same_shapes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    return sum(a.aval.shape == b.aval.shape for a, b in zip(outside, inside, strict=True))
 
 
 def _once(equation: JaxprEqn) -> int:
