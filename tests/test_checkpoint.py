@@ -92,6 +92,18 @@ def test_a_fingerprint_depends_on_every_bit_and_not_on_the_sharding(monkeypatch)
         assert fingerprints({"x": y}) != fingerprints({"x": y[::-1]})
 
 
+def test_fingerprints_are_those_of_checkpoints_written_before():
+    x = np.float32([[1.5, -2.0], [np.nan, 0.0], [3e38, -1e-40]])
+    total = 0
+    for index, bits in enumerate(x.view(np.uint32).ravel().tolist()):
+        mixed = bits + index * 0x9E3779B1 & 0xFFFFFFFF
+        for factor, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):
+            mixed = mixed * factor & 0xFFFFFFFF
+            mixed ^= mixed >> shift
+        total += mixed
+    assert fingerprints({"x": x}) == {"x": total % 2**32}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int32", "bfloat16", "uint8", "bool"])
 def test_devices_and_the_host_have_the_same_fingerprints(dtype, monkeypatch):
     arrays = {str(shape): jnp.ones(shape, dtype) for shape in ((), (0, 3), (5,), (2, 3, 4, 5))}

@@ -64,7 +64,7 @@ def test_computation_is_listed_by_jax_or_hlo_operation():
     "branches",
     [
         "true_computation=%body, false_computation=%main.1",
-        "branch_computations={%main.1, %body}",
+        "branch_computations={%body, %main.1, %body}",
     ],
 )
 def test_a_conditional_takes_its_slowest_branch(branches):

@@ -59,6 +59,18 @@ def test_a_gradient_counts_the_operands_that_depend_on_the_parameters():
     assert matmul_flops(loss, *arrays) == (1 + 1 + 6) * 2 * 4**3
 
 
+def test_the_carry_of_a_loop_depends_on_what_its_iterations_add():
+    def loss(params, x, xs):
+        def body(carry, x):
+            return (carry[1], carry[0] @ params), x @ x
+
+        return jax.lax.scan(body, (x, x), xs, length=5)
+
+    arrays = array(4, 4), array(4, 4), array(5, 4, 4)
+    # The second carry depends after one iteration, the first after two; no slice does.
+    assert matmul_flops(loss, *arrays, gradient=True) == 5 * (3 + 1) * 2 * 4**3
+
+
 def test_a_step_counts_three_forward_passes():
     config = tiny.get_config()
     objective = make_objective(config)

@@ -44,3 +44,5 @@ def test_attributes_of_two_objects_are_left_out():
         found = answers(scene)
         assert ("shape" in found) == (len(scene.things) == 1) == ("relation" not in found)
         assert found["background"] == scene.background
+    closeup, _ = make("train", 0, closeup=True)
+    assert set(answers(closeup)) == {"count", "shape", "color", "texture", "background"}

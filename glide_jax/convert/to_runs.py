@@ -79,7 +79,7 @@ def files_to_runs(
         clip = Run.open(to / CLIP)
         for run in ("prior", "decoder"):
             if run in made:
-                Run.open(to / run).note_clip(clip.clip_fingerprint)
+                Run.open(to / run).record_clip(clip.clip_fingerprint)
 
 
 def _require_first(places: dict[str, str], kind: str, place: str) -> None:

@@ -120,9 +120,9 @@ def _usage(name: str, computations: Computations, chip: Chip) -> Usage:
             body, turns = loop(instruction, computations)
             total.add(_usage(body, computations, chip), turns)
             continue
-        if instruction.operation == "conditional":  # the network of the last step, or the other
-            ways = (_usage(branch, computations, chip) for branch in branches(instruction))
-            total.add(max(ways, key=lambda way: way.step_s), 1)
+        if instruction.operation == "conditional":  # either network of Karlo's upsampler
+            usages = (_usage(branch, computations, chip) for branch in branches(instruction))
+            total.add(max(usages, key=lambda branch: branch.step_s), 1)
             continue
         if instruction.operation.endswith("-done"):
             if instruction.operands[0] in started:

@@ -71,7 +71,7 @@ def loop(instruction: Instruction, computations: Computations) -> tuple[str, int
 
 
 def branches(instruction: Instruction) -> list[str]:
-    """The computations of which a conditional runs one."""
+    """Names of the computations of a conditional, one of which runs."""
     listed = re.search(r"branch_computations={([^}]*)}", instruction.line)
     text = listed[1] if listed else " ".join(re.findall(r"_computation=(%\S+)", instruction.line))
     return re.findall(r"%([\w.-]+)", text)

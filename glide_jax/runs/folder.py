@@ -194,8 +194,11 @@ class Run:
         """
         return self.config.train.clip_fingerprint or self.fingerprint
 
-    def note_clip(self, fingerprint: str) -> None:
-        """Writes to the configuration with which CLIP a published model was trained.
+    def record_clip(self, fingerprint: str) -> None:
+        """Records in the configuration the CLIP that a published model was trained with.
+
+        Args:
+            fingerprint: of the CLIP, see `clip_fingerprint`.
 
         Raises:
             UserError: the folder cannot be written.

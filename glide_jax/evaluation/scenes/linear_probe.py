@@ -73,11 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def answers(scene: Scene) -> dict[str, str]:
-    """What a scene shows, by measure; attributes of a single object only."""
+    """What a scene shows, by measure: attributes only of a single object, no size of close-ups."""
     found = {"count": str(len(scene.things)), "background": scene.background}
-    if len(scene.things) == 1:
-        return found | {name: getattr(scene.things[0], name) for name in ATTRIBUTES}
-    return found | {"relation": scene.relation}
+    if len(scene.things) > 1:
+        return found | {"relation": scene.relation}
+    attributes = {name: getattr(scene.things[0], name) for name in ATTRIBUTES}
+    return found | {name: answer for name, answer in attributes.items() if answer}
 
 
 def probed(

@@ -95,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         upsample=False,
     )
     rows = {}
-    for count, rows[count] in measured(unclip, arguments):
-        cells = rows[count].cells()
+    for count, row in measured(unclip, arguments):
+        rows[count] = row
+        cells = row.cells()
         widths = [max(len(name), 6) for name in cells]
         if count == 0:
             names = (f"{name:>{width}}" for name, width in zip(cells, widths, strict=True))

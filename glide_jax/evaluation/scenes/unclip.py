@@ -4,7 +4,7 @@
 
 What conditions the decoder, beside the caption, is one of: an embedding from the prior; the
 caption's own embedding in place of an image's; none; or the true embedding of the scene's image,
-which is an upper bound. The paper compares the first three (Fig. 8 and table 4, arXiv 2204.06125),
+which is an upper bound. The paper compares the first three (Fig. 8 and sec. 5.1, arXiv 2204.06125),
 and GLIDE's loss of diversity over the scale with unCLIP's (Fig. 9).
 """
 
