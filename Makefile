@@ -4,8 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# For two cores: one of three processes often waits for a subprocess of its test.
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: demo test test-slow test-all test-beam test-tpu test-cuda bench lint clean
 
@@ -44,9 +43,10 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-# Both in one go, which share what they have trained and compiled.
+# Both in one go, which share what they have trained and compiled. Slow tests often wait for what
+# they have started: three processes for two cores.
 test-all: $(INSTALLED)
-	$(PYTEST)
+	$(PYTEST) --numprocesses 3
 
 # Each in an environment of its own: Beam holds back the versions of what the other tests run with,
 # and the compilers for TPUs and GPUs, which need none, are large.

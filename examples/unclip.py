@@ -51,7 +51,7 @@ rows = [
     ["1 component", *(f"{count} components" for count in counts[1:])],
 ]
 shown = np.concatenate([a[None], variations.images, between.images, edited.images, probed.images])
-enlarged = [Image.fromarray(x).resize((4 * px, 4 * px), Image.Resampling.BICUBIC) for x in shown]
+upscaled = [Image.fromarray(x).resize((4 * px, 4 * px), Image.Resampling.BICUBIC) for x in shown]
 out = Path("out/unclip.png")
-save_grid(out, np.stack(enlarged), [label for row in rows for label in row], columns=COLUMNS)
+save_grid(out, np.stack(upscaled), [label for row in rows for label in row], columns=COLUMNS)
 print(f"unCLIP: {out}")

@@ -8,7 +8,7 @@ import pytest
 from helpers.parsing import parse_config
 
 from glide_jax import cli
-from glide_jax.cli import field_docs, find_config, load_config, named_configs, parse_command
+from glide_jax.cli import find_config, load_config, named_configs, parse_command
 from glide_jax.config import (
     Config,
     DataConfig,
@@ -19,6 +19,7 @@ from glide_jax.config import (
     UNetConfig,
 )
 from glide_jax.errors import UserError
+from glide_jax.flag_rules import field_docs
 from glide_jax.train import Flags
 
 ROOT = Path(__file__).parent.parent

@@ -6,11 +6,11 @@ import inspect
 import pytest
 import tyro
 
-from glide_jax.cli import field_docs
 from glide_jax.config import SampleConfig
 from glide_jax.evaluation import upsampling
 from glide_jax.evaluation.scenes import __main__ as scenes
 from glide_jax.evaluation.scenes import guidance, inpainting
+from glide_jax.flag_rules import field_docs
 from glide_jax.sampling.commands import Edit, Generate, Inpaint, Upsample
 from glide_jax.sampling.flags import SamplingFlags
 from glide_jax.sampling.settings import changed_settings

@@ -12,7 +12,7 @@ import glide_jax
 PACKAGE = Path(__file__).parent.parent / "glide_jax"
 FLOORS = (
     {"errors", "shapes", "storage", "hub", "fonts", "images", "config", "compilation"},
-    {"cli"},
+    {"cli", "flag_rules"},
     {"diffusion", "models", "data"},  # which do not know each other
     {"parallel"},
     {"pretrained"},

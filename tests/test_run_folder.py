@@ -95,7 +95,7 @@ def test_the_fingerprint_is_of_the_weights_that_are_loaded(tokenizer, tmp_path):
     save("copy", 0)
     first = Run.open(tmp_path / "a")
     assert first.fingerprint == Run.open(tmp_path / "copy").fingerprint
-    save("a", 1)  # training goes on, before the weights are loaded
+    save("a", 1)  # training continues, before the weights are loaded
     second = Run.open(tmp_path / "a").fingerprint
     assert second != first.fingerprint
     first.weights()

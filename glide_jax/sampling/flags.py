@@ -6,9 +6,10 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from glide_jax.cli import UNRECORDED, ShardingFlags, field_docs
+from glide_jax.cli import UNRECORDED, ShardingFlags
 from glide_jax.config import SampleConfig
 from glide_jax.config.bounds import SEED, Between
+from glide_jax.flag_rules import field_docs
 from glide_jax.sampling.arguments import MAX_BATCH_SIZE
 
 

@@ -1,6 +1,5 @@
 """`ModelSet`: trained models by role, each loaded when it is first needed."""
 
-import gc
 import os
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -131,7 +130,6 @@ class ModelSet:
     def free(self, keep: Collection[str] = ()) -> None:
         """Frees all loaded models except these roles; each is loaded again when needed."""
         self._loaded = {role: model for role, model in self._loaded.items() if role in keep}
-        gc.collect()  # a stage and its compiled programs refer to each other
 
     def _load(self, role: str, kind: Any, used_with: Collection[str] = ()) -> Any:
         if role not in self._loaded:
