@@ -200,6 +200,7 @@ def pytest_unconfigure(config):
 
     JAX's limit would take a lock for every program, and warn where several processes share one.
     """
+    gc.freeze()  # pytest's last collections would take seconds
     if hasattr(config, "workerinput") or Path(COMPILED) != OURS or not OURS.is_dir():
         return
     files = sorted(((f.stat(), f) for f in OURS.iterdir()), key=lambda file: -file[0].st_mtime)
