@@ -24,7 +24,7 @@ def test_a_probe_reads_what_is_linear_in_the_embeddings_and_nothing_else():
 
 
 def test_the_demo_clip_knows_colors_better_than_shapes(capsys):
-    main(["--checkpoint", "demo/clip", "--n", "256", "--embeddings", "256"])
+    main(["--checkpoint", "demo/clip", "--n", "64", "--embeddings", "128"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     found = {name: float(accuracy.rstrip("%")) for name, accuracy, _ in lines}
     assert list(found) == [
