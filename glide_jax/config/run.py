@@ -143,6 +143,16 @@ class Config(Settings):
             raise UserError(f"this model is a {self.model.kind}: a prior is needed")
         return self.model
 
+    @property
+    def embedding_width(self) -> int:
+        """Channels of the embeddings that a CLIP makes, a prior predicts or a decoder reads.
+
+        0 for models without any.
+        """
+        if isinstance(self.model, ModelConfig):
+            return self.model.image_embedding_width
+        return self.model.embedding_width
+
     def to_json(self) -> str:
         """All settings as JSON."""
         return to_json(self)

@@ -77,9 +77,9 @@ def files_to_runs(
             raise UserError(f"{given} is a part of a {recipe.run}: {missing} is missing{hint}")
     if CLIP in made:
         clip = Run.open(to / CLIP)
-        for run in ("prior", "decoder"):
-            if run in made:
-                Run.open(to / run).record_clip(clip.clip_fingerprint)
+        for model in (Run.open(to / run) for run in ("prior", "decoder") if run in made):
+            if model.config.embedding_width == clip.config.embedding_width:
+                model.record_clip(clip.clip_fingerprint)
 
 
 def _require_first(places: dict[str, str], kind: str, place: str) -> None:

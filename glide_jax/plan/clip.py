@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glide_jax.cli import load_config, named_configs
-from glide_jax.config import ClipConfig, Config, ModelConfig
+from glide_jax.config import ClipConfig, Config
 from glide_jax.errors import UserError
 from glide_jax.models.build import build_network
 from glide_jax.models.openai_clip import RELEASED
@@ -38,10 +38,8 @@ def clip_config_of(config: Config) -> ClipConfig:
         name = Path(folder).name
     if name in named_configs():
         return load_config(name).clip
-    is_denoiser = isinstance(config.model, ModelConfig)
-    width = config.denoiser.image_embedding_width if is_denoiser else config.prior.embedding_width
     for clip in RELEASED.values():
-        if clip.embedding_width == width:
+        if clip.embedding_width == config.embedding_width:
             return clip
     raise UserError(
         f"train.clip_run {folder!r}: the sizes of this CLIP are not known: give a run, or the name "

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from glide_jax.config import Config, PriorConfig
 from glide_jax.errors import UserError
 from glide_jax.runs.folder import Run
 from glide_jax.sampling.arguments import (
@@ -148,7 +147,7 @@ class Decoding(ModelSet):
 
     def _require_same_clip(self) -> None:
         """Raises UserError if the models were trained with different CLIPs."""
-        widths = {role: _width(run.config) for role, run in self.runs.items()}
+        widths = {role: run.config.embedding_width for role, run in self.runs.items()}
         widths = {role: width for role, width in widths.items() if width}
         if len(set(widths.values())) > 1:
             found = ", ".join(f"{role} {width}" for role, width in widths.items())
@@ -278,13 +277,3 @@ class Decoding(ModelSet):
             batch_size=request.batch_size,
             progress=request.progress,
         )
-
-
-def _width(config: Config) -> int:
-    """Channels of the CLIP embeddings of a model; 0 for an upsampler."""
-    model = config.model
-    if role_of(config) == "clip":
-        return config.clip.embedding_width
-    if isinstance(model, PriorConfig):
-        return model.embedding_width
-    return config.denoiser.image_embedding_width
