@@ -20,6 +20,7 @@ Each PNG file records its prompt, seed, all flags, and a fingerprint of the weig
 """
 
 import contextlib
+import inspect
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     name = args.pop(0) if args and args[0] in COMMANDS else "generate"
     args = join_texts(args, COMMANDS[name])
-    command = parse_flags(COMMANDS[name], f"sample.py {name}", args, __doc__)
+    description = f"{inspect.getdoc(COMMANDS[name])}\n\n{__doc__}"
+    command = parse_flags(COMMANDS[name], f"sample.py {name}", args, description)
     if isinstance(command, Rank):
         rank(command)
     else:

@@ -36,6 +36,8 @@ def test_the_demo_clip_knows_colors_better_than_shapes(capsys):
 def test_only_a_clip_is_probed():
     with pytest.raises(UserError, match="demo/prior is no CLIP"):
         main(["--checkpoint", "demo/prior"])
+    with pytest.raises(UserError, match=r"contains run folders: give one of .*clip, decoder"):
+        main(["--checkpoint", "demo"])
 
 
 def test_attributes_of_two_objects_are_left_out():

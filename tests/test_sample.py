@@ -29,6 +29,7 @@ def test_help_of_sample_py_describes_the_flags(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         runpy.run_path(str(Path(__file__).parent.parent / "sample.py"), run_name="__main__")
     shown = capsys.readouterr().out
+    assert "Generates images for prompts." in shown
     assert "Run folder, a folder of run folders" in shown
     assert "Classifier-free guidance scale" in shown and "(default: the run's own)" in shown
 

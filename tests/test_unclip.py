@@ -43,7 +43,7 @@ ALL = ("clip", "prior", "decoder", "upsample")
     ("roles", "task", "why"),
     [
         (("clip", "decoder"), lambda u: u.generate("a"), "no prior model is given, only: clip, d"),
-        (("clip", "prior"), lambda u: u.variations(PIXELS), "no decoder model is given"),
+        (("clip", "prior"), lambda u: u.variations(PIXELS), "no decoder .* its run folder too"),
         (("decoder",), lambda u: u.generate("a", prior="none"), "no clip model is given"),
         (("clip", "decoder"), lambda u: u.variations(PIXELS, upsample=True), "no upsample model"),
         (ALL, lambda u: u.generate("a", sede=1), "unknown setting sede"),

@@ -85,6 +85,9 @@ class Run:
             raise UserError(f"{path} is not a folder")
         has_model = (path / CHECKPOINTS).is_dir() or (path / WEIGHTS).is_file()
         if not (path / CONFIG).is_file() or not has_model:
+            runs = sorted(config.parent.name for config in path.glob(f"*/{CONFIG}"))
+            if runs and not (path / CONFIG).exists():
+                raise UserError(f"{path} contains run folders: give one of {', '.join(runs)}")
             raise UserError(
                 f"{path} is not a run folder: it needs {CONFIG} and {CHECKPOINTS}/ or {WEIGHTS} "
                 "(give a folder that train.py or glide_jax.export wrote)"

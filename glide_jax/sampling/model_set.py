@@ -81,8 +81,8 @@ class ModelSet:
         known = {role: run for role, run in by_role.items() if role in cls.roles}
         if not known:
             raise UserError(
-                f"{runs[0].path} is a {role_of(runs[0].config)} model: {cls.__name__} samples "
-                f"{', '.join(cls.roles)}: give a folder of one"
+                f"{runs[0].path} is a {role_of(runs[0].config)} model: {cls.__name__} needs "
+                f"others: give the run folders of {', '.join(cls.roles)}"
             )
         return cls(known, one_at_a_time=one_at_a_time, fsdp=fsdp)
 
@@ -101,7 +101,7 @@ class ModelSet:
             UserError: there is none.
         """
         if not self.has(role):
-            hint = ""
+            hint = "; give its run folder too"
             if role == "base" and self.has("upsample"):
                 hint = "; an upsampler alone upsamples given images: upsample, --low-res"
             if role == "base" and self.has("base-inpaint"):

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_all_cores(MAX_BATCH)
     run = Run.open(arguments.checkpoint)
     if run.config.model.kind != "clip":
-        raise UserError(f"{run.path} is no CLIP: give the run folder of one")
+        raise UserError(f"{run.path} is no CLIP: give the run folder of one, such as demo/clip")
     require_scenes(run.config)
     clip, px = ClipScorer.load(run), run.config.clip.resolution_px
     closeup = has_closeups(run.config.data)
