@@ -185,6 +185,7 @@ def test_a_path_without_a_name_is_published():
 
 def test_unusable_runs_and_targets_are_refused(runs, exported, tmp_path):
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
     shutil.copytree(runs / "base", tmp_path / "no_tokenizer")
     shutil.rmtree(tmp_path / "no_tokenizer" / TOKENIZER)
     shutil.copytree(runs / "base", tmp_path / "odd_tokenizer")
@@ -192,7 +193,8 @@ def test_unusable_runs_and_targets_are_refused(runs, exported, tmp_path):
     for message, run, to in (
         ("already exists", runs / "base", exported),
         ("is not a folder", tmp_path / "nothing", tmp_path / "x"),
-        ("is not a run folder", tmp_path, tmp_path / "x"),
+        ("is not a run folder", tmp_path / "empty", tmp_path / "x"),
+        ("contains run folders: give one of exported, no_", tmp_path, tmp_path / "x"),
         ("has no checkpoints/", exported, tmp_path / "x"),
         ("has no tokenizer/", tmp_path / "no_tokenizer", tmp_path / "x"),
         ("cannot read .*tokenizer: ", tmp_path / "odd_tokenizer", tmp_path / "x"),
