@@ -29,7 +29,7 @@ def fingerprints(tree: Any) -> dict[str, int]:
 
 
 def _on_devices(tree: Any) -> bool:
-    """Whether a tree is a flat dict of device arrays. Others are copied there one by one."""
+    """Whether a tree is a flat dict of device arrays. Arrays of others are hashed one by one."""
     return isinstance(tree, dict) and all(isinstance(x, jax.Array) for x in tree.values())
 
 
